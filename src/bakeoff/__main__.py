@@ -1,0 +1,85 @@
+"""The command `bakeoff`: one run, or with `sweeps=…` a study of many."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole, and leave as one sentence
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bakeoff.config import register, to_config
+from bakeoff.errors import UserError
+from bakeoff.paths import CONF
+
+register()
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def app(cfg: DictConfig) -> float:
+    """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
+    from bakeoff.run import run
+    from bakeoff.sweep import parent_run
+
+    config = to_config(cfg)
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    in_sweep = job.mode is RunMode.MULTIRUN
+    choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
+    return run(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """Replaces `resume=DIR` by the overrides of the run in DIR and its folder; other arguments stay."""
+    folders = [Path(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
+    if not folders:
+        return arguments
+    saved = folders[0] / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise UserError(f"resume is '{folders[0]}', which holds no run; it must be the output folder of one.")
+    overrides = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("sweeps=")]
+    others = [a for a in arguments if not a.startswith("resume=")]
+    return [*overrides, f"hydra.run.dir={folders[0]}", *others]
+
+
+def sentence(error: BaseException) -> str:
+    """Hydra's and OmegaConf's errors as one sentence, with what there is to choose from."""
+    if isinstance(error, UserError):
+        return str(error)
+    parts = [str(error)]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        parts.append(str(error.__cause__))
+    lines = [line.strip() for line in "\n".join(parts).splitlines()]
+    cut = next((i for i, line in enumerate(lines) if line.startswith(("Config search path", "See https"))), None)
+    kept = [line for line in lines[:cut] if line and not line.startswith(("object_type=", "To append", "reference_"))]
+    return "; ".join(kept).replace(":;", ":").replace(".;", ";").replace("';", "':", 1)
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends it with one sentence and exit code 2."""
+    from bakeoff import sweep
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        sys.argv[1:] = resumed(sys.argv[1:])
+        with sweep.OPEN:
+            app()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"bakeoff: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print("bakeoff: interrupted; resume=FOLDER goes on from the last checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""How the contributions of tokens become one number.
+
+An aggregation is a weight for every token, taken once over the whole minibatch and passed down, so that
+splitting the minibatch into micro-batches changes neither loss nor gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Aggregate:
+    def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
+        """Weights [S, T] of a minibatch with this mask [S, T], zero on padding.
+
+        `max_tokens` is the generation budget of a completion, which padding may fall short of.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Tokens(Aggregate):
+    """Mean over all tokens of the minibatch: long completions weigh more. As in PPO and DAPO (eq. 8)."""
+
+    def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
+        return mask / mask.sum()
+
+
+@dataclass
+class PerSequence(Aggregate):
+    """Mean over the tokens of each sequence, then over sequences: DeepSeekMath eq. 3."""
+
+    def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
+        return mask / mask.sum(1, keepdim=True).clamp(min=1) / mask.shape[0]

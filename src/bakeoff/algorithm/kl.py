@@ -1,0 +1,153 @@
+"""KL divergence: its estimators, its exact value, and the two slots in which a method uses it.
+
+`kl_to_reference` keeps the policy near the model that it started from; `kl_to_behaviour` bounds one update.
+Both may adapt their coefficient, by rules that are different things and have different names here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, other: Tensor) -> Tensor:
+    """log(p/q) for samples of p: unbiased for KL(p‖q), may be negative. Schulman 2020, "Approximating KL"."""
+    return logprobs - other
+
+
+def k2(logprobs: Tensor, other: Tensor) -> Tensor:
+    """log(p/q)²/2 for samples of p: biased, never negative; its gradient is that of KL(p‖q). Schulman 2020."""
+    return 0.5 * (logprobs - other).square()
+
+
+def k3(logprobs: Tensor, other: Tensor) -> Tensor:
+    """q/p − 1 − log(q/p) for samples of p: unbiased for KL(p‖q), never negative. DeepSeekMath eq. 4."""
+    log_ratio = other - logprobs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def exact(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """KL(p‖q) in nats over the last axis, from logits [..., V] of p and q; returns [...]."""
+    p, q = logits.log_softmax(-1), other_logits.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+class Estimator(Enum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+    def __call__(self, logprobs: Tensor, other: Tensor) -> Tensor:
+        return {"k1": k1, "k2": k2, "k3": k3}[self.value](logprobs, other)
+
+
+@dataclass
+class KLToReference:
+    """No KL to the reference. Subclasses override what they use; log-probs are [S, T].
+
+    The coefficient β is state, not config: the learner holds it, starts it at `beta` and checkpoints it.
+    """
+
+    beta = 0.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0
+
+    def reward(self, beta: float, behaviour: Tensor, reference: Tensor) -> Tensor:
+        """What is added to the reward of every token [S, T]."""
+        return torch.zeros_like(behaviour)
+
+    def penalty(self, beta: float, logprobs: Tensor, reference: Tensor) -> Tensor:
+        """What is subtracted from the objective of every token [S, T]; carries gradient."""
+        return torch.zeros_like(logprobs)
+
+    def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
+        """β after a rollout of `episodes` sequences whose mean summed k1 was `nats_per_sequence`."""
+        return beta
+
+
+@dataclass
+class InReward(KLToReference):
+    """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours."""
+
+    beta: float = 0.01
+
+    def reward(self, beta: float, behaviour: Tensor, reference: Tensor) -> Tensor:
+        return -beta * k1(behaviour, reference)
+
+
+@dataclass
+class InRewardAdaptive(InReward):
+    """β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon): the controller of Ziegler et al. 2019 §2.2.
+
+    Its KL is nats per *sequence*; feeding it a per-token mean would be another controller.
+    """
+
+    beta: float = 0.1
+    target_nats_per_sequence: float = 6.0
+    horizon_episodes: int = 10_000
+
+    def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
+        error = min(max(nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
+        return beta * (1 + error * episodes / self.horizon_episodes)
+
+
+@dataclass
+class InLoss(KLToReference):
+    """β·KL in the loss. DeepSeekMath eq. 3 and §4.2: k3, β = 0.04."""
+
+    beta: float = 0.04
+    estimator: Estimator = Estimator.k3
+
+    def penalty(self, beta: float, logprobs: Tensor, reference: Tensor) -> Tensor:
+        return beta * self.estimator(logprobs, reference)
+
+
+@dataclass
+class KLToBehaviour:
+    """No KL to the policy that sampled. As above, β is the learner's state."""
+
+    beta = 0.0
+
+    def penalty(self, beta: float, logprobs: Tensor, behaviour: Tensor) -> Tensor:
+        """What is subtracted from the objective of every token [S, T]; carries gradient."""
+        return torch.zeros_like(logprobs)
+
+    def adapt(self, beta: float, nats_per_token: float) -> float:
+        """β after an update that ended at a mean KL(π_old‖π_θ) of `nats_per_token`."""
+        return beta
+
+
+@dataclass
+class Penalty(KLToBehaviour):
+    """β·KL(π_old‖π_θ) with a fixed β: Schulman et al. 2017 §4, "Fixed KL" in table 1.
+
+    The samples are π_old's, so k3 of (π_old, π_θ) is unbiased in value and in gradient.
+    """
+
+    beta: float = 1.0
+
+    def penalty(self, beta: float, logprobs: Tensor, behaviour: Tensor) -> Tensor:
+        return beta * k3(behaviour, logprobs)
+
+
+@dataclass
+class AdaptivePenalty(Penalty):
+    """β halves below target/1.5 and doubles above 1.5·target: Schulman et al. 2017 §4.
+
+    1.5 and 2 are the paper's; the target is ours (the paper's 0.003 to 0.03 are per state of a robot).
+    """
+
+    beta: float = 1.0
+    target_nats_per_token: float = 0.01
+
+    def adapt(self, beta: float, nats_per_token: float) -> float:
+        if nats_per_token < self.target_nats_per_token / 1.5:
+            return beta / 2
+        if nats_per_token > self.target_nats_per_token * 1.5:
+            return beta * 2
+        return beta

@@ -1,0 +1,98 @@
+"""The one path: every method's advantages and losses are these functions with other options.
+
+Pure torch on tensors [S, T]; no model is needed to call them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bakeoff.algorithm import Algorithm
+from bakeoff.algorithm.critic import ValueLoss
+from bakeoff.batch import Rewards
+
+
+@dataclass
+class Betas:
+    """The two KL coefficients: state that a run carries and checkpoints."""
+
+    reference: float = 0.0
+    behaviour: float = 0.0
+
+    @classmethod
+    def of(cls, algorithm: Algorithm) -> Betas:
+        return cls(algorithm.kl_to_reference.beta, algorithm.kl_to_behaviour.beta)
+
+
+def place(scores: Tensor, mask: Tensor, group_size: int) -> Rewards:
+    """Puts each sequence's score [S] on its last real token, EOS included."""
+    last = mask.sum(1, keepdim=True) - 1
+    scored = mask & (torch.arange(mask.shape[1], device=mask.device) == last)
+    return Rewards(tokens=scores[:, None] * scored, scored=scored, mask=mask, group_size=group_size)
+
+
+def with_kl_reward(
+    algorithm: Algorithm, rewards: Rewards, beta: float, behaviour: Tensor, reference: Tensor | None
+) -> Rewards:
+    """Adds the KL reward of every token, where the method puts its KL there. Log-probs are [S, T]."""
+    if reference is None:
+        return rewards
+    added = algorithm.kl_to_reference.reward(beta, behaviour, reference)
+    return replace(rewards, tokens=rewards.tokens + torch.where(rewards.mask, added, 0.0))
+
+
+def advantages_and_returns(
+    algorithm: Algorithm, rewards: Rewards, values: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled advantages [S, T] and, with a critic, its targets [S, T]: unscaled advantage + value."""
+    centred = rewards.tokens - algorithm.baseline(rewards)
+    advantages = algorithm.advantage(centred, values, rewards.mask)
+    returns = None if values is None else (advantages + values) * rewards.mask
+    return algorithm.scale(advantages, rewards), returns
+
+
+@dataclass
+class PolicyLoss:
+    """loss: a scalar to minimise; ratio [S, T] and clipped [S, T] bool, detached, for statistics."""
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+
+
+def policy_loss(
+    algorithm: Algorithm,
+    logprobs: Tensor,
+    behaviour: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    reference: Tensor | None = None,
+    betas: Betas | None = None,
+) -> PolicyLoss:
+    """−Σ weights·(surrogate − KL penalties) over the tokens of a (micro-)batch, all tensors [S, T].
+
+    `weights` come from `algorithm.aggregate` on the whole minibatch; a micro-batch gets its rows of them, and
+    the losses of the micro-batches add up to that of the minibatch.
+    """
+    betas = betas or Betas.of(algorithm)
+    # Padding is zeroed first: whatever stands there, its ratio is one and its gradient zero.
+    logprobs, behaviour = torch.where(mask, logprobs, 0.0), torch.where(mask, behaviour, 0.0)
+    ratio = algorithm.ratio(logprobs, behaviour, mask)
+    gain = algorithm.objective(ratio, advantages)
+    if reference is not None:
+        reference = torch.where(mask, reference, 0.0)
+        gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference)
+    gain = gain - algorithm.kl_to_behaviour.penalty(betas.behaviour, logprobs, behaviour)
+    loss = -(weights * gain).sum()
+    return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), advantages) & mask)
+
+
+def value_loss(
+    critic: ValueLoss, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, tokens: Tensor
+) -> Tensor:
+    """The critic's loss, a scalar: mean over the minibatch's `tokens` (a count), summed over these rows."""
+    return torch.where(mask, critic(values, old_values, returns), 0.0).sum() / tokens

@@ -1,0 +1,55 @@
+"""How advantages are brought to a common scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bakeoff.batch import Rewards, masked_mean
+
+
+@dataclass
+class Scale:
+    """Advantages as they are."""
+
+    smallest_group = 1
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        """Scaled advantages [S, T]; `rewards` are those before the baseline was subtracted."""
+        return advantages
+
+
+@dataclass
+class Whiten(Scale):
+    """Zero mean and unit (biased) variance over all tokens of the batch, as in PPO for RLHF.
+
+    Ziegler et al. 2019's code; "37 implementation details of PPO" (Huang et al. 2022), detail 7. ε 1e-8.
+    """
+
+    epsilon: float = 1e-8
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        mask = rewards.mask
+        centred = advantages - masked_mean(advantages, mask)
+        variance = masked_mean(centred.square(), mask)
+        return centred * torch.rsqrt(variance + self.epsilon) * mask
+
+
+@dataclass
+class GroupStd(Scale):
+    """Divided by the standard deviation (ddof 1) of the group's returns: DeepSeekMath §4.1.2.
+
+    A group in which all returns are equal gives exactly zero. ε is ours, as in most libraries.
+    """
+
+    smallest_group = 2
+
+    epsilon: float = 1e-4
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        groups = rewards.totals.view(-1, rewards.group_size)
+        spread = groups.amax(1) > groups.amin(1)
+        factor = spread / (groups.std(1) + self.epsilon)
+        return advantages * factor.repeat_interleave(rewards.group_size)[:, None]

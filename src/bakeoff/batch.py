@@ -1,0 +1,154 @@
+"""The nouns that travel along the data path, with the shapes of their tensors.
+
+P prompts, G completions a prompt, S = P * G sequences in group order (the G completions of prompt 0
+first), L prompt tokens (left-padded), T completion tokens (right-padded), V vocabulary.
+`docs/conventions.md` says which log-probs are which and where gradients flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Example:
+    """One problem of a task. `columns` are handed by name to user reward functions."""
+
+    prompt: str
+    answer: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Prompts:
+    """A batch of P encoded prompts, left-padded to the longest.
+
+    ids        [P, L] int64
+    attention  [P, L] bool, false on padding
+    """
+
+    examples: list[Example]
+    texts: list[str]
+    ids: Tensor
+    attention: Tensor
+
+
+@dataclass
+class Sequences:
+    """What a forward pass reads: prompt and completion side by side.
+
+    ids        [S, L + T] int64; every completion starts in column L
+    attention  [S, L + T] bool, false on padding
+    mask       [S, T] bool, true on completion tokens up to and including EOS
+    """
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Sequences:
+        return Sequences(self.ids[rows], self.attention[rows], self.mask[rows])
+
+    @property
+    def completion_ids(self) -> Tensor:
+        """[S, T] int64."""
+        return self.ids[:, -self.mask.shape[1] :]
+
+    @property
+    def positions(self) -> Tensor:
+        """[S, L + T] int64: positions count real tokens, so left padding changes nothing."""
+        return (self.attention.long().cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass
+class Rollout:
+    """What the policy pi_old wrote.
+
+    sampler_logprobs  [S, T] log-prob of each token under the sampling temperature, as the sampler's own
+                      forward pass gave it (the learner recomputes it with the training forward)
+    ended             [S] bool, true where the completion reached EOS
+    """
+
+    examples: list[Example]
+    prompts: list[str]
+    completions: list[str]
+    group_size: int
+    sequences: Sequences
+    sampler_logprobs: Tensor
+    ended: Tensor
+
+
+@dataclass
+class Scores:
+    """What the reward says of each completion.
+
+    total   [S] the weighted sum that the method sees
+    exact   [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
+    terms   each reward function's unweighted scores [S], by name
+    """
+
+    total: Tensor
+    exact: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass
+class Rewards:
+    """Rewards on their tokens, as baselines, advantages and scales read them.
+
+    tokens  [S, T] reward of each token: the score where `scored`, plus the KL reward if there is one
+    scored  [S, T] bool, where a score was placed: the last token of a completion
+    mask    [S, T] bool
+    """
+
+    tokens: Tensor
+    scored: Tensor
+    mask: Tensor
+    group_size: int
+
+    @property
+    def totals(self) -> Tensor:
+        """[S] the sum over each sequence: its return at γ = 1."""
+        return (self.tokens * self.mask).sum(1)
+
+
+@dataclass
+class Experience:
+    """Everything the update needs; all [S, T], none carries gradient.
+
+    behaviour_logprobs   log pi_old, by the training forward, at the sampling temperature
+    reference_logprobs   log pi_ref, none where nothing asks for a reference
+    values, returns      the critic's estimate and its target, none without a critic
+    """
+
+    sequences: Sequences
+    behaviour_logprobs: Tensor
+    advantages: Tensor
+    reference_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, rows: Tensor) -> Experience:
+        taken = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x if x is None else x[rows] for name, x in taken.items()})
+
+
+def split(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """Yields `rows` [N] in order, at most `size` at a time; all at once where size is 0."""
+    yield from rows.split(size or max(len(rows), 1))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over the mask, a scalar; zero where the mask is empty."""
+    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)

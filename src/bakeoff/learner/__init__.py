@@ -1,0 +1,1 @@
+"""From scores to a better policy: supervised start, experience, update, evaluation, checkpoint."""

@@ -1,0 +1,92 @@
+"""The complete state of a run on disk: written atomically, the last few kept, bit-identical when resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bakeoff.algorithm.loss import Betas
+from bakeoff.learner.state import Counters, Learner
+
+
+def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: int) -> Path:
+    """Writes folder/update_<n>, then removes all but the last `keep`; returns what it wrote.
+
+    `run` is what the caller wants back: the arm, the seed, the MLflow run. Every random draw is a function of
+    seed and update, so the counters are also the state of the random generators and of the prompt stream.
+    """
+    target = folder / f"update_{learner.counters.updates:06d}"
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, module in _modules(learner).items():
+        tensors = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+        save_file(tensors, partial / f"{name}.safetensors")
+    groups = {}
+    for name, optimizer in _optimizers(learner).items():
+        state = optimizer.state_dict()
+        tensors = {f"{i}/{key}": v for i, values in state["state"].items() for key, v in values.items()}
+        save_file(tensors, partial / f"{name}.safetensors")
+        groups[name] = state["param_groups"]
+    state = {"run": run, "counters": asdict(learner.counters), "betas": asdict(learner.betas), "groups": groups}
+    (partial / "state.json").write_text(json.dumps(state, indent=1))
+    for path in [*partial.iterdir(), partial]:
+        _fsync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    _fsync(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("update_*") if (path / "state.json").is_file())
+
+
+def read_run(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `run`."""
+    run: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())["run"]
+    return run
+
+
+def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
+    """Puts everything back into a learner of the same configuration."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    for name, module in _modules(learner).items():
+        module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
+    for name, optimizer in _optimizers(learner).items():
+        values: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in load_file(checkpoint / f"{name}.safetensors").items():
+            index, field = key.split("/", 1)
+            values.setdefault(int(index), {})[field] = tensor
+        optimizer.load_state_dict({"state": values, "param_groups": state["groups"][name]})
+    learner.counters = Counters(**state["counters"])
+    learner.betas = Betas(**state["betas"])
+
+
+def _modules(learner: Learner) -> dict[str, nn.Module]:
+    named = {"actor": learner.actor.network, "critic": learner.critic, "value_head": learner.head}
+    return {name: module for name, module in named.items() if module is not None}
+
+
+def _optimizers(learner: Learner) -> dict[str, torch.optim.Optimizer]:
+    named = {"actor_optimizer": learner.actor_optimizer, "critic_optimizer": learner.critic_optimizer}
+    return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

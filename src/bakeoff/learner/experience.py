@@ -1,0 +1,113 @@
+"""From scores to experience: behaviour, reference and value passes, then rewards, then advantages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bakeoff.algorithm import kl
+from bakeoff.algorithm.loss import advantages_and_returns, place, with_kl_reward
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, split
+from bakeoff.learner.state import Learner
+from bakeoff.model.forward import (
+    completion_logits,
+    completion_values,
+    entropy,
+    logits_and_values,
+    token_logprobs,
+)
+
+
+@dataclass
+class Passes:
+    """What the no-gradient passes over a rollout give, all [S, T]; None where there is no such model.
+
+    entropy and reference_kl are exact: over the whole vocabulary.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    reference_logprobs: Tensor | None
+    reference_kl: Tensor | None
+    values: Tensor | None
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, sequences: Sequences, temperature: float, micro_batch: int) -> Passes:
+    """Runs actor, reference and critic over the sequences, `micro_batch` at a time."""
+    parts: list[Passes] = []
+    for rows in split(torch.arange(len(sequences), device=sequences.ids.device), micro_batch):
+        part = sequences[rows]
+        logits, values = logits_and_values(learner.actor, learner.head, part, temperature)
+        reference_logprobs = reference_kl = None
+        if learner.reference is not None:
+            reference_logits = completion_logits(learner.reference, part, temperature)
+            reference_logprobs = token_logprobs(reference_logits, part.completion_ids)
+            reference_kl = kl.exact(logits, reference_logits)
+        if learner.critic is not None:
+            values = completion_values(learner.actor, learner.critic, part)
+        logprobs = token_logprobs(logits, part.completion_ids)
+        parts.append(Passes(logprobs, entropy(logits), reference_logprobs, reference_kl, values))
+
+    def joined(name: str) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    return Passes(*(joined(name) for name in Passes.__dataclass_fields__))  # type: ignore[arg-type]
+
+
+def make_experience(
+    learner: Learner, rollout: Rollout, scores: Scores, temperature: float, micro_batch: int
+) -> tuple[Experience, dict[str, float]]:
+    """The experience of a rollout, and statistics of it under their metric names."""
+    sequences, algorithm = rollout.sequences, learner.algorithm
+    mask = sequences.mask
+    passes = evaluate(learner, sequences, temperature, micro_batch)
+    rewards = place(scores.total, mask, rollout.group_size)
+    rewards = with_kl_reward(
+        algorithm, rewards, learner.betas.reference, passes.logprobs, passes.reference_logprobs
+    )
+    advantages, returns = advantages_and_returns(algorithm, rewards, passes.values)
+    statistics = {
+        "policy/entropy": masked_mean(passes.entropy, mask),
+        "rollout/sampler_mismatch": masked_mean((passes.logprobs - rollout.sampler_logprobs).abs(), mask),
+        "advantage/mean": masked_mean(advantages, mask),
+        "advantage/std": torch.sqrt(masked_mean(advantages.square(), mask) - masked_mean(advantages, mask) ** 2),
+        "kl/beta_reference": learner.betas.reference,
+        "kl/beta_behaviour": learner.betas.behaviour,
+    }
+    if passes.reference_logprobs is not None and passes.reference_kl is not None:
+        statistics |= kl_statistics("reference", passes.logprobs, passes.reference_logprobs, mask)
+        statistics["kl/reference_exact_per_token"] = masked_mean(passes.reference_kl, mask)
+    if passes.values is not None and returns is not None:
+        statistics["critic/explained_variance"] = explained_variance(passes.values, returns, mask)
+        statistics["critic/value_mean"] = masked_mean(passes.values, mask)
+    experience = Experience(
+        sequences=sequences,
+        behaviour_logprobs=passes.logprobs,
+        advantages=advantages,
+        reference_logprobs=passes.reference_logprobs,
+        values=passes.values,
+        returns=returns,
+    )
+    return experience, {name: float(value) for name, value in statistics.items()}
+
+
+def kl_statistics(name: str, logprobs: Tensor, other: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """k1, k2 and k3 of KL(p‖q) for samples of p, in nats per token and summed per sequence."""
+    statistics = {}
+    for estimator in kl.Estimator:
+        terms = torch.where(mask, estimator(logprobs, other), 0.0)
+        statistics[f"kl/{name}_{estimator.value}_per_token"] = masked_mean(terms, mask)
+        statistics[f"kl/{name}_{estimator.value}_per_sequence"] = terms.sum(1).mean()
+    return statistics
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(R − V)/Var(R) over the mask; 0 where the returns do not vary."""
+    returns, values = returns[mask], values[mask]
+    variance = returns.var(correction=0)
+    unexplained = (returns - values).var(correction=0)
+    return torch.where(variance > 0, 1 - unexplained / variance.clamp(min=1e-12), 0.0)

@@ -1,0 +1,1 @@
+"""What is measured of every method alike: time and memory by phase, and statistics of the update."""

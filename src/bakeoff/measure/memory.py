@@ -1,0 +1,55 @@
+"""Live tensor bytes on a device that has no counting allocator: the CPU."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class TensorTracker(TorchDispatchMode):
+    """Counts the bytes of every storage that operators create while the mode is on, until it is freed.
+
+    Start it with the tensors that exist already (`held`). Each storage is counted once, whatever views it has.
+    Scratch memory inside an operator is not seen.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: set[int] = set()
+        for tensor in held:
+            self.watch(tensor)
+
+    def reset_peak(self) -> None:
+        """The peak starts again from what is alive now."""
+        self.peak = self.live
+
+    def watch(self, tensor: Tensor) -> None:
+        """Counts the tensor's storage from now until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.watch(leaf)
+        return result

@@ -1,0 +1,71 @@
+"""Statistics of a rollout and its scores, the same for every method; and the table of all metrics."""
+
+from __future__ import annotations
+
+from bakeoff.batch import Rollout, Scores
+
+# name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
+METRICS: dict[str, tuple[str, str]] = {
+    "reward/mean": ("score", "mean total reward of the rollout's completions, before any KL"),
+    "reward/std": ("score", "standard deviation of the total reward over the rollout"),
+    "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
+    "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
+    "reward/term_*": ("score", "mean of one reward function, unweighted"),
+    "length/mean": ("tokens", "mean completion length, EOS included"),
+    "length/max": ("tokens", "longest completion of the rollout"),
+    "length/eos_share": ("share", "completions that end with EOS within the budget"),
+    "rollout/sampler_mismatch": ("nats", "mean |log π| difference between the sampler's and the training forward"),
+    "policy/entropy": ("nats/token", "mean entropy of π_old over the vocabulary, at the sampling temperature"),
+    "policy/loss": ("–", "loss that the actor minimises, mean over minibatches"),
+    "policy/ratio_mean": ("–", "mean ratio, over minibatches"),
+    "policy/ratio_max": ("–", "largest ratio of the update"),
+    "policy/clip_fraction": ("share", "tokens whose surrogate is flat because of the clip, mean over minibatches"),
+    "policy/first_ratio_error": ("–", "largest |ratio − 1| in the first minibatch after the rollout; 0 up to rounding"),
+    "policy/first_clip_fraction": ("share", "clip fraction of the first minibatch after the rollout; 0"),
+    "policy/gradient_norm": ("–", "norm of the actor's gradient before clipping, mean over minibatches"),
+    "policy/lr": ("–", "learning rate of the actor"),
+    "advantage/mean": ("–", "mean advantage over tokens, after scaling"),
+    "advantage/std": ("–", "standard deviation of the advantage over tokens, after scaling"),
+    "critic/value_loss": ("score²", "½·(V − R)², mean over minibatches"),
+    "critic/explained_variance": ("–", "1 − Var(R − V)/Var(R) at the rollout, before the update"),
+    "critic/value_mean": ("score", "mean value at the rollout"),
+    "critic/gradient_norm": ("–", "norm of the critic's gradient before clipping, mean over minibatches"),
+    "kl/reference_exact_per_token": ("nats/token", "KL(π_old‖π_ref) over the whole vocabulary, mean over tokens"),
+    "kl/reference_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_ref), mean over tokens"),
+    "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
+    "kl/behaviour_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_θ) after the update"),
+    "kl/behaviour_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
+    "kl/beta_reference": ("–", "coefficient of the KL to the reference in this update"),
+    "kl/beta_behaviour": ("–", "coefficient of the KL to the behaviour policy in this update"),
+    "eval/greedy_accuracy": ("share", "exact match on the held-out prompts, greedy decoding"),
+    "eval/sampled_accuracy": ("share", "exact match on the held-out prompts, sampled as in training"),
+    "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
+    "progress/sequences": ("sequences", "completions sampled for training so far"),
+    "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
+    "progress/seconds": ("s", "time in the phases rollout, reward, experience and update so far"),
+    "speed/tokens_per_second": ("tokens/s", "completion tokens of this step over its training time"),
+    "time/*": ("s", "time in one phase of this step"),
+    "memory/*_mb": ("MB", "peak of live tensor bytes in a phase (CUDA: of the allocator), 10⁶ bytes"),
+}
+
+
+def rollout_statistics(rollout: Rollout, scores: Scores) -> dict[str, float]:
+    """Rewards and lengths of a rollout under their metric names."""
+    groups = scores.total.view(-1, rollout.group_size)
+    lengths = rollout.sequences.mask.sum(1).float()
+    statistics = {
+        "reward/mean": scores.total.mean(),
+        "reward/std": scores.total.std(correction=0),
+        "reward/exact_match": scores.exact.float().mean(),
+        "reward/zero_spread_groups": (groups.amax(1) == groups.amin(1)).float().mean(),
+        "length/mean": lengths.mean(),
+        "length/max": lengths.max(),
+        "length/eos_share": rollout.ended.float().mean(),
+    }
+    statistics |= {f"reward/term_{name}": term.mean() for name, term in scores.terms.items()}
+    return {name: float(value) for name, value in statistics.items()}
+
+
+def peak_megabytes(peak_bytes: dict[str, int]) -> dict[str, float]:
+    """Peak bytes by phase as metrics in MB."""
+    return {f"memory/{phase}_mb": size / 1e6 for phase, size in peak_bytes.items()}

@@ -1,0 +1,147 @@
+"""Building and loading a causal LM and its tokenizer; saving them so that transformers opens them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from bakeoff.batch import Example, Prompts
+from bakeoff.errors import UserError
+from bakeoff.model import Model, Precision
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@dataclass
+class Policy:
+    """A causal LM with its tokenizer, as rollout and learner use them."""
+
+    network: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    chat: bool
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def eos_ids(self) -> torch.Tensor:
+        """Every token id that ends a completion, [number of them]."""
+        configured = getattr(self.network.generation_config, "eos_token_id", None)
+        ids = {self.tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+        return torch.tensor(sorted(i for i in ids if i is not None), device=self.device)
+
+    def autocast(self) -> torch.autocast:
+        """The context of every forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is Precision.bfloat16)
+
+
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """One token a character, after <pad>, <bos> and <eos>; a character outside the alphabet is an error."""
+    vocabulary = {token: index for index, token in enumerate([PAD, BOS, EOS, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+def build(model: Model, seed: int = 0) -> Policy:
+    """The policy that `model` describes, on the CPU in float32; raises UserError where it cannot be had."""
+    if model.name == "scratch":
+        tokenizer: PreTrainedTokenizerBase = character_tokenizer(model.characters)
+        ids = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("pad", "bos", "eos")}
+        values = {k: v for k, v in model.architecture.items() if k != "model_type"} | ids
+        try:
+            config = AutoConfig.for_model(model.architecture["model_type"], vocab_size=len(tokenizer), **values)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                network = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {error}.") from error
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model.name)
+            network = AutoModelForCausalLM.from_pretrained(
+                model.name, dtype=torch.float32, attn_implementation=model.attention
+            )
+        except (OSError, ValueError, ImportError) as error:
+            hint = " (run `make smollm2` first)" if "smollm2" in model.name.lower() else ""
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"model.name is '{model.name}', which cannot be loaded{hint}; it must be a Hugging Face name or a "
+                f"folder with a causal LM and its tokenizer: {reason}"
+            ) from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.chat and not tokenizer.chat_template:
+            raise UserError(f"model.chat is true, but the tokenizer of '{model.name}' has no chat template.")
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
+    if model.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(network, tokenizer, model.precision, model.chat)
+
+
+def render(policy: Policy, example: Example, shots: list[Example]) -> str:
+    """The text of a prompt: a chat's turns, or the solved examples a line each, before the question."""
+    if not policy.chat:
+        return "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots) + example.prompt
+    turns = [(shot.prompt, shot.answer) for shot in shots]
+    messages = [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
+    messages.append({"role": "user", "content": example.prompt})
+    return str(policy.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Prompts:
+    """Prompts on the policy's device, left-padded; raises UserError where the vocabulary lacks a character."""
+    tokenizer = policy.tokenizer
+    texts = [render(policy, example, shots) for example in examples]
+    rows = tokenizer(texts, add_special_tokens=not policy.chat)["input_ids"]
+    for text, row in zip(texts, rows, strict=True):
+        if tokenizer.unk_token_id is None and tokenizer.pad_token_id in row and tokenizer.pad_token not in text:
+            missing = next(c for c in text if tokenizer.convert_tokens_to_ids(c) == tokenizer.pad_token_id)
+            raise UserError(
+                f"task: the prompt {text[:40]!r} has the character {missing!r}, which is not among "
+                "model.characters; choose a task whose prompts this model can read, or another model."
+            )
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    attention = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        attention[index, width - len(row) :] = True
+    return Prompts(examples, texts, ids.to(policy.device), attention.to(policy.device))
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters and buffers, 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(policy: Policy, folder: Path) -> None:
+    """Writes network and tokenizer so that `from_pretrained(folder)` opens them."""
+    policy.network.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)

@@ -1,0 +1,166 @@
+"""What a person watches: a line for the run in hand, and a table for the jobs of a sweep."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+FILE = "progress.json"
+
+
+def duration(seconds: float) -> str:
+    """`75` → `1:15`."""
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@dataclass
+class RunProgress:
+    """Reports one run: to the terminal unless `quiet`, and always to a file that the sweep's view reads."""
+
+    folder: Path
+    name: str
+    quiet: bool
+    console: Console = field(default_factory=Console)
+    _started: float = field(default_factory=time.monotonic)
+    _first: float = 0.0
+    _printed: float = -1.0
+    _last: dict[str, Any] = field(default_factory=dict)
+
+    def say(self, message: str) -> None:
+        """A remark between the steps."""
+        self._write(state=message)
+        if not self.quiet:
+            self.console.print(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
+
+    def begin(self, share: float) -> None:
+        """The loop starts, or goes on, with this share of the budget used."""
+        self._started, self._first = time.monotonic(), share
+
+    def step(self, update: int, share: float, metrics: dict[str, float]) -> None:
+        """After an update; `share` of the budget is used."""
+        elapsed = time.monotonic() - self._started
+        done = share - self._first
+        left = elapsed / done * (1 - share) if done > 0 else 0.0
+        memory = max((v for k, v in metrics.items() if k.startswith("memory/")), default=None)
+        self._last |= {"memory_mb": memory} if memory else {}
+        kl = metrics.get("kl/reference_k3_per_sequence")
+        self._last |= {
+            "update": update,
+            "share": min(share, 1.0),
+            "reward": metrics["reward/mean"],
+            "kl": kl,
+            "tokens_per_second": metrics["speed/tokens_per_second"],
+            "left": max(left, 0.0),
+        }
+        if "eval/greedy_accuracy" in metrics:
+            self._last["held_out"] = metrics["eval/greedy_accuracy"]
+        self._write(state="running")
+        interval = 0.05 if self.console.is_terminal else 0.1
+        if not self.quiet and (share >= 1 or share >= self._printed + interval):
+            self._printed = share
+            self.console.print(self._line(), highlight=False)
+
+    def end(self, state: str) -> None:
+        """done, failed or killed."""
+        self._write(state=state)
+
+    def _line(self) -> str:
+        last = self._last
+        held_out = f"  held-out {last['held_out']:.3f}" if "held_out" in last else ""
+        kl = f"  KL {last['kl']:.2f}" if last["kl"] is not None else ""
+        memory = f"  {last['memory_mb']:.0f} MB" if "memory_mb" in last else ""
+        return (
+            f"{last['share']:4.0%}  update {last['update']:4d}  reward {last['reward']:.3f}{held_out}{kl}"
+            f"  {last['tokens_per_second']:,.0f} tokens/s{memory}  {duration(last['left'])} left"
+        )
+
+    def _write(self, state: str) -> None:
+        temporary = self.folder / f".{FILE}"
+        temporary.write_text(json.dumps({"name": self.name, "state": state, **self._last}))
+        temporary.replace(self.folder / FILE)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What a job last reported, none before it has started."""
+    try:
+        report: dict[str, Any] = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return report
+
+
+def sweep_table(names: list[str], folders: list[Path]) -> Table:
+    """A row for each job of a sweep, as its folder reports it."""
+    reports = [read(folder) for folder in folders]
+    states = [report["state"] if report else "waiting" for report in reports]
+    finished = sum(state == "done" for state in states)
+    failed = sum(state in ("failed", "killed") for state in states)
+    title = f"{finished} of {len(names)} jobs done" + (f", {failed} failed" if failed else "")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("job", "state", "done", "reward", "held-out", "KL", "tokens/s", "MB", "left"):
+        table.add_column(column, justify="left" if column in ("job", "state") else "right", no_wrap=True)
+    for name, state, report in zip(names, states, reports, strict=True):
+        report = report or {}
+
+        def cell(key: str, form: str, report: dict[str, Any] = report) -> str:
+            return form.format(report[key]) if report.get(key) is not None else ""
+
+        left = duration(report["left"]) if state == "running" and "left" in report else ""
+        table.add_row(
+            name,
+            state[:40],
+            cell("share", "{:.0%}"),
+            cell("reward", "{:.3f}"),
+            cell("held_out", "{:.3f}"),
+            cell("kl", "{:.2f}"),
+            cell("tokens_per_second", "{:,.0f}"),
+            cell("memory_mb", "{:.0f}"),
+            left,
+        )
+    return table
+
+
+@contextmanager
+def watching(names: list[str], folders: list[Path], console: Console) -> Iterator[None]:
+    """Shows the jobs of a sweep while they run: live on a terminal, a line for each finished job elsewhere."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        if console.is_terminal:
+            with Live(console=console, refresh_per_second=2) as live:
+                while not stop.wait(0.5):
+                    live.update(sweep_table(names, folders))
+                live.update(sweep_table(names, folders))
+            return
+        told: set[str] = set()
+        while True:
+            last = stop.wait(1.0)
+            for name, folder in zip(names, folders, strict=True):
+                report = read(folder)
+                if report and name not in told and report["state"] in ("done", "failed", "killed"):
+                    told.add(name)
+                    held_out = report.get("held_out")
+                    suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
+                    console.print(f"{len(told)}/{len(names)}  {name}: {report['state']}{suffix}", highlight=False)
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)

@@ -1,0 +1,144 @@
+"""Sampling: the shared way in which every method gets its completions.
+
+An engine is a function (policy, prompts, …) → `Rollout`; a second one is another option of this group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bakeoff.batch import Prompts, Rollout, Sequences
+from bakeoff.errors import UserError
+from bakeoff.model.load import Policy
+
+
+@dataclass
+class Sampler:
+    """prompts       prompts of a step
+    group_size    completions of each prompt, for every method alike
+    temperature   divides the logits, in sampling and in every log-prob that the learner computes
+    top_k, top_p  truncate the sampling distribution (0 and 1: not at all); the learner's log-probs do not
+    """
+
+    prompts: int = 32
+    group_size: int = 8
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key in ("prompts", "group_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"rollout.{key} is {getattr(self, key)}; it must be at least 1.")
+        if self.temperature <= 0:
+            raise UserError(f"rollout.temperature is {self.temperature}; it must be above 0.")
+        if self.top_k < 0:
+            raise UserError(f"rollout.top_k is {self.top_k}; it must be 0 (off) or above.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"rollout.top_p is {self.top_p}; it must be above 0 and at most 1.")
+
+    @property
+    def sequences(self) -> int:
+        """Completions of a step."""
+        return self.prompts * self.group_size
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        group_size: int,
+        max_new_tokens: int,
+        generator: torch.Generator,
+        greedy: bool = False,
+    ) -> Rollout:
+        """`group_size` completions of every prompt; `generator` is on the policy's device.
+
+        Each prompt is read once and its cache repeated for its group; decoding stops when all have ended.
+        """
+        network, device = policy.network, policy.device
+        count, width = prompts.ids.shape[0] * group_size, prompts.ids.shape[1]
+        attention = torch.ones(count, width + max_new_tokens, dtype=torch.bool, device=device)
+        attention[:, :width] = prompts.attention.repeat_interleave(group_size, 0)
+        lengths = prompts.attention.sum(1)
+        with policy.autocast():
+            cache = DynamicCache(config=network.config)
+            positions = (prompts.attention.long().cumsum(1) - 1).clamp(min=0)
+            out = network(
+                input_ids=prompts.ids,
+                attention_mask=prompts.attention,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache.batch_repeat_interleave(group_size)
+            logits = out.logits[:, -1].repeat_interleave(group_size, 0)
+            lengths = lengths.repeat_interleave(group_size)
+            ids, logprobs, ended = [], [], torch.zeros(count, dtype=torch.bool, device=device)
+            for step in range(max_new_tokens):
+                token, logprob = self._choose(logits.float(), generator, greedy)
+                token = torch.where(ended, policy.tokenizer.pad_token_id, token)
+                ids.append(token)
+                logprobs.append(logprob)
+                ended = ended | torch.isin(token, policy.eos_ids)
+                if ended.all() or step + 1 == max_new_tokens:
+                    break
+                logits = network(
+                    input_ids=token[:, None],
+                    attention_mask=attention[:, : width + step + 1],
+                    position_ids=(lengths + step)[:, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits[:, -1]
+        return _rollout(policy, prompts, group_size, torch.stack(ids, 1), torch.stack(logprobs, 1))
+
+    def _choose(self, logits: Tensor, generator: torch.Generator, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Token ids [S] and their log-probs [S] under the temperature, from logits [S, V]."""
+        logits = logits / self.temperature
+        if greedy:
+            token = logits.argmax(-1)
+        else:
+            probabilities = truncated(logits, self.top_k, self.top_p).softmax(-1)
+            token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        return token, logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(-1)
+
+
+def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits [S, V] with −inf outside the k likeliest tokens and outside the nucleus (Holtzman et al. 2020)."""
+    if top_k and top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def _rollout(policy: Policy, prompts: Prompts, group_size: int, ids: Tensor, logprobs: Tensor) -> Rollout:
+    """Trims, masks and decodes what was sampled: ids and logprobs are [S, T]."""
+    is_end = torch.isin(ids, policy.eos_ids)
+    ends_before = is_end.long().cumsum(1) - is_end.long()
+    mask = ends_before == 0
+    prompt_ids = prompts.ids.repeat_interleave(group_size, 0)
+    prompt_attention = prompts.attention.repeat_interleave(group_size, 0)
+    ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
+    lengths = (mask & ~is_end).sum(1).tolist()
+    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    return Rollout(
+        examples=prompts.examples,
+        prompts=prompts.texts,
+        completions=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
+        group_size=group_size,
+        sequences=Sequences(
+            ids=torch.cat([prompt_ids, ids], 1), attention=torch.cat([prompt_attention, mask], 1), mask=mask
+        ),
+        sampler_logprobs=torch.where(mask, logprobs, 0.0),
+        ended=is_end.any(1),
+    )

@@ -1,0 +1,269 @@
+"""A run, from the first prompt to the saved actor. It reads as the data flows.
+
+prompts → rollout → scores → experience → update → metrics; only the algorithm differs between methods.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bakeoff.batch import Prompts, Rollout, Scores
+from bakeoff.config import Config, arm_id, flatten, plain
+from bakeoff.errors import UserError
+from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run, save_checkpoint
+from bakeoff.learner.evaluate import evaluate_policy
+from bakeoff.learner.experience import make_experience
+from bakeoff.learner.sft import starting_policy
+from bakeoff.learner.state import Learner, make_learner
+from bakeoff.learner.update import measure_step, update
+from bakeoff.measure.phase import TRAINING, Phases
+from bakeoff.measure.statistics import peak_megabytes, rollout_statistics
+from bakeoff.model.critic import choose_device
+from bakeoff.model.load import encode, save, weights_hash
+from bakeoff.progress import RunProgress
+from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.tracking import Tracker, commit, start_run
+
+MEMORY_UPDATE = 1  # the second update, the first in which the optimisers have state, is followed on the CPU
+
+
+@dataclass
+class Run:
+    """What a run has at hand: its configuration, its models, and where it reports."""
+
+    config: Config
+    folder: Path
+    learner: Learner
+    heldout: Prompts
+    phases: Phases
+    tracker: Tracker
+    progress: RunProgress
+    identity: dict[str, Any]
+
+
+def train(run: Run) -> float:
+    """Trains until the budget is used; returns the last held-out greedy accuracy."""
+    config, learner = run.config, run.learner
+    counters, accuracy = learner.counters, 0.0
+    run.progress.begin(counters.progress(config.budget))
+    if counters.updates == 0 or counters.progress(config.budget) >= 1:
+        accuracy = evaluate(run)["eval/greedy_accuracy"]
+    while counters.progress(config.budget) < 1:
+        with run.phases.following(learner.tensors(), on=counters.updates == MEMORY_UPDATE):
+            metrics, rollout, scores = step(run)
+        last = counters.progress(config.budget) >= 1
+        if last or counters.updates % config.evaluation.every == 0:
+            accuracy = evaluate(run)["eval/greedy_accuracy"]
+            metrics["eval/greedy_accuracy"] = accuracy
+        if last or counters.updates % config.tracking.completions_every == 0:
+            run.tracker.table(completions_table(run, rollout, scores), "completions.json")
+        if config.checkpoint.every and (last or counters.updates % config.checkpoint.every == 0):
+            save_checkpoint(run.folder / "checkpoints", learner, run.identity, config.checkpoint.keep)
+        run.progress.step(counters.updates, counters.progress(config.budget), metrics)
+    save(learner.actor, run.folder / "actor")
+    return accuracy
+
+
+def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:
+    """One update: sample, score, evaluate, learn, log."""
+    config, learner, phases = run.config, run.learner, run.phases
+    seed, number, device = config.seed, learner.counters.updates, learner.actor.device
+    sampler, task, betas = config.rollout, config.task, learner.betas
+    torch.manual_seed(derive(seed, "global", number))
+    learner.set_lr_factor(config.algorithm.step.lr_factor(number, learner.counters.progress(config.budget)))
+    metrics = {"policy/lr": learner.actor_optimizer.param_groups[0]["lr"]}
+
+    with phases("rollout"):
+        examples = task.training_examples(sampler.prompts, stdlib_random(seed, "prompts", number))
+        prompts = encode(learner.actor, examples, task.shot_examples())
+        draws = generator(device, seed, "rollout", number)
+        rollout = sampler(learner.actor, prompts, sampler.group_size, task.max_new_tokens, draws)
+    with phases("reward"):
+        scores = config.reward(task, rollout)
+    with phases("experience"):
+        experience, statistics = make_experience(
+            learner, rollout, scores, sampler.temperature, config.micro_batch
+        )
+    order = generator(device, seed, "minibatches", number)
+    metrics |= statistics | rollout_statistics(rollout, scores)
+    metrics |= update(
+        learner, experience, phases, order, sampler.temperature, task.max_new_tokens, config.micro_batch
+    )
+    with phases("measure"):
+        behaviour = experience.behaviour_logprobs
+        measured = measure_step(learner, experience.sequences, behaviour, sampler.temperature, config.micro_batch)
+    metrics |= measured
+    betas.behaviour = config.algorithm.kl_to_behaviour.adapt(
+        betas.behaviour, measured["kl/behaviour_k3_per_token"]
+    )
+    betas.reference = config.algorithm.kl_to_reference.adapt(
+        betas.reference, metrics.get("kl/reference_k1_per_sequence", 0.0), len(experience)
+    )
+    metrics |= count(run, rollout)
+    run.tracker.metrics(metrics, learner.counters.updates)
+    return metrics, rollout, scores
+
+
+def count(run: Run, rollout: Rollout) -> dict[str, float]:
+    """Advances the counters by one update; returns progress, time and memory under their metric names."""
+    counters = run.learner.counters
+    seconds, peak_bytes = run.phases.take()
+    spent = sum(seconds.get(phase, 0.0) for phase in TRAINING)
+    tokens = int(rollout.sequences.mask.sum())
+    counters.updates += 1
+    counters.sequences += len(rollout.sequences)
+    counters.tokens += tokens
+    counters.seconds += spent
+    return {
+        "progress/sequences": counters.sequences,
+        "progress/tokens": counters.tokens,
+        "progress/seconds": counters.seconds,
+        "speed/tokens_per_second": tokens / spent,
+        **{f"time/{phase}": value for phase, value in seconds.items()},
+        **peak_megabytes(peak_bytes),
+    }
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Held-out accuracy now, logged; its time counts towards no budget."""
+    config, updates = run.config, run.learner.counters.updates
+    with run.phases("evaluation"):
+        metrics, _ = evaluate_policy(
+            run.learner.actor,
+            config.task,
+            config.rollout,
+            run.heldout,
+            config.evaluation.samples,
+            config.seed,
+            updates,
+        )
+    run.phases.take()
+    run.tracker.metrics(metrics, updates)
+    return metrics
+
+
+def completions_table(run: Run, rollout: Rollout, scores: Scores) -> list[dict[str, Any]]:
+    """Some completions of the last rollout, one of each prompt, as rows for a person."""
+    size = rollout.group_size
+    return [
+        {
+            "update": run.learner.counters.updates,
+            "prompt": rollout.prompts[index],
+            "completion": rollout.completions[index * size],
+            "answer": rollout.examples[index].answer,
+            "reward": float(scores.total[index * size]),
+            "ended": bool(rollout.ended[index * size]),
+        }
+        for index in range(min(run.config.tracking.completions_rows, len(rollout.prompts)))
+    ]
+
+
+def run(config: Config, folder: Path, choices: dict[str, str], parent: str | None, quiet: bool) -> float:
+    """Sets up, trains and closes one run in `folder`; goes on from the checkpoint that is there, if any.
+
+    `choices` are the Hydra options by group; `parent` is the MLflow run of the sweep. Returns the final held-out
+    greedy accuracy. Raises UserError for what a user can mend.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{choices.get('algorithm', 'run')} seed {config.seed}"
+    progress = RunProgress(folder, name, quiet)
+    with reported(progress), signals_as_exceptions():
+        device = choose_device(config.device)
+        found = checkpoints(folder / "checkpoints")
+        identity = {"arm": arm_id(config), "seed": config.seed}
+        earlier = read_run(found[-1]) if found else None
+        if earlier is not None and {k: earlier[k] for k in identity} != identity:
+            raise UserError(
+                f"the output folder '{folder}' holds a run of another configuration (arm {earlier['arm']}, seed "
+                f"{earlier['seed']}, not {identity['arm']}, {identity['seed']}); choose another hydra.run.dir."
+            )
+        actor = starting_policy(config, device, progress.say)
+        heldout = encode(actor, config.task.heldout_examples(), config.task.shot_examples())
+        identity["start"] = weights_hash(actor.network)
+        if earlier is not None and earlier["start"] != identity["start"]:
+            raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
+        keep = config.measure.kl_to_reference
+        learner = make_learner(config.algorithm, actor, keep, derive(config.seed, "critic"))
+        if found:
+            load_checkpoint(found[-1], learner)
+            progress.say(f"going on from update {learner.counters.updates}")
+        tags = run_tags(config, choices, identity, device, parent)
+        tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
+        identity["mlflow_run"] = tracker.run_id
+        with tracker.running():
+            if earlier is None:
+                tracker.params(flatten(plain(config)) | {f"choice/{g}": c for g, c in choices.items()})
+                for path in (folder / ".hydra" / "config.yaml", *config_files()):
+                    if path.is_file():
+                        tracker.artifact(path, "config")
+            phases = Phases(device)
+            return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity))
+
+
+def run_tags(
+    config: Config, choices: dict[str, str], identity: dict[str, Any], device: torch.device, parent: str | None
+) -> dict[str, str]:
+    """What a person filters and groups by in MLflow."""
+    shown = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    tags = {
+        "study": config.study.name or "none",
+        "arm": identity["arm"],
+        "algorithm": choices.get("algorithm", ""),
+        "model": choices.get("model", ""),
+        "task": choices.get("task", ""),
+        "seed": str(config.seed),
+        "start": identity["start"],
+        "tuned": config.tuned or "untuned",
+        "commit": commit(),
+        "device": shown,
+        "torch": torch.__version__,
+    }
+    return tags | ({"mlflow.parentRunId": parent} if parent else {})
+
+
+def config_files() -> list[Path]:
+    """The lock of exact versions, where there is one."""
+    from bakeoff.paths import ROOT
+
+    return [ROOT / "requirements.lock"]
+
+
+@contextmanager
+def reported(progress: RunProgress) -> Iterator[None]:
+    """Leaves the run's last state where the sweep's view reads it."""
+    state = "failed"
+    try:
+        yield
+        state = "done"
+    except (KeyboardInterrupt, SystemExit):
+        state = "killed"
+        raise
+    finally:
+        progress.end(state)
+
+
+@contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM ends the run as an interrupt does, so that its state is told."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the launcher handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

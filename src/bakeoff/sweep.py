@@ -1,0 +1,101 @@
+"""Around a sweep: every job is checked before the first starts, a parent run holds them, and a view shows them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from bakeoff.config import Config, to_config
+from bakeoff.errors import UserError
+from bakeoff.progress import read, watching
+from bakeoff.tracking import commit, start_run
+
+PARENT = "parent_run.json"
+
+
+def jobs(cfg: DictConfig) -> Iterator[list[str]]:
+    """The overrides of each job that Hydra's basic sweeper will run."""
+    params = OmegaConf.to_container(cfg.hydra.sweeper.params) or {}
+    assert isinstance(params, dict)
+    arguments = [f"{key}={value}" for key, value in params.items()] + list(cfg.hydra.overrides.task)
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    for batch in BasicSweeper.split_arguments(parsed, None):
+        yield from batch
+
+
+def parent_run(folder: Path) -> str | None:
+    """The MLflow run of the sweep whose jobs write below `folder`, none outside of a sweep."""
+    try:
+        return str(json.loads((folder / PARENT).read_text())["run_id"])
+    except OSError:
+        return None
+
+
+def job_name(overrides: list[str]) -> str:
+    """`grpo seed 1`, and whatever else the job sets."""
+    values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
+    values.pop("sweeps", None)
+    head = [values.pop("algorithm", "")] + ([f"seed {values.pop('seed')}"] if "seed" in values else [])
+    return " ".join(filter(None, head + [f"{key}={value}" for key, value in values.items()]))
+
+
+OPEN = ExitStack()  # what the sweep of this process has to close; the command closes it, whatever happened
+
+
+class Sweep(Callback):
+    """Hydra's hook before a multirun. Hydra swallows a hook's exceptions, so errors leave by SystemExit."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        console = Console()
+        try:
+            overrides = list(jobs(config))
+            first: Config | None = None
+            for job in overrides:
+                checked = to_config(hydra.compose("config", overrides=job))
+                first = first or checked
+            assert first is not None
+            folder = Path(config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            start(first, folder, overrides, console)
+        except UserError as error:
+            print(f"bakeoff: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+
+def start(config: Config, folder: Path, overrides: list[list[str]], console: Console) -> None:
+    """Starts the parent run, or goes on with it, and the view of the jobs; `OPEN` closes both."""
+    study = config.study.name or "sweep"
+    tags = {"study": study, "kind": "sweep", "commit": commit(), "question": config.study.question}
+    tracker = start_run(config.tracking, f"{study} {folder.name}", tags, parent_run(folder))
+    (folder / PARENT).write_text(json.dumps({"run_id": tracker.run_id}))
+    console.print(f"[bold]{study}[/]: {len(overrides)} jobs, results in {folder}", highlight=False)
+    if config.study.question:
+        console.print(config.study.question, highlight=False)
+    names = [job_name(job) for job in overrides]
+    folders = [folder / str(number) for number in range(len(overrides))]
+    OPEN.enter_context(tracker.running())
+    OPEN.callback(tell_unfinished, dict(zip(names, folders, strict=True)))
+    OPEN.enter_context(watching(names, folders, console))
+
+
+def tell_unfinished(folders: dict[str, Path]) -> None:
+    """Raises UserError that names the jobs which did not finish, and how to go on with them."""
+    states = {name: (read(folder) or {}).get("state", "not started") for name, folder in folders.items()}
+    unfinished = [f"{name} ({state})" for name, state in states.items() if state != "done"]
+    if unfinished:
+        sweep = next(iter(folders.values())).parent
+        raise UserError(
+            f"{len(unfinished)} of {len(states)} jobs did not finish: {', '.join(unfinished)}; the same command with "
+            f"hydra.sweep.dir={sweep} goes on with them."
+        )

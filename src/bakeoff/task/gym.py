@@ -1,0 +1,68 @@
+"""Any of reasoning-gym's generators by name, with its own scorer as the verifier."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from random import Random
+from typing import Any
+
+from bakeoff.batch import Example
+from bakeoff.errors import UserError
+from bakeoff.task import Task
+
+
+class Extract(Enum):
+    """What of a completion is its answer."""
+
+    whole = "whole"
+    first_line = "first_line"
+    last_number = "last_number"
+    answer_tag = "answer_tag"
+
+    def __call__(self, completion: str) -> str:
+        match self.value:
+            case "first_line":
+                return completion.strip().split("\n")[0].strip()
+            case "last_number":
+                numbers = re.findall(r"-?\d+(?:\.\d+)?", completion)
+                return numbers[-1] if numbers else ""
+            case "answer_tag":
+                tagged = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+                return tagged[-1].strip() if tagged else ""
+            case _:
+                return completion.strip()
+
+
+@dataclass
+class ReasoningGym(Task):
+    """generator: a name of reasoning-gym; parameters: passed to it; extract: what of a completion is scored."""
+
+    generator: str = "chain_sum"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    extract: Extract = Extract.first_line
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._dataset = self._create(seed=0, size=1)
+
+    def _create(self, seed: int, size: int) -> Any:
+        import reasoning_gym  # 3 s: only where this task is chosen
+
+        try:
+            return reasoning_gym.create_dataset(self.generator, seed=seed, size=size, **self.parameters)
+        except ValueError as error:
+            known = "" if "not registered" not in str(error) else "; see reasoning_gym.factory.DATASETS"
+            raise UserError(f"task.generator is {self.generator!r}: {error}{known}.") from error
+        except (TypeError, AssertionError) as error:
+            raise UserError(
+                f"task.parameters is {self.parameters}, which reasoning-gym's {self.generator} refuses: {error}."
+            ) from error
+
+    def generate(self, rng: Random) -> Example:
+        entry = self._create(seed=rng.getrandbits(31), size=1)[0]
+        return Example(entry["question"], str(entry["answer"]), {"entry": entry, **entry["metadata"]})
+
+    def verify(self, completion: str, example: Example) -> float:
+        return float(self._dataset.score_answer(self.extract(completion), example.columns["entry"]))

@@ -1,0 +1,32 @@
+"""Sort n digits: `4829103758=` → `0123457889`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from bakeoff.batch import Example
+from bakeoff.errors import UserError
+from bakeoff.task import Task
+
+
+@dataclass
+class Sort(Task):
+    """digits: how many digits to sort; 10^digits prompts."""
+
+    digits: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.digits < self.max_new_tokens:
+            raise UserError(
+                f"task.digits is {self.digits}; it must be at least 1 and below "
+                f"task.max_new_tokens ({self.max_new_tokens}), which counts EOS."
+            )
+
+    def generate(self, rng: Random) -> Example:
+        digits = rng.choices("0123456789", k=self.digits)
+        return Example(prompt="".join(digits) + "=", answer="".join(sorted(digits)))
+
+    def verify(self, completion: str, example: Example) -> float:
+        return float(completion == example.answer)

@@ -1,0 +1,131 @@
+"""Runs in MLflow: one run a job, under its sweep's parent run. The store's only writer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from bakeoff.config import Tracking
+from bakeoff.errors import UserError
+from bakeoff.paths import ROOT
+
+for noisy in ("alembic", "mlflow"):
+    logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@dataclass
+class Tracker:
+    """Writes one MLflow run."""
+
+    client: MlflowClient
+    run_id: str
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """All metrics of a step in one call: a call costs some 10 ms on sqlite."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in values.items()])
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Parameters, as many calls as the store's limit of 100 asks for."""
+        params = [Param(key, str(value)[:5000]) for key, value in values.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def table(self, rows: list[dict[str, Any]], name: str) -> None:
+        """Appends rows to a table that the MLflow UI shows."""
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        self.client.log_table(self.run_id, columns, name)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Ends the run: FINISHED, FAILED by an exception, KILLED by a signal or an interrupt."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        except BaseException as error:
+            self.tags({"failure": f"{type(error).__name__}: {error}"[:4900]})
+            raise
+        finally:
+            self.client.set_terminated(self.run_id, status)
+
+
+def store_uri(tracking: Tracking) -> str:
+    """The store's address; a relative sqlite file is taken from the working directory."""
+    prefix = "sqlite:///"
+    if tracking.uri.startswith(prefix):
+        return prefix + str(Path(tracking.uri.removeprefix(prefix)).expanduser().resolve())
+    return tracking.uri
+
+
+def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
+    """A client and the id of the experiment, made if it is new; raises UserError where that fails."""
+    uri = store_uri(tracking)
+    logging.disable(logging.INFO)  # a new sqlite store prints each of its migrations
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(tracking.experiment)
+        if found is not None:
+            return client, str(found.experiment_id)
+        artifacts = None
+        if uri.startswith("sqlite:///"):
+            artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        return client, str(client.create_experiment(tracking.experiment, artifact_location=artifacts))
+    except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"tracking.uri is '{tracking.uri}', which cannot be written ({reason}); it may be sqlite:///FILE in a "
+            "folder that is writable, or the address of an MLflow server (MLFLOW_TRACKING_URI sets it too)."
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def start_run(tracking: Tracking, name: str, tags: dict[str, str], resume: str | None = None) -> Tracker:
+    """A new run, or the run `resume` set going again."""
+    client, experiment = open_store(tracking)
+    if resume is not None:
+        try:
+            client.update_run(resume, status="RUNNING")
+            return Tracker(client, resume)
+        except MlflowException:
+            pass  # the store was replaced since: a new run holds what is still to come
+    tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
+    return Tracker(client, str(client.create_run(experiment, tags=tags).info.run_id))
+
+
+def commit() -> str:
+    """The checkout's commit, `-dirty` where it has changes; empty outside of a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except OSError:
+        return ""
+    return described.stdout.strip()
