@@ -6,16 +6,22 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole, and leave as one sentence
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from bakeoff.config import register, to_config
 from bakeoff.errors import UserError
@@ -30,12 +36,17 @@ def app(cfg: DictConfig) -> float:
     from bakeoff.run import run
     from bakeoff.sweep import parent_run
 
-    config = to_config(cfg)
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
-    return run(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
+    try:
+        config = to_config(cfg)
+        return run(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
+    except UserError as error:
+        if in_sweep:
+            raise  # the other jobs go on
+        fail(error)
 
 
 def resumed(arguments: list[str]) -> list[str]:
@@ -55,13 +66,23 @@ def sentence(error: BaseException) -> str:
     """Hydra's and OmegaConf's errors as one sentence, with what there is to choose from."""
     if isinstance(error, UserError):
         return str(error)
-    parts = [str(error)]
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        parts.append(str(error.__cause__))
-    lines = [line.strip() for line in "\n".join(parts).splitlines()]
-    cut = next((i for i, line in enumerate(lines) if line.startswith(("Config search path", "See https"))), None)
-    kept = [line for line in lines[:cut] if line and not line.startswith(("object_type=", "To append", "reference_"))]
-    return "; ".join(kept).replace(":;", ":").replace(".;", ";").replace("';", "':", 1)
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
+        return f"{cause.full_key} is no key; beside it there are {known}."
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} is no choice; {group} may be {', '.join(error.options)}."
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the command with the error's sentence and exit code 2."""
+    print(f"bakeoff: {sentence(error)}", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 def main() -> None:
@@ -74,8 +95,7 @@ def main() -> None:
         with sweep.OPEN:
             app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"bakeoff: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
+        fail(error)
     except KeyboardInterrupt as error:
         print("bakeoff: interrupted; resume=FOLDER goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from error

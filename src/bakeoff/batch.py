@@ -8,7 +8,7 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -140,8 +140,17 @@ class Experience:
         return len(self.sequences)
 
     def __getitem__(self, rows: Tensor) -> Experience:
-        taken = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: x if x is None else x[rows] for name, x in taken.items()})
+        def take(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows]
+
+        return Experience(
+            sequences=self.sequences[rows],
+            behaviour_logprobs=self.behaviour_logprobs[rows],
+            advantages=self.advantages[rows],
+            reference_logprobs=take(self.reference_logprobs),
+            values=take(self.values),
+            returns=take(self.returns),
+        )
 
 
 def split(rows: Tensor, size: int) -> Iterator[Tensor]:

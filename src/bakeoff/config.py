@@ -64,9 +64,14 @@ class Evaluation:
 
 @dataclass
 class Measure:
-    """kl_to_reference: keep a reference for measuring, even where the method itself asks for none."""
+    """What is measured beyond what training needs.
+
+    kl_to_reference    keep a reference for measuring, even where the method itself asks for none
+    kl_sequences       of so many sequences the KL of the update is measured, by a pass after it; 0: of all
+    """
 
     kl_to_reference: bool = True
+    kl_sequences: int = 64
 
 
 @dataclass
@@ -129,15 +134,18 @@ def register() -> None:
     for axis, options in AXES.items():
         for name, option in options.items():
             store.store(group=f"algorithm/{axis}", name=name, node=option)
-    for name, task in {"sort": Sort, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}.items():
-        store.store(group="task/schema", name=name, node=task)
-    for group, schema in {"model": Model, "reward": Reward, "rollout": Sampler, "tracking": Tracking}.items():
-        store.store(group=f"{group}/schema", name=group, node=schema)
+    tasks = {"sort": Sort, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}
+    others = {"model": Model, "reward": Reward, "rollout": Sampler, "tracking": Tracking}
+    for name, schema in (tasks | others).items():
+        store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_root", lambda: str(ROOT), replace=True)
 
 
 def to_config(cfg: DictConfig) -> Config:
     """The typed and checked configuration; raises UserError with one sentence where it is impossible."""
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} is not set; {missing[0]}=VALUE sets it.")
     try:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
@@ -162,6 +170,7 @@ def validate(config: Config) -> None:
         "sft.batch": (config.sft.batch, 1),
         "micro_batch": (config.micro_batch, 0),
         "threads": (config.threads, 0),
+        "measure.kl_sequences": (config.measure.kl_sequences, 0),
         "tracking.completions_every": (config.tracking.completions_every, 1),
     }
     for key, (value, least) in at_least.items():
@@ -192,13 +201,15 @@ def validate(config: Config) -> None:
                 f"rollout.group_size is {rollout.group_size}, but algorithm/{axis} compares the completions of "
                 f"a prompt; it must be at least {option.smallest_group}."
             )
-    if not config.device == "auto":
+    if config.device != "auto":
         import torch
 
         try:
             torch.empty(0, device=config.device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device is {config.device!r}, which this machine has not; it may be auto or cpu.") from error
+            raise UserError(
+                f"device is {config.device!r}, which this machine has not; it may be auto or cpu."
+            ) from error
 
 
 def plain(config: Config) -> dict[str, Any]:

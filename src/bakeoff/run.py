@@ -88,21 +88,15 @@ def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:
     with phases("reward"):
         scores = config.reward(task, rollout)
     with phases("experience"):
-        experience, statistics = make_experience(
-            learner, rollout, scores, sampler.temperature, config.micro_batch
-        )
+        experience, statistics = make_experience(learner, rollout, scores, sampler.temperature, config.micro_batch)
     order = generator(device, seed, "minibatches", number)
     metrics |= statistics | rollout_statistics(rollout, scores)
-    metrics |= update(
-        learner, experience, phases, order, sampler.temperature, task.max_new_tokens, config.micro_batch
-    )
+    metrics |= update(learner, experience, phases, order, sampler.temperature, task.max_new_tokens, config.micro_batch)
     with phases("measure"):
-        behaviour = experience.behaviour_logprobs
-        measured = measure_step(learner, experience.sequences, behaviour, sampler.temperature, config.micro_batch)
+        samples = config.measure.kl_sequences
+        measured = measure_step(learner, experience, samples, sampler.temperature, config.micro_batch)
     metrics |= measured
-    betas.behaviour = config.algorithm.kl_to_behaviour.adapt(
-        betas.behaviour, measured["kl/behaviour_k3_per_token"]
-    )
+    betas.behaviour = config.algorithm.kl_to_behaviour.adapt(betas.behaviour, measured["kl/behaviour_k3_per_token"])
     betas.reference = config.algorithm.kl_to_reference.adapt(
         betas.reference, metrics.get("kl/reference_k1_per_sequence", 0.0), len(experience)
     )

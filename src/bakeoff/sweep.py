@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from bakeoff.config import Config, to_config
@@ -26,8 +27,7 @@ PARENT = "parent_run.json"
 
 def jobs(cfg: DictConfig) -> Iterator[list[str]]:
     """The overrides of each job that Hydra's basic sweeper will run."""
-    params = OmegaConf.to_container(cfg.hydra.sweeper.params) or {}
-    assert isinstance(params, dict)
+    params = cfg.hydra.sweeper.params or {}
     arguments = [f"{key}={value}" for key, value in params.items()] + list(cfg.hydra.overrides.task)
     parsed = OverridesParser.create().parse_overrides(arguments)
     for batch in BasicSweeper.split_arguments(parsed, None):
@@ -60,17 +60,16 @@ class Sweep(Callback):
         console = Console()
         try:
             overrides = list(jobs(config))
-            first: Config | None = None
-            for job in overrides:
-                checked = to_config(hydra.compose("config", overrides=job))
-                first = first or checked
-            assert first is not None
+            configs = [to_config(hydra.compose("config", overrides=job)) for job in overrides]
             folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            start(first, folder, overrides, console)
+            start(configs[0], folder, overrides, console)
         except UserError as error:
             print(f"bakeoff: {error}", file=sys.stderr)
             raise SystemExit(2) from error
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(1) from error
 
 
 def start(config: Config, folder: Path, overrides: list[list[str]], console: Console) -> None:

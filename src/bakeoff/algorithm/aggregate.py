@@ -14,7 +14,7 @@ from torch import Tensor
 @dataclass
 class Aggregate:
     def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
-        """Weights [S, T] of a minibatch with this mask [S, T], zero on padding.
+        """Weights [S, T] (float64) of a minibatch with this mask [S, T], zero on padding.
 
         `max_tokens` is the generation budget of a completion, which padding may fall short of.
         """
@@ -26,7 +26,7 @@ class Tokens(Aggregate):
     """Mean over all tokens of the minibatch: long completions weigh more. As in PPO and DAPO (eq. 8)."""
 
     def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
-        return mask / mask.sum()
+        return mask.double() / mask.sum()
 
 
 @dataclass
@@ -34,4 +34,4 @@ class PerSequence(Aggregate):
     """Mean over the tokens of each sequence, then over sequences: DeepSeekMath eq. 3."""
 
     def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
-        return mask / mask.sum(1, keepdim=True).clamp(min=1) / mask.shape[0]
+        return mask.double() / mask.sum(1, keepdim=True).clamp(min=1) / mask.shape[0]

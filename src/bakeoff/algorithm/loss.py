@@ -87,7 +87,7 @@ def policy_loss(
         reference = torch.where(mask, reference, 0.0)
         gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference)
     gain = gain - algorithm.kl_to_behaviour.penalty(betas.behaviour, logprobs, behaviour)
-    loss = -(weights * gain).sum()
+    loss = -(weights.to(gain.dtype) * gain).sum()
     return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), advantages) & mask)
 
 

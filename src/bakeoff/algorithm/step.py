@@ -23,20 +23,13 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_gradient_norm: float) -> 
 
 @dataclass
 class Step:
-    """epochs        how often each rollout is gone through
-    minibatches   into how many parts each epoch is split, one step for each
-    """
+    """What every kind of step has. Epochs and minibatches are ours; every tuned value is in conf/tuned.
 
-    epochs: int = 1
-    minibatches: int = 1
-
-
-@dataclass
-class Adam(Step):
-    """AdamW with gradient clipping. Epochs and minibatches are ours; every tuned value is in conf/tuned.
-
-    The learning rate rises linearly over `warmup_updates` updates, then goes linearly with the share of
-    the budget that is used, from `lr` to `lr * final_lr_share`.
+    epochs           how often each rollout is gone through
+    minibatches      into how many parts each epoch is split, one step for each
+    lr               learning rate of the actor
+    final_lr_share   the rate goes linearly with the used share of the budget, from lr to lr × this
+    warmup_updates   before that, it rises linearly over so many updates
     """
 
     epochs: int = 2
@@ -44,6 +37,25 @@ class Adam(Step):
     lr: float = 1e-6
     final_lr_share: float = 1.0
     warmup_updates: int = 0
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """The optimiser of the actor, or of a critic with a rate of its own."""
+        raise NotImplementedError
+
+    def __call__(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Takes one step on the gradients that are there; returns their norm."""
+        raise NotImplementedError
+
+    def lr_factor(self, update: int, progress: float) -> float:
+        """What multiplies every learning rate at this update (from 0), `progress` of the budget used."""
+        warm = min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else 1.0
+        return warm * (1 - (1 - self.final_lr_share) * min(progress, 1.0))
+
+
+@dataclass
+class Adam(Step):
+    """AdamW (Loshchilov & Hutter 2019) with gradient clipping."""
+
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.0
@@ -53,11 +65,5 @@ class Adam(Step):
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, foreach=True)
 
-    def lr_factor(self, update: int, progress: float) -> float:
-        """What multiplies every learning rate at this update (from 0), `progress` of the budget used."""
-        warm = min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else 1.0
-        return warm * (1 - (1 - self.final_lr_share) * min(progress, 1.0))
-
     def __call__(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Takes one step on the gradients that are there; returns their norm."""
         return clipped_step(optimizer, self.max_gradient_norm)

@@ -66,11 +66,9 @@ def make_experience(
     mask = sequences.mask
     passes = evaluate(learner, sequences, temperature, micro_batch)
     rewards = place(scores.total, mask, rollout.group_size)
-    rewards = with_kl_reward(
-        algorithm, rewards, learner.betas.reference, passes.logprobs, passes.reference_logprobs
-    )
+    rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, passes.logprobs, passes.reference_logprobs)
     advantages, returns = advantages_and_returns(algorithm, rewards, passes.values)
-    statistics = {
+    statistics: dict[str, Tensor | float] = {
         "policy/entropy": masked_mean(passes.entropy, mask),
         "rollout/sampler_mismatch": masked_mean((passes.logprobs - rollout.sampler_logprobs).abs(), mask),
         "advantage/mean": masked_mean(advantages, mask),

@@ -60,7 +60,8 @@ class Learner:
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that stays in memory between phases: weights, buffers, optimiser state."""
-        for module in (self.actor.network, self.reference and self.reference.network, self.critic, self.head):
+        reference = self.reference.network if self.reference else None
+        for module in (self.actor.network, reference, self.critic, self.head):
             if module is not None:
                 yield from module.parameters()
                 yield from module.buffers()
@@ -74,11 +75,13 @@ def make_learner(algorithm: Algorithm, actor: Policy, keep_reference: bool, seed
     spec, step = algorithm.critic, algorithm.step
     reference = frozen_copy(actor) if keep_reference or algorithm.kl_to_reference.needs_reference else None
     critic: Critic | None = None
+    critic_optimizer: torch.optim.Optimizer | None = None
     head: ValueHead | None = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(spec, Separate):
             critic = Critic(actor, spec.head_std).to(actor.device)
+            critic_optimizer = step.optimizer(critic.parameters(), spec.lr)
         elif isinstance(spec, Shared):
             head = value_head(actor, spec.head_std).to(actor.device)
     actor_parameters = [*actor.network.parameters(), *(head.parameters() if head else ())]
@@ -89,7 +92,7 @@ def make_learner(algorithm: Algorithm, actor: Policy, keep_reference: bool, seed
         critic=critic,
         head=head,
         actor_optimizer=step.optimizer(actor_parameters, step.lr),
-        critic_optimizer=step.optimizer(critic.parameters(), spec.lr) if critic else None,
+        critic_optimizer=critic_optimizer,
         betas=Betas.of(algorithm),
     )
     for optimizer in filter(None, (learner.actor_optimizer, learner.critic_optimizer)):

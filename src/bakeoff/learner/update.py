@@ -10,7 +10,7 @@ from torch import Tensor
 from bakeoff.algorithm.critic import Separate, Shared
 from bakeoff.algorithm.loss import policy_loss, value_loss
 from bakeoff.algorithm.step import clipped_step
-from bakeoff.batch import Experience, Sequences, masked_mean, split
+from bakeoff.batch import Experience, masked_mean, split
 from bakeoff.learner.experience import kl_statistics
 from bakeoff.learner.state import Learner, value_spec
 from bakeoff.measure.phase import Phases
@@ -42,7 +42,7 @@ def update(
                 with phases("actor_update"):
                     actor_gradient(learner, minibatch, temperature, max_tokens, micro_batch, collected)
                     collected["policy/gradient_norm"].append(step(learner.actor_optimizer))
-            if learner.critic is not None and learner.critic_optimizer is not None:
+            if isinstance(spec, Separate) and learner.critic_optimizer is not None:
                 with phases("critic_update"):
                     critic_gradient(learner, minibatch, micro_batch, collected)
                     norm = clipped_step(learner.critic_optimizer, spec.max_gradient_norm)
@@ -118,15 +118,19 @@ def critic_gradient(
 
 def _value_loss(learner: Learner, part: Experience, values: Tensor, tokens: Tensor) -> Tensor:
     spec = value_spec(learner)
-    assert spec is not None and part.values is not None and part.returns is not None
+    assert spec is not None
+    assert part.values is not None
+    assert part.returns is not None
     return value_loss(spec, values, part.values, part.returns, part.sequences.mask, tokens)
 
 
 @torch.no_grad()
 def measure_step(
-    learner: Learner, sequences: Sequences, behaviour: Tensor, temperature: float, micro_batch: int
+    learner: Learner, experience: Experience, count: int, temperature: float, micro_batch: int
 ) -> dict[str, float]:
-    """KL(π_old‖π_θ) after the update, from the samples of π_old: what the adaptive penalty reads."""
+    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all): what adaptive β reads."""
+    rows = torch.arange(len(experience), device=experience.behaviour_logprobs.device)[: count or None]
+    sequences, behaviour = experience.sequences[rows], experience.behaviour_logprobs[rows]
     parts = [
         token_logprobs(completion_logits(learner.actor, part, temperature), part.completion_ids)
         for rows in split(torch.arange(len(sequences), device=sequences.ids.device), micro_batch)

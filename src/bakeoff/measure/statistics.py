@@ -14,14 +14,20 @@ METRICS: dict[str, tuple[str, str]] = {
     "length/mean": ("tokens", "mean completion length, EOS included"),
     "length/max": ("tokens", "longest completion of the rollout"),
     "length/eos_share": ("share", "completions that end with EOS within the budget"),
-    "rollout/sampler_mismatch": ("nats", "mean |log π| difference between the sampler's and the training forward"),
+    "rollout/sampler_mismatch": (
+        "nats",
+        "mean absolute difference of log π, sampler against training forward",
+    ),
     "policy/entropy": ("nats/token", "mean entropy of π_old over the vocabulary, at the sampling temperature"),
     "policy/loss": ("–", "loss that the actor minimises, mean over minibatches"),
     "policy/ratio_mean": ("–", "mean ratio, over minibatches"),
     "policy/ratio_max": ("–", "largest ratio of the update"),
     "policy/clip_fraction": ("share", "tokens whose surrogate is flat because of the clip, mean over minibatches"),
-    "policy/first_ratio_error": ("–", "largest |ratio − 1| in the first minibatch after the rollout; 0 up to rounding"),
-    "policy/first_clip_fraction": ("share", "clip fraction of the first minibatch after the rollout; 0"),
+    "policy/first_ratio_error": (
+        "–",
+        "largest distance of the ratio from one in a rollout's first minibatch; 0",
+    ),
+    "policy/first_clip_fraction": ("share", "clip fraction of a rollout's first minibatch; 0"),
     "policy/gradient_norm": ("–", "norm of the actor's gradient before clipping, mean over minibatches"),
     "policy/lr": ("–", "learning rate of the actor"),
     "advantage/mean": ("–", "mean advantage over tokens, after scaling"),
@@ -33,7 +39,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "kl/reference_exact_per_token": ("nats/token", "KL(π_old‖π_ref) over the whole vocabulary, mean over tokens"),
     "kl/reference_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_ref), mean over tokens"),
     "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
-    "kl/behaviour_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_θ) after the update"),
+    "kl/behaviour_k*_per_token": (
+        "nats/token",
+        "estimator k1, k2 or k3 of KL(π_old‖π_θ) after the update, over measure.kl_sequences",
+    ),
     "kl/behaviour_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
     "kl/beta_reference": ("–", "coefficient of the KL to the reference in this update"),
     "kl/beta_behaviour": ("–", "coefficient of the KL to the behaviour policy in this update"),
@@ -47,6 +56,19 @@ METRICS: dict[str, tuple[str, str]] = {
     "time/*": ("s", "time in one phase of this step"),
     "memory/*_mb": ("MB", "peak of live tensor bytes in a phase (CUDA: of the allocator), 10⁶ bytes"),
 }
+
+
+def metrics_table() -> str:
+    """docs/metrics.md."""
+    head = """# Metrics
+
+Every run logs these, under these names, once an update (`eval/*` where it evaluates). `*` stands for a phase or a
+reward function; `critic/*` exists where there is a critic. `make docs` writes this page from `measure/statistics.py`.
+
+| metric | unit | what it is |
+|---|---|---|
+"""
+    return head + "".join(f"| `{name}` | {unit} | {text} |\n" for name, (unit, text) in METRICS.items())
 
 
 def rollout_statistics(rollout: Rollout, scores: Scores) -> dict[str, float]:
@@ -69,3 +91,7 @@ def rollout_statistics(rollout: Rollout, scores: Scores) -> dict[str, float]:
 def peak_megabytes(peak_bytes: dict[str, int]) -> dict[str, float]:
     """Peak bytes by phase as metrics in MB."""
     return {f"memory/{phase}_mb": size / 1e6 for phase, size in peak_bytes.items()}
+
+
+if __name__ == "__main__":
+    print(metrics_table(), end="")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from omegaconf import MISSING
+
 from bakeoff.errors import UserError
 
 
@@ -29,7 +31,7 @@ class Model:
     gradient_checkpointing   recompute activations in the backward pass
     """
 
-    name: str = "scratch"
+    name: str = MISSING
     architecture: dict[str, Any] = field(default_factory=dict)
     characters: str = ""
     precision: Precision = Precision.float32

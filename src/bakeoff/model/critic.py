@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bakeoff.model.load import Policy
 
@@ -29,8 +30,8 @@ class Critic(nn.Module):
 
     def __init__(self, policy: Policy, head_std: float) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(policy.network.base_model)
-        self.head = value_head(policy, head_std)
+        self.backbone: PreTrainedModel = copy.deepcopy(policy.network.base_model)
+        self.head: ValueHead = value_head(policy, head_std)
 
 
 def value_head(policy: Policy, std: float) -> ValueHead:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,32 +28,29 @@ def logits_and_values(
 def _logits_and_hidden(
     policy: Policy, sequences: Sequences, temperature: float, hidden: bool
 ) -> tuple[Tensor, Tensor | None]:
-    keep = sequences.mask.shape[1] + 1
+    keep = sequences.mask.shape[1]
     with policy.autocast():
-        out = policy.network(
-            input_ids=sequences.ids,
-            attention_mask=sequences.attention,
-            position_ids=sequences.positions,
-            logits_to_keep=keep,
-            output_hidden_states=hidden,
-            use_cache=False,
-        )
-    logits = out.logits[:, :-1].float() / temperature
-    return logits, out.hidden_states[-1][:, -keep:-1].float() if hidden else None
+        out = policy.network(**_inputs(sequences), logits_to_keep=keep, output_hidden_states=hidden)
+    logits = out.logits.float() / temperature
+    return logits, out.hidden_states[-1][:, -keep:].float() if hidden else None
 
 
 def completion_values(policy: Policy, critic: Critic, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
-    keep = sequences.mask.shape[1] + 1
     with policy.autocast():
-        out = critic.backbone(
-            input_ids=sequences.ids,
-            attention_mask=sequences.attention,
-            position_ids=sequences.positions,
-            use_cache=False,
-        )
-    values: Tensor = critic.head(out.last_hidden_state[:, -keep:-1].float())
+        out = critic.backbone(**_inputs(sequences))
+    values: Tensor = critic.head(out.last_hidden_state[:, -sequences.mask.shape[1] :].float())
     return values
+
+
+def _inputs(sequences: Sequences) -> dict[str, Any]:
+    """All tokens but the last, which predicts nothing: position t of the result belongs to token t + 1."""
+    return {
+        "input_ids": sequences.ids[:, :-1],
+        "attention_mask": sequences.attention[:, :-1],
+        "position_ids": sequences.positions[:, :-1],
+        "use_cache": False,
+    }
 
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:

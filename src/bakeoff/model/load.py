@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -33,14 +34,15 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 class Policy:
     """A causal LM with its tokenizer, as rollout and learner use them."""
 
-    network: nn.Module
+    network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
     chat: bool
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     @property
     def eos_ids(self) -> torch.Tensor:

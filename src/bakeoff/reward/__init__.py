@@ -66,7 +66,7 @@ def load(name: str) -> Callable[..., Sequence[float]]:
     """The function at an import path; raises UserError where there is none."""
     module, _, attribute = name.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function: Callable[..., Sequence[float]] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"reward.functions names {name!r}, which cannot be imported ({error}); it must be `verifier` or "

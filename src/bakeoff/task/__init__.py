@@ -65,7 +65,8 @@ class Task:
 
     def _reserve(self) -> tuple[list[Example], list[Example], set[str]]:
         if self._reserved is None:
-            rng, found = Random("heldout"), {}
+            rng = Random("heldout")
+            found: dict[str, Example] = {}
             wanted = self.heldout + self.shots
             for _ in range(100 * wanted + 10_000):
                 if len(found) == wanted:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from omegaconf import MISSING
+
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.task import Task
@@ -16,7 +18,7 @@ from bakeoff.task import Task
 class Jsonl(Task):
     """path: the file; demonstrate: whether the answers may be imitated in supervised fine-tuning."""
 
-    path: str = ""
+    path: str = MISSING
     demonstrate: bool = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,49 @@
+# Every target sets up .venv first where it is missing or older than the lock.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: bakeoff report ui test lint check bench smollm2 docs lock clean
+
+bakeoff: $(READY)  ## the headline study, its table and its report
+	$(BIN)/bakeoff sweeps=methods
+	$(BIN)/bakeoff-report methods
+
+report: $(READY)  ## the headline report again, from the store alone
+	$(BIN)/bakeoff-report methods
+
+ui: $(READY)  ## the MLflow UI on the store of this folder
+	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+bench: $(READY)  ## seconds of an update by phase, on fixed work
+	$(BIN)/python -m bakeoff.bench
+
+smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
+	$(BIN)/python -m bakeoff.model.fetch
+
+docs: $(READY)  ## docs/metrics.md, from the code
+	$(BIN)/python -m bakeoff.measure.statistics > docs/metrics.md
+
+lock: $(READY)  ## write the lock from what is installed
+	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up $(VENV): about two minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

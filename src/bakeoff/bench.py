@@ -1,0 +1,68 @@
+"""Seconds of an update by phase, on fixed work: the base that a speed-up is measured against."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import hydra
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bakeoff.config import register, to_config
+from bakeoff.learner.sft import starting_policy
+from bakeoff.learner.state import make_learner
+from bakeoff.measure.phase import TRAINING, Phases
+from bakeoff.model.load import encode
+from bakeoff.paths import CONF
+from bakeoff.progress import RunProgress
+from bakeoff.run import Run, step
+from bakeoff.tracking import start_run
+
+METHODS = ("grpo", "ppo", "ppo_kl")
+UPDATES, WARM_UP = 20, 3
+
+
+def seconds(method: str, folder: Path) -> dict[str, float]:
+    """Median seconds of each phase over some updates of sort-10 on `tiny`, one thread."""
+    overrides = [f"algorithm={method}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = to_config(hydra.compose("config", overrides=overrides))
+    actor = starting_policy(config, torch.device("cpu"), lambda message: None)
+    run = Run(
+        config=config,
+        folder=folder,
+        learner=make_learner(config.algorithm, actor, keep_reference=True, seed=0),
+        heldout=encode(actor, config.task.heldout_examples(), []),
+        phases=Phases(torch.device("cpu")),
+        tracker=start_run(config.tracking, method, {}),
+        progress=RunProgress(folder, method, quiet=True),
+        identity={},
+    )
+    rows = []
+    for _ in range(WARM_UP + UPDATES):
+        metrics, _, _ = step(run)
+        rows.append({name.removeprefix("time/"): value for name, value in metrics.items() if name.startswith("time/")})
+    return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in (*TRAINING, "measure")}
+
+
+def main() -> None:
+    """Prints a row a method."""
+    register()
+    torch.set_num_threads(1)
+    table = Table(title=f"median seconds of an update, {UPDATES} updates, one thread, sort-10 on tiny", box=None)
+    columns = (*TRAINING, "measure")
+    for column in ("method", *columns, "training"):
+        table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
+    with tempfile.TemporaryDirectory() as folder:
+        for method in METHODS:
+            row = seconds(method, Path(folder))
+            cells = [f"{row[phase]:.3f}" for phase in columns]
+            table.add_row(method, *cells, f"{sum(row[phase] for phase in TRAINING):.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

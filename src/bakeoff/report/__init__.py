@@ -1,0 +1,1 @@
+"""Reports from the MLflow store alone: frames, statistics, figures, and the page that shows them."""

@@ -1,0 +1,57 @@
+"""A notebook, executed, as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+from bakeoff.errors import UserError
+from bakeoff.paths import ANALYSIS
+
+PARAMETERS = "parameters"  # the tag of the cell that `parameters` are set after
+
+
+def execute(notebook: Path, parameters: dict[str, Any], show: Callable[[str], None]) -> Any:
+    """Runs a notebook with values for its parameters; returns it with outputs, raises UserError where it fails."""
+    book = nbformat.read(notebook, as_version=4)
+    lines = [f"{name} = {value!r}" for name, value in parameters.items()]
+    at = next((i for i, c in enumerate(book.cells) if PARAMETERS in c.metadata.get("tags", [])), -1)
+    book.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}})
+    client.on_cell_start = lambda cell, cell_index: show(f"cell {cell_index + 1} of {len(book.cells)}")
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        last = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
+        raise UserError(f"analysis/{notebook.name} failed: {last}") from error
+    return book
+
+
+def to_html(book: Any, title: str) -> str:
+    """The page: outputs and text without code, images inside, no reference to any server."""
+    exporter = HTMLExporter(
+        template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.mermaid_js_url = ""
+    book.metadata["title"] = title
+    body: str = exporter.from_notebook_node(book)[0]
+    body = re.sub(
+        r'<script[^>]*src="(?:https?:)?//[^"]*"[^>]*>\s*</script>|<script[^>]*src=""[^>]*>\s*</script>', "", body
+    )
+    return re.sub(r'<script type="module">.*?</script>', "", body, flags=re.DOTALL)
+
+
+def notebook_of(name: str) -> Path:
+    """The notebook that reports a study; raises UserError that lists what there is."""
+    path = ANALYSIS / f"{name}.ipynb"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in ANALYSIS.glob("*.ipynb")))
+        raise UserError(f"the study is {name!r}, for which analysis/ has no notebook; it may be {known}.")
+    return path

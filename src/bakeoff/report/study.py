@@ -1,0 +1,96 @@
+"""A study as frames: its runs, what was logged, and what makes its arms comparable or not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bakeoff.config import NOT_OF_THE_ARM, Tracking
+from bakeoff.report import store
+
+TRACKING_URI = "sqlite:///mlflow.db"
+MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "evaluation")
+
+
+@dataclass
+class Study:
+    """A sweep as read from the store.
+
+    runs      a row a run: run, arm, algorithm, seed, status and the other tags
+    params    run, key, value
+    metrics   run, metric, step, value, and the run's arm name and seed
+    """
+
+    name: str
+    question: str
+    run_id: str
+    tracking: Tracking
+    runs: pd.DataFrame
+    params: pd.DataFrame
+    metrics: pd.DataFrame
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms, in the order in which the sweep names them."""
+        return list(dict.fromkeys(self.runs["name"]))
+
+
+def default_tracking() -> Tracking:
+    """The store that MLFLOW_TRACKING_URI names, or mlflow.db in this folder."""
+    return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI))
+
+
+def load_study(name: str, tracking: Tracking | None = None) -> Study:
+    """Reads the newest sweep of a study; raises UserError where there is none."""
+    tracking = tracking or default_tracking()
+    parent = store.find_sweep(tracking, name)
+    children = store.children(tracking, parent)
+    runs = store.runs_frame(children)
+    params = store.params_frame(children)
+    runs["name"] = arm_names(runs)
+    metrics = store.metrics_frame(tracking, children).merge(runs[["run", "name", "seed"]], on="run")
+    question = parent.data.tags.get("question", "")
+    return Study(name, question, parent.info.run_id, tracking, runs, params, metrics)
+
+
+def arm_names(runs: pd.DataFrame) -> pd.Series:
+    """The algorithm's name, with the arm's hash where two arms share an algorithm."""
+    shared = runs.groupby("algorithm")["arm"].transform("nunique") > 1
+    return runs["algorithm"].where(~shared, runs["algorithm"] + " " + runs["arm"].str[:4])
+
+
+def mismatches(study: Study) -> list[str]:
+    """Sentences that name what differs between arms and must not, and what is missing; empty if all is matched."""
+    found = []
+    by_name = study.runs.set_index("run")["name"]
+    shared = study.params[study.params["key"].str.split(".").str[0].isin(MUST_MATCH)]
+    for key, rows in shared.groupby(shared["key"].astype(str)):
+        if rows["value"].nunique() > 1:
+            values = rows.assign(name=rows["run"].map(by_name)).groupby("name")["value"].agg(lambda v: "/".join(set(v)))
+            found.append(f"{key} differs: " + ", ".join(f"{n!s} has {value}" for n, value in values.items()))
+    if study.runs["start"].nunique() > 1:
+        found.append("the arms start from different weights")
+    seeds = {name: set(rows["seed"]) for name, rows in study.runs.groupby("name")}
+    everyone = set.union(*seeds.values())
+    for name, own in seeds.items():
+        if own != everyone:
+            missing = ", ".join(map(str, sorted(everyone - own)))
+            found.append(f"{name!s} has no run with seed {missing}")
+    for _, run in study.runs[study.runs["status"] != "FINISHED"].iterrows():
+        found.append(f"{run['name']} seed {run['seed']} is {run['status']}: {run.get('failure') or 'no reason given'}")
+    for name, rows in study.runs.groupby("name"):
+        if (rows["tuned"] == "untuned").any():
+            found.append(f"{name!s} was not tuned for this task")
+    return found
+
+
+def config_diff(study: Study) -> pd.DataFrame:
+    """A row for each parameter that differs between arms (but for the seed), a column an arm."""
+    names = study.runs.set_index("run")["name"]
+    params = study.params.assign(name=study.params["run"].map(names))
+    params = params[~params["key"].str.split(".").str[0].isin(NOT_OF_THE_ARM) & ~params["key"].str.endswith("_option_")]
+    wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first")[study.arms]
+    differs = wide.fillna("–").nunique(axis=1) > 1
+    return wide[differs].fillna("–").sort_index()

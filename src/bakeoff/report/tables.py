@@ -1,0 +1,102 @@
+"""The tables of a report, as tidy frames."""
+
+from __future__ import annotations
+
+import itertools
+
+import pandas as pd
+
+from bakeoff.measure.phase import TRAINING
+from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.study import Study
+
+ACCURACY = "eval/greedy_accuracy"
+
+
+def final(study: Study, metric: str) -> pd.DataFrame:
+    """The last value of a metric in each run: columns name, seed, value."""
+    rows = study.metrics[study.metrics["metric"] == metric].sort_values("step")
+    return rows.groupby(["name", "seed"], sort=False).tail(1)[["name", "seed", "value"]]
+
+
+def first(study: Study, metric: str) -> pd.DataFrame:
+    """The first value of a metric in each run: columns name, seed, value."""
+    rows = study.metrics[study.metrics["metric"] == metric].sort_values("step")
+    return rows.groupby(["name", "seed"], sort=False).head(1)[["name", "seed", "value"]]
+
+
+def by_seed(study: Study, metric: str, name: str) -> pd.Series:
+    """The final values of one arm, indexed by seed."""
+    rows = final(study, metric)
+    return rows[rows["name"] == name].set_index("seed")["value"]
+
+
+def comparison(study: Study) -> pd.DataFrame:
+    """A row an arm: seeds, accuracies with their 95 % intervals, KL, training time and peak memory."""
+    peak = study.metrics[study.metrics["metric"].str.startswith("memory/")]
+    rows = []
+    for name in study.arms:
+        greedy, low, high = mean_interval(by_seed(study, ACCURACY, name))
+        rows.append(
+            {
+                "method": name,
+                "seeds": len(by_seed(study, ACCURACY, name)),
+                "start": first(study, ACCURACY).query("name == @name")["value"].mean(),
+                "held-out greedy": greedy,
+                "low": low,
+                "high": high,
+                "held-out sampled": by_seed(study, "eval/sampled_accuracy", name).mean(),
+                "KL to reference (nats/sequence)": by_seed(study, "kl/reference_k3_per_sequence", name).mean(),
+                "training time (s)": by_seed(study, "progress/seconds", name).mean(),
+                "peak memory (MB)": peak[peak["name"] == name]["value"].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def differences(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
+    """A row for each pair of arms: paired difference of a final metric over seeds, with its 95 % interval."""
+    rows = []
+    for a, b in itertools.combinations(study.arms, 2):
+        mean, low, high = paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
+        verdict = "tie" if not (low > 0 or high < 0) else f"{a if mean > 0 else b} higher"
+        rows.append({"a": a, "b": b, "a − b": mean, "low": low, "high": high, "at 95 %": verdict})
+    return pd.DataFrame(rows)
+
+
+def phases(study: Study, prefix: str) -> pd.DataFrame:
+    """Mean over steps and seeds of `time/*` or `memory/*`: a row a phase, a column an arm."""
+    rows = study.metrics[study.metrics["metric"].str.startswith(f"{prefix}/")].copy()
+    rows["phase"] = rows["metric"].str.removeprefix(f"{prefix}/").str.removesuffix("_mb")
+    wide = rows.pivot_table(index="phase", columns="name", values="value", aggfunc="mean")
+    order = [phase for phase in (*TRAINING, "measure") if phase in wide.index]
+    return wide.loc[order, study.arms]
+
+
+def verdict(study: Study) -> str:
+    """What the final held-out accuracies show, and what they do not, in sentences."""
+    table, pairs = comparison(study), differences(study)
+    best = table.sort_values("held-out greedy")["method"].iloc[-1]
+    seeds = int(table["seeds"].min())
+    decided = pairs[pairs["at 95 %"] != "tie"]
+    scores = ", ".join(f"{row['method']} {row['held-out greedy']:.3f}" for _, row in table.iterrows())
+    text = f"Final held-out greedy accuracy, mean over {seeds} seeds: {scores}. "
+    if decided.empty:
+        text += (
+            f"No pair of methods is told apart at 95 % by a paired interval over {seeds} seeds: on this task, at this "
+            "budget, they tie. "
+        )
+    else:
+        named = "; ".join(
+            f"{r['at 95 %']} ({r['a']} − {r['b']} = {r['a − b']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}])"
+            for _, r in decided.iterrows()
+        )
+        tied = len(pairs) - len(decided)
+        text += f"Told apart at 95 %: {named}. " + (f"The other {tied} of {len(pairs)} pairs tie. " if tied else "")
+    times = table.set_index("method")["training time (s)"]
+    text += (
+        f"The cheapest in training time is {times.idxmin()} ({times.min():.0f} s), the dearest {times.idxmax()} "
+        f"({times.max():.0f} s). These data speak of one task, one model and {seeds} seeds; they say nothing about "
+        f"other models, longer training or other hyper-parameters, and that {best} has the highest mean is no ranking."
+    )
+    return text

@@ -1,0 +1,66 @@
+"""Fixtures that most tests share: composed configurations, a tiny policy, and a cache of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from bakeoff.config import Config, register, to_config
+from bakeoff.model.load import Policy, build
+from bakeoff.paths import CONF
+
+register()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of supervised starts for the whole session, away from the user's."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cache_in_environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BAKEOFF_CACHE", str(cache))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def compose(*overrides: str) -> Config:
+    """The checked configuration of a command line."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_config(hydra.compose("config", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Policy:
+    """The tiny model with random weights; tests do not train it."""
+    policy = build(compose().model, seed=3)
+    policy.network.eval()
+    return policy
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `bakeoff …` as a user would, in an empty folder; `module` names another command."""
+
+    def run(*arguments: str, module: str = "bakeoff", cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "BAKEOFF_CACHE": str(cache), "COLUMNS": "160"}
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,156 @@
+"""One run, as a user starts it: what it tracks, what it saves, and how it survives kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bakeoff.config import Tracking
+from bakeoff.measure.statistics import METRICS
+from bakeoff.report import store
+
+SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
+METHODS = ["ppo", "ppo_kl", "grpo"]
+
+
+def tracking(folder: Path) -> Tracking:
+    return Tracking(uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def only_run(folder: Path):
+    client = MlflowClient(tracking_uri=tracking(folder).uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("bakeoff").experiment_id])
+    return run
+
+
+def history(folder: Path) -> pd.Series:
+    """Every metric that is a function of the configuration: not time, speed or memory."""
+    frame = store.metrics_frame(tracking(folder), [only_run(folder)])
+    frame = frame[~frame["metric"].str.startswith(("time/", "speed/", "memory/", "progress/seconds"))]
+    return frame.set_index(["metric", "step"])["value"].sort_index()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """A folder for each method in which `bakeoff algorithm=…` has run six updates."""
+    folders = {}
+    for name in METHODS:
+        folders[name] = tmp_path_factory.mktemp(name)
+        arguments = [f"algorithm={name}", *SHORT, "budget={unit: updates, limit: 6}", "hydra.run.dir=out", "seed=3"]
+        subprocess.run(
+            [sys.executable, "-m", "bakeoff", *arguments],
+            cwd=folders[name],
+            env={**os.environ, "BAKEOFF_CACHE": str(cache)},
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+    return folders
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_is_tracked_whole(finished, name):
+    run = only_run(finished[name])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["algorithm"] == name
+    assert {"arm", "start", "seed", "task", "model", "commit", "device", "tuned"} <= set(run.data.tags)
+    assert run.data.params["choice/algorithm/kl_to_behaviour"] == ("adaptive_penalty" if name == "ppo_kl" else "none")
+    assert run.data.params["rollout.group_size"] == "4"
+    table = store.completions_frame(tracking(finished[name]), run.info.run_id)
+    assert len(table) == 4
+    assert table["prompt"].str.fullmatch(r"\d{10}=").all()
+
+
+def test_metrics_are_the_documented_ones_and_the_same_for_every_method(finished):
+    names = {name: set(only_run(folder).data.metrics) for name, folder in finished.items()}
+    patterns = [name.replace("*", "") if name.endswith("*") else name for name in METRICS]
+    for found in names.values():
+        for metric in found:
+            assert any(_matches(metric, pattern) for pattern in METRICS), f"{metric} is not documented in {patterns}"
+    without_critic = {m for m in names["ppo"] if "critic" not in m}
+    assert {m for m in names["grpo"] if "critic" not in m} == without_critic
+    assert names["ppo"] == names["ppo_kl"]
+
+
+def _matches(metric: str, pattern: str) -> bool:
+    head, star, tail = pattern.partition("*")
+    return metric.startswith(head) and metric.endswith(tail) if star else metric == pattern
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_identical_runs_are_identical(finished, name, command):
+    """Six updates, counted: sequences, evaluation at start and end, ratio one at first."""
+    metrics = history(finished[name])
+    assert metrics["progress/sequences"].tolist() == [16.0 * n for n in range(1, 7)]
+    assert metrics["eval/greedy_accuracy"].index.tolist() == [0, 2, 4, 6]
+    assert metrics["policy/first_ratio_error"].max() < 1e-5
+    assert metrics["policy/first_clip_fraction"].max() == 0
+    assert metrics["kl/reference_exact_per_token"].iloc[0] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_saved_actor_opens_in_transformers(finished):
+    folder = finished["grpo"] / "out" / "actor"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("4829103758=", return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 11)
+    assert torch.isfinite(model(ids).logits).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path, cache, command):
+    arguments = [f"algorithm={name}", *SHORT, "budget={unit: updates, limit: 6}", "hydra.run.dir=out", "seed=3"]
+    environment = {**os.environ, "BAKEOFF_CACHE": str(cache)}
+    # A checkpoint every second update, and a reward that stops the process dead in the fifth.
+    killer = tmp_path / "killer.py"
+    killer.write_text(
+        "import os, signal, bakeoff.run as run\n"
+        "step = run.step\n"
+        "def dying(r):\n"
+        "    if r.learner.counters.updates == 4 and not os.path.exists('died'):\n"
+        "        open('died', 'w').close(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(r)\n"
+        "run.step = dying\n"
+        "from bakeoff.__main__ import main\n"
+        "main()\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, str(killer), *arguments, "checkpoint.every=3"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert only_run(tmp_path).info.status == "RUNNING"
+    resumed = command("resume=out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from update 3" in resumed.stdout
+    assert only_run(tmp_path).info.status == "FINISHED"
+    pd.testing.assert_series_equal(history(tmp_path), history(finished[name]), check_exact=True)
+
+
+def test_sigterm_ends_the_run_as_killed(tmp_path, cache):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bakeoff", *SHORT, "budget.limit=1000000", "hydra.run.dir=out"],
+        cwd=tmp_path,
+        env={**os.environ, "BAKEOFF_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    progress = tmp_path / "out" / "progress.json"
+    for _ in range(600):
+        if progress.is_file() and json.loads(progress.read_text()).get("update", 0) >= 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert only_run(tmp_path).info.status == "KILLED"
+    assert json.loads(progress.read_text())["state"] == "killed"

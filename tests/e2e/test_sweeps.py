@@ -1,0 +1,112 @@
+"""Sweeps, reports, help and errors, as a user meets them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from mlflow import MlflowClient
+
+from bakeoff.__main__ import main
+
+SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
+
+
+def runs_in(folder: Path):
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return client, client.search_runs([client.get_experiment_by_name("bakeoff").experiment_id])
+
+
+def test_a_sweep_and_its_report(command, tmp_path):
+    arguments = [*SHORT, "budget={unit: updates, limit: 2}", "hydra.sweep.dir=sweep"]
+    ran = command("sweeps=methods", "seed=1,2", *arguments)
+    assert ran.returncode == 0, ran.stderr
+    assert "6 jobs" in ran.stdout
+    client, runs = runs_in(tmp_path)
+    (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 6
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len({run.data.tags["start"] for run in children}) == 1, "all start from the same weights"
+    assert len({run.data.tags["arm"] for run in children}) == 3
+
+    reported = command("methods", module="bakeoff.report")
+    assert reported.returncode == 0, reported.stderr
+    assert "held-out greedy" in reported.stdout
+    page = (tmp_path / "reports" / "methods.html").read_text()
+    assert page.count("image/svg+xml") >= 8
+    assert "Traceback" not in page
+    assert 'src="http' not in page, "the page needs nothing beside it"
+    assert [f.path for f in client.list_artifacts(parent.info.run_id, "report")] == ["report/methods.html"]
+
+
+def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
+    (tmp_path / "bad.py").write_text("def f(**_):\n    raise OSError('no judge')\n")
+    choices = "reward.functions={bad.f: 1},{verifier: 2}"
+    launcher = ["hydra/launcher=basic", "algorithm=grpo", "budget={unit: updates, limit: 2}", "hydra.sweep.dir=sweep"]
+    ran = command("--multirun", choices, *SHORT, *launcher)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "bad.f raised OSError: no judge" in ran.stderr
+    assert "1 of 2 jobs did not finish" in ran.stderr
+    assert "hydra.sweep.dir=sweep goes on with them" in ran.stderr
+    _, runs = runs_in(tmp_path)
+    children = {run.data.params["reward.functions.verifier"]: run for run in runs if run.data.params}
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED"], "job, sweep, job"
+    assert children["2"].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["algoritm=ppo"], ["algoritm"]),
+        (["algorithm=gppo"], ["algorithm=gppo", "ppo_kl"]),
+        (["algorithm.step.lrr=1"], ["lrr"]),
+        (["task.digits=ten"], ["ten", "task.digits"]),
+        (["sweeps=typo"], ["sweeps=typo", "methods"]),
+        (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
+        (["algorithm.step.minibatches=999"], ["algorithm.step.minibatches is 999", "at most"]),
+        (["model=hf", "model.name=/no/such/model"], ["model.name is '/no/such/model'"]),
+        (["model=hf"], ["model.name"]),
+        (["tracking.uri=sqlite:////proc/no/mlflow.db", *SHORT], ["tracking.uri", "cannot be written"]),
+        (["reward=function", "+reward.functions={no.such: 1}"], ["reward.functions names 'no.such'"]),
+        (["sweeps=methods", "algorithm.step.minibatches=999"], ["algorithm.step.minibatches is 999"]),
+        (["resume=/no/such/run"], ["resume is '/no/such/run'"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_users_mistake_gets_one_sentence(arguments, words, monkeypatch, capsys, tmp_path):
+    """In this process, which has imported everything already: the same `main` that the command calls."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bakeoff", *arguments])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert ended.value.code == 2
+    assert len(told) == 1, told
+    assert told[0].startswith("bakeoff: ")
+    for word in words:
+        assert word in told[0]
+
+
+def test_a_mistake_ends_the_command_with_one_sentence(command):
+    result = command("rollout.group_size=1")
+    assert result.returncode == 2
+    assert result.stderr.startswith("bakeoff: rollout.group_size is 1")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_report_on_an_empty_store_says_what_fills_it(command):
+    result = command("methods", module="bakeoff.report")
+    assert result.returncode == 2
+    assert "bakeoff sweeps=methods" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_reads_well(command):
+    shown = command("--help")
+    assert shown.returncode == 0
+    for word in ("algorithm", "grpo, ppo, ppo_kl", "sweeps", "resume="):
+        assert word in shown.stdout

@@ -1,0 +1,54 @@
+"""Checkpoints: complete, atomic, the last few kept."""
+
+import pytest
+import torch
+
+from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run, save_checkpoint
+from bakeoff.learner.state import make_learner
+from bakeoff.model.load import build, weights_hash
+from tests.conftest import compose
+
+
+def learner_of(*overrides, seed=0):
+    config = compose(*overrides)
+    return make_learner(config.algorithm, build(config.model, seed), keep_reference=True, seed=seed)
+
+
+def one_step(learner, draw):
+    for optimizer in filter(None, (learner.actor_optimizer, learner.critic_optimizer)):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "overrides", [["algorithm=ppo"], ["algorithm=ppo", "algorithm/critic=shared", "tuned=none"], []]
+)
+def test_a_restored_learner_goes_on_identically(overrides, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    learner = learner_of(*overrides)
+    one_step(learner, draw)
+    learner.counters.updates, learner.counters.seconds, learner.betas.behaviour = 7, 1 / 3, 0.1
+    save_checkpoint(tmp_path, learner, {"arm": "a"}, keep=2)
+    other = learner_of(*overrides, seed=9)
+    load_checkpoint(checkpoints(tmp_path)[-1], other)
+    for each in (learner, other):
+        one_step(each, torch.Generator().manual_seed(1))
+    assert weights_hash(other.actor.network) == weights_hash(learner.actor.network)
+    assert (other.counters, other.betas) == (learner.counters, learner.betas)
+    if learner.critic is not None:
+        assert weights_hash(other.critic) == weights_hash(learner.critic)
+    if learner.head is not None:
+        assert weights_hash(other.head) == weights_hash(learner.head)
+
+
+def test_the_last_few_are_kept_and_partial_ones_are_not_seen(tmp_path):
+    learner = learner_of()
+    for updates in (5, 10, 15):
+        learner.counters.updates = updates
+        save_checkpoint(tmp_path, learner, {"seed": updates}, keep=2)
+    (tmp_path / ".update_000020.partial").mkdir()
+    (tmp_path / "update_000020").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["update_000010", "update_000015"]
+    assert read_run(checkpoints(tmp_path)[-1]) == {"seed": 15}

@@ -1,0 +1,112 @@
+"""The learner on the real path: micro-batches, the first minibatch, what trains and what does not."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+
+from bakeoff.learner.experience import explained_variance, make_experience
+from bakeoff.learner.state import make_learner
+from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update
+from bakeoff.measure.phase import Phases
+from bakeoff.model.load import build, encode, weights_hash
+from bakeoff.randomness import generator, stdlib_random
+from tests.conftest import compose
+
+CPU = torch.device("cpu")
+ARMS = [["algorithm=ppo"], ["algorithm=ppo_kl"], ["algorithm=grpo"], ["algorithm=ppo", "algorithm/critic=shared"]]
+
+
+def prepared(*overrides):
+    """A learner from random weights, and its first experience with rewards of 0 and 1."""
+    config = compose(*overrides, "tuned=none", "rollout.prompts=4", "rollout.group_size=4", "algorithm.step.lr=1e-3")
+    actor = build(config.model, seed=1)
+    actor.network.eval()
+    learner = make_learner(config.algorithm, actor, keep_reference=True, seed=0)
+    prompts = encode(actor, config.task.training_examples(4, stdlib_random(0, "p")), [])
+    sampler = config.rollout
+    sampler.temperature = 2.0
+    rollout = sampler(actor, prompts, 4, 11, generator(CPU, 0, "r"))
+    scores = config.reward(config.task, rollout)
+    scores.total = (torch.arange(16) % 3 == 0).float()
+    experience, statistics = make_experience(learner, rollout, scores, 2.0, 0)
+    return learner, experience, statistics
+
+
+def gradients(learner):
+    return [p.grad.clone() for g in learner.actor_optimizer.param_groups for p in g["params"]]
+
+
+@pytest.mark.parametrize("overrides", ARMS)
+def test_gradients_do_not_depend_on_the_micro_batch(overrides):
+    collected = {}
+    for size in (0, 1, 5):
+        learner, experience, _ = prepared(*overrides)
+        actor_gradient(learner, experience, 2.0, 11, size, defaultdict(list))
+        collected[size] = gradients(learner)
+        if learner.critic is not None:
+            critic_gradient(learner, experience, size, defaultdict(list))
+            collected[size] += [p.grad.clone() for p in learner.critic.parameters()]
+    assert any(g.abs().max() > 0 for g in collected[0])
+    for size in (1, 5):
+        for a, b in zip(collected[0], collected[size], strict=True):
+            assert torch.allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("overrides", ARMS)
+def test_the_first_minibatch_after_a_rollout_is_on_policy(overrides):
+    learner, experience, _ = prepared(*overrides)
+    statistics = update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    assert statistics["policy/first_ratio_error"] < 1e-5
+    assert statistics["policy/first_clip_fraction"] == 0
+    assert statistics["policy/ratio_max"] > 1, "later minibatches are not"
+    moved = measure_step(learner, experience, 8, 2.0, 0)
+    assert moved["kl/behaviour_k3_per_token"] > 0
+
+
+@pytest.mark.parametrize("overrides", ARMS)
+def test_what_trains_and_what_is_frozen(overrides):
+    learner, experience, _ = prepared(*overrides)
+    before = weights_hash(learner.actor.network), weights_hash(learner.reference.network)
+    critic = weights_hash(learner.critic) if learner.critic else ""
+    update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    assert weights_hash(learner.actor.network) != before[0]
+    assert weights_hash(learner.reference.network) == before[1]
+    if learner.critic:
+        assert weights_hash(learner.critic) != critic
+
+
+def test_the_start_is_the_reference_and_the_critic_says_zero():
+    _, experience, statistics = prepared("algorithm=ppo")
+    assert torch.equal(experience.behaviour_logprobs, experience.reference_logprobs)
+    assert experience.values.abs().max() == 0
+    assert statistics["kl/reference_exact_per_token"] == pytest.approx(0, abs=1e-9)
+    assert statistics["critic/explained_variance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_critic_warm_up_leaves_the_actor_alone():
+    learner, experience, _ = prepared("algorithm=ppo", "algorithm.critic.warmup_updates=1")
+    actor, critic = weights_hash(learner.actor.network), weights_hash(learner.critic)
+    update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    assert weights_hash(learner.actor.network) == actor
+    assert weights_hash(learner.critic) != critic
+    learner.counters.updates = 1
+    update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    assert weights_hash(learner.actor.network) != actor
+
+
+def test_explained_variance_by_hand():
+    """Returns 0, 1, 2, 3 (variance 1.25); residuals ±½ (variance 0.25): 1 − 0.2."""
+    returns = torch.tensor([[0.0, 1.0, 2.0, 3.0, 99.0]])
+    values = returns + torch.tensor([[0.5, -0.5, 0.5, -0.5, 7.0]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    assert explained_variance(values, returns, mask).item() == pytest.approx(0.8)
+    assert explained_variance(values, torch.ones(1, 5), mask).item() == 0
+
+
+def test_lr_schedule_by_hand():
+    step = compose("tuned=none", "algorithm.step.warmup_updates=4", "algorithm.step.final_lr_share=0.2").algorithm.step
+    assert step.lr_factor(0, 0.0) == pytest.approx(0.25)
+    assert step.lr_factor(3, 0.0) == pytest.approx(1.0)
+    assert step.lr_factor(50, 0.5) == pytest.approx(0.6)
+    assert step.lr_factor(99, 1.0) == pytest.approx(0.2)

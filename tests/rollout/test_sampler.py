@@ -1,0 +1,93 @@
+"""Sampling: padding, the cache, truncation and the end of completions change no probability."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from bakeoff.batch import Example
+from bakeoff.model.forward import completion_logits, token_logprobs
+from bakeoff.model.load import Policy, encode
+from bakeoff.rollout import Sampler, truncated
+
+
+def prompts_of(policy: Policy, *texts: str):
+    return encode(policy, [Example(text, "") for text in texts], [])
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_left_padded_prompts_give_the_logprobs_of_unpadded_ones(tiny):
+    texts = ["12=", "4829103758=", "7="]
+    together = Sampler()(tiny, prompts_of(tiny, *texts), 3, 8, draws())
+    logprobs = token_logprobs(completion_logits(tiny, together.sequences), together.sequences.completion_ids)
+    for index, text in enumerate(texts):
+        alone = prompts_of(tiny, text)
+        for row in range(3 * index, 3 * index + 3):
+            ids = together.sequences.completion_ids[row][together.sequences.mask[row]]
+            whole = torch.cat([alone.ids[0], ids])[None]
+            logits = tiny.network(input_ids=whole).logits[0, alone.ids.shape[1] - 1 : -1]
+            expected = logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
+            assert torch.allclose(logprobs[row][: len(ids)], expected, atol=1e-5)
+
+
+def test_sampler_logprobs_are_those_of_the_training_forward(tiny):
+    rollout = Sampler(temperature=0.7)(tiny, prompts_of(tiny, "12=", "4829103758="), 4, 8, draws())
+    logits = completion_logits(tiny, rollout.sequences, temperature=0.7)
+    expected = token_logprobs(logits, rollout.sequences.completion_ids)
+    mask = rollout.sequences.mask
+    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
+
+
+def test_greedy_agrees_with_transformers_generate(tiny):
+    prompts = prompts_of(tiny, "12=", "4829103758=", "99999=")
+    rollout = Sampler()(tiny, prompts, 1, 9, draws(), greedy=True)
+    config = GenerationConfig(
+        max_new_tokens=9,
+        do_sample=False,
+        pad_token_id=tiny.tokenizer.pad_token_id,
+        eos_token_id=tiny.tokenizer.eos_token_id,
+    )
+    expected = tiny.network.generate(
+        input_ids=prompts.ids, attention_mask=prompts.attention.long(), generation_config=config
+    )[:, prompts.ids.shape[1] :]
+    width = rollout.sequences.mask.shape[1]
+    assert torch.equal(rollout.sequences.completion_ids, expected[:, :width])
+
+
+def test_the_mask_ends_with_the_first_eos_and_text_ends_before_it(tiny):
+    rollout = Sampler(temperature=3.0)(tiny, prompts_of(tiny, "12=", "345="), 64, 12, draws())
+    eos = tiny.tokenizer.eos_token_id
+    assert rollout.ended.any()
+    assert not rollout.ended.all()
+    for ids, mask, ended, text in zip(
+        rollout.sequences.completion_ids, rollout.sequences.mask, rollout.ended, rollout.completions, strict=True
+    ):
+        kept = ids[mask].tolist()
+        assert (kept.count(eos) == 1 and kept[-1] == eos) if ended else (eos not in kept and len(kept) == 12)
+        assert text == tiny.tokenizer.decode(kept, skip_special_tokens=True).replace("<eos>", "")
+
+
+def test_groups_are_of_one_prompt_and_differ(tiny):
+    rollout = Sampler()(tiny, prompts_of(tiny, "12=", "345="), 5, 8, draws())
+    ids = rollout.sequences.ids[:, : -rollout.sequences.mask.shape[1]]
+    assert (ids[:5] == ids[0]).all()
+    assert (ids[5:] == ids[5]).all()
+    assert len(set(rollout.completions)) > 5
+
+
+def test_sampling_frequencies_are_the_policy(tiny):
+    """The first token's frequencies over 20 000 draws lie within four standard errors of its probabilities."""
+    prompts, count = prompts_of(tiny, "31="), 20_000
+    rollout = Sampler()(tiny, prompts, count, 1, draws())
+    frequencies = rollout.sequences.completion_ids[:, 0].bincount(minlength=19) / count
+    p = tiny.network(input_ids=prompts.ids).logits[0, -1].softmax(-1)
+    assert ((frequencies - p).abs() < 4 * (p * (1 - p) / count).sqrt() + 1e-4).all()
+
+
+def test_truncation_by_hand():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert truncated(logits, top_k=2, top_p=1.0).softmax(-1)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert truncated(logits, top_k=0, top_p=0.8).softmax(-1)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert truncated(logits, top_k=0, top_p=0.01).softmax(-1)[0].tolist() == pytest.approx([1, 0, 0, 0])

@@ -1,0 +1,103 @@
+"""Tasks: held-out prompts are fixed and never trained on; verifiers by hand; bad files get one sentence."""
+
+from random import Random
+
+import pytest
+
+from bakeoff.batch import Example
+from bakeoff.errors import UserError
+from bakeoff.task.gym import Extract, ReasoningGym
+from bakeoff.task.jsonl import Jsonl, read_examples
+from bakeoff.task.sort import Sort
+
+
+def test_sort_example_and_verifier():
+    task = Sort(digits=10, max_new_tokens=11)
+    example = task.generate(Random(0))
+    digits, equals = example.prompt[:-1], example.prompt[-1]
+    assert (len(digits), equals) == (10, "=")
+    assert example.answer == "".join(sorted(digits))
+    assert task.verify(example.answer, example) == 1
+    assert task.verify(example.answer[::-1], example) == 0
+    assert task.verify(example.answer + "9", example) == 0
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Sort(digits=2, heldout=60, max_new_tokens=3),
+        ReasoningGym(heldout=60, parameters={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
+    ],
+    ids=["sort", "gym"],
+)
+def test_heldout_prompts_are_fixed_distinct_and_never_trained_on(task):
+    held = [example.prompt for example in task.heldout_examples()]
+    task._reserved = None
+    assert held == [example.prompt for example in task.heldout_examples()]
+    assert len(set(held)) == 60
+    trained = {example.prompt for example in task.training_examples(300, Random(1))}
+    assert trained
+    assert not trained & set(held)
+
+
+def test_shots_are_in_neither_set():
+    task = Sort(digits=2, heldout=20, shots=3, max_new_tokens=3)
+    shots = {example.prompt for example in task.shot_examples()}
+    assert len(shots) == 3
+    assert not shots & {example.prompt for example in task.heldout_examples()}
+    assert not shots & {example.prompt for example in task.training_examples(500, Random(1))}
+
+
+def test_the_same_seed_gives_the_same_prompts():
+    task = Sort(max_new_tokens=11)
+    assert task.training_examples(5, Random(4)) == task.training_examples(5, Random(4))
+    assert task.training_examples(5, Random(4)) != task.training_examples(5, Random(5))
+
+
+def test_too_few_prompts_is_one_sentence():
+    with pytest.raises(UserError, match=r"task.heldout is 20, but the task has only 10 distinct prompts"):
+        Sort(digits=1, heldout=20, max_new_tokens=3).heldout_examples()
+
+
+def test_gym_scores_with_the_generators_own_scorer():
+    task = ReasoningGym(generator="chain_sum")
+    example = task.generate(Random(0))
+    assert task.verify(example.answer, example) == 1
+    assert task.verify(f"{example.answer}\nand more", example) == 1, "only the first line is the answer"
+    assert task.verify("no idea", example) < 1
+
+
+def test_extraction():
+    assert Extract.last_number("so 3 + 4 = 7.") == "7"
+    assert Extract.last_number("none") == ""
+    assert Extract.answer_tag("a <answer> 12 </answer> b") == "12"
+    assert Extract.first_line(" 5 \n6") == "5"
+    assert Extract.whole(" a\nb ") == "a\nb"
+
+
+def test_unknown_generator_and_parameter():
+    with pytest.raises(UserError, match=r"task.generator is 'nonsense'"):
+        ReasoningGym(generator="nonsense")
+    with pytest.raises(UserError, match=r"task.parameters is .*chain_sum refuses"):
+        ReasoningGym(parameters={"nonsense": 1})
+
+
+def test_jsonl(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(f'{{"prompt": "{i}+1=", "answer": "{i + 1}", "level": {i}}}' for i in range(9)) + "\n\n")
+    task = Jsonl(path=str(path), heldout=3)
+    assert read_examples(path)[4] == Example("4+1=", "5", {"level": 4})
+    assert len(task.heldout_examples()) == 3
+    assert task.verify(" 5\n", Example("4+1=", "5")) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("not json", "line 2"), ('{"prompt": "x"}', "KeyError: 'answer'"), ("[1, 2]", "line 2"), ("3", "line 2")],
+)
+def test_unreadable_jsonl_line_is_named(tmp_path, line, reason):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n' + line)
+    with pytest.raises(UserError, match=r"task.path: line 2 of") as caught:
+        Jsonl(path=str(path))
+    assert reason in str(caught.value)

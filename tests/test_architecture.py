@@ -1,0 +1,72 @@
+"""Imports go one way: a package imports only from those before it. The maths imports only torch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bakeoff
+
+ROOT = Path(bakeoff.__file__).parent
+ORDER = [
+    {"errors", "paths", "randomness"},
+    {"batch"},
+    {"algorithm"},
+    {"task"},
+    {"model"},
+    {"rollout"},
+    {"reward"},
+    {"config"},
+    {"measure"},
+    {"learner"},
+    {"tracking", "progress"},
+    {"run", "sweep"},
+    {"bench"},
+    {"report"},
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{a.name}" if node.module == "bakeoff" else str(node.module) for a in node.names}
+    return found
+
+
+def package(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if package(path) in LEVEL]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_only_from_its_left(path):
+    for name in imports(path):
+        if name.startswith("bakeoff.") and (other := name.split(".")[1]) != package(path):
+            assert LEVEL[other] < LEVEL[package(path)], f"{package(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "algorithm").glob("*.py")), ids=lambda p: p.name)
+def test_the_maths_imports_only_torch(path):
+    allowed = (
+        "torch",
+        "bakeoff.algorithm",
+        "bakeoff.batch",
+        "dataclasses",
+        "enum",
+        "typing",
+        "collections",
+        "__future__",
+    )
+    if path.name == "__init__.py":
+        allowed += ("omegaconf",)
+    assert all(name.startswith(allowed) for name in imports(path))
+
+
+def test_every_module_is_placed():
+    assert {package(p) for p in ROOT.rglob("*.py")} - set(LEVEL) == {"__init__", "__main__"}

@@ -1,0 +1,122 @@
+"""Configurations: every shipped file composes, impossible ones are refused, an arm is a config without its seed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf.errors import OmegaConfBaseException
+
+from bakeoff.config import arm_id, flatten, plain
+from bakeoff.errors import UserError
+from bakeoff.paths import CONF, SWEEPS
+from tests.conftest import compose
+
+AXES = [
+    "critic", "baseline", "advantage", "scale", "ratio", "objective", "kl_to_reference", "kl_to_behaviour", "aggregate",
+    "step",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda p: p.stem)
+def test_an_algorithm_names_a_choice_on_each_axis_in_order_and_its_source(path):
+    text = path.read_text()
+    assert re.findall(r"^  - (\w+): \w+", text, re.MULTILINE) == AXES
+    assert re.match(r"# .*\d{4}", text), "the first line says what it is and from which paper"
+    assert len(text.splitlines()) <= 14, "values stay with the option"
+
+
+def test_the_distance_between_methods_is_what_the_design_says():
+    def choices(name):
+        return re.findall(r"^  - .*", (CONF / "algorithm" / f"{name}.yaml").read_text(), re.MULTILINE)
+
+    def distance(a, b):
+        return sum(x != y for x, y in zip(choices(a), choices(b), strict=True))
+
+    assert distance("ppo", "ppo_kl") == 2
+    assert distance("ppo", "grpo") == 6
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "tuned").glob("*_*.yaml")), ids=lambda p: p.stem)
+def test_a_tuned_file_says_how_it_was_tuned(path):
+    head = path.read_text().split("\n\n")[0]
+    assert re.search(r"bakeoff .*seed=\d+", head), "the command"
+    assert re.search(r"\d+ trials", head)
+    assert re.search(r"\d{4}-\d{2}-\d{2}", head)
+
+
+def test_tuning_and_report_seeds_are_apart():
+    for path in SWEEPS.glob("*.yaml"):
+        text = path.read_text()
+        tuning = re.search(r"tuning_seeds: \[(.*)\]", text)
+        if tuning:
+            seeds = re.search(r"^\s+seed: ([\d,]+)", text, re.MULTILINE)
+            assert not set(tuning[1].replace(" ", "").split(",")) & set(seeds[1].split(","))
+
+
+@pytest.mark.parametrize("name", ["sort", "sums", "reasoning_gym"])
+def test_every_task_composes(name):
+    assert compose(f"task={name}").task.heldout > 0
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2_135m"])
+def test_every_model_composes(name):
+    assert compose(f"model={name}").model.name
+
+
+def test_shared_conditions_are_the_same_for_every_method():
+    shared = [
+        {k: v for k, v in flatten(plain(compose(f"algorithm={a}"))).items() if not k.startswith(("algorithm", "tuned"))}
+        for a in ("ppo", "ppo_kl", "grpo")
+    ]
+    assert shared[0] == shared[1] == shared[2]
+
+
+def test_an_arm_is_a_configuration_without_its_seed():
+    assert arm_id(compose("seed=1")) == arm_id(compose("seed=2", "tracking.experiment=other", "checkpoint.every=5"))
+    assert arm_id(compose("seed=1")) != arm_id(compose("seed=1", "algorithm/objective=clip_higher"))
+    assert arm_id(compose("algorithm=ppo")) != arm_id(compose("algorithm=ppo_kl"))
+
+
+def test_an_arm_tells_options_apart_that_have_the_same_values():
+    """Two options may have no values at all; the arm must still know which was chosen."""
+    one = compose("algorithm/aggregate=tokens", "algorithm/kl_to_reference=none")
+    other = compose("algorithm/aggregate=sequences", "algorithm/kl_to_reference=none")
+    assert arm_id(one) != arm_id(other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["rollout.group_size=1"], "rollout.group_size is 1, but algorithm/baseline compares"),
+        (
+            ["algorithm=ppo", "algorithm/critic=none", "tuned=none"],
+            "algorithm/critic is none, but the advantage is GAE",
+        ),
+        (["algorithm/critic=shared"], "algorithm/critic is shared, but nothing uses its values"),
+        (["algorithm.step.minibatches=257"], "algorithm.step.minibatches is 257, but a rollout has only 256 sequences"),
+        (["algorithm.step.epochs=0"], "algorithm.step.epochs is 0; it must be at least 1"),
+        (["rollout.temperature=0"], "rollout.temperature is 0"),
+        (["rollout.top_p=1.5"], "rollout.top_p is 1.5"),
+        (["budget.limit=0"], "budget.limit is 0"),
+        (["task.digits=11"], "task.digits is 11"),
+        (["task.heldout=0"], "task.heldout is 0"),
+        (["device=cuda:9"], "device is 'cuda:9'"),
+        (["model.name=''"], "model.name is empty"),
+        (["model.characters=''"], "model.name is 'scratch', which needs"),
+        (["task=jsonl", "task.path=/no/such/file"], "task.path is '/no/such/file', which cannot be read"),
+        (["task=jsonl"], "task.path"),
+    ],
+)
+def test_impossible_configurations_are_refused_in_one_sentence(overrides, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        compose(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_types_are_checked():
+    with pytest.raises((OmegaConfBaseException, Exception), match="digits"):
+        compose("task.digits=ten")
+
+
+def test_conf_travels_with_the_package():
+    assert (Path(CONF) / "config.yaml").is_file()
