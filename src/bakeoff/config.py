@@ -21,6 +21,7 @@ from bakeoff.rollout import Sampler
 from bakeoff.task import Task
 from bakeoff.task.gym import ReasoningGym
 from bakeoff.task.jsonl import Jsonl
+from bakeoff.task.largest import Largest
 from bakeoff.task.sort import Sort
 
 
@@ -134,7 +135,7 @@ def register() -> None:
     for axis, options in AXES.items():
         for name, option in options.items():
             store.store(group=f"algorithm/{axis}", name=name, node=option)
-    tasks = {"sort": Sort, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}
+    tasks = {"sort": Sort, "largest": Largest, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}
     others = {"model": Model, "reward": Reward, "rollout": Sampler, "tracking": Tracking}
     for name, schema in (tasks | others).items():
         store.store(name=f"schema_{name}", node=schema)

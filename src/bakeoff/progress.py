@@ -72,8 +72,9 @@ class RunProgress:
             self._printed = share
             self.console.print(self._line(), highlight=False)
 
-    def end(self, state: str) -> None:
-        """done, failed or killed."""
+    def end(self, state: str, reason: str = "") -> None:
+        """done, failed or killed, and why."""
+        self._last["reason"] = reason
         self._write(state=state)
 
     def _line(self) -> str:

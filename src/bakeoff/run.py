@@ -6,6 +6,7 @@ prompts → rollout → scores → experience → update → metrics; only the a
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,16 +234,20 @@ def config_files() -> list[Path]:
 
 @contextmanager
 def reported(progress: RunProgress) -> Iterator[None]:
-    """Leaves the run's last state where the sweep's view reads it."""
-    state = "failed"
+    """Leaves the run's last state where the sweep's view reads it, and the traceback of what was not foreseen."""
     try:
         yield
-        state = "done"
+        progress.end("done")
     except (KeyboardInterrupt, SystemExit):
-        state = "killed"
+        progress.end("killed")
         raise
-    finally:
-        progress.end(state)
+    except UserError as error:
+        progress.end("failed", str(error))
+        raise
+    except BaseException as error:
+        (progress.folder / "traceback.txt").write_text(traceback.format_exc())
+        progress.end("failed", f"{type(error).__name__}: {error}; see {progress.folder / 'traceback.txt'}")
+        raise
 
 
 @contextmanager

@@ -89,12 +89,16 @@ def start(config: Config, folder: Path, overrides: list[list[str]], console: Con
 
 
 def tell_unfinished(folders: dict[str, Path]) -> None:
-    """Raises UserError that names the jobs which did not finish, and how to go on with them."""
-    states = {name: (read(folder) or {}).get("state", "not started") for name, folder in folders.items()}
-    unfinished = [f"{name} ({state})" for name, state in states.items() if state != "done"]
+    """Raises UserError that names the jobs which did not finish, why, and how to go on with them."""
+    reports = {name: read(folder) or {"state": "not started"} for name, folder in folders.items()}
+    unfinished = [
+        f"{name} ({report['state']}{': ' if report.get('reason') else ''}{report.get('reason', '')})"
+        for name, report in reports.items()
+        if report["state"] != "done"
+    ]
     if unfinished:
         sweep = next(iter(folders.values())).parent
         raise UserError(
-            f"{len(unfinished)} of {len(states)} jobs did not finish: {', '.join(unfinished)}; the same command with "
+            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished)}; the same command with "
             f"hydra.sweep.dir={sweep} goes on with them."
         )

@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -22,6 +23,8 @@ from mlflow.exceptions import MlflowException
 from bakeoff.config import Tracking
 from bakeoff.errors import UserError
 from bakeoff.paths import ROOT
+
+SQLITE = "sqlite:///"
 
 for noisy in ("alembic", "mlflow"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -75,9 +78,8 @@ class Tracker:
 
 def store_uri(tracking: Tracking) -> str:
     """The store's address; a relative sqlite file is taken from the working directory."""
-    prefix = "sqlite:///"
-    if tracking.uri.startswith(prefix):
-        return prefix + str(Path(tracking.uri.removeprefix(prefix)).expanduser().resolve())
+    if tracking.uri.startswith(SQLITE):
+        return SQLITE + str(Path(tracking.uri.removeprefix(SQLITE)).expanduser().resolve())
     return tracking.uri
 
 
@@ -85,15 +87,16 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
     """A client and the id of the experiment, made if it is new; raises UserError where that fails."""
     uri = store_uri(tracking)
     logging.disable(logging.INFO)  # a new sqlite store prints each of its migrations
+    database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     try:
-        client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(tracking.experiment)
-        if found is not None:
-            return client, str(found.experiment_id)
-        artifacts = None
-        if uri.startswith("sqlite:///"):
-            artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-        return client, str(client.create_experiment(tracking.experiment, artifact_location=artifacts))
+        # Two runs that open a new sqlite store at once would both migrate it.
+        with FileLock(f"{database}.lock") if database else nullcontext():
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(tracking.experiment)
+            if found is not None:
+                return client, str(found.experiment_id)
+            artifacts = (database.parent / "mlartifacts").as_uri() if database else None
+            return client, str(client.create_experiment(tracking.experiment, artifact_location=artifacts))
     except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
         reason = str(error).strip().split("\n")[0]
         raise UserError(

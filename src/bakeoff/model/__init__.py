@@ -27,6 +27,7 @@ class Model:
     characters               the alphabet of a model from scratch: one token a character
     precision                float32, or bfloat16: autocast over float32 weights
     chat                     prompts are a user's turn of the tokenizer's chat template
+    system                   the chat's system message; empty leaves the template's own
     attention                transformers' attn_implementation
     gradient_checkpointing   recompute activations in the backward pass
     """
@@ -36,6 +37,7 @@ class Model:
     characters: str = ""
     precision: Precision = Precision.float32
     chat: bool = False
+    system: str = ""
     attention: str = "sdpa"
     gradient_checkpointing: bool = False
 

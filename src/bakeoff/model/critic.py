@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def value_head(policy: Policy, std: float) -> ValueHead:
 def frozen_copy(policy: Policy) -> Policy:
     """A copy that is never trained: the reference."""
     network = copy.deepcopy(policy.network).eval().requires_grad_(False)
-    return Policy(network, policy.tokenizer, policy.precision, policy.chat)
+    return replace(policy, network=network)
 
 
 def choose_device(name: str) -> torch.device:

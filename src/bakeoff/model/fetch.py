@@ -73,7 +73,7 @@ def main() -> None:
     except UserError as error:
         print(f"smollm2: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    print(f"ready: {target}  (bakeoff model=smollm2_135m task=sums)")
+    print(f"ready: {target}  (bakeoff model=smollm2_135m task=largest)")
 
 
 if __name__ == "__main__":

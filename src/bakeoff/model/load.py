@@ -38,6 +38,7 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
     chat: bool
+    system: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -76,8 +77,9 @@ def build(model: Model, seed: int = 0) -> Policy:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 network = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {error}.") from error
+        except Exception as error:  # whatever transformers makes of a wrong value
+            reason = " ".join(str(error).split())
+            raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {reason}") from error
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model.name)
@@ -100,7 +102,7 @@ def build(model: Model, seed: int = 0) -> Policy:
             module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
     if model.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(network, tokenizer, model.precision, model.chat)
+    return Policy(network, tokenizer, model.precision, model.chat, model.system)
 
 
 def render(policy: Policy, example: Example, shots: list[Example]) -> str:
@@ -108,7 +110,8 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
     if not policy.chat:
         return "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots) + example.prompt
     turns = [(shot.prompt, shot.answer) for shot in shots]
-    messages = [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
+    messages = [{"role": "system", "content": policy.system}] if policy.system else []
+    messages += [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
     messages.append({"role": "user", "content": example.prompt})
     return str(policy.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
@@ -120,7 +123,7 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
     rows = tokenizer(texts, add_special_tokens=not policy.chat)["input_ids"]
     for text, row in zip(texts, rows, strict=True):
         if tokenizer.unk_token_id is None and tokenizer.pad_token_id in row and tokenizer.pad_token not in text:
-            missing = next(c for c in text if tokenizer.convert_tokens_to_ids(c) == tokenizer.pad_token_id)
+            missing = next(c for c in text if c not in tokenizer.get_vocab())
             raise UserError(
                 f"task: the prompt {text[:40]!r} has the character {missing!r}, which is not among "
                 "model.characters; choose a task whose prompts this model can read, or another model."

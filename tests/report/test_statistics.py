@@ -1,0 +1,111 @@
+"""Small-sample statistics and the frames of a study, against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bakeoff.config import Tracking
+from bakeoff.report import tables
+from bakeoff.report.figures import colours, curves
+from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.study import Study, config_diff, mismatches
+
+
+def test_mean_interval_by_hand():
+    """1, 2, 3: mean 2, standard error 1/√3, t(0.975, 2) = 4.302653."""
+    mean, low, high = mean_interval(pd.Series([1.0, 2.0, 3.0]))
+    half = 4.302653 / math.sqrt(3)
+    assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-5)
+
+
+def test_one_value_has_no_interval():
+    mean, low, high = mean_interval(pd.Series([0.5]))
+    assert mean == 0.5
+    assert np.isnan([low, high]).all()
+
+
+def test_paired_difference_uses_only_common_seeds():
+    a = pd.Series([1.0, 2.0, 9.0], index=[1, 2, 7])
+    b = pd.Series([0.5, 1.0], index=[2, 1])
+    mean, low, high = paired_difference(a, b)  # seed 1: 0, seed 2: 1.5
+    assert mean == pytest.approx(0.75)
+    assert low < 0 < high
+
+
+def study(greedy, status="FINISHED", tuned="yes", group=("4", "4")):
+    """Two arms; greedy[arm] is the final accuracy of each seed."""
+    runs, params, metrics = [], [], []
+    for arm, size in zip(greedy, group, strict=True):
+        for seed, value in greedy[arm].items():
+            run = f"{arm}{seed}"
+            runs.append({"run": run, "arm": arm, "name": arm, "algorithm": arm, "seed": seed, "start": "same"})
+            runs[-1] |= {"status": status, "tuned": tuned}
+            params += [(run, "rollout.group_size", size), (run, "algorithm.step.lr", "1" if arm == "grpo" else "2")]
+            params += [(run, "seed", str(seed))]
+            for step, share in ((0, 0.0), (1, 0.5), (2, 1.0)):
+                metrics.append((run, "eval/greedy_accuracy", step, 0.2 + share * (value - 0.2), arm, seed))
+                metrics.append((run, "eval/sampled_accuracy", step, 0.1, arm, seed))
+                metrics.append((run, "kl/reference_k3_per_sequence", step, share, arm, seed))
+                if step:
+                    metrics.append((run, "progress/seconds", step, 10.0 * step * seed, arm, seed))
+                    metrics.append((run, "memory/rollout_mb", step, 7.0, arm, seed))
+    return Study(
+        "methods",
+        "which?",
+        "parent",
+        Tracking(uri=""),
+        pd.DataFrame(runs),
+        pd.DataFrame(params, columns=["run", "key", "value"]),
+        pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"]),
+    )
+
+
+def test_comparison_and_differences():
+    data = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
+    table = tables.comparison(data).set_index("method")
+    assert table.loc["ppo", "held-out greedy"] == pytest.approx(0.91)
+    assert table.loc["grpo", "start"] == pytest.approx(0.2)
+    assert table.loc["grpo", "training time (s)"] == pytest.approx(30)
+    (pair,) = tables.differences(data).to_dict("records")
+    assert pair["a − b"] == pytest.approx(0.1)
+    assert pair["at 95 %"] == "ppo higher", "the paired difference is 0.1 in both seeds"
+
+
+def test_a_tie_is_called_a_tie():
+    data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
+    assert tables.differences(data)["at 95 %"].tolist() == ["tie"]
+    assert "they tie" in tables.verdict(data)
+    told = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
+    assert "ppo higher" in tables.verdict(told)
+
+
+def test_matched_arms_have_nothing_to_say():
+    assert mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})) == []
+
+
+def test_unmatched_arms_are_named():
+    found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, "FAILED", "untuned", ("4", "8")))
+    text = "; ".join(found)
+    assert "rollout.group_size differs: grpo has 8, ppo has 4" in text
+    assert "grpo has no run with seed 2" in text
+    assert "ppo seed 1 is FAILED" in text
+    assert "ppo was not tuned" in text
+
+
+def test_config_diff_shows_what_differs_and_no_seed():
+    diff = config_diff(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}}))
+    assert diff.to_dict("index") == {"algorithm.step.lr": {"ppo": "2", "grpo": "1"}}
+
+
+def test_curves_against_seconds_interpolate_the_counter():
+    data = curves(study({"ppo": {1: 1.0}, "grpo": {2: 0.8}}), "eval/greedy_accuracy", "seconds")
+    grpo = data[data["name"] == "grpo"]
+    assert grpo["x"].tolist() == [0, 20, 40]
+    assert grpo["value"].tolist() == pytest.approx([0.2, 0.5, 0.8])
+
+
+def test_a_method_keeps_its_colour():
+    assert colours(["grpo", "new"])["grpo"] == colours(["ppo", "grpo"])["grpo"]
+    assert len(set(colours(["ppo", "ppo_kl", "grpo", "a", "b"]).values())) == 5
