@@ -72,8 +72,8 @@ class Sequences:
 class Rollout:
     """What the policy pi_old wrote.
 
-    sampler_logprobs  [S, T] log-prob of each token under the sampling temperature, as the sampler's own
-                      forward pass gave it (the learner recomputes it with the training forward)
+    sampler_logprobs  [S, T] log-prob of each token at the sampling temperature, by the sampler's forward passes
+    entropy           [S, T] entropy in nats of the distribution that each token was drawn from, before truncation
     ended             [S] bool, true where the completion reached EOS
     """
 
@@ -83,6 +83,7 @@ class Rollout:
     group_size: int
     sequences: Sequences
     sampler_logprobs: Tensor
+    entropy: Tensor
     ended: Tensor
 
 
@@ -124,7 +125,7 @@ class Rewards:
 class Experience:
     """Everything the update needs; all [S, T], none carries gradient.
 
-    behaviour_logprobs   log pi_old, by the training forward, at the sampling temperature
+    behaviour_logprobs   log pi_old at the sampling temperature
     reference_logprobs   log pi_ref, none where nothing asks for a reference
     values, returns      the critic's estimate and its target, none without a critic
     """

@@ -14,6 +14,7 @@ from rich.table import Table
 from bakeoff.config import register, to_config
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
+from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import TRAINING, Phases
 from bakeoff.model.load import encode
 from bakeoff.paths import CONF
@@ -51,6 +52,7 @@ def seconds(method: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Prints a row a method."""
     register()
+    keep_freed_memory()
     torch.set_num_threads(1)
     table = Table(title=f"median seconds of an update, {UPDATES} updates, one thread, sort-10 on tiny", box=None)
     columns = (*TRAINING, "measure")

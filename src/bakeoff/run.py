@@ -24,6 +24,7 @@ from bakeoff.learner.experience import make_experience
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import Learner, make_learner
 from bakeoff.learner.update import measure_step, update
+from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import TRAINING, Phases
 from bakeoff.measure.statistics import peak_megabytes, rollout_statistics
 from bakeoff.model.critic import choose_device
@@ -166,6 +167,7 @@ def run(config: Config, folder: Path, choices: dict[str, str], parent: str | Non
     `choices` are the Hydra options by group; `parent` is the MLflow run of the sweep. Returns the final held-out
     greedy accuracy. Raises UserError for what a user can mend.
     """
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     folder.mkdir(parents=True, exist_ok=True)

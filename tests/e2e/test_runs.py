@@ -94,7 +94,7 @@ def test_identical_runs_are_identical(finished, name, command):
     assert metrics["eval/greedy_accuracy"].index.tolist() == [0, 2, 4, 6]
     assert metrics["policy/first_ratio_error"].max() < 1e-5
     assert metrics["policy/first_clip_fraction"].max() == 0
-    assert metrics["kl/reference_exact_per_token"].iloc[0] == pytest.approx(0, abs=1e-8)
+    assert metrics["kl/reference_k3_per_token"].iloc[0] == pytest.approx(0, abs=1e-8)
 
 
 def test_the_saved_actor_opens_in_transformers(finished):

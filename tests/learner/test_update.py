@@ -9,6 +9,7 @@ from bakeoff.learner.experience import explained_variance, make_experience
 from bakeoff.learner.state import make_learner
 from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update
 from bakeoff.measure.phase import Phases
+from bakeoff.model.forward import completion_logits
 from bakeoff.model.load import build, encode, weights_hash
 from bakeoff.randomness import generator, stdlib_random
 from tests.conftest import compose
@@ -78,9 +79,10 @@ def test_what_trains_and_what_is_frozen(overrides):
 
 def test_the_start_is_the_reference_and_the_critic_says_zero():
     _, experience, statistics = prepared("algorithm=ppo")
-    assert torch.equal(experience.behaviour_logprobs, experience.reference_logprobs)
+    mask = experience.sequences.mask
+    assert torch.allclose(experience.behaviour_logprobs[mask], experience.reference_logprobs[mask], atol=1e-5)
     assert experience.values.abs().max() == 0
-    assert statistics["kl/reference_exact_per_token"] == pytest.approx(0, abs=1e-9)
+    assert statistics["kl/reference_k3_per_token"] == pytest.approx(0, abs=1e-9)
     assert statistics["critic/explained_variance"] == pytest.approx(0, abs=1e-6)
 
 
@@ -110,3 +112,21 @@ def test_lr_schedule_by_hand():
     assert step.lr_factor(3, 0.0) == pytest.approx(1.0)
     assert step.lr_factor(50, 0.5) == pytest.approx(0.6)
     assert step.lr_factor(99, 1.0) == pytest.approx(0.2)
+
+
+def test_the_actor_is_evaluated_again_only_where_that_tells_something_new():
+    """In float32 the sampler's log-probs serve; with a head on the trunk, or in bfloat16, the actor runs again."""
+    assert "kl/reference_exact_per_token" not in prepared("algorithm=grpo")[2]
+    for overrides in (["algorithm=ppo", "algorithm/critic=shared"], ["model.precision=bfloat16"]):
+        _, experience, statistics = prepared(*overrides)
+        assert statistics["kl/reference_exact_per_token"] == pytest.approx(0, abs=1e-6)
+        assert torch.equal(experience.behaviour_logprobs, experience.reference_logprobs)
+        assert statistics["rollout/sampler_mismatch"] < 0.1
+
+
+def test_sampled_entropy_is_that_of_the_training_forward():
+    learner, experience, statistics = prepared("algorithm=grpo")
+    logits = completion_logits(learner.actor, experience.sequences, 2.0)
+    entropies = torch.distributions.Categorical(logits=logits).entropy()
+    expected = entropies[experience.sequences.mask].mean().item()
+    assert statistics["policy/entropy"] == pytest.approx(expected, abs=1e-5)

@@ -43,6 +43,7 @@ def rollout():
         group_size=2,
         sequences=Sequences(ids, torch.ones(4, 5).bool(), mask),
         sampler_logprobs=torch.zeros(4, 3),
+        entropy=torch.zeros(4, 3),
         ended=torch.tensor([True, True, False, True]),
     )
 

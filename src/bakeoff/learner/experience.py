@@ -11,24 +11,18 @@ from bakeoff.algorithm import kl
 from bakeoff.algorithm.loss import advantages_and_returns, place, with_kl_reward
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, split
 from bakeoff.learner.state import Learner
-from bakeoff.model.forward import (
-    completion_logits,
-    completion_values,
-    entropy,
-    logits_and_values,
-    token_logprobs,
-)
+from bakeoff.model import Precision
+from bakeoff.model.forward import completion_logits, completion_values, logits_and_values, token_logprobs
 
 
 @dataclass
 class Passes:
-    """What the no-gradient passes over a rollout give, all [S, T]; None where there is no such model.
+    """What the no-gradient passes over a rollout give, all [S, T]; None where the pass was not needed.
 
-    entropy and reference_kl are exact: over the whole vocabulary.
+    reference_kl is exact, over the whole vocabulary; it takes the logits of both models.
     """
 
-    logprobs: Tensor
-    entropy: Tensor
+    logprobs: Tensor | None
     reference_logprobs: Tensor | None
     reference_kl: Tensor | None
     values: Tensor | None
@@ -36,26 +30,32 @@ class Passes:
 
 @torch.no_grad()
 def evaluate(learner: Learner, sequences: Sequences, temperature: float, micro_batch: int) -> Passes:
-    """Runs actor, reference and critic over the sequences, `micro_batch` at a time."""
+    """Runs the models that are needed over the sequences, `micro_batch` at a time.
+
+    The actor is among them where it has the value head, and where it computes in bfloat16: there sampling and
+    training forward differ by percents a token. In float32 they agree to rounding, and the sampler's log-probs serve.
+    """
+    with_actor = learner.head is not None or learner.actor.precision is Precision.bfloat16
     parts: list[Passes] = []
     for rows in split(torch.arange(len(sequences), device=sequences.ids.device), micro_batch):
         part = sequences[rows]
-        logits, values = logits_and_values(learner.actor, learner.head, part, temperature)
-        reference_logprobs = reference_kl = None
+        logprobs = values = logits = reference_logprobs = reference_kl = None
+        if with_actor:
+            logits, values = logits_and_values(learner.actor, learner.head, part, temperature)
+            logprobs = token_logprobs(logits, part.completion_ids)
         if learner.reference is not None:
             reference_logits = completion_logits(learner.reference, part, temperature)
             reference_logprobs = token_logprobs(reference_logits, part.completion_ids)
-            reference_kl = kl.exact(logits, reference_logits)
+            reference_kl = None if logits is None else kl.exact(logits, reference_logits)
         if learner.critic is not None:
             values = completion_values(learner.actor, learner.critic, part)
-        logprobs = token_logprobs(logits, part.completion_ids)
-        parts.append(Passes(logprobs, entropy(logits), reference_logprobs, reference_kl, values))
+        parts.append(Passes(logprobs, reference_logprobs, reference_kl, values))
 
     def joined(name: str) -> Tensor | None:
         tensors = [getattr(part, name) for part in parts]
         return None if tensors[0] is None else torch.cat(tensors)
 
-    return Passes(*(joined(name) for name in Passes.__dataclass_fields__))  # type: ignore[arg-type]
+    return Passes(*(joined(name) for name in Passes.__dataclass_fields__))
 
 
 def make_experience(
@@ -65,26 +65,30 @@ def make_experience(
     sequences, algorithm = rollout.sequences, learner.algorithm
     mask = sequences.mask
     passes = evaluate(learner, sequences, temperature, micro_batch)
+    behaviour = rollout.sampler_logprobs if passes.logprobs is None else passes.logprobs
     rewards = place(scores.total, mask, rollout.group_size)
-    rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, passes.logprobs, passes.reference_logprobs)
+    rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, passes.reference_logprobs)
     advantages, returns = advantages_and_returns(algorithm, rewards, passes.values)
+    mean = masked_mean(advantages, mask)
     statistics: dict[str, Tensor | float] = {
-        "policy/entropy": masked_mean(passes.entropy, mask),
-        "rollout/sampler_mismatch": masked_mean((passes.logprobs - rollout.sampler_logprobs).abs(), mask),
-        "advantage/mean": masked_mean(advantages, mask),
-        "advantage/std": torch.sqrt(masked_mean(advantages.square(), mask) - masked_mean(advantages, mask) ** 2),
+        "policy/entropy": masked_mean(rollout.entropy, mask),
+        "advantage/mean": mean,
+        "advantage/std": masked_mean((advantages - mean).square(), mask).sqrt(),
         "kl/beta_reference": learner.betas.reference,
         "kl/beta_behaviour": learner.betas.behaviour,
     }
-    if passes.reference_logprobs is not None and passes.reference_kl is not None:
-        statistics |= kl_statistics("reference", passes.logprobs, passes.reference_logprobs, mask)
+    if passes.logprobs is not None:
+        statistics["rollout/sampler_mismatch"] = masked_mean((behaviour - rollout.sampler_logprobs).abs(), mask)
+    if passes.reference_logprobs is not None:
+        statistics |= kl_statistics("reference", behaviour, passes.reference_logprobs, mask)
+    if passes.reference_kl is not None:
         statistics["kl/reference_exact_per_token"] = masked_mean(passes.reference_kl, mask)
     if passes.values is not None and returns is not None:
         statistics["critic/explained_variance"] = explained_variance(passes.values, returns, mask)
         statistics["critic/value_mean"] = masked_mean(passes.values, mask)
     experience = Experience(
         sequences=sequences,
-        behaviour_logprobs=passes.logprobs,
+        behaviour_logprobs=behaviour,
         advantages=advantages,
         reference_logprobs=passes.reference_logprobs,
         values=passes.values,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +11,18 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed blocks of up to 32 MB, instead of handing them to the kernel and faulting them in again.
+
+    Every step frees and allocates the same activations; the page faults were 8 % of an update on `tiny`
+    (`make bench`). Does nothing under another C library.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 1 << 30)
 
 
 class TensorTracker(TorchDispatchMode):

@@ -16,7 +16,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "length/eos_share": ("share", "completions that end with EOS within the budget"),
     "rollout/sampler_mismatch": (
         "nats",
-        "mean absolute difference of log π, sampler against training forward",
+        "mean absolute difference of log π, sampler against training forward (bfloat16)",
     ),
     "policy/entropy": ("nats/token", "mean entropy of π_old over the vocabulary, at the sampling temperature"),
     "policy/loss": ("–", "loss that the actor minimises, mean over minibatches"),
@@ -36,7 +36,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "critic/explained_variance": ("–", "1 − Var(R − V)/Var(R) at the rollout, before the update"),
     "critic/value_mean": ("score", "mean value at the rollout"),
     "critic/gradient_norm": ("–", "norm of the critic's gradient before clipping, mean over minibatches"),
-    "kl/reference_exact_per_token": ("nats/token", "KL(π_old‖π_ref) over the whole vocabulary, mean over tokens"),
+    "kl/reference_exact_per_token": (
+        "nats/token",
+        "exact KL(π_old‖π_ref), where π_old's logits are in hand",
+    ),
     "kl/reference_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_ref), mean over tokens"),
     "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
     "kl/behaviour_k*_per_token": (

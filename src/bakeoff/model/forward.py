@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bakeoff.batch import Sequences
@@ -56,10 +55,3 @@ def _inputs(sequences: Sequences) -> dict[str, Any]:
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """log π of each token: [S, T] from logits [S, T, V] and ids [S, T]."""
     return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-@torch.no_grad()
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of every position's distribution: [S, T] from logits [S, T, V]."""
-    logprobs = logits.log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)

@@ -79,12 +79,15 @@ class Sampler:
             cache.batch_repeat_interleave(group_size)
             logits = out.logits[:, -1].repeat_interleave(group_size, 0)
             lengths = lengths.repeat_interleave(group_size)
-            ids, logprobs, ended = [], [], torch.zeros(count, dtype=torch.bool, device=device)
+            ids, logprobs, entropies = [], [], []
+            ended = torch.zeros(count, dtype=torch.bool, device=device)
             for step in range(max_new_tokens):
-                token, logprob = self._choose(logits.float(), generator, greedy)
+                logits = logits.float() / self.temperature
+                token, logprob, entropy = self._choose(logits, generator, greedy)
                 token = torch.where(ended, policy.tokenizer.pad_token_id, token)
                 ids.append(token)
                 logprobs.append(logprob)
+                entropies.append(entropy)
                 ended = ended | torch.isin(token, policy.eos_ids)
                 if ended.all() or step + 1 == max_new_tokens:
                     break
@@ -95,17 +98,18 @@ class Sampler:
                     past_key_values=cache,
                     use_cache=True,
                 ).logits[:, -1]
-        return _rollout(policy, prompts, group_size, torch.stack(ids, 1), torch.stack(logprobs, 1))
+        columns = (torch.stack(column, 1) for column in (ids, logprobs, entropies))
+        return _rollout(policy, prompts, group_size, *columns)
 
-    def _choose(self, logits: Tensor, generator: torch.Generator, greedy: bool) -> tuple[Tensor, Tensor]:
-        """Token ids [S] and their log-probs [S] under the temperature, from logits [S, V]."""
-        logits = logits / self.temperature
+    def _choose(self, logits: Tensor, generator: torch.Generator, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, their log-probs and the distributions' entropies, each [S], from logits [S, V]."""
+        logprobs = logits.log_softmax(-1)
         if greedy:
             token = logits.argmax(-1)
         else:
             probabilities = truncated(logits, self.top_k, self.top_p).softmax(-1)
             token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        return token, logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(-1)
+        return token, logprobs.gather(1, token[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
 
 
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -121,8 +125,10 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _rollout(policy: Policy, prompts: Prompts, group_size: int, ids: Tensor, logprobs: Tensor) -> Rollout:
-    """Trims, masks and decodes what was sampled: ids and logprobs are [S, T]."""
+def _rollout(
+    policy: Policy, prompts: Prompts, group_size: int, ids: Tensor, logprobs: Tensor, entropy: Tensor
+) -> Rollout:
+    """Masks and decodes what was sampled: ids, logprobs and entropy are [S, T]."""
     is_end = torch.isin(ids, policy.eos_ids)
     ends_before = is_end.long().cumsum(1) - is_end.long()
     mask = ends_before == 0
@@ -140,5 +146,6 @@ def _rollout(policy: Policy, prompts: Prompts, group_size: int, ids: Tensor, log
             ids=torch.cat([prompt_ids, ids], 1), attention=torch.cat([prompt_attention, mask], 1), mask=mask
         ),
         sampler_logprobs=torch.where(mask, logprobs, 0.0),
+        entropy=torch.where(mask, entropy, 0.0),
         ended=is_end.any(1),
     )
