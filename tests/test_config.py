@@ -79,8 +79,8 @@ def test_an_arm_is_a_configuration_without_its_seed():
 
 def test_an_arm_tells_options_apart_that_have_the_same_values():
     """Two options may have no values at all; the arm must still know which was chosen."""
-    one = compose("algorithm/aggregate=tokens", "algorithm/kl_to_reference=none")
-    other = compose("algorithm/aggregate=sequences", "algorithm/kl_to_reference=none")
+    one = compose("algorithm/aggregate=tokens", "tuned=none")
+    other = compose("algorithm/aggregate=sequences", "tuned=none")
     assert arm_id(one) != arm_id(other)
 
 

@@ -6,25 +6,19 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole, and leave as one sentence
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.config import register, to_config
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, fail
 from bakeoff.paths import CONF
 
 register()
@@ -60,29 +54,6 @@ def resumed(arguments: list[str]) -> list[str]:
     overrides = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("sweeps=")]
     others = [a for a in arguments if not a.startswith("resume=")]
     return [*overrides, f"hydra.run.dir={folders[0]}", *others]
-
-
-def sentence(error: BaseException) -> str:
-    """Hydra's and OmegaConf's errors as one sentence, with what there is to choose from."""
-    if isinstance(error, UserError):
-        return str(error)
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
-        return f"{cause.full_key} is no key; beside it there are {known}."
-    if isinstance(cause, ValidationError):
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}."
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice} is no choice; {group} may be {', '.join(error.options)}."
-    lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
-
-
-def fail(error: BaseException) -> NoReturn:
-    """Ends the command with the error's sentence and exit code 2."""
-    print(f"bakeoff: {sentence(error)}", file=sys.stderr)
-    raise SystemExit(2) from error
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ def seconds(method: str, folder: Path) -> dict[str, float]:
         tracker=start_run(config.tracking, method, {}),
         progress=RunProgress(folder, method, quiet=True),
         identity={},
+        signals=[],
     )
     rows = []
     for _ in range(WARM_UP + UPDATES):

@@ -1,5 +1,41 @@
-"""The one exception for what a user can mend: shown as its sentence, without a traceback."""
+"""What a user can mend is told in one sentence, without a traceback."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import NoReturn
+
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 
 class UserError(Exception):
     """One sentence that names the key, what it was and what it may be."""
+
+
+def sentence(error: BaseException) -> str:
+    """Hydra's and OmegaConf's errors as one sentence, with what there is to choose from."""
+    if isinstance(error, UserError):
+        return str(error)
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    tuned_key = re.search(r"In 'tuned/.*full_key: (\S+)", str(error), re.DOTALL)
+    if tuned_key:
+        return f"the tuned values set {tuned_key[1]}, which the chosen option has not; tuned=none leaves them out."
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
+        return f"{cause.full_key} is no key; beside it there are {known}."
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} is no choice; {group} may be {', '.join(error.options)}."
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the command with the error's sentence and exit code 2."""
+    print(f"bakeoff: {sentence(error)}", file=sys.stderr)
+    raise SystemExit(2) from error

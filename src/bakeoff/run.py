@@ -48,6 +48,7 @@ class Run:
     tracker: Tracker
     progress: RunProgress
     identity: dict[str, Any]
+    signals: list[int]
 
 
 def train(run: Run) -> float:
@@ -66,9 +67,12 @@ def train(run: Run) -> float:
             metrics["eval/greedy_accuracy"] = accuracy
         if last or counters.updates % config.tracking.completions_every == 0:
             run.tracker.table(completions_table(run, rollout, scores), "completions.json")
-        if config.checkpoint.every and (last or counters.updates % config.checkpoint.every == 0):
+        due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
+        if config.checkpoint.every and due:
             save_checkpoint(run.folder / "checkpoints", learner, run.identity, config.checkpoint.keep)
         run.progress.step(counters.updates, counters.progress(config.budget), metrics)
+        if run.signals:
+            raise SystemExit(128 + run.signals[0])
     save(learner.actor, run.folder / "actor")
     return accuracy
 
@@ -173,7 +177,7 @@ def run(config: Config, folder: Path, choices: dict[str, str], parent: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{choices.get('algorithm', 'run')} seed {config.seed}"
     progress = RunProgress(folder, name, quiet)
-    with reported(progress), signals_as_exceptions():
+    with reported(progress), termination() as signals:
         device = choose_device(config.device)
         found = checkpoints(folder / "checkpoints")
         identity = {"arm": arm_id(config), "seed": config.seed}
@@ -203,7 +207,7 @@ def run(config: Config, folder: Path, choices: dict[str, str], parent: str | Non
                     if path.is_file():
                         tracker.artifact(path, "config")
             phases = Phases(device)
-            return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity))
+            return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals))
 
 
 def run_tags(
@@ -253,18 +257,20 @@ def reported(progress: RunProgress) -> Iterator[None]:
 
 
 @contextmanager
-def signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM ends the run as an interrupt does, so that its state is told."""
+def termination() -> Iterator[list[int]]:
+    """The signals received: SIGTERM asks a run to stop after the update in hand, a second one ends it at once."""
+    received: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     try:
-        previous = signal.signal(signal.SIGTERM, stop)
+        previous = signal.signal(signal.SIGTERM, note)
     except ValueError:  # not the main thread: the launcher handles signals
-        yield
+        yield received
         return
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,12 +12,14 @@ from typing import Any
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from bakeoff.config import Config, to_config
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, fail
 from bakeoff.progress import read, watching
 from bakeoff.tracking import commit, start_run
 
@@ -64,9 +65,8 @@ class Sweep(Callback):
             folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             start(configs[0], folder, overrides, console)
-        except UserError as error:
-            print(f"bakeoff: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            fail(error)
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(1) from error

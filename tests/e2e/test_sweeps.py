@@ -43,7 +43,7 @@ def test_a_sweep_and_its_report(command, tmp_path):
 
 def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     (tmp_path / "bad.py").write_text("def f(**_):\n    raise OSError('no judge')\n")
-    choices = "reward.functions={bad.f: 1},{verifier: 2}"
+    choices = "+reward.functions={bad.f: 1},{verifier: 2}"
     launcher = ["hydra/launcher=basic", "algorithm=grpo", "budget={unit: updates, limit: 2}", "hydra.sweep.dir=sweep"]
     ran = command("--multirun", choices, *SHORT, *launcher)
     assert ran.returncode == 2
@@ -54,7 +54,7 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     _, runs = runs_in(tmp_path)
     children = {run.data.params["reward.functions.verifier"]: run for run in runs if run.data.params}
     assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED"], "job, sweep, job"
-    assert children["2"].info.status == "FINISHED"
+    assert children["2.0"].info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,7 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
         (["algorithm.step.minibatches=999"], ["algorithm.step.minibatches is 999", "at most"]),
         (["model=hf", "model.name=/no/such/model"], ["model.name is '/no/such/model'"]),
         (["model=hf"], ["model.name"]),
+        (["algorithm/kl_to_reference=none"], ["the tuned values set algorithm.kl_to_reference.beta", "tuned=none"]),
         (["tracking.uri=sqlite:////proc/no/mlflow.db", *SHORT], ["tracking.uri", "cannot be written"]),
         (["reward=function", "+reward.functions={no.such: 1}"], ["reward.functions names 'no.such'"]),
         (["sweeps=methods", "algorithm.step.minibatches=999"], ["algorithm.step.minibatches is 999"]),

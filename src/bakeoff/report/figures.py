@@ -63,8 +63,10 @@ def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
     axes.fill_between(grid, lines.min(0), lines.max(0), color=colour, alpha=0.18, lw=0)
 
 
-def plot_curves(study: Study, metric: str, label: str, against: Iterable[str] = ("update",), smooth: int = 1) -> Figure:
-    """One panel for each x axis; lines are means over seeds, bands their range."""
+def plot_curves(
+    study: Study, metric: str, title: str, unit: str, against: Iterable[str] = ("update",), smooth: int = 1
+) -> Figure:
+    """One panel for each x axis; lines are means over seeds, bands their range. The figure is closed."""
     style()
     against = list(against)
     columns = min(2, len(against))
@@ -80,10 +82,11 @@ def plot_curves(study: Study, metric: str, label: str, against: Iterable[str] = 
         axes.set_xlabel(AXES[name])
         axes.set_xlim(left=0)
     for row in panels:
-        row[0].set_ylabel(label)
+        row[0].set_ylabel(unit)
     panels.flat[0].legend(frameon=False)
     seeds = study.runs.groupby("name")["seed"].nunique().min()
-    figure.suptitle(f"{label}: mean and range over {seeds} seeds", x=0.01, ha="left", fontsize=12)
+    figure.suptitle(f"{title}: mean and range over {seeds} seeds", x=0.01, ha="left", fontsize=12)
+    plt.close(figure)  # a notebook shows what a cell returns, and would show open figures once more
     return figure
 
 
@@ -102,6 +105,7 @@ def plot_final(study: Study, metric: str = ACCURACY, label: str = "held-out gree
     axes.set_yticks(range(len(study.arms)), list(reversed(study.arms)))
     axes.set_ylim(-0.5, len(study.arms) - 0.3)
     axes.set_xlabel(f"{label} (dots: seeds; bar: mean and 95 % interval)")
+    plt.close(figure)
     return figure
 
 
@@ -109,7 +113,6 @@ def plot_phases(study: Study, prefix: str, label: str, stacked: bool) -> Figure:
     """`time` as stacked bars (phases add up) or `memory` as grouped bars (peaks do not)."""
     style()
     table = phases(study, prefix)
-    palette = colours(study.arms)
     if stacked:
         figure, axes = plt.subplots(figsize=(7.2, 0.6 * len(study.arms) + 1.8), layout="constrained")
         left = np.zeros(len(study.arms))
@@ -122,9 +125,11 @@ def plot_phases(study: Study, prefix: str, label: str, stacked: bool) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel(label)
         axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22 - 0.1 / len(study.arms)))
+        plt.close(figure)
         return figure
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     width = 0.8 / len(study.arms)
+    palette = colours(study.arms)
     for index, name in enumerate(study.arms):
         at = np.arange(len(table)) + (index - (len(study.arms) - 1) / 2) * width
         bars = axes.bar(at, table[name].fillna(0), width, color=palette[name], label=name)
@@ -132,4 +137,5 @@ def plot_phases(study: Study, prefix: str, label: str, stacked: bool) -> Figure:
     axes.set_xticks(np.arange(len(table)), [str(phase).replace("_", "\n") for phase in table.index])
     axes.set_ylabel(label)
     axes.legend(frameon=False)
+    plt.close(figure)
     return figure

@@ -25,12 +25,16 @@ def execute(notebook: Path, parameters: dict[str, Any], show: Callable[[str], No
     at = next((i for i, c in enumerate(book.cells) if PARAMETERS in c.metadata.get("tags", [])), -1)
     book.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}})
+    client.extra_arguments = ["--IPKernelApp.log_level=40"]
     client.on_cell_start = lambda cell, cell_index: show(f"cell {cell_index + 1} of {len(book.cells)}")
     try:
         client.execute()
     except CellExecutionError as error:
         last = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
         raise UserError(f"analysis/{notebook.name} failed: {last}") from error
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]  # warnings are for developers
     return book
 
 
