@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -85,6 +87,10 @@ class Rollout:
     sampler_logprobs: Tensor
     entropy: Tensor
     ended: Tensor
+
+    def by_completion(self, of_prompts: list[T]) -> list[T]:
+        """Repeats what there is for every prompt [P] for each of its completions [S]."""
+        return [item for item in of_prompts for _ in range(self.group_size)]
 
 
 @dataclass

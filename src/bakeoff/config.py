@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -161,8 +162,8 @@ def validate(config: Config) -> None:
     algorithm, rollout = config.algorithm, config.rollout
     step, critic = algorithm.step, algorithm.critic
     at_least = {
-        "step.epochs": (step.epochs, 1),
-        "step.minibatches": (step.minibatches, 1),
+        "algorithm.step.epochs": (step.epochs, 1),
+        "algorithm.step.minibatches": (step.minibatches, 1),
         "evaluation.every": (config.evaluation.every, 1),
         "evaluation.samples": (config.evaluation.samples, 1),
         "checkpoint.every": (config.checkpoint.every, 0),
@@ -175,7 +176,6 @@ def validate(config: Config) -> None:
         "tracking.completions_every": (config.tracking.completions_every, 1),
     }
     for key, (value, least) in at_least.items():
-        key = f"algorithm.{key}" if key.startswith("step.") else key
         if value < least:
             raise UserError(f"{key} is {value}; it must be at least {least}.")
     if not config.budget.limit > 0:
@@ -203,8 +203,6 @@ def validate(config: Config) -> None:
                 f"a prompt; it must be at least {option.smallest_group}."
             )
     if config.device != "auto":
-        import torch
-
         try:
             torch.empty(0, device=config.device)
         except (RuntimeError, AssertionError) as error:

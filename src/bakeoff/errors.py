@@ -35,7 +35,7 @@ def sentence(error: BaseException) -> str:
     return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
 
 
-def fail(error: BaseException) -> NoReturn:
+def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:
     """Ends the command with the error's sentence and exit code 2."""
-    print(f"bakeoff: {sentence(error)}", file=sys.stderr)
+    print(f"{command}: {sentence(error)}", file=sys.stderr)
     raise SystemExit(2) from error

@@ -29,6 +29,7 @@ from bakeoff.measure.phase import TRAINING, Phases
 from bakeoff.measure.statistics import peak_megabytes, rollout_statistics
 from bakeoff.model.critic import choose_device
 from bakeoff.model.load import encode, save, weights_hash
+from bakeoff.paths import ROOT
 from bakeoff.progress import RunProgress
 from bakeoff.randomness import derive, generator, stdlib_random
 from bakeoff.tracking import Tracker, commit, start_run
@@ -135,7 +136,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Held-out accuracy now, logged; its time counts towards no budget."""
     config, updates = run.config, run.learner.counters.updates
     with run.phases("evaluation"):
-        metrics, _ = evaluate_policy(
+        metrics = evaluate_policy(
             run.learner.actor,
             config.task,
             config.rollout,
@@ -203,7 +204,7 @@ def run(config: Config, folder: Path, choices: dict[str, str], parent: str | Non
         with tracker.running():
             if earlier is None:
                 tracker.params(flatten(plain(config)) | {f"choice/{g}": c for g, c in choices.items()})
-                for path in (folder / ".hydra" / "config.yaml", *config_files()):
+                for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
                     if path.is_file():
                         tracker.artifact(path, "config")
             phases = Phases(device)
@@ -229,13 +230,6 @@ def run_tags(
         "torch": torch.__version__,
     }
     return tags | ({"mlflow.parentRunId": parent} if parent else {})
-
-
-def config_files() -> list[Path]:
-    """The lock of exact versions, where there is one."""
-    from bakeoff.paths import ROOT
-
-    return [ROOT / "requirements.lock"]
 
 
 @contextmanager

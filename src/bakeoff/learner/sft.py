@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from bakeoff.algorithm.step import clipped_step
 from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, Sft, digest, plain
 from bakeoff.errors import UserError
@@ -58,9 +59,7 @@ def train(policy: Policy, task: Task, sft: Sft, show: Callable[[str], None]) -> 
         examples = task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step))
         loss = negative_log_likelihood(policy, task, examples)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        clipped_step(optimizer, max_gradient_norm=1.0)
         if step % 10 == 0 or step + 1 == sft.steps:
             show(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
     policy.network.eval()

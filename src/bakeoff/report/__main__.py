@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, fail
 from bakeoff.report.render import execute, notebook_of, to_html
-from bakeoff.report.study import Study, default_tracking, load_study, mismatches
+from bakeoff.report.study import Study, load_study, mismatches
 from bakeoff.report.tables import comparison, verdict
 from bakeoff.tracking import Tracker, open_store
 
@@ -27,8 +26,7 @@ def main() -> None:
     try:
         path = report(arguments.study, arguments.out, console)
     except UserError as error:
-        print(f"bakeoff-report: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        fail(error, "bakeoff-report")
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
@@ -36,14 +34,13 @@ def report(name: str, out: Path, console: Console) -> Path:
     """Writes <out>/<name>.html and logs it to the sweep's run; returns its path."""
     notebook = notebook_of(name)
     study = load_study(name)
-    tracking = default_tracking()
-    os.environ["MLFLOW_TRACKING_URI"] = tracking.uri
+    os.environ["MLFLOW_TRACKING_URI"] = study.tracking.uri
     with console.status(f"{notebook.name}: starting") as status:
         book = execute(notebook, {"study_name": name}, lambda message: status.update(f"{notebook.name}: {message}"))
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.html"
     path.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-    Tracker(open_store(tracking)[0], study.run_id).artifact(path, "report")
+    Tracker(open_store(study.tracking)[0], study.run_id).artifact(path, "report")
     show(study, console)
     return path.resolve()
 

@@ -37,7 +37,7 @@ class Reward:
 
     def __call__(self, task: Task, rollout: Rollout) -> Scores:
         """Scores of a rollout on its device; raises UserError that names the function which failed."""
-        examples = [example for example in rollout.examples for _ in range(rollout.group_size)]
+        examples = rollout.by_completion(rollout.examples)
         pairs = list(zip(rollout.completions, examples, strict=True))
         verified = checked(VERIFIER, [task.verify(text, example) for text, example in pairs], len(pairs))
         terms = {name: verified for name in self.functions if name == VERIFIER}
@@ -46,8 +46,8 @@ class Reward:
             columns["answer"] = [example.answer for example in examples]
             ids, mask = rollout.sequences.completion_ids, rollout.sequences.mask
             columns["completion_ids"] = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+            prompts = rollout.by_completion(rollout.prompts)
             for name, function in self._functions.items():
-                prompts = [text for text in rollout.prompts for _ in range(rollout.group_size)]
                 try:
                     scores = function(prompts=prompts, completions=rollout.completions, **columns)
                 except Exception as error:
