@@ -21,6 +21,7 @@ ORDER = [
     {"learner"},
     {"tracking", "progress"},
     {"run", "sweep"},
+    {"job"},
     {"bench"},
     {"report"},
 ]

@@ -27,7 +27,7 @@ register()
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
-    from bakeoff.run import run
+    from bakeoff.job import run_job
     from bakeoff.sweep import parent_run
 
     job = HydraConfig.get()
@@ -36,7 +36,7 @@ def app(cfg: DictConfig) -> float:
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
     try:
         config = to_config(cfg)
-        return run(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
+        return run_job(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
     except UserError as error:
         if in_sweep:
             raise  # the other jobs go on

@@ -160,9 +160,9 @@ class Experience:
         )
 
 
-def split(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Yields `rows` [N] in order, at most `size` at a time; all at once where size is 0."""
-    yield from rows.split(size or max(len(rows), 1))
+def micro_batches(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yields the row numbers 0 … count − 1 in order, at most `size` at a time; all at once where size is 0."""
+    yield from torch.arange(count, device=device).split(size or count)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

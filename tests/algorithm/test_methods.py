@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bakeoff.algorithm.loss import Betas, advantages_and_returns, place, policy_loss, value_loss, with_kl_reward
-from bakeoff.batch import split
+from bakeoff.batch import micro_batches
 from tests.conftest import compose
 
 from . import reference
@@ -135,7 +135,7 @@ def test_micro_batches_add_up_to_the_minibatch(name, fixed):
     gradients = []
     for size in (0, 1, 3):
         logprobs = current.clone().requires_grad_()
-        for part in split(torch.arange(8), size):
+        for part in micro_batches(8, size, torch.device("cpu")):
             arguments = (logprobs[part], old[part], advantages[part], mask[part], weights[part], ref[part])
             policy_loss(algorithm, *arguments).loss.backward()
         gradients.append(logprobs.grad)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bakeoff.algorithm import kl
 from bakeoff.algorithm.loss import advantages_and_returns, place, with_kl_reward
-from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, split
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, micro_batches
 from bakeoff.learner.state import Learner
 from bakeoff.model import Precision
 from bakeoff.model.forward import completion_logits, completion_values, logits_and_values, token_logprobs
@@ -37,7 +37,7 @@ def evaluate(learner: Learner, sequences: Sequences, temperature: float, micro_b
     """
     with_actor = learner.head is not None or learner.actor.precision is Precision.bfloat16
     parts: list[Passes] = []
-    for rows in split(torch.arange(len(sequences), device=sequences.ids.device), micro_batch):
+    for rows in micro_batches(len(sequences), micro_batch, sequences.ids.device):
         part = sequences[rows]
         logprobs = values = logits = reference_logprobs = reference_kl = None
         if with_actor:

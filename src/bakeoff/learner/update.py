@@ -10,7 +10,7 @@ from torch import Tensor
 from bakeoff.algorithm.critic import Separate, Shared
 from bakeoff.algorithm.loss import policy_loss, value_loss
 from bakeoff.algorithm.step import clipped_step
-from bakeoff.batch import Experience, masked_mean, split
+from bakeoff.batch import Experience, masked_mean, micro_batches
 from bakeoff.learner.experience import kl_statistics
 from bakeoff.learner.state import Learner, value_spec
 from bakeoff.measure.phase import Phases
@@ -68,7 +68,7 @@ def actor_gradient(
     algorithm, mask = learner.algorithm, minibatch.sequences.mask
     weights = algorithm.aggregate(mask, max_tokens)
     losses, value_losses, ratios, clipped = [], [], [], []
-    for rows in split(torch.arange(len(minibatch), device=mask.device), micro_batch):
+    for rows in micro_batches(len(minibatch), micro_batch, mask.device):
         part = minibatch[rows]
         logits, values = logits_and_values(learner.actor, learner.head, part.sequences, temperature)
         logprobs = token_logprobs(logits, part.sequences.completion_ids)
@@ -108,7 +108,7 @@ def critic_gradient(
     """Leaves the gradient of the minibatch's value loss on a critic of its own."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in split(torch.arange(len(minibatch), device=mask.device), micro_batch):
+    for rows in micro_batches(len(minibatch), micro_batch, mask.device):
         part = minibatch[rows]
         loss = _value_loss(learner, part, completion_values(learner.actor, learner.critic, part.sequences), mask.sum())
         loss.backward()
@@ -133,7 +133,7 @@ def measure_step(
     sequences, behaviour = experience.sequences[rows], experience.behaviour_logprobs[rows]
     parts = [
         token_logprobs(completion_logits(learner.actor, part, temperature), part.completion_ids)
-        for rows in split(torch.arange(len(sequences), device=sequences.ids.device), micro_batch)
+        for rows in micro_batches(len(sequences), micro_batch, sequences.ids.device)
         for part in [sequences[rows]]
     ]
     statistics = kl_statistics("behaviour", behaviour, torch.cat(parts), sequences.mask)
