@@ -93,7 +93,7 @@ def test_an_arm_tells_options_apart_that_have_the_same_values():
             "algorithm/critic is none, but the advantage is GAE",
         ),
         (["algorithm/critic=shared"], "algorithm/critic is shared, but nothing uses its values"),
-        (["algorithm.step.minibatches=257"], "algorithm.step.minibatches is 257, but a rollout has only 256 sequences"),
+        (["algorithm.step.minibatches=65"], "algorithm.step.minibatches is 65, but a rollout has only 64 groups"),
         (["algorithm.step.epochs=0"], "algorithm.step.epochs is 0; it must be at least 1"),
         (["rollout.temperature=0"], "rollout.temperature is 0"),
         (["rollout.top_p=1.5"], "rollout.top_p is 1.5"),

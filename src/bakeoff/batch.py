@@ -7,6 +7,7 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -47,22 +48,37 @@ class Sequences:
     ids        [S, L + T] int64; every completion starts in column L
     attention  [S, L + T] bool, false on padding
     mask       [S, T] bool, true on completion tokens up to and including EOS
+    group_size every so many neighbouring rows have the same prompt, which passes read once
     """
 
     ids: Tensor
     attention: Tensor
     mask: Tensor
+    group_size: int = 1
 
     def __len__(self) -> int:
         return self.ids.shape[0]
 
-    def __getitem__(self, rows: Tensor) -> Sequences:
-        return Sequences(self.ids[rows], self.attention[rows], self.mask[rows])
+    def __getitem__(self, rows: slice) -> Sequences:
+        """A view of neighbouring rows; where they cut through groups, fewer of them share a prompt."""
+        start, stop, _ = rows.indices(len(self))
+        shared = math.gcd(self.group_size, start, stop)
+        return Sequences(self.ids[rows], self.attention[rows], self.mask[rows], shared)
+
+    def groups(self, order: Tensor) -> Sequences:
+        """The groups of these numbers, in this order."""
+        rows = group_rows(order, self.group_size)
+        return Sequences(self.ids[rows], self.attention[rows], self.mask[rows], self.group_size)
+
+    @property
+    def prompt_width(self) -> int:
+        """L, the column in which completions start."""
+        return self.ids.shape[1] - self.mask.shape[1]
 
     @property
     def completion_ids(self) -> Tensor:
         """[S, T] int64."""
-        return self.ids[:, -self.mask.shape[1] :]
+        return self.ids[:, self.prompt_width :]
 
     @property
     def positions(self) -> Tensor:
@@ -146,12 +162,19 @@ class Experience:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __getitem__(self, rows: Tensor) -> Experience:
+    def __getitem__(self, rows: slice) -> Experience:
+        return self._take(self.sequences[rows], rows)
+
+    def groups(self, order: Tensor) -> Experience:
+        """The groups of these numbers, in this order: a minibatch."""
+        return self._take(self.sequences.groups(order), group_rows(order, self.sequences.group_size))
+
+    def _take(self, sequences: Sequences, rows: slice | Tensor) -> Experience:
         def take(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows]
 
         return Experience(
-            sequences=self.sequences[rows],
+            sequences=sequences,
             behaviour_logprobs=self.behaviour_logprobs[rows],
             advantages=self.advantages[rows],
             reference_logprobs=take(self.reference_logprobs),
@@ -160,9 +183,15 @@ class Experience:
         )
 
 
-def micro_batches(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yields the row numbers 0 … count − 1 in order, at most `size` at a time; all at once where size is 0."""
-    yield from torch.arange(count, device=device).split(size or count)
+def group_rows(groups: Tensor, group_size: int) -> Tensor:
+    """The numbers of the rows of these groups."""
+    return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
+
+
+def micro_batches(count: int, size: int) -> Iterator[slice]:
+    """Yields the rows 0 … count − 1 in order, at most `size` at a time; all at once where size is 0."""
+    size = size or count
+    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

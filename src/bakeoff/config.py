@@ -180,10 +180,10 @@ def validate(config: Config) -> None:
             raise UserError(f"{key} is {value}; it must be at least {least}.")
     if not config.budget.limit > 0:
         raise UserError(f"budget.limit is {config.budget.limit}; it must be above 0.")
-    if step.minibatches > rollout.sequences:
+    if step.minibatches > rollout.prompts:
         raise UserError(
-            f"algorithm.step.minibatches is {step.minibatches}, but a rollout has only {rollout.sequences} "
-            "sequences (rollout.prompts × rollout.group_size); it must be at most that."
+            f"algorithm.step.minibatches is {step.minibatches}, but a rollout has only {rollout.prompts} groups "
+            "(rollout.prompts), which minibatches do not cut; it must be at most that."
         )
     if algorithm.advantage.needs_critic and not critic.exists:
         raise UserError(

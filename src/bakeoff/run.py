@@ -61,6 +61,7 @@ def train(run: Run) -> float:
             run.tracker.table(completions_table(run, rollout, scores), "completions.json")
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
+            run.tracker.flush()  # a run that goes on from here repeats only what comes after
             save_checkpoint(run.folder / "checkpoints", learner, run.identity, config.checkpoint.keep)
         run.progress.step(counters.updates, counters.progress(config.budget), metrics)
         if run.signals:

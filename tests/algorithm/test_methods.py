@@ -135,7 +135,7 @@ def test_micro_batches_add_up_to_the_minibatch(name, fixed):
     gradients = []
     for size in (0, 1, 3):
         logprobs = current.clone().requires_grad_()
-        for part in micro_batches(8, size, torch.device("cpu")):
+        for part in micro_batches(8, size):
             arguments = (logprobs[part], old[part], advantages[part], mask[part], weights[part], ref[part])
             policy_loss(algorithm, *arguments).loss.backward()
         gradients.append(logprobs.grad)

@@ -37,7 +37,7 @@ def evaluate(learner: Learner, sequences: Sequences, temperature: float, micro_b
     """
     with_actor = learner.head is not None or learner.actor.precision is Precision.bfloat16
     parts: list[Passes] = []
-    for rows in micro_batches(len(sequences), micro_batch, sequences.ids.device):
+    for rows in micro_batches(len(sequences), micro_batch):
         part = sequences[rows]
         logprobs = values = logits = reference_logprobs = reference_kl = None
         if with_actor:

@@ -28,16 +28,18 @@ def update(
 ) -> dict[str, float]:
     """Trains actor and critic on one rollout; returns statistics under their metric names.
 
-    Means are over the minibatches; `generator` shuffles sequences. `max_tokens` is the generation budget.
+    Means are over the minibatches; `generator` shuffles groups, which a minibatch never cuts. `max_tokens` is the
+    generation budget.
     """
     step, spec = learner.algorithm.step, learner.algorithm.critic
     warming_up = isinstance(spec, Separate) and learner.counters.updates < spec.warmup_updates
     collected: dict[str, list[Tensor]] = defaultdict(list)
     learner.actor.network.train()
     for _ in range(step.epochs):
-        order = torch.randperm(len(experience), generator=generator, device=generator.device)
-        for rows in order.tensor_split(step.minibatches):
-            minibatch = experience[rows]
+        groups = len(experience) // experience.sequences.group_size
+        order = torch.randperm(groups, generator=generator, device=generator.device)
+        for part in order.tensor_split(step.minibatches):
+            minibatch = experience.groups(part)
             if not warming_up:
                 with phases("actor_update"):
                     actor_gradient(learner, minibatch, temperature, max_tokens, micro_batch, collected)
@@ -68,7 +70,7 @@ def actor_gradient(
     algorithm, mask = learner.algorithm, minibatch.sequences.mask
     weights = algorithm.aggregate(mask, max_tokens)
     losses, value_losses, ratios, clipped = [], [], [], []
-    for rows in micro_batches(len(minibatch), micro_batch, mask.device):
+    for rows in micro_batches(len(minibatch), micro_batch):
         part = minibatch[rows]
         logits, values = logits_and_values(learner.actor, learner.head, part.sequences, temperature)
         logprobs = token_logprobs(logits, part.sequences.completion_ids)
@@ -108,7 +110,7 @@ def critic_gradient(
     """Leaves the gradient of the minibatch's value loss on a critic of its own."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in micro_batches(len(minibatch), micro_batch, mask.device):
+    for rows in micro_batches(len(minibatch), micro_batch):
         part = minibatch[rows]
         loss = _value_loss(learner, part, completion_values(learner.actor, learner.critic, part.sequences), mask.sum())
         loss.backward()
@@ -129,11 +131,11 @@ def measure_step(
     learner: Learner, experience: Experience, count: int, temperature: float, micro_batch: int
 ) -> dict[str, float]:
     """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all): what adaptive β reads."""
-    rows = torch.arange(len(experience), device=experience.behaviour_logprobs.device)[: count or None]
-    sequences, behaviour = experience.sequences[rows], experience.behaviour_logprobs[rows]
+    first = slice(0, count or None)
+    sequences, behaviour = experience.sequences[first], experience.behaviour_logprobs[first]
     parts = [
         token_logprobs(completion_logits(learner.actor, part, temperature), part.completion_ids)
-        for rows in micro_batches(len(sequences), micro_batch, sequences.ids.device)
+        for rows in micro_batches(len(sequences), micro_batch)
         for part in [sequences[rows]]
     ]
     statistics = kl_statistics("behaviour", behaviour, torch.cat(parts), sequences.mask)

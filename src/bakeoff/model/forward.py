@@ -1,10 +1,16 @@
-"""The passes over prompt + completion that every method uses: logits, log-probs, values."""
+"""The passes over prompt + completion that every method uses: hidden states, logits, log-probs, values.
+
+The completions of a group stand side by side and have one prompt, which is read once for all of them: its keys and
+values are repeated, as in sampling, and gradients flow through them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
 from bakeoff.batch import Sequences
 from bakeoff.model.critic import Critic, ValueHead
@@ -13,43 +19,52 @@ from bakeoff.model.load import Policy
 
 def completion_logits(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:
     """Logits [S, T, V] in float32, over the temperature, that predict each completion token."""
-    return _logits_and_hidden(policy, sequences, temperature, hidden=False)[0]
+    return logits_and_values(policy, None, sequences, temperature)[0]
 
 
 def logits_and_values(
     policy: Policy, head: ValueHead | None, sequences: Sequences, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
     """One pass over the actor's trunk: logits [S, T, V] and, where it has a value head, values [S, T]."""
-    logits, hidden = _logits_and_hidden(policy, sequences, temperature, hidden=head is not None)
-    return logits, None if head is None or hidden is None else head(hidden)
-
-
-def _logits_and_hidden(
-    policy: Policy, sequences: Sequences, temperature: float, hidden: bool
-) -> tuple[Tensor, Tensor | None]:
-    keep = sequences.mask.shape[1]
     with policy.autocast():
-        out = policy.network(**_inputs(sequences), logits_to_keep=keep, output_hidden_states=hidden)
-    logits = out.logits.float() / temperature
-    return logits, out.hidden_states[-1][:, -keep:].float() if hidden else None
+        hidden = completion_hidden(policy.network.base_model, sequences)
+        logits = policy.logits(hidden)
+    return logits.float() / temperature, None if head is None else head(hidden.float())
 
 
 def completion_values(policy: Policy, critic: Critic, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
     with policy.autocast():
-        out = critic.backbone(**_inputs(sequences))
-    values: Tensor = critic.head(out.last_hidden_state[:, -sequences.mask.shape[1] :].float())
+        hidden = completion_hidden(critic.backbone, sequences)
+    values: Tensor = critic.head(hidden.float())
     return values
 
 
-def _inputs(sequences: Sequences) -> dict[str, Any]:
-    """All tokens but the last, which predicts nothing: position t of the result belongs to token t + 1."""
-    return {
-        "input_ids": sequences.ids[:, :-1],
-        "attention_mask": sequences.attention[:, :-1],
-        "position_ids": sequences.positions[:, :-1],
-        "use_cache": False,
-    }
+def completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Last hidden states [S, T, H] at the positions that predict each completion token."""
+    width, group = sequences.prompt_width, sequences.group_size
+
+    def run(rows: slice, columns: slice, **cache: Any) -> Tensor:
+        out = backbone(
+            input_ids=sequences.ids[rows, columns],
+            attention_mask=sequences.attention[rows, : columns.stop],
+            position_ids=sequences.positions[rows, columns],
+            **cache,
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    every, last = slice(None), sequences.ids.shape[1] - 1  # the last token predicts nothing: no pass reads it
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
+    if group == 1 or recomputes:  # a layer that recomputes its activations takes no cache
+        return run(every, slice(0, last), use_cache=False)[:, width - 1 :]
+    cache = DynamicCache(config=backbone.config)
+    first = run(slice(None, None, group), slice(0, width), past_key_values=cache, use_cache=True)[:, -1:]
+    first = first.repeat_interleave(group, 0)
+    if last == width:
+        return first
+    cache.batch_repeat_interleave(group)
+    return torch.cat([first, run(every, slice(width, last), past_key_values=cache, use_cache=True)], 1)
 
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -46,11 +46,23 @@ class Policy:
         return device
 
     @property
-    def eos_ids(self) -> torch.Tensor:
+    def eos_ids(self) -> Tensor:
         """Every token id that ends a completion, [number of them]."""
         configured = getattr(self.network.generation_config, "eos_token_id", None)
         ids = {self.tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
         return torch.tensor(sorted(i for i in ids if i is not None), device=self.device)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] from last hidden states [..., H], as the network's own forward makes them."""
+        logits: Tensor = self.network.get_output_embeddings()(hidden)
+        config = self.network.config.get_text_config()
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = cap * torch.tanh(logits / cap)
+        return logits
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass."""
@@ -102,7 +114,22 @@ def build(model: Model, seed: int = 0) -> Policy:
             module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
     if model.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(network, tokenizer, model.precision, model.chat, model.system)
+    policy = Policy(network, tokenizer, model.precision, model.chat, model.system)
+    check_logits(policy, model.name)
+    return policy
+
+
+@torch.no_grad()
+def check_logits(policy: Policy, name: str) -> None:
+    """Raises UserError where the network makes its logits in a way that `Policy.logits` does not know."""
+    ids = torch.tensor([[policy.tokenizer.eos_token_id or 0] * 2])
+    own = policy.network(input_ids=ids).logits
+    ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"model.name is '{name}', whose logits are not made of its last hidden states in a way that is known here; "
+            "it must be a causal LM with a plain head, or one scaled or capped as in Cohere, Granite and Gemma."
+        )
 
 
 def render(policy: Policy, example: Example, shots: list[Example]) -> str:

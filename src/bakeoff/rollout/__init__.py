@@ -6,14 +6,16 @@ An engine is a function (policy, prompts, …) → `Rollout`; a second one is an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from bakeoff.batch import Prompts, Rollout, Sequences
 from bakeoff.errors import UserError
-from bakeoff.model.load import Policy
+
+if TYPE_CHECKING:
+    from bakeoff.model.load import Policy
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Sampler:
 
         Each prompt is read once and its cache repeated for its group; decoding stops when all have ended.
         """
+        from transformers import DynamicCache  # 3 s, which --help, errors and reports need not wait for
+
         network, device = policy.network, policy.device
         count, width = prompts.ids.shape[0] * group_size, prompts.ids.shape[1]
         attention = torch.ones(count, width + max_new_tokens, dtype=torch.bool, device=device)
@@ -143,7 +147,10 @@ def _rollout(
         completions=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
         group_size=group_size,
         sequences=Sequences(
-            ids=torch.cat([prompt_ids, ids], 1), attention=torch.cat([prompt_attention, mask], 1), mask=mask
+            ids=torch.cat([prompt_ids, ids], 1),
+            attention=torch.cat([prompt_attention, mask], 1),
+            mask=mask,
+            group_size=group_size,
         ),
         sampler_logprobs=torch.where(mask, logprobs, 0.0),
         entropy=torch.where(mask, entropy, 0.0),

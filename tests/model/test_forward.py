@@ -1,0 +1,110 @@
+"""The forward passes: reading a group's prompt once changes no log-prob, no value and no gradient."""
+
+import pytest
+import torch
+
+from bakeoff.batch import Example, Sequences
+from bakeoff.errors import UserError
+from bakeoff.model.critic import Critic
+from bakeoff.model.forward import completion_logits, completion_values, token_logprobs
+from bakeoff.model.load import build, check_logits, encode
+from bakeoff.rollout import Sampler
+from tests.conftest import compose
+
+GROUP = 4
+
+
+def grouped(policy, width=8) -> Sequences:
+    """Completions of three prompts of unequal length, four of each."""
+    prompts = encode(policy, [Example(text, "") for text in ("12=", "4829103758=", "7=")], [])
+    return Sampler()(policy, prompts, GROUP, width, torch.Generator().manual_seed(0)).sequences
+
+
+def ungrouped(sequences: Sequences) -> Sequences:
+    return Sequences(sequences.ids, sequences.attention, sequences.mask)
+
+
+def loss(policy, sequences):
+    logprobs = token_logprobs(completion_logits(policy, sequences), sequences.completion_ids)
+    return (torch.where(sequences.mask, logprobs, 0.0) * torch.arange(sequences.mask.shape[1])).sum()
+
+
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_a_prompt_read_once_gives_the_same_logits(tiny, width):
+    sequences = grouped(tiny, width)
+    assert sequences.group_size == GROUP
+    shared, alone = completion_logits(tiny, sequences), completion_logits(tiny, ungrouped(sequences))
+    assert torch.allclose(shared[sequences.mask], alone[sequences.mask], atol=1e-5)
+
+
+def test_gradients_flow_through_the_shared_prompt():
+    policy = build(compose().model, seed=3)
+    gradients = []
+    for sequences in (grouped(policy), ungrouped(grouped(policy))):
+        policy.network.zero_grad()
+        loss(policy, sequences).backward()
+        gradients.append([p.grad.clone() for p in policy.network.parameters()])
+    for shared, alone in zip(*gradients, strict=True):
+        assert alone.abs().max() > 0
+        assert torch.allclose(shared, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    gradients = []
+    for overrides in ([], ["model.gradient_checkpointing=true"]):
+        policy = build(compose(*overrides).model, seed=3)
+        policy.network.eval()
+        sequences = grouped(policy)
+        policy.network.train()
+        loss(policy, sequences).backward()
+        gradients.append([p.grad.clone() for p in policy.network.parameters()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert torch.allclose(kept, recomputed, rtol=1e-3, atol=1e-4)
+
+
+def test_values_of_a_critic_are_the_same_with_a_shared_prompt(tiny):
+    critic = Critic(tiny, head_std=0.5)
+    sequences = grouped(tiny)
+    shared, alone = (completion_values(tiny, critic, each) for each in (sequences, ungrouped(sequences)))
+    assert torch.allclose(shared[sequences.mask], alone[sequences.mask], atol=1e-5)
+    assert shared.std() > 0
+
+
+@pytest.mark.parametrize(("rows", "group"), [((0, 12), 4), ((4, 12), 4), ((0, 6), 2), ((6, 12), 2), ((3, 4), 1)])
+def test_rows_that_cut_through_groups_share_less(tiny, rows, group):
+    sequences = grouped(tiny)
+    part = sequences[slice(*rows)]
+    assert part.group_size == group
+    prompts = part.ids[:, : part.prompt_width].view(-1, group, part.prompt_width)
+    assert (prompts == prompts[:, :1]).all()
+    whole = completion_logits(tiny, sequences)[slice(*rows)]
+    assert torch.allclose(completion_logits(tiny, part)[part.mask], whole[part.mask], atol=1e-5)
+
+
+def test_groups_come_in_the_order_asked_for(tiny):
+    sequences = grouped(tiny)
+    chosen = sequences.groups(torch.tensor([2, 0]))
+    assert torch.equal(chosen.ids, torch.cat([sequences.ids[8:12], sequences.ids[0:4]]))
+    assert chosen.group_size == GROUP
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [("gemma2", {"head_dim": 16, "final_logit_softcapping": 0.1}), ("cohere", {"logit_scale": 0.5}),
+     ("granite", {"logits_scaling": 4.0})],
+)  # fmt: skip
+def test_logits_of_scaled_and_capped_heads_are_the_networks_own(architecture, values):
+    settings = {"model_type": architecture, **values}
+    overrides = [f"++model.architecture.{key}={value}" for key, value in settings.items()]
+    policy = build(compose("model.attention=eager", *overrides).model)
+    ids = torch.tensor([[5, 6, 7]])
+    hidden = policy.network.base_model(input_ids=ids).last_hidden_state
+    assert torch.allclose(policy.logits(hidden), policy.network(input_ids=ids).logits, atol=1e-6)
+
+
+def test_a_head_that_is_not_known_is_refused():
+    policy = build(compose().model, seed=3)
+    forward = policy.network.forward
+    policy.network.forward = lambda **inputs: type("Out", (), {"logits": forward(**inputs).logits * 2})
+    with pytest.raises(UserError, match="whose logits are not made"):
+        check_logits(policy, "odd")
