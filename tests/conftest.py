@@ -13,9 +13,10 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from bakeoff.config import Config, register, to_config
+from bakeoff.config import Config, register
 from bakeoff.model.load import Policy, build
 from bakeoff.paths import CONF
+from bakeoff.validation import to_config
 
 register()
 torch.set_num_threads(1)

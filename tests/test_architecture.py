@@ -17,6 +17,7 @@ ORDER = [
     {"rollout"},
     {"reward"},
     {"config"},
+    {"validation"},
     {"measure"},
     {"learner"},
     {"tracking", "progress"},

@@ -17,9 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bakeoff.config import register, to_config
+from bakeoff.config import register
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import CONF
+from bakeoff.validation import to_config
 
 register()
 

@@ -8,7 +8,7 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -90,6 +90,7 @@ class Sequences:
 class Rollout:
     """What the policy pi_old wrote.
 
+    decode            token ids → their text
     sampler_logprobs  [S, T] log-prob of each token at the sampling temperature, by the sampler's forward passes
     entropy           [S, T] entropy in nats of the distribution that each token was drawn from, before truncation
     ended             [S] bool, true where the completion reached EOS
@@ -100,6 +101,7 @@ class Rollout:
     completions: list[str]
     group_size: int
     sequences: Sequences
+    decode: Callable[[list[int]], str]
     sampler_logprobs: Tensor
     entropy: Tensor
     ended: Tensor
@@ -108,39 +110,100 @@ class Rollout:
         """Repeats what there is for every prompt [P] for each of its completions [S]."""
         return [item for item in of_prompts for _ in range(self.group_size)]
 
+    def groups(self, order: Tensor) -> Rollout:
+        """The groups of these numbers, in this order."""
+        rows = group_rows(order, self.group_size)
+        return Rollout(
+            examples=[self.examples[group] for group in order.tolist()],
+            prompts=[self.prompts[group] for group in order.tolist()],
+            completions=[self.completions[row] for row in rows.tolist()],
+            group_size=self.group_size,
+            sequences=self.sequences.groups(order),
+            decode=self.decode,
+            sampler_logprobs=self.sampler_logprobs[rows],
+            entropy=self.entropy[rows],
+            ended=self.ended[rows],
+        )
+
 
 @dataclass
 class Scores:
     """What the reward says of each completion.
 
-    total   [S] the weighted sum that the method sees
-    exact   [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
-    terms   each reward function's unweighted scores [S], by name
+    outcome     [S] the weighted sum of what is said of whole completions
+    exact       [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
+    true        [S] the task's own grade: measured, whatever the reward is
+    terms       each function's unweighted scores [S], by name; step scores summed
+    steps       [S, T] the weighted sum of what is said of steps, where they end; none without step functions
+    step_ends   [S, T] bool, where a step ends; none without step functions
     """
 
-    total: Tensor
+    outcome: Tensor
     exact: Tensor
+    true: Tensor
     terms: dict[str, Tensor]
+    steps: Tensor | None = None
+    step_ends: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """[S] all that a completion gets."""
+        return self.outcome if self.steps is None else self.outcome + self.steps.sum(1)
+
+    def rows(self, rows: Tensor) -> Scores:
+        """The scores of these completions."""
+        return Scores(
+            outcome=self.outcome[rows],
+            exact=self.exact[rows],
+            true=self.true[rows],
+            terms={name: term[rows] for name, term in self.terms.items()},
+            steps=None if self.steps is None else self.steps[rows],
+            step_ends=None if self.step_ends is None else self.step_ends[rows],
+        )
 
 
 @dataclass
 class Rewards:
     """Rewards on their tokens, as baselines, advantages and scales read them.
 
-    tokens  [S, T] reward of each token: the score where `scored`, plus the KL reward if there is one
-    scored  [S, T] bool, where a score was placed: the last token of a completion
+    tokens  [S, T] reward of each token: its scores, plus the KL reward if there is one
+    scored  [S, T] bool, where a score was placed: on the last token, or where steps end
+    last    [S, T] bool, the last token of each completion
     mask    [S, T] bool
+    greedy  [P] the score of each prompt's greedy completion, none where no baseline asks for it
     """
 
     tokens: Tensor
     scored: Tensor
+    last: Tensor
     mask: Tensor
     group_size: int
+    greedy: Tensor | None = None
 
     @property
     def totals(self) -> Tensor:
         """[S] the sum over each sequence: its return at γ = 1."""
-        return (self.tokens * self.mask).sum(1)
+        return torch.where(self.mask, self.tokens, 0).sum(1)
+
+    @property
+    def grouped(self) -> Tensor:
+        """[P, G] the returns by group."""
+        return self.totals.view(-1, self.group_size)
+
+    def step_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (ddof 1) of all step rewards of each sequence's group, [S] each.
+
+        The deviation is exactly zero where they are all equal, and where there are fewer than two.
+        """
+        scored = self.scored.view(-1, self.group_size * self.scored.shape[1])
+        steps = torch.where(scored, self.tokens.view_as(scored), 0)
+        count = scored.sum(1)
+        mean = steps.sum(1) / count.clamp(min=1)
+        squares = torch.where(scored, steps - mean[:, None], 0).square().sum(1)
+        lowest = torch.where(scored, steps, torch.inf).amin(1)
+        highest = torch.where(scored, steps, -torch.inf).amax(1)
+        std = torch.where(highest > lowest, (squares / (count - 1).clamp(min=1)).sqrt(), 0)
+        return mean.repeat_interleave(self.group_size), std.repeat_interleave(self.group_size)
 
 
 @dataclass
@@ -186,6 +249,61 @@ class Experience:
 def group_rows(groups: Tensor, group_size: int) -> Tensor:
     """The numbers of the rows of these groups."""
     return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
+
+
+def join_rollouts(parts: list[Rollout], pad: int) -> Rollout:
+    """Rollouts one after the other; narrower ones are padded with the id `pad`."""
+    if len(parts) == 1:
+        return parts[0]
+    left = max(part.sequences.prompt_width for part in parts)
+    right = max(part.sequences.mask.shape[1] for part in parts)
+
+    def wide(part: Rollout, x: Tensor, value: float = 0) -> Tensor:
+        missing = left - part.sequences.prompt_width if x.shape[1] > part.sequences.mask.shape[1] else 0
+        return pad_columns(x, missing, right - part.sequences.mask.shape[1], value)
+
+    sequences = Sequences(
+        ids=torch.cat([wide(part, part.sequences.ids, pad) for part in parts]),
+        attention=torch.cat([wide(part, part.sequences.attention) for part in parts]),
+        mask=torch.cat([wide(part, part.sequences.mask) for part in parts]),
+        group_size=parts[0].group_size,
+    )
+    return Rollout(
+        examples=[example for part in parts for example in part.examples],
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        completions=[completion for part in parts for completion in part.completions],
+        group_size=parts[0].group_size,
+        sequences=sequences,
+        decode=parts[0].decode,
+        sampler_logprobs=torch.cat([wide(part, part.sampler_logprobs) for part in parts]),
+        entropy=torch.cat([wide(part, part.entropy) for part in parts]),
+        ended=torch.cat([part.ended for part in parts]),
+    )
+
+
+def join_scores(parts: list[Scores]) -> Scores:
+    """Scores one after the other; narrower step scores are padded with zero."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def wide(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [x for x in tensors if x is not None]
+        width = max((x.shape[1] for x in present), default=0)
+        return torch.cat([pad_columns(x, 0, width - x.shape[1]) for x in present]) if present else None
+
+    return Scores(
+        outcome=torch.cat([part.outcome for part in parts]),
+        exact=torch.cat([part.exact for part in parts]),
+        true=torch.cat([part.true for part in parts]),
+        terms={name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
+        steps=wide([part.steps for part in parts]),
+        step_ends=wide([part.step_ends for part in parts]),
+    )
+
+
+def pad_columns(x: Tensor, left: int, right: int, value: float = 0) -> Tensor:
+    """x [S, N] with so many columns of a value on either side."""
+    return torch.nn.functional.pad(x, (left, right), value=value)
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:

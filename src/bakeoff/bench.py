@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.config import register, to_config
+from bakeoff.config import register
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.memory import keep_freed_memory
@@ -21,6 +21,7 @@ from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.run import Run, step
 from bakeoff.tracking import start_run
+from bakeoff.validation import to_config
 
 METHODS = ("grpo", "ppo", "ppo_kl")
 UPDATES, WARM_UP = 20, 3
@@ -35,7 +36,7 @@ def seconds(method: str, folder: Path) -> dict[str, float]:
     run = Run(
         config=config,
         folder=folder,
-        learner=make_learner(config.algorithm, actor, keep_reference=True, seed=0),
+        learner=make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0),
         heldout=encode(actor, config.task.heldout_examples(), []),
         phases=Phases(torch.device("cpu")),
         tracker=start_run(config.tracking, method, {}),

@@ -1,4 +1,4 @@
-"""The typed schema of every Hydra group, what makes a configuration impossible, and what identifies an arm."""
+"""The typed schema of every Hydra group, and what identifies an arm."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
-from bakeoff.errors import UserError
 from bakeoff.model import Model
 from bakeoff.paths import ROOT
 from bakeoff.reward import Reward
+from bakeoff.reward.preferences import Preferences
 from bakeoff.rollout import Sampler
 from bakeoff.task import Task
 from bakeoff.task.gym import ReasoningGym
@@ -112,6 +110,7 @@ class Config:
     sft: Sft = field(default_factory=Sft)
     algorithm: Algorithm = MISSING
     reward: Reward = MISSING
+    preferences: Preferences = field(default_factory=Preferences)
     rollout: Sampler = MISSING
     budget: Budget = field(default_factory=Budget)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -141,74 +140,6 @@ def register() -> None:
     for name, schema in (tasks | others).items():
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_root", lambda: str(ROOT), replace=True)
-
-
-def to_config(cfg: DictConfig) -> Config:
-    """The typed and checked configuration; raises UserError with one sentence where it is impossible."""
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set; {missing[0]}=VALUE sets it.")
-    try:
-        config = OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    assert isinstance(config, Config)
-    validate(config)
-    return config
-
-
-def validate(config: Config) -> None:
-    """Refuses what cannot work, before a model is built; raises UserError."""
-    algorithm, rollout = config.algorithm, config.rollout
-    step, critic = algorithm.step, algorithm.critic
-    at_least = {
-        "algorithm.step.epochs": (step.epochs, 1),
-        "algorithm.step.minibatches": (step.minibatches, 1),
-        "evaluation.every": (config.evaluation.every, 1),
-        "evaluation.samples": (config.evaluation.samples, 1),
-        "checkpoint.every": (config.checkpoint.every, 0),
-        "checkpoint.keep": (config.checkpoint.keep, 1),
-        "sft.steps": (config.sft.steps, 0),
-        "sft.batch": (config.sft.batch, 1),
-        "micro_batch": (config.micro_batch, 0),
-        "threads": (config.threads, 0),
-        "measure.kl_sequences": (config.measure.kl_sequences, 0),
-        "tracking.completions_every": (config.tracking.completions_every, 1),
-    }
-    for key, (value, least) in at_least.items():
-        if value < least:
-            raise UserError(f"{key} is {value}; it must be at least {least}.")
-    if not config.budget.limit > 0:
-        raise UserError(f"budget.limit is {config.budget.limit}; it must be above 0.")
-    if step.minibatches > rollout.prompts:
-        raise UserError(
-            f"algorithm.step.minibatches is {step.minibatches}, but a rollout has only {rollout.prompts} groups "
-            "(rollout.prompts), which minibatches do not cut; it must be at most that."
-        )
-    if algorithm.advantage.needs_critic and not critic.exists:
-        raise UserError(
-            "algorithm/critic is none, but the advantage is GAE, which needs values; choose "
-            "algorithm/critic=separate or shared, or algorithm/advantage=sequence_return."
-        )
-    if critic.exists and not algorithm.advantage.needs_critic:
-        raise UserError(
-            f"algorithm/critic is {type(critic).__name__.lower()}, but nothing uses its values; choose "
-            "algorithm/critic=none or algorithm/advantage=gae."
-        )
-    for axis in ("baseline", "scale"):
-        option = getattr(algorithm, axis)
-        if rollout.group_size < option.smallest_group:
-            raise UserError(
-                f"rollout.group_size is {rollout.group_size}, but algorithm/{axis} compares the completions of "
-                f"a prompt; it must be at least {option.smallest_group}."
-            )
-    if config.device != "auto":
-        try:
-            torch.empty(0, device=config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device is {config.device!r}, which this machine has not; it may be auto or cpu."
-            ) from error
 
 
 def plain(config: Config) -> dict[str, Any]:

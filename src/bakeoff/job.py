@@ -14,6 +14,7 @@ import torch
 from bakeoff.config import Config, arm_id, flatten, plain
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
+from bakeoff.learner.reward_model import trained_reward_model
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.memory import keep_freed_memory
@@ -23,6 +24,9 @@ from bakeoff.model.load import encode, weights_hash
 from bakeoff.paths import ROOT
 from bakeoff.progress import RunProgress
 from bakeoff.randomness import derive
+from bakeoff.reward import LEARNED
+from bakeoff.reward.model import RewardModel
+from bakeoff.reward.preferences import Pair
 from bakeoff.run import Run, train
 from bakeoff.tracking import commit, start_run
 
@@ -54,8 +58,19 @@ def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str |
         identity["start"] = weights_hash(actor.network)
         if earlier is not None and earlier["start"] != identity["start"]:
             raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
-        keep = config.measure.kl_to_reference
-        learner = make_learner(config.algorithm, actor, keep, derive(config.seed, "critic"))
+        reward_model: RewardModel | None = None
+        pairs: list[Pair] = []
+        judged: dict[str, Any] = {}
+        if LEARNED in config.reward.functions:
+            reward_model, pairs, judged = trained_reward_model(config, actor, progress.say)
+        learner = make_learner(
+            config.algorithm,
+            actor,
+            config.model.lora,
+            config.measure.kl_to_reference,
+            derive(config.seed, "critic"),
+            reward_model,
+        )
         if found:
             load_checkpoint(found[-1], learner)
             progress.say(f"going on from update {learner.counters.updates}")
@@ -65,11 +80,22 @@ def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str |
         with tracker.running():
             if earlier is None:
                 tracker.params(flatten(plain(config)) | {f"choice/{g}": c for g, c in choices.items()})
+                tracker.metrics(reward_model_metrics(judged), 0)
                 for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
                     if path.is_file():
                         tracker.artifact(path, "config")
             phases = Phases(device)
-            return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals))
+            return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs))
+
+
+def reward_model_metrics(judged: dict[str, Any]) -> dict[str, float]:
+    """How good the reward model is, under metric names; nothing where there is none."""
+    names = {
+        "pair_accuracy": "reward_model/heldout_pair_accuracy",
+        "loss": "reward_model/heldout_loss",
+        "calibration_error": "reward_model/calibration_error",
+    }
+    return {metric: judged[key] for key, metric in names.items() if key in judged}
 
 
 def run_tags(

@@ -5,7 +5,7 @@ prompts → rollout → scores → experience → update → metrics; only the a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ import torch
 from bakeoff.batch import Prompts, Rollout, Scores
 from bakeoff.config import Config
 from bakeoff.learner.checkpoint import save_checkpoint
+from bakeoff.learner.collect import Collected, collect
 from bakeoff.learner.evaluate import evaluate_policy
 from bakeoff.learner.experience import make_experience
-from bakeoff.learner.state import Learner
+from bakeoff.learner.reward_model import renew
+from bakeoff.learner.state import Learner, Passes
 from bakeoff.learner.update import measure_step, update
 from bakeoff.measure.phase import TRAINING, Phases
-from bakeoff.measure.statistics import peak_megabytes, rollout_statistics
-from bakeoff.model.load import encode, save
+from bakeoff.measure.statistics import peak_megabytes, rollout_statistics, weight_megabytes
+from bakeoff.model.load import save
 from bakeoff.progress import RunProgress
-from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.randomness import derive, generator
+from bakeoff.reward.preferences import Pair
 from bakeoff.tracking import Tracker
 
 MEMORY_UPDATE = 1  # the second update, the first in which the optimisers have state, is followed on the CPU
@@ -30,7 +33,10 @@ MEMORY_UPDATE = 1  # the second update, the first in which the optimisers have s
 
 @dataclass
 class Run:
-    """What a run has at hand: its configuration, its models, and where it reports."""
+    """What a run has at hand: its configuration, its models, and where it reports.
+
+    pairs   what the reward model was trained on, where there is one
+    """
 
     config: Config
     folder: Path
@@ -41,6 +47,7 @@ class Run:
     progress: RunProgress
     identity: dict[str, Any]
     signals: list[int]
+    pairs: list[Pair] = field(default_factory=list)
 
 
 def train(run: Run) -> float:
@@ -73,54 +80,61 @@ def train(run: Run) -> float:
 def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:
     """One update: sample, score, evaluate, learn, log."""
     config, learner, phases = run.config, run.learner, run.phases
-    seed, number, device = config.seed, learner.counters.updates, learner.actor.device
-    sampler, task, betas = config.rollout, config.task, learner.betas
+    seed, number, betas = config.seed, learner.counters.updates, learner.betas
+    passes = Passes(config.rollout.temperature, config.micro_batch, config.task.max_new_tokens, phases)
     torch.manual_seed(derive(seed, "global", number))
-    learner.set_lr_factor(config.algorithm.step.lr_factor(number, learner.counters.progress(config.budget)))
+    learner.set_lr(learner.counters.progress(config.budget))
     metrics = {"policy/lr": learner.actor_optimizer.param_groups[0]["lr"]}
 
-    with phases("rollout"):
-        examples = task.training_examples(sampler.prompts, stdlib_random(seed, "prompts", number))
-        prompts = encode(learner.actor, examples, task.shot_examples())
-        draws = generator(device, seed, "rollout", number)
-        rollout = sampler(learner.actor, prompts, sampler.group_size, task.max_new_tokens, draws)
-    with phases("reward"):
-        scores = config.reward(task, rollout)
+    collected = collect(config, learner, passes)
+    metrics |= rollout_statistics(collected.all_rollouts, collected.all_scores)
+    metrics["rollout/rounds"] = float(collected.rounds)
     with phases("experience"):
-        experience, statistics = make_experience(learner, rollout, scores, sampler.temperature, config.micro_batch)
-    order = generator(device, seed, "minibatches", number)
-    metrics |= statistics | rollout_statistics(rollout, scores)
-    metrics |= update(learner, experience, phases, order, sampler.temperature, task.max_new_tokens, config.micro_batch)
+        experience, statistics = make_experience(learner, collected.rollout, collected.scores, collected.greedy, passes)
+    metrics |= statistics
+    metrics |= update(learner, experience, passes, generator(learner.actor.device, seed, "minibatches", number))
     with phases("measure"):
-        samples = config.measure.kl_sequences
-        measured = measure_step(learner, experience, samples, sampler.temperature, config.micro_batch)
+        measured = measure_step(learner, experience, config.measure.kl_sequences, passes)
     metrics |= measured
     betas.behaviour = config.algorithm.kl_to_behaviour.adapt(betas.behaviour, measured["kl/behaviour_k3_per_token"])
     betas.reference = config.algorithm.kl_to_reference.adapt(
         betas.reference, metrics.get("kl/reference_k1_per_sequence", 0.0), len(experience)
     )
-    metrics |= count(run, rollout)
+    metrics |= count(run, collected)
+    if learner.iteration_ends:
+        metrics |= next_iteration(run)
     run.tracker.metrics(metrics, learner.counters.updates)
-    return metrics, rollout, scores
+    return metrics, collected.rollout, collected.scores
 
 
-def count(run: Run, rollout: Rollout) -> dict[str, float]:
+def next_iteration(run: Run) -> dict[str, float]:
+    """Ends an outer iteration: the reference becomes the policy, and a learned reward goes on learning."""
+    learner, config = run.learner, run.config
+    with run.phases("renewal"):
+        learner.renew_reference()
+        if learner.reward_model is None:
+            return {}
+        updates = learner.counters.updates
+        return renew(learner.reward_model, config, learner.actor, run.pairs, updates, run.progress.say)
+
+
+def count(run: Run, collected: Collected) -> dict[str, float]:
     """Advances the counters by one update; returns progress, time and memory under their metric names."""
     counters = run.learner.counters
     seconds, peak_bytes = run.phases.take()
     spent = sum(seconds.get(phase, 0.0) for phase in TRAINING)
-    tokens = int(rollout.sequences.mask.sum())
     counters.updates += 1
-    counters.sequences += len(rollout.sequences)
-    counters.tokens += tokens
+    counters.sequences += collected.sequences
+    counters.tokens += collected.tokens
     counters.seconds += spent
     return {
         "progress/sequences": counters.sequences,
         "progress/tokens": counters.tokens,
         "progress/seconds": counters.seconds,
-        "speed/tokens_per_second": tokens / spent,
+        "speed/tokens_per_second": collected.tokens / spent,
         **{f"time/{phase}": value for phase, value in seconds.items()},
         **peak_megabytes(peak_bytes),
+        **weight_megabytes(run.learner.weight_bytes() if peak_bytes else {}),
     }
 
 

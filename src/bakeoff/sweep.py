@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from bakeoff.config import Config, to_config
+from bakeoff.config import Config
 from bakeoff.errors import UserError, fail
 from bakeoff.progress import read, watching
 from bakeoff.tracking import commit, start_run
+from bakeoff.validation import to_config
 
 PARENT = "parent_run.json"
 

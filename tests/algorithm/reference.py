@@ -1,6 +1,49 @@
-"""An independent, slow reading of the papers: loops over sequences and tokens, plain Python floats."""
+"""An independent, slow reading of the papers: loops over sequences and tokens, plain floats, gradients by hand.
+
+Nothing here is imported from the package; methods share sums, means and the papers' formulas, and no more.
+"""
 
 import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Case:
+    """Rows are completions of unequal length, `group` neighbours have one prompt."""
+
+    logprobs: list
+    old: list
+    reference: list
+    values: list
+    scores: list
+    greedy: list
+    steps: list  # for each completion: (token, score) of each step
+    group: int
+    budget: int  # generation budget in tokens
+
+    def tokens(self):
+        return [(i, t) for i, row in enumerate(self.logprobs) for t in range(len(row))]
+
+    def groups(self):
+        return [range(start, start + self.group) for start in range(0, len(self.logprobs), self.group)]
+
+
+def mean(xs):
+    return sum(xs) / len(xs)
+
+
+def std(xs, ddof=1):
+    return math.sqrt(sum((x - mean(xs)) ** 2 for x in xs) / (len(xs) - ddof))
+
+
+def kl_rewards(case, beta, scores=None):
+    """−β·k1 on every token, the score on the last."""
+    rows = []
+    for i, (old, ref) in enumerate(zip(case.old, case.reference, strict=True)):
+        row = [-beta * (a - b) for a, b in zip(old, ref, strict=True)]
+        row[-1] += (scores or case.scores)[i]
+        rows.append(row)
+    return rows
 
 
 def gae_double_sum(rewards, values, gamma, lam):
@@ -13,45 +56,223 @@ def gae_double_sum(rewards, values, gamma, lam):
 
 def whiten(rows):
     flat = [x for row in rows for x in row]
-    mean = sum(flat) / len(flat)
-    variance = sum((x - mean) ** 2 for x in flat) / len(flat)
-    return [[(x - mean) / math.sqrt(variance + 1e-8) for x in row] for row in rows]
+    deviation = math.sqrt(mean([(x - mean(flat)) ** 2 for x in flat]) + 1e-8)
+    return [[(x - mean(flat)) / deviation for x in row] for row in rows]
 
 
-def ppo(logprobs, old, advantages, epsilon=0.2):
-    """−mean over all tokens of min(ratio·A, clip(ratio)·A). Rows are sequences of unequal length."""
-    terms = []
-    for lp, lo, adv in zip(logprobs, old, advantages, strict=True):
-        for a, b, advantage in zip(lp, lo, adv, strict=True):
-            ratio = math.exp(a - b)
-            terms.append(min(ratio * advantage, min(max(ratio, 1 - epsilon), 1 + epsilon) * advantage))
-    return -sum(terms) / len(terms)
+def spread(per_sequence, case):
+    """One number a completion, on each of its tokens."""
+    return [[a] * len(row) for a, row in zip(per_sequence, case.logprobs, strict=True)]
 
 
-def ppo_kl(logprobs, old, advantages, beta):
-    """−mean over tokens of ratio·A − β·(ratio − 1 − log ratio)."""
-    terms = []
-    for lp, lo, adv in zip(logprobs, old, advantages, strict=True):
-        for a, b, advantage in zip(lp, lo, adv, strict=True):
-            ratio = math.exp(a - b)
-            terms.append(ratio * advantage - beta * (ratio - 1 - (a - b)))
-    return -sum(terms) / len(terms)
-
-
-def grpo(logprobs, old, reference, scores, group, beta=0.04, epsilon=0.2, eps_std=1e-4):
-    """DeepSeekMath eq. 3 with eq. 4, outcome supervision."""
+def group_normalised(case, scores):
     advantages = []
-    for start in range(0, len(scores), group):
-        members = scores[start : start + group]
-        mean = sum(members) / group
-        std = math.sqrt(sum((x - mean) ** 2 for x in members) / (group - 1))
-        advantages += [0.0 if max(members) == min(members) else (x - mean) / (std + eps_std) for x in members]
-    total = 0.0
-    for lp, lo, lr, advantage in zip(logprobs, old, reference, advantages, strict=True):
-        terms = []
-        for a, b, c in zip(lp, lo, lr, strict=True):
-            ratio = math.exp(a - b)
-            surrogate = min(ratio * advantage, min(max(ratio, 1 - epsilon), 1 + epsilon) * advantage)
-            terms.append(surrogate - beta * (math.exp(c - a) - (c - a) - 1))
-        total += sum(terms) / len(terms)
-    return -total / len(scores)
+    for members in case.groups():
+        own = [scores[i] for i in members]
+        flat = max(own) == min(own)
+        advantages += [0.0 if flat else (x - mean(own)) / (std(own) + 1e-4) for x in own]
+    return spread(advantages, case)
+
+
+# Surrogates of one token: (value, derivative with respect to its log-prob).
+
+
+def plain(ratio, advantage):
+    return ratio * advantage, ratio * advantage
+
+
+def clipped(low, high):
+    def term(ratio, advantage):
+        bounded = min(max(ratio, 1 - low), 1 + high)
+        if bounded * advantage < ratio * advantage:
+            return bounded * advantage, 0.0
+        return plain(ratio, advantage)
+
+    return term
+
+
+def over_tokens(case, advantages, term, weight, penalty=None):
+    """Loss and gradient of −Σ weight·(term − penalty), each token by itself."""
+    loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
+    for i, t in case.tokens():
+        logprob, old = case.logprobs[i][t], case.old[i][t]
+        value, slope = term(math.exp(logprob - old), advantages[i][t])
+        cost, cost_slope = penalty(logprob, old, case.reference[i][t]) if penalty else (0.0, 0.0)
+        loss -= weight(i) * (value - cost)
+        gradient[i][t] = -weight(i) * (slope - cost_slope)
+    return loss, gradient
+
+
+def token_mean(case):
+    total = len(case.tokens())
+    return lambda i: 1 / total
+
+
+def sequence_mean(case):
+    return lambda i: 1 / len(case.logprobs[i]) / len(case.logprobs)
+
+
+def k3_to_reference(beta):
+    def penalty(logprob, old, reference):
+        difference = reference - logprob
+        return beta * (math.exp(difference) - difference - 1), beta * (1 - math.exp(difference))
+
+    return penalty
+
+
+def kl_to_behaviour(beta):
+    """β·(ratio − 1 − log ratio), for samples of π_old."""
+
+    def penalty(logprob, old, reference):
+        difference = logprob - old
+        return beta * (math.exp(difference) - 1 - difference), beta * (math.exp(difference) - 1)
+
+    return penalty
+
+
+def williams(case, baselines):
+    """−1/S Σ_i Σ_t log π·(R_i − b_i); R includes the KL rewards."""
+    returns = [sum(row) for row in kl_rewards(case, 0.01)]
+    advantages = [r - b for r, b in zip(returns, baselines(returns), strict=True)]
+    size = len(case.logprobs)
+    loss = -sum(sum(row) * a for row, a in zip(case.logprobs, advantages, strict=True)) / size
+    return loss, [[-a / size] * len(row) for row, a in zip(case.logprobs, advantages, strict=True)], None
+
+
+def reinforce(case):
+    return williams(case, lambda returns: [0.0] * len(returns))
+
+
+def reinforce_baseline(case):
+    return williams(case, lambda returns: [mean(returns)] * len(returns))
+
+
+def rloo(case):
+    def others(returns):
+        return [mean([returns[j] for j in members if j != i]) for members in case.groups() for i in members]
+
+    return williams(case, others)
+
+
+def remax(case):
+    return williams(case, lambda returns: [case.greedy[i // case.group] for i in range(len(returns))])
+
+
+def importance_sampling(case):
+    returns = [sum(row) for row in kl_rewards(case, 0.01)]
+    advantages = spread([r - mean(returns) for r in returns], case)
+    return *over_tokens(case, advantages, plain, token_mean(case)), None
+
+
+def critic_advantages(case, lam_critic=0.95):
+    """Whitened GAE and the critic's targets."""
+    rewards = kl_rewards(case, 0.01)
+    raw = [gae_double_sum(r, v, 1.0, 0.95) for r, v in zip(rewards, case.values, strict=True)]
+    for_critic = [gae_double_sum(r, v, 1.0, lam_critic) for r, v in zip(rewards, case.values, strict=True)]
+    targets = [[a + v for a, v in zip(*rows, strict=True)] for rows in zip(for_critic, case.values, strict=True)]
+    return whiten(raw), targets
+
+
+def ppo(case):
+    advantages, targets = critic_advantages(case)
+    return *over_tokens(case, advantages, clipped(0.2, 0.2), token_mean(case)), targets
+
+
+def ppo_decoupled(case):
+    advantages, targets = critic_advantages(case, lam_critic=1.0)
+    return *over_tokens(case, advantages, clipped(0.2, 0.2), token_mean(case)), targets
+
+
+def trpo(case):
+    advantages, targets = critic_advantages(case)
+    return *over_tokens(case, advantages, plain, token_mean(case)), targets
+
+
+def ppo_penalty(case):
+    advantages, targets = critic_advantages(case)
+    return *over_tokens(case, advantages, plain, token_mean(case), kl_to_behaviour(1.0)), targets
+
+
+def grpo(case):
+    advantages = group_normalised(case, case.scores)
+    return *over_tokens(case, advantages, clipped(0.2, 0.2), sequence_mean(case), k3_to_reference(0.04)), None
+
+
+def grpo_process(case):
+    """§4.1.3: all step rewards of a group are one set; a token gets those of the steps that end at or after it."""
+    advantages = []
+    for members in case.groups():
+        every = [score for i in members for _, score in case.steps[i]]
+        flat = len(every) < 2 or max(every) == min(every)
+        for i in members:
+            normalised = [(end, 0.0 if flat else (x - mean(every)) / (std(every) + 1e-4)) for end, x in case.steps[i]]
+            advantages.append([sum(x for end, x in normalised if end >= t) for t in range(len(case.logprobs[i]))])
+    return *over_tokens(case, advantages, clipped(0.2, 0.2), sequence_mean(case), k3_to_reference(0.04)), None
+
+
+def dr_grpo(case):
+    advantages = [
+        case.scores[i] - mean([case.scores[j] for j in members]) for members in case.groups() for i in members
+    ]
+    fixed = 1 / (len(case.logprobs) * case.budget)
+    return *over_tokens(case, spread(advantages, case), clipped(0.2, 0.2), lambda i: fixed), None
+
+
+def dapo(case):
+    margin = 0.2 * case.budget
+    lengths = [len(row) for row in case.logprobs]
+    punished = [
+        score - 0.5 * min(max((length - (case.budget - margin)) / margin, 0), 1)
+        for score, length in zip(case.scores, lengths, strict=True)
+    ]
+    return *over_tokens(case, group_normalised(case, punished), clipped(0.2, 0.28), token_mean(case)), None
+
+
+def gspo(case):
+    """−1/S Σ min(s·A, clip(s)·A); ds/dlog π_t = s/length."""
+    advantages, size = group_normalised(case, case.scores), len(case.logprobs)
+    loss, gradient = 0.0, []
+    for row, old, advantage in zip(case.logprobs, case.old, advantages, strict=True):
+        ratio = math.exp(sum(a - b for a, b in zip(row, old, strict=True)) / len(row))
+        value, slope = clipped(3e-4, 4e-4)(ratio, advantage[0])
+        loss -= value / size
+        gradient.append([-slope / len(row) / size] * len(row))
+    return loss, gradient, None
+
+
+def cispo(case):
+    """−1/N Σ w·A·log π with w = min(ratio, 1.28) a constant."""
+    advantages, total = group_normalised(case, case.scores), len(case.tokens())
+    loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
+    for i, t in case.tokens():
+        weight = min(math.exp(case.logprobs[i][t] - case.old[i][t]), 1.28) * advantages[i][t] / total
+        loss -= weight * case.logprobs[i][t]
+        gradient[i][t] = -weight
+    return loss, gradient, None
+
+
+def reinforce_pp(case):
+    to_go = [[sum(row[t:]) for t in range(len(row))] for row in kl_rewards(case, 0.01)]
+    return *over_tokens(case, whiten(to_go), clipped(0.2, 0.2), token_mean(case)), None
+
+
+METHODS = {
+    "reinforce": reinforce,
+    "reinforce_baseline": reinforce_baseline,
+    "importance_sampling": importance_sampling,
+    "trpo": trpo,
+    "ppo_penalty": ppo_penalty,
+    "ppo_kl": ppo_penalty,
+    "ppo": ppo,
+    "ppo_decoupled": ppo_decoupled,
+    "grpo": grpo,
+    "grpo_iterative": grpo,
+    "grpo_process": grpo_process,
+    "rloo": rloo,
+    "remax": remax,
+    "dr_grpo": dr_grpo,
+    "dapo": dapo,
+    "gspo": gspo,
+    "cispo": cispo,
+    "reinforce_pp": reinforce_pp,
+}

@@ -5,112 +5,174 @@ import itertools
 import pytest
 import torch
 
-from bakeoff.algorithm.loss import Betas, advantages_and_returns, place, policy_loss, value_loss, with_kl_reward
+from bakeoff.algorithm import ratio as ratios
+from bakeoff.algorithm.loss import advantages_and_returns, place, policy_loss, value_loss, with_kl_reward
 from bakeoff.batch import micro_batches
+from bakeoff.paths import CONF
 from tests.conftest import compose
 
 from . import reference
 
-METHODS = ["ppo", "ppo_kl", "grpo"]
+METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 LENGTHS = [4, 2, 5, 1, 3, 5, 2, 4]
-GROUP = 4
+WIDTH, GROUP = 5, 4
 SCORES = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]  # the second group has no spread
+GREEDY = [1.0, 0.0]
+STEPS = [
+    [(0, 0.5), (3, 0.25)], [(1, 0.0)], [(0, 0.5), (2, 0.5), (4, 0.0)], [(0, 1.0)],
+    [], [(1, 0.25), (4, 0.25)], [(1, 0.25)], [(3, 0.25)],
+]  # fmt: skip
+PADDED = ("current", "old", "ref", "values", "steps")
 
 
 @pytest.fixture(scope="module")
 def fixed():
     """Fixed tensors [8, 5] in float64 under a ragged mask; padding holds rubbish."""
     draw = torch.Generator().manual_seed(5)
-    mask = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
+    mask = torch.arange(WIDTH) < torch.tensor(LENGTHS)[:, None]
 
     def logprobs():
-        return torch.where(mask, -2 * torch.rand(8, 5, generator=draw, dtype=torch.float64), 12.0)
+        return torch.where(mask, -2 * torch.rand(8, WIDTH, generator=draw, dtype=torch.float64), 12.0)
 
     current, old, ref = logprobs(), logprobs(), logprobs()
-    values = torch.randn(8, 5, generator=draw, dtype=torch.float64)
-    scores = torch.tensor(SCORES, dtype=torch.float64)
-    return mask, current, old, ref, values, scores
+    values = torch.randn(8, WIDTH, generator=draw, dtype=torch.float64)
+    steps, ends = torch.zeros(8, WIDTH, dtype=torch.float64), torch.zeros(8, WIDTH, dtype=torch.bool)
+    for row, found in enumerate(STEPS):
+        for token, score in found:
+            steps[row, token], ends[row, token] = score, True
+    return {
+        "mask": mask,
+        "current": current,
+        "old": old,
+        "ref": ref,
+        "values": values,
+        "scores": torch.tensor(SCORES, dtype=torch.float64),
+        "greedy": torch.tensor(GREEDY, dtype=torch.float64),
+        "steps": steps,
+        "ends": ends,
+    }
 
 
 def rows(x, mask):
     return [row[keep].tolist() for row, keep in zip(x, mask, strict=True)]
 
 
-def prepared(name, fixed):
-    algorithm = compose(f"algorithm={name}").algorithm
-    mask, _, old, ref, values, scores = fixed
-    rewards = with_kl_reward(algorithm, place(scores, mask, GROUP), algorithm.kl_to_reference.beta, old, ref)
-    has_values = values if algorithm.critic.exists else None
-    return algorithm, rewards, *advantages_and_returns(algorithm, rewards, has_values)
+def case(fixed):
+    """The same numbers for the independent computation."""
+    mask = fixed["mask"]
+    return reference.Case(
+        logprobs=rows(fixed["current"], mask),
+        old=rows(fixed["old"], mask),
+        reference=rows(fixed["ref"], mask),
+        values=rows(fixed["values"], mask),
+        scores=fixed["scores"].tolist(),
+        greedy=GREEDY,
+        steps=STEPS,
+        group=GROUP,
+        budget=WIDTH,
+    )
 
 
-def loss_of(algorithm, logprobs, fixed, advantages, betas=None):
-    mask, _, old, ref, _, _ = fixed
-    weights = algorithm.aggregate(mask, 5)
-    return policy_loss(algorithm, logprobs, old, advantages, mask, weights, ref, betas).loss
+def prepared(name, fixed, *overrides):
+    """The method, its advantages and its targets, by the functions that a run calls."""
+    algorithm = compose(f"algorithm={name}", "tuned=none", *overrides).algorithm
+    mask = fixed["mask"]
+    outcome = fixed["scores"] + algorithm.shaping(mask.sum(1), WIDTH)
+    by_steps = (0 * outcome, mask, GROUP, fixed["steps"], fixed["ends"])
+    whole = (outcome, mask, GROUP, None, None, fixed["greedy"])
+    rewards = place(*(by_steps if algorithm.baseline.needs_steps else whole))
+    rewards = with_kl_reward(algorithm, rewards, algorithm.kl_to_reference.beta, fixed["old"], fixed["ref"])
+    values = fixed["values"] if algorithm.critic.exists else None
+    return algorithm, *advantages_and_returns(algorithm, rewards, values)
 
 
-@pytest.mark.parametrize("name", ["ppo", "ppo_kl"])
-def test_ppo_rewards_advantages_and_returns(name, fixed):
-    algorithm, rewards, advantages, returns = prepared(name, fixed)
-    mask, _, old, ref, values, _ = fixed
-    beta = algorithm.kl_to_reference.beta
-    raw, targets = [], []
-    for index, length in enumerate(LENGTHS):
-        row = [-beta * (old[index, t] - ref[index, t]).item() for t in range(length)]
-        row[-1] += SCORES[index]
-        assert rewards.tokens[index, :length].tolist() == pytest.approx(row, abs=1e-12)
-        value = values[index, :length].tolist()
-        raw.append(reference.gae_double_sum(row, value, 1.0, 0.95))
-        targets.append([a + v for a, v in zip(raw[-1], value, strict=True)])
-    for got, expected in zip(rows(advantages, mask), reference.whiten(raw), strict=True):
-        assert got == pytest.approx(expected, abs=1e-9)
-    for got, expected in zip(rows(returns, mask), targets, strict=True):
-        assert got == pytest.approx(expected, abs=1e-9)
-
-
-def test_ppo_loss(fixed):
-    algorithm, _, advantages, _ = prepared("ppo", fixed)
-    mask, current, old, *_ = fixed
-    expected = reference.ppo(rows(current, mask), rows(old, mask), rows(advantages, mask))
-    assert loss_of(algorithm, current, fixed, advantages).item() == pytest.approx(expected, abs=1e-9)
-
-
-def test_ppo_kl_loss(fixed):
-    algorithm, _, advantages, _ = prepared("ppo_kl", fixed)
-    mask, current, old, *_ = fixed
-    expected = reference.ppo_kl(rows(current, mask), rows(old, mask), rows(advantages, mask), beta=0.7)
-    got = loss_of(algorithm, current, fixed, advantages, Betas(reference=0.3, behaviour=0.7))
-    assert got.item() == pytest.approx(expected, abs=1e-9)
-
-
-def test_grpo_loss(fixed):
-    algorithm, _, advantages, returns = prepared("grpo", fixed)
-    mask, current, old, ref, *_ = fixed
-    beta = algorithm.kl_to_reference.beta
-    expected = reference.grpo(rows(current, mask), rows(old, mask), rows(ref, mask), SCORES, GROUP, beta)
-    assert loss_of(algorithm, current, fixed, advantages).item() == pytest.approx(expected, abs=1e-9)
-    assert returns is None
-    assert advantages[4:].abs().max() == 0, "a group without spread teaches nothing"
-
-
-def test_grpo_advantages_by_hand(fixed):
-    """Scores 1, 0, 0, 1: mean ½, std (ddof 1) √⅓ = 0.57735."""
-    _, _, advantages, _ = prepared("grpo", fixed)
-    expected = 0.5 / (3**-0.5 + 1e-4)
-    assert advantages[0, :4].tolist() == pytest.approx([expected] * 4, abs=1e-12)
-    assert advantages[1, :2].tolist() == pytest.approx([-expected] * 2, abs=1e-12)
+def loss_of(algorithm, logprobs, fixed, advantages):
+    weights = algorithm.aggregate(fixed["mask"], WIDTH)
+    return policy_loss(algorithm, logprobs, fixed["old"], advantages, fixed["mask"], weights, fixed["ref"]).loss
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_loss_gradient_and_targets_are_those_of_the_papers(name, fixed):
+    loss, gradient, targets = reference.METHODS[name](case(fixed))
+    algorithm, advantages, returns = prepared(name, fixed)
+    logprobs = fixed["current"].clone().requires_grad_()
+    got = loss_of(algorithm, logprobs, fixed, advantages)
+    got.backward()
+    mask = fixed["mask"]
+    assert got.item() == pytest.approx(loss, abs=1e-9)
+    for mine, expected in zip(rows(logprobs.grad, mask), gradient, strict=True):
+        assert mine == pytest.approx(expected, abs=1e-9)
+    assert logprobs.grad[~mask].abs().max() == 0
+    assert max(abs(x) for row in gradient for x in row) > 1e-3, "a case in which nothing happens shows nothing"
+    if targets is None:
+        assert returns is None
+    else:
+        for mine, expected in zip(rows(returns, mask), targets, strict=True):
+            assert mine == pytest.approx(expected, abs=1e-9)
+
+
+def test_grpo_advantages_by_hand(fixed):
+    """Scores 1, 0, 0, 1: mean ½, std (ddof 1) √⅓ = 0.57735. The second group has no spread and teaches nothing."""
+    _, advantages, _ = prepared("grpo", fixed)
+    expected = 0.5 / (3**-0.5 + 1e-4)
+    assert advantages[0, :4].tolist() == pytest.approx([expected] * 4, abs=1e-12)
+    assert advantages[1, :2].tolist() == pytest.approx([-expected] * 2, abs=1e-12)
+    assert advantages[4:].abs().max() == 0
+
+
+def test_process_advantages_by_hand(fixed):
+    """The second group's step rewards are all ¼: no advantage. The first group's tokens see what follows them."""
+    _, advantages, _ = prepared("grpo_process", fixed)
+    assert advantages[4:].abs().max() == 0
+    every = [0.5, 0.25, 0.0, 0.5, 0.5, 0.0, 1.0]
+    deviation = torch.tensor(every).double().std().item() + 1e-4
+    late = (0.25 - sum(every) / 7) / deviation
+    assert advantages[0, 1:4].tolist() == pytest.approx([late] * 3, abs=1e-9)
+    assert advantages[0, 0].item() == pytest.approx(late + (0.5 - sum(every) / 7) / deviation, abs=1e-9)
+
+
+def test_outcome_methods_take_step_scores_as_their_sum(fixed):
+    algorithm = compose("algorithm=grpo").algorithm
+    mask, steps = fixed["mask"], fixed["steps"]
+    by_steps = place(0 * fixed["scores"], mask, GROUP, steps, fixed["ends"])
+    by_sum = place(steps.sum(1), mask, GROUP)
+    for x, y in zip(*(advantages_and_returns(algorithm, r, None)[:1] for r in (by_steps, by_sum)), strict=True):
+        assert torch.allclose(x, y, atol=1e-12)
+
+
+def test_gae_takes_step_scores_at_their_positions(fixed):
+    algorithm = compose("algorithm=ppo", "algorithm/scale=none", "tuned=none").algorithm
+    rewards = place(0 * fixed["scores"], fixed["mask"], GROUP, fixed["steps"], fixed["ends"])
+    advantages, _ = advantages_and_returns(algorithm, rewards, fixed["values"])
+    for row, length in enumerate(LENGTHS):
+        expected = reference.gae_double_sum(
+            fixed["steps"][row, :length].tolist(), fixed["values"][row, :length].tolist(), 1.0, 0.95
+        )
+        assert advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+# CISPO's weight is a constant by definition, so its gradient is not the derivative of its loss.
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cispo"}))
 def test_gradient_against_finite_differences(name, fixed):
-    algorithm, _, advantages, _ = prepared(name, fixed)
-    logprobs = torch.where(fixed[0], fixed[1], 0.0).requires_grad_()
+    algorithm, advantages, _ = prepared(name, fixed)
+    logprobs = torch.where(fixed["mask"], fixed["current"], 0.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss_of(algorithm, x, fixed, advantages), logprobs, atol=1e-7)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("corrected", ["true", "false"])
+def test_gradient_of_every_kl_in_the_loss(estimator, corrected, fixed):
+    values = [
+        f"algorithm.kl_to_reference.estimator={estimator}",
+        f"algorithm.kl_to_reference.ratio_corrected={corrected}",
+    ]
+    algorithm, advantages, _ = prepared("grpo", fixed, *values)
+    logprobs = torch.where(fixed["mask"], fixed["current"], 0.0).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss_of(algorithm, x, fixed, advantages), logprobs, atol=1e-7)
 
 
 def test_value_gradient_against_finite_differences(fixed):
-    mask, _, _, _, values, _ = fixed
+    mask, values = fixed["mask"], fixed["values"]
     critic = compose("algorithm=ppo", "algorithm.critic.value_clip=0.2").algorithm.critic
     returns, old = values.flip(0), values + 0.15 * values.flip(1)
     inputs = values.clone().requires_grad_()
@@ -129,12 +191,12 @@ def test_value_loss_by_hand():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_add_up_to_the_minibatch(name, fixed):
-    algorithm, _, advantages, _ = prepared(name, fixed)
-    mask, current, old, ref, *_ = fixed
-    weights = algorithm.aggregate(mask, 5)
+    algorithm, advantages, _ = prepared(name, fixed)
+    mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
+    weights = algorithm.aggregate(mask, WIDTH)
     gradients = []
     for size in (0, 1, 3):
-        logprobs = current.clone().requires_grad_()
+        logprobs = fixed["current"].clone().requires_grad_()
         for part in micro_batches(8, size):
             arguments = (logprobs[part], old[part], advantages[part], mask[part], weights[part], ref[part])
             policy_loss(algorithm, *arguments).loss.backward()
@@ -145,14 +207,13 @@ def test_micro_batches_add_up_to_the_minibatch(name, fixed):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_masked_positions_never_matter(name, fixed):
-    mask, current, old, ref, values, scores = fixed
     losses = []
     for rubbish in (0.0, -300.0, float("nan")):
-        changed = (mask, *(torch.where(mask, x, rubbish) for x in (current, old, ref)), values, scores)
+        changed = fixed | {key: torch.where(fixed["mask"], fixed[key], rubbish) for key in ("current", "old", "ref")}
         if rubbish == rubbish:
-            changed = (*changed[:4], torch.where(mask, values, rubbish), scores)
-        algorithm, _, advantages, _ = prepared(name, changed)
-        losses.append(loss_of(algorithm, changed[1], changed, advantages).item())
+            changed["values"] = torch.where(fixed["mask"], fixed["values"], rubbish)
+        algorithm, advantages, _ = prepared(name, changed)
+        losses.append(loss_of(algorithm, changed["current"], changed, advantages).item())
     assert losses[1] == pytest.approx(losses[0], abs=1e-12)
     assert losses[2] == pytest.approx(losses[0], abs=1e-12)
 
@@ -160,16 +221,16 @@ def test_masked_positions_never_matter(name, fixed):
 @pytest.mark.parametrize("name", METHODS)
 def test_permuting_groups_changes_nothing(name, fixed):
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
-    permuted = tuple(x[order] for x in fixed)
-    losses = [loss_of(a, f[1], f, adv).item() for f in (fixed, permuted) for a, _, adv, _ in [prepared(name, f)]]
+    permuted = {key: x[[1, 0]] if key == "greedy" else x[order] for key, x in fixed.items()}
+    losses = [loss_of(a, f["current"], f, adv).item() for f in (fixed, permuted) for a, adv, _ in [prepared(name, f)]]
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_on_policy_ratio_is_one_and_nothing_is_clipped(name, fixed):
-    algorithm, _, advantages, _ = prepared(name, fixed)
-    mask, _, old, ref, *_ = fixed
-    result = policy_loss(algorithm, old, old, advantages, mask, algorithm.aggregate(mask, 5), ref)
+    algorithm, advantages, _ = prepared(name, fixed)
+    mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
+    result = policy_loss(algorithm, old, old, advantages, mask, algorithm.aggregate(mask, WIDTH), ref)
     assert (result.ratio == 1).all()
     assert not result.clipped.any()
 
@@ -179,8 +240,32 @@ def test_clip_by_hand():
     objective = compose("algorithm=ppo").algorithm.objective
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    assert objective(ratio, advantages).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
+    assert objective(ratio, advantages, ratio.log()).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
     assert objective.clipped(ratio, advantages).tolist() == [True, False, False, True]
+
+
+def test_ratios_of_sequences_by_hand():
+    """Token ratios 2, 2, ½ and 3: products 2 and 3, geometric means 2^⅓ and 3."""
+    logprobs = torch.tensor([[2.0, 2.0, 0.5], [3.0, 1.0, 1.0]]).log()
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    zero = torch.zeros_like(logprobs)
+    assert ratios.SequenceRatio()(logprobs, zero, mask)[:, 0].tolist() == pytest.approx([2, 3])
+    assert ratios.SequenceMeanRatio()(logprobs, zero, mask)[:, 0].tolist() == pytest.approx([2 ** (1 / 3), 3])
+
+
+def test_truncation_bounds_the_weight():
+    objective = compose(
+        "algorithm=importance_sampling", "algorithm/objective=truncated_ratio", "tuned=none"
+    ).algorithm.objective
+    ratio, advantages = torch.tensor([0.5, 2.0, 7.0]), torch.tensor([1.0, -1.0, -1.0])
+    assert objective(ratio, advantages, ratio.log()).tolist() == pytest.approx([0.5, -2, -2])
+    assert objective.clipped(ratio, advantages).tolist() == [False, False, True]
+
+
+def test_overlong_shaping_by_hand():
+    """Budget 100, margin 20: nothing up to 80, half of the penalty at 90, all at 100."""
+    shaping = compose("algorithm=dapo").algorithm.shaping
+    assert shaping(torch.tensor([10, 80, 90, 100]), 100).tolist() == pytest.approx([0, 0, -0.25, -0.5])
 
 
 # Exact enumeration: a policy over 3 tokens and sequences of 2 tokens, one logit table for each prefix.
@@ -196,7 +281,29 @@ def sequence_logprobs(table, sequences):
     return torch.stack([logs[0, sequences[:, 0]], logs[1 + sequences[:, 0], sequences[:, 1]]], 1)
 
 
-@pytest.mark.parametrize("name", ["ppo", "ppo_kl", "grpo"])
+# An estimate's expectation is the exact gradient times this, for S sequences of T tokens in groups of G.
+EXPECTED_SHARE = {
+    "reinforce": lambda s, g, t: 1,
+    "reinforce_baseline": lambda s, g, t: (s - 1) / s,  # the mean includes the sample itself
+    "rloo": lambda s, g, t: 1,
+    "remax": lambda s, g, t: 1,
+    "importance_sampling": lambda s, g, t: (s - 1) / s / t,
+    "ppo": lambda s, g, t: 1 / t,
+    "ppo_kl": lambda s, g, t: 1 / t,
+    "ppo_penalty": lambda s, g, t: 1 / t,
+    "ppo_decoupled": lambda s, g, t: 1 / t,
+    "trpo": lambda s, g, t: 1 / t,
+    "reinforce_pp": lambda s, g, t: 1 / t,
+    "grpo": lambda s, g, t: (g - 1) / g / t,
+    "grpo_iterative": lambda s, g, t: (g - 1) / g / t,
+    "dr_grpo": lambda s, g, t: (g - 1) / g / t,
+    "dapo": lambda s, g, t: (g - 1) / g / t,
+    "cispo": lambda s, g, t: (g - 1) / g / t,
+    "gspo": lambda s, g, t: (g - 1) / g / t,
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED_SHARE)
 def test_gradient_estimate_covers_the_exact_policy_gradient(name):
     """On-policy and without KL, each method's mean gradient is the exact one up to a positive factor.
 
@@ -204,30 +311,68 @@ def test_gradient_estimate_covers_the_exact_policy_gradient(name):
     mean includes the sample itself, which shrinks the expectation by exactly (G − 1)/G.
     """
     overrides = ["algorithm/scale=none", "algorithm/kl_to_reference=none", "algorithm/kl_to_behaviour=none"]
-    extra = ["algorithm.advantage.lam=1.0"] if name != "grpo" else []
-    algorithm = compose(f"algorithm={name}", *overrides, *extra, "tuned=none").algorithm
+    algorithm = compose(f"algorithm={name}", *overrides, "tuned=none").algorithm
+    if algorithm.critic.exists:
+        algorithm.advantage.lam = 1.0  # values are a baseline then, whatever they are
+    table, exact = policy_and_gradient()
+    estimates = gradient_estimates(algorithm, table, table)
+    share = EXPECTED_SHARE[name](SAMPLED, 4, LENGTH)
+    assert_covers(estimates / share, exact)
+
+
+@pytest.mark.parametrize(("ratio", "aggregate"), [("sequence", "sequences"), ("token", "sums")])
+def test_the_ratio_of_whole_completions_makes_old_samples_unbiased(ratio, aggregate):
+    """Samples of another policy: weighted by the completion's ratio they give the exact gradient, by tokens' not."""
+    choices = [f"algorithm/ratio={ratio}", f"algorithm/aggregate={aggregate}", "algorithm/baseline=none"]
+    method = compose(
+        "algorithm=importance_sampling", *choices, "algorithm/kl_to_reference=none", "tuned=none"
+    ).algorithm
+    table, exact = policy_and_gradient()
+    stale = (table + torch.randn(table.shape, generator=torch.Generator().manual_seed(3)).double()).detach()
+    estimates = gradient_estimates(method, table, stale, batches=2000)
+    if ratio == "sequence":
+        assert_covers(estimates, exact)
+    else:
+        error = estimates.std(0) / len(estimates) ** 0.5
+        assert ((estimates.mean(0) - exact).abs() / error.clamp(min=1e-12)).max() > 4
+
+
+SAMPLED = 32
+
+
+def policy_and_gradient():
+    """Random logits and the exact gradient of the expected reward under them."""
     torch.manual_seed(0)
     table = torch.randn(1 + TOKENS, TOKENS, dtype=torch.float64, requires_grad=True)
+    reward = torch.tensor([REWARD[s] for s in SEQUENCES], dtype=torch.float64)
+    logprobs = sequence_logprobs(table, torch.tensor(SEQUENCES))
+    (exact,) = torch.autograd.grad((logprobs.sum(1).exp() * reward).sum(), table)
+    return table, exact
+
+
+def gradient_estimates(algorithm, table, sampled_from, batches=400, group=4):
+    """The gradient of each of many batches that the policy `sampled_from` wrote."""
     everything = torch.tensor(SEQUENCES)
     reward = torch.tensor([REWARD[s] for s in SEQUENCES], dtype=torch.float64)
-    (exact,) = torch.autograd.grad((sequence_logprobs(table, everything).sum(1).exp() * reward).sum(), table)
-
-    group, batches, estimates = 4, 400, []
-    probabilities = sequence_logprobs(table, everything).sum(1).exp().detach()
-    values = 0.3 * torch.ones(group * 8, LENGTH, dtype=torch.float64)  # any values: at λ = 1 they are a baseline
-    mask = torch.ones(group * 8, LENGTH, dtype=torch.bool)
+    probabilities = sequence_logprobs(sampled_from, everything).sum(1).exp().detach()
+    values = 0.3 * torch.ones(SAMPLED, LENGTH, dtype=torch.float64)
+    greedy = torch.full((SAMPLED // group,), 0.4, dtype=torch.float64)
+    mask = torch.ones(SAMPLED, LENGTH, dtype=torch.bool)
+    estimates = []
     for _ in range(batches):
-        drawn = torch.multinomial(probabilities, group * 8, replacement=True)
+        drawn = torch.multinomial(probabilities, SAMPLED, replacement=True)
         logprobs = sequence_logprobs(table, everything[drawn])
-        rewards = place(reward[drawn], mask, group)
+        behaviour = sequence_logprobs(sampled_from, everything[drawn]).detach()
+        rewards = place(reward[drawn], mask, group, greedy=greedy)
         advantages, _ = advantages_and_returns(algorithm, rewards, values if algorithm.critic.exists else None)
         weights = algorithm.aggregate(mask, LENGTH)
-        loss = policy_loss(algorithm, logprobs, logprobs.detach(), advantages, mask, weights).loss
+        loss = policy_loss(algorithm, logprobs, behaviour, advantages, mask, weights).loss
         estimates.append(torch.autograd.grad(-loss, table)[0])
-    estimates = torch.stack(estimates) * LENGTH  # both aggregations average over the two tokens
-    if name == "grpo":
-        estimates = estimates * group / (group - 1)
-    error = estimates.std(0) / batches**0.5
+    return torch.stack(estimates)
+
+
+def assert_covers(estimates, exact):
+    error = estimates.std(0) / len(estimates) ** 0.5
     distance = (estimates.mean(0) - exact).abs() / error.clamp(min=1e-12)
     assert distance.max() < 4, f"{distance.max():.1f} standard errors off"
     assert exact.abs().max() > 10 * error.max(), "the test must be able to tell the gradient from zero"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bakeoff.learner.experience import explained_variance, make_experience
-from bakeoff.learner.state import make_learner
+from bakeoff.learner.state import Passes, make_learner
 from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update
 from bakeoff.measure.phase import Phases
 from bakeoff.model.forward import completion_logits
@@ -18,19 +18,23 @@ CPU = torch.device("cpu")
 ARMS = [["algorithm=ppo"], ["algorithm=ppo_kl"], ["algorithm=grpo"], ["algorithm=ppo", "algorithm/critic=shared"]]
 
 
+def passes(micro_batch=0):
+    return Passes(2.0, micro_batch, 11, Phases(CPU))
+
+
 def prepared(*overrides):
     """A learner from random weights, and its first experience with rewards of 0 and 1."""
     config = compose(*overrides, "tuned=none", "rollout.prompts=4", "rollout.group_size=4", "algorithm.step.lr=1e-3")
     actor = build(config.model, seed=1)
     actor.network.eval()
-    learner = make_learner(config.algorithm, actor, keep_reference=True, seed=0)
+    learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0)
     prompts = encode(actor, config.task.training_examples(4, stdlib_random(0, "p")), [])
     sampler = config.rollout
     sampler.temperature = 2.0
     rollout = sampler(actor, prompts, 4, 11, generator(CPU, 0, "r"))
     scores = config.reward(config.task, rollout)
-    scores.total = (torch.arange(16) % 3 == 0).float()
-    experience, statistics = make_experience(learner, rollout, scores, 2.0, 0)
+    scores.outcome = (torch.arange(16) % 3 == 0).float()
+    experience, statistics = make_experience(learner, rollout, scores, None, passes())
     return learner, experience, statistics
 
 
@@ -43,11 +47,11 @@ def test_gradients_do_not_depend_on_the_micro_batch(overrides):
     collected = {}
     for size in (0, 1, 5):
         learner, experience, _ = prepared(*overrides)
-        actor_gradient(learner, experience, 2.0, 11, size, defaultdict(list))
+        actor_gradient(learner, experience, passes(size), defaultdict(list))
         collected[size] = gradients(learner)
         if learner.critic is not None:
-            critic_gradient(learner, experience, size, defaultdict(list))
-            collected[size] += [p.grad.clone() for p in learner.critic.parameters()]
+            critic_gradient(learner, learner.algorithm.critic, experience, passes(size), defaultdict(list))
+            collected[size] += [p.grad.clone() for p in learner.critic.trained().values()]
     assert any(g.abs().max() > 0 for g in collected[0])
     for size in (1, 5):
         for a, b in zip(collected[0], collected[size], strict=True):
@@ -57,11 +61,11 @@ def test_gradients_do_not_depend_on_the_micro_batch(overrides):
 @pytest.mark.parametrize("overrides", ARMS)
 def test_the_first_minibatch_after_a_rollout_is_on_policy(overrides):
     learner, experience, _ = prepared(*overrides)
-    statistics = update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    statistics = update(learner, experience, passes(), generator(CPU, 0, "m"))
     assert statistics["policy/first_ratio_error"] < 1e-5
     assert statistics["policy/first_clip_fraction"] == 0
     assert statistics["policy/ratio_max"] > 1, "later minibatches are not"
-    moved = measure_step(learner, experience, 8, 2.0, 0)
+    moved = measure_step(learner, experience, 8, passes())
     assert moved["kl/behaviour_k3_per_token"] > 0
 
 
@@ -69,12 +73,12 @@ def test_the_first_minibatch_after_a_rollout_is_on_policy(overrides):
 def test_what_trains_and_what_is_frozen(overrides):
     learner, experience, _ = prepared(*overrides)
     before = weights_hash(learner.actor.network), weights_hash(learner.reference.network)
-    critic = weights_hash(learner.critic) if learner.critic else ""
-    update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    critic = weights_hash(learner.critic.head) if learner.critic else ""
+    update(learner, experience, passes(), generator(CPU, 0, "m"))
     assert weights_hash(learner.actor.network) != before[0]
     assert weights_hash(learner.reference.network) == before[1]
     if learner.critic:
-        assert weights_hash(learner.critic) != critic
+        assert weights_hash(learner.critic.head) != critic
 
 
 def test_the_start_is_the_reference_and_the_critic_says_zero():
@@ -88,12 +92,12 @@ def test_the_start_is_the_reference_and_the_critic_says_zero():
 
 def test_critic_warm_up_leaves_the_actor_alone():
     learner, experience, _ = prepared("algorithm=ppo", "algorithm.critic.warmup_updates=1")
-    actor, critic = weights_hash(learner.actor.network), weights_hash(learner.critic)
-    update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    actor, critic = weights_hash(learner.actor.network), weights_hash(learner.critic.head)
+    update(learner, experience, passes(), generator(CPU, 0, "m"))
     assert weights_hash(learner.actor.network) == actor
-    assert weights_hash(learner.critic) != critic
+    assert weights_hash(learner.critic.head) != critic
     learner.counters.updates = 1
-    update(learner, experience, Phases(CPU), generator(CPU, 0, "m"), 2.0, 11, 0)
+    update(learner, experience, passes(), generator(CPU, 0, "m"))
     assert weights_hash(learner.actor.network) != actor
 
 

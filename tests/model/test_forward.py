@@ -5,7 +5,7 @@ import torch
 
 from bakeoff.batch import Example, Sequences
 from bakeoff.errors import UserError
-from bakeoff.model.critic import Critic
+from bakeoff.model.critic import separate_critic
 from bakeoff.model.forward import completion_logits, completion_values, token_logprobs
 from bakeoff.model.load import build, check_logits, encode
 from bakeoff.rollout import Sampler
@@ -63,9 +63,9 @@ def test_recomputed_activations_give_the_same_gradients():
 
 
 def test_values_of_a_critic_are_the_same_with_a_shared_prompt(tiny):
-    critic = Critic(tiny, head_std=0.5)
+    critic = separate_critic(tiny, head_std=0.5)
     sequences = grouped(tiny)
-    shared, alone = (completion_values(tiny, critic, each) for each in (sequences, ungrouped(sequences)))
+    shared, alone = (completion_values(critic, each) for each in (sequences, ungrouped(sequences)))
     assert torch.allclose(shared[sequences.mask], alone[sequences.mask], atol=1e-5)
     assert shared.std() > 0
 

@@ -42,6 +42,7 @@ def rollout():
         completions=["12", "1", "33", ""],
         group_size=2,
         sequences=Sequences(ids, torch.ones(4, 5).bool(), mask),
+        decode=lambda tokens: "x" * len(tokens),
         sampler_logprobs=torch.zeros(4, 3),
         entropy=torch.zeros(4, 3),
         ended=torch.tensor([True, True, False, True]),

@@ -86,7 +86,7 @@ def test_jsonl(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(f'{{"prompt": "{i}+1=", "answer": "{i + 1}", "level": {i}}}' for i in range(9)) + "\n\n")
     task = Jsonl(path=str(path), heldout=3)
-    assert read_examples(path)[4] == Example("4+1=", "5", {"level": 4})
+    assert read_examples(str(path))[4] == Example("4+1=", "5", {"level": 4})
     assert len(task.heldout_examples()) == 3
     assert task.verify(" 5\n", Example("4+1=", "5")) == 1
 

@@ -1,4 +1,4 @@
-"""How rewards on tokens become advantages, one a token."""
+"""How rewards on tokens become advantages, one a token, and what a critic should have said."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ class Advantage:
 
     needs_critic = False
 
-    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Tensor:
-        """Advantages [S, T] from rewards [S, T] (baseline subtracted), values [S, T] and mask [S, T]."""
+    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Advantages and the critic's targets [S, T], none without one.
+
+        From rewards (baseline subtracted), values and mask, all [S, T].
+        """
         raise NotImplementedError
 
 
@@ -23,27 +26,58 @@ class Advantage:
 class SequenceReturn(Advantage):
     """Every token gets the whole sequence's return: the completion is one action. DeepSeekMath §4.1.2."""
 
-    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Tensor:
-        return (rewards * mask).sum(1, keepdim=True) * mask
+    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (rewards * mask).sum(1, keepdim=True) * mask, None
+
+
+@dataclass
+class RewardToGo(Advantage):
+    """Σ of the rewards from the token on: what it can have caused. DeepSeekMath §4.1.3 for step rewards."""
+
+    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (rewards * mask).flip(1).cumsum(1).flip(1) * mask, None
 
 
 @dataclass
 class GAE(Advantage):
-    """Â_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ·V_{t+1} − V_t, V = 0 after the end: Schulman et al. 2016 eq. 16."""
+    """Â_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ·V_{t+1} − V_t, V = 0 after the end: Schulman et al. 2016 eq. 16.
+
+    The critic's target is Â_t + V_t.
+    """
 
     needs_critic = True
 
     gamma: float = 1.0
     lam: float = 0.95
 
-    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Tensor:
+    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         assert values is not None, "GAE needs values"
+        advantages = self.estimate(rewards, values, mask, self.lam)
+        return advantages, (advantages + values) * mask
+
+    def estimate(self, rewards: Tensor, values: Tensor, mask: Tensor, lam: float) -> Tensor:
+        """Â [S, T] for one λ."""
         rewards, values = rewards * mask, values * mask
         following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
         deltas = rewards + self.gamma * following - values
         advantages = torch.zeros_like(deltas)
         running = torch.zeros_like(deltas[:, 0])
         for t in reversed(range(deltas.shape[1])):
-            running = deltas[:, t] + self.gamma * self.lam * running
+            running = deltas[:, t] + self.gamma * lam * running
             advantages[:, t] = running
         return advantages * mask
+
+
+@dataclass
+class DecoupledGAE(GAE):
+    """GAE in which the critic's target has a λ of its own: Yuan et al. 2025 (VC-PPO, arXiv:2503.01491) §4.2.
+
+    At λ = 1 the critic learns from whole returns, unbiased, whatever λ the actor has.
+    """
+
+    lam_critic: float = 1.0
+
+    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert values is not None, "GAE needs values"
+        targets = self.estimate(rewards, values, mask, self.lam_critic) + values
+        return self.estimate(rewards, values, mask, self.lam), targets * mask

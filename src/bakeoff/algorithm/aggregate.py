@@ -35,3 +35,19 @@ class PerSequence(Aggregate):
 
     def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
         return mask.double() / mask.sum(1, keepdim=True).clamp(min=1) / mask.shape[0]
+
+
+@dataclass
+class Sums(Aggregate):
+    """Sum over the tokens of each sequence, mean over sequences: the policy gradient, as Williams 1992 has it."""
+
+    def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
+        return mask.double() / mask.shape[0]
+
+
+@dataclass
+class TokenBudget(Aggregate):
+    """The sum over a *fixed* number of tokens, the generation budget: Liu et al. 2025 (Dr. GRPO) §3.2."""
+
+    def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
+        return mask.double() / (mask.shape[0] * max_tokens)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from bakeoff.algorithm.step import Adam
 
 
 @dataclass
@@ -13,6 +15,7 @@ class Critic:
     """No critic."""
 
     exists = False
+    warmup_updates = 0
 
 
 @dataclass
@@ -42,15 +45,31 @@ class ValueLoss(Critic):
 
 
 @dataclass
-class Separate(ValueLoss):
-    """A copy of the backbone with a scalar head and an optimiser of its own: Ouyang et al. 2022.
+class OwnStep(ValueLoss):
+    """A critic that takes steps of its own.
 
+    step              its epochs, minibatches and optimiser, apart from the actor's
     warmup_updates    so many updates train the critic alone, before the actor moves
     """
 
-    lr: float = 1e-5
-    max_gradient_norm: float = 1.0
+    step: Adam = field(default_factory=lambda: Adam(lr=1e-5))
     warmup_updates: int = 0
+
+
+@dataclass
+class Separate(OwnStep):
+    """A copy of the backbone with a scalar head: Ouyang et al. 2022."""
+
+
+@dataclass
+class Adapter(OwnStep):
+    """A LoRA role with a scalar head on the run's frozen base: the actor's where that has LoRA, else the reference.
+
+    Hu et al. 2022 for LoRA; Santacroce et al. 2023 (Efficient RLHF) for roles on one base. Rank and alpha are ours.
+    """
+
+    rank: int = 16
+    alpha: int = 32
 
 
 @dataclass

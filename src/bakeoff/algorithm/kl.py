@@ -49,9 +49,12 @@ class KLToReference:
     """No KL to the reference. Subclasses override what they use; log-probs are [S, T].
 
     The coefficient β is state, not config: the learner holds it, starts it at `beta` and checkpoints it.
+
+    iteration_updates   the reference becomes the policy anew every so many updates; 0: never
     """
 
     beta = 0.0
+    iteration_updates = 0
 
     @property
     def needs_reference(self) -> bool:
@@ -61,7 +64,7 @@ class KLToReference:
         """What is added to the reward of every token [S, T]."""
         return torch.zeros_like(behaviour)
 
-    def penalty(self, beta: float, logprobs: Tensor, reference: Tensor) -> Tensor:
+    def penalty(self, beta: float, logprobs: Tensor, reference: Tensor, behaviour: Tensor) -> Tensor:
         """What is subtracted from the objective of every token [S, T]; carries gradient."""
         return torch.zeros_like(logprobs)
 
@@ -98,13 +101,29 @@ class InRewardAdaptive(InReward):
 
 @dataclass
 class InLoss(KLToReference):
-    """β·KL in the loss. DeepSeekMath eq. 3 and §4.2: k3, β = 0.04."""
+    """β·KL in the loss. DeepSeekMath eq. 3 and §4.2: k3, β = 0.04.
+
+    k3's gradient is biased, k2's is the KL's own. `ratio_corrected` weighs every term by π_θ/π_old, which makes k3
+    unbiased in value and gradient, for older samples too: DeepSeek-V3.2 2025 eq. 7.
+    """
 
     beta: float = 0.04
     estimator: Estimator = Estimator.k3
+    ratio_corrected: bool = False
 
-    def penalty(self, beta: float, logprobs: Tensor, reference: Tensor) -> Tensor:
-        return beta * self.estimator(logprobs, reference)
+    def penalty(self, beta: float, logprobs: Tensor, reference: Tensor, behaviour: Tensor) -> Tensor:
+        weight = (logprobs - behaviour).exp() if self.ratio_corrected else 1.0
+        return beta * weight * self.estimator(logprobs, reference)
+
+
+@dataclass
+class InLossIterative(InLoss):
+    """The same, and the reference becomes the policy at every outer iteration: DeepSeekMath §4.1.4, algorithm 1.
+
+    Its length is ours.
+    """
+
+    iteration_updates: int = 64
 
 
 @dataclass

@@ -27,11 +27,24 @@ class Betas:
         return cls(algorithm.kl_to_reference.beta, algorithm.kl_to_behaviour.beta)
 
 
-def place(scores: Tensor, mask: Tensor, group_size: int) -> Rewards:
-    """Puts each sequence's score [S] on its last real token, EOS included."""
-    last = mask.sum(1, keepdim=True) - 1
-    scored = mask & (torch.arange(mask.shape[1], device=mask.device) == last)
-    return Rewards(tokens=scores[:, None] * scored, scored=scored, mask=mask, group_size=group_size)
+def place(
+    outcome: Tensor,
+    mask: Tensor,
+    group_size: int,
+    steps: Tensor | None = None,
+    step_ends: Tensor | None = None,
+    greedy: Tensor | None = None,
+) -> Rewards:
+    """Puts each sequence's outcome score [S] on its last real token, EOS included, and step scores where steps end.
+
+    `steps` [S, T] and `step_ends` [S, T] bool are given together; `greedy` [P] are the greedy completions' scores.
+    """
+    at = torch.arange(mask.shape[1], device=mask.device)
+    last = mask & (at == mask.sum(1, keepdim=True) - 1)
+    tokens, scored = outcome[:, None] * last, last
+    if steps is not None and step_ends is not None:
+        tokens, scored = tokens + steps, step_ends
+    return Rewards(tokens=tokens, scored=scored, last=last, mask=mask, group_size=group_size, greedy=greedy)
 
 
 def with_kl_reward(
@@ -47,10 +60,9 @@ def with_kl_reward(
 def advantages_and_returns(
     algorithm: Algorithm, rewards: Rewards, values: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled advantages [S, T] and, with a critic, its targets [S, T]: unscaled advantage + value."""
+    """Scaled advantages [S, T] and, with a critic, its targets [S, T], which no scale touches."""
     centred = rewards.tokens - algorithm.baseline(rewards)
-    advantages = algorithm.advantage(centred, values, rewards.mask)
-    returns = None if values is None else (advantages + values) * rewards.mask
+    advantages, returns = algorithm.advantage(centred, values, rewards.mask)
     return algorithm.scale(advantages, rewards), returns
 
 
@@ -82,10 +94,10 @@ def policy_loss(
     # Padding is zeroed first: whatever stands there, its ratio is one and its gradient zero.
     logprobs, behaviour = torch.where(mask, logprobs, 0.0), torch.where(mask, behaviour, 0.0)
     ratio = algorithm.ratio(logprobs, behaviour, mask)
-    gain = algorithm.objective(ratio, advantages)
+    gain = algorithm.objective(ratio, advantages, logprobs)
     if reference is not None:
         reference = torch.where(mask, reference, 0.0)
-        gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference)
+        gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference, behaviour)
     gain = gain - algorithm.kl_to_behaviour.penalty(betas.behaviour, logprobs, behaviour)
     loss = -(weights.to(gain.dtype) * gain).sum()
     return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), advantages) & mask)

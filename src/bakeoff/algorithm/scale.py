@@ -15,6 +15,7 @@ class Scale:
     """Advantages as they are."""
 
     smallest_group = 1
+    needs_steps = False
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         """Scaled advantages [S, T]; `rewards` are those before the baseline was subtracted."""
@@ -49,7 +50,35 @@ class GroupStd(Scale):
     epsilon: float = 1e-4
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
-        groups = rewards.totals.view(-1, rewards.group_size)
+        groups = rewards.grouped
         spread = groups.amax(1) > groups.amin(1)
         factor = spread / (groups.std(1) + self.epsilon)
         return advantages * factor.repeat_interleave(rewards.group_size)[:, None]
+
+
+@dataclass
+class BatchStd(Scale):
+    """Divided by the standard deviation (ddof 1) of the rollout's returns: Hu et al. 2025 (REINFORCE++) eq. 9.
+
+    A rollout in which all returns are equal gives exactly zero.
+    """
+
+    epsilon: float = 1e-4
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        totals = rewards.totals
+        spread = totals.amax() > totals.amin()
+        return advantages * spread / (totals.std() + self.epsilon)
+
+
+@dataclass
+class GroupStepStd(Scale):
+    """Divided by the standard deviation (ddof 1) of all step rewards of the group: DeepSeekMath §4.1.3."""
+
+    needs_steps = True
+
+    epsilon: float = 1e-4
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        _, std = rewards.step_statistics()
+        return advantages * ((std > 0) / (std + self.epsilon))[:, None]

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from bakeoff.algorithm.loss import Betas
 from bakeoff.learner.state import Counters, Learner
@@ -27,11 +26,11 @@ def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: i
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, module in _modules(learner).items():
-        tensors = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+    for name, weights in learner.trained().items():
+        tensors = {key: value.detach().clone().contiguous() for key, value in weights.items()}
         save_file(tensors, partial / f"{name}.safetensors")
     groups = {}
-    for name, optimizer in _optimizers(learner).items():
+    for name, optimizer in learner.optimizers().items():
         state = optimizer.state_dict()
         tensors = {f"{i}/{key}": v for i, values in state["state"].items() for key, v in values.items()}
         save_file(tensors, partial / f"{name}.safetensors")
@@ -60,11 +59,13 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
-    """Puts everything back into a learner of the same configuration."""
+    """Puts everything back into a learner of the same configuration and start."""
     state = json.loads((checkpoint / "state.json").read_text())
-    for name, module in _modules(learner).items():
-        module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
-    for name, optimizer in _optimizers(learner).items():
+    for name, weights in learner.trained().items():
+        saved = load_file(checkpoint / f"{name}.safetensors")
+        for key, tensor in weights.items():
+            tensor.detach().copy_(saved[key])
+    for name, optimizer in learner.optimizers().items():
         values: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(checkpoint / f"{name}.safetensors").items():
             index, field = key.split("/", 1)
@@ -72,16 +73,6 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
         optimizer.load_state_dict({"state": values, "param_groups": state["groups"][name]})
     learner.counters = Counters(**state["counters"])
     learner.betas = Betas(**state["betas"])
-
-
-def _modules(learner: Learner) -> dict[str, nn.Module]:
-    named = {"actor": learner.actor.network, "critic": learner.critic, "value_head": learner.head}
-    return {name: module for name, module in named.items() if module is not None}
-
-
-def _optimizers(learner: Learner) -> dict[str, torch.optim.Optimizer]:
-    named = {"actor_optimizer": learner.actor_optimizer, "critic_optimizer": learner.critic_optimizer}
-    return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
 
 
 def _fsync(path: Path) -> None:

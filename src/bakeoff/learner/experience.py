@@ -10,13 +10,13 @@ from torch import Tensor
 from bakeoff.algorithm import kl
 from bakeoff.algorithm.loss import advantages_and_returns, place, with_kl_reward
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, micro_batches
-from bakeoff.learner.state import Learner
+from bakeoff.learner.state import Learner, Passes
 from bakeoff.model import Precision
 from bakeoff.model.forward import completion_logits, completion_values, logits_and_values, token_logprobs
 
 
 @dataclass
-class Passes:
+class Evaluated:
     """What the no-gradient passes over a rollout give, all [S, T]; None where the pass was not needed.
 
     reference_kl is exact, over the whole vocabulary; it takes the logits of both models.
@@ -29,15 +29,16 @@ class Passes:
 
 
 @torch.no_grad()
-def evaluate(learner: Learner, sequences: Sequences, temperature: float, micro_batch: int) -> Passes:
-    """Runs the models that are needed over the sequences, `micro_batch` at a time.
+def evaluate(learner: Learner, sequences: Sequences, passes: Passes) -> Evaluated:
+    """Runs the models that are needed over the sequences, a micro-batch at a time.
 
     The actor is among them where it has the value head, and where it computes in bfloat16: there sampling and
     training forward differ by percents a token. In float32 they agree to rounding, and the sampler's log-probs serve.
     """
     with_actor = learner.head is not None or learner.actor.precision is Precision.bfloat16
-    parts: list[Passes] = []
-    for rows in micro_batches(len(sequences), micro_batch):
+    parts: list[Evaluated] = []
+    temperature = passes.temperature
+    for rows in micro_batches(len(sequences), passes.micro_batch):
         part = sequences[rows]
         logprobs = values = logits = reference_logprobs = reference_kl = None
         if with_actor:
@@ -48,27 +49,31 @@ def evaluate(learner: Learner, sequences: Sequences, temperature: float, micro_b
             reference_logprobs = token_logprobs(reference_logits, part.completion_ids)
             reference_kl = None if logits is None else kl.exact(logits, reference_logits)
         if learner.critic is not None:
-            values = completion_values(learner.actor, learner.critic, part)
-        parts.append(Passes(logprobs, reference_logprobs, reference_kl, values))
+            values = completion_values(learner.critic, part)
+        parts.append(Evaluated(logprobs, reference_logprobs, reference_kl, values))
 
     def joined(name: str) -> Tensor | None:
         tensors = [getattr(part, name) for part in parts]
         return None if tensors[0] is None else torch.cat(tensors)
 
-    return Passes(*(joined(name) for name in Passes.__dataclass_fields__))
+    return Evaluated(*(joined(name) for name in Evaluated.__dataclass_fields__))
 
 
 def make_experience(
-    learner: Learner, rollout: Rollout, scores: Scores, temperature: float, micro_batch: int
+    learner: Learner, rollout: Rollout, scores: Scores, greedy: Tensor | None, passes: Passes
 ) -> tuple[Experience, dict[str, float]]:
-    """The experience of a rollout, and statistics of it under their metric names."""
+    """The experience of a rollout, and statistics of it under their metric names.
+
+    `greedy` [P] are the scores of the prompts' greedy completions, where the baseline asks for them.
+    """
     sequences, algorithm = rollout.sequences, learner.algorithm
     mask = sequences.mask
-    passes = evaluate(learner, sequences, temperature, micro_batch)
-    behaviour = rollout.sampler_logprobs if passes.logprobs is None else passes.logprobs
-    rewards = place(scores.total, mask, rollout.group_size)
-    rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, passes.reference_logprobs)
-    advantages, returns = advantages_and_returns(algorithm, rewards, passes.values)
+    evaluated = evaluate(learner, sequences, passes)
+    behaviour = rollout.sampler_logprobs if evaluated.logprobs is None else evaluated.logprobs
+    outcome = scores.outcome + algorithm.shaping(mask.sum(1), passes.max_tokens)
+    rewards = place(outcome, mask, rollout.group_size, scores.steps, scores.step_ends, greedy)
+    rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, evaluated.reference_logprobs)
+    advantages, returns = advantages_and_returns(algorithm, rewards, evaluated.values)
     mean = masked_mean(advantages, mask)
     statistics: dict[str, Tensor | float] = {
         "policy/entropy": masked_mean(rollout.entropy, mask),
@@ -77,21 +82,21 @@ def make_experience(
         "kl/beta_reference": learner.betas.reference,
         "kl/beta_behaviour": learner.betas.behaviour,
     }
-    if passes.logprobs is not None:
+    if evaluated.logprobs is not None:
         statistics["rollout/sampler_mismatch"] = masked_mean((behaviour - rollout.sampler_logprobs).abs(), mask)
-    if passes.reference_logprobs is not None:
-        statistics |= kl_statistics("reference", behaviour, passes.reference_logprobs, mask)
-    if passes.reference_kl is not None:
-        statistics["kl/reference_exact_per_token"] = masked_mean(passes.reference_kl, mask)
-    if passes.values is not None and returns is not None:
-        statistics["critic/explained_variance"] = explained_variance(passes.values, returns, mask)
-        statistics["critic/value_mean"] = masked_mean(passes.values, mask)
+    if evaluated.reference_logprobs is not None:
+        statistics |= kl_statistics("reference", behaviour, evaluated.reference_logprobs, mask)
+    if evaluated.reference_kl is not None:
+        statistics["kl/reference_exact_per_token"] = masked_mean(evaluated.reference_kl, mask)
+    if evaluated.values is not None and returns is not None:
+        statistics["critic/explained_variance"] = explained_variance(evaluated.values, returns, mask)
+        statistics["critic/value_mean"] = masked_mean(evaluated.values, mask)
     experience = Experience(
         sequences=sequences,
         behaviour_logprobs=behaviour,
         advantages=advantages,
-        reference_logprobs=passes.reference_logprobs,
-        values=passes.values,
+        reference_logprobs=evaluated.reference_logprobs,
+        values=evaluated.values,
         returns=returns,
     )
     return experience, {name: float(value) for name, value in statistics.items()}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bakeoff.algorithm import Algorithm
-from bakeoff.algorithm.critic import Separate, Shared, ValueLoss
+from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
 from bakeoff.config import Budget, Unit
-from bakeoff.model.critic import Critic, ValueHead, frozen_copy, value_head
+from bakeoff.measure.phase import Phases
+from bakeoff.model import Lora
+from bakeoff.model.critic import Critic, ValueHead, frozen_copy, separate_critic, value_head
 from bakeoff.model.load import Policy
+from bakeoff.model.roles import Trunk, add_role
+from bakeoff.reward.model import RewardModel
 
 
 @dataclass
@@ -34,12 +38,29 @@ class Counters:
 
 
 @dataclass
+class Passes:
+    """How the passes of a run are made.
+
+    temperature   divides the logits
+    micro_batch   so many sequences are read at once; 0: all
+    max_tokens    generation budget of a completion, which an aggregation may divide by
+    phases        where their time and memory are noted
+    """
+
+    temperature: float
+    micro_batch: int
+    max_tokens: int
+    phases: Phases
+
+
+@dataclass
 class Learner:
     """The models and what trains them.
 
-    reference   frozen, none where nothing asks for it
-    critic      a network of its own, none where there is none or it shares the actor's trunk
-    head        the value head on the actor's trunk, none otherwise
+    reference      frozen, none where nothing asks for it
+    critic         a trunk of its own, none where there is none or it shares the actor's
+    head           the value head on the actor's trunk, none otherwise
+    reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
     """
 
     algorithm: Algorithm
@@ -47,61 +68,129 @@ class Learner:
     reference: Policy | None
     critic: Critic | None
     head: ValueHead | None
+    reward_model: RewardModel | None
     actor_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer | None
     betas: Betas
     counters: Counters = field(default_factory=Counters)
 
-    def set_lr_factor(self, factor: float) -> None:
-        """Multiplies every optimiser's initial learning rate."""
-        for optimizer in filter(None, (self.actor_optimizer, self.critic_optimizer)):
+    def set_lr(self, progress: float) -> None:
+        """Sets every optimiser's learning rate for this update, `progress` of the budget used."""
+        step, critic = self.algorithm.step, self.algorithm.critic
+        steps = [(self.actor_optimizer, step)]
+        if self.critic_optimizer is not None and isinstance(critic, OwnStep):
+            steps.append((self.critic_optimizer, critic.step))
+        for optimizer, each in steps:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = each.lr * each.lr_factor(self.counters.updates, progress)
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the method has outer iterations, in which reference and reward model change."""
+        return self.algorithm.kl_to_reference.iteration_updates > 0
+
+    @property
+    def iteration_ends(self) -> bool:
+        """Whether the last update was the last of an outer iteration."""
+        return self.iterates and self.counters.updates % self.algorithm.kl_to_reference.iteration_updates == 0
+
+    @torch.no_grad()
+    def renew_reference(self) -> None:
+        """The reference becomes the policy."""
+        if self.reference is not None:
+            for mine, its in zip(self.reference.trained().values(), self.actor.trained().values(), strict=True):
+                mine.copy_(its)
+
+    def trained(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor that differs from the start, by model and name: what a checkpoint holds."""
+        models: dict[str, Mapping[str, Tensor] | None] = {
+            "actor": self.actor.trained(),
+            "reference": self.reference.trained() if self.reference and self.iterates else None,
+            "critic": self.critic.trained() if self.critic else None,
+            "value_head": dict(self.head.named_parameters()) if self.head else None,
+            "reward_model": self.reward_model.trained() if self.reward_model and self.iterates else None,
+        }
+        return {name: dict(tensors) for name, tensors in models.items() if tensors}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        named = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
+        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+    def modules(self) -> dict[str, list[nn.Module]]:
+        """The networks by role; an adapter's base is the role's whose weights it adapts."""
+        return {
+            "actor": [self.actor.network, *([self.head] if self.head else [])],
+            "reference": [self.reference.network] if self.reference else [],
+            "critic": [self.critic.trunk.backbone, self.critic.head] if self.critic else [],
+            "reward_model": [self.reward_model.network.trunk.backbone] if self.reward_model else [],
+        }
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of the parameters that each role adds: what two roles share counts for the first."""
+        seen: set[int] = set()
+        sizes = {}
+        for role, modules in self.modules().items():
+            own = {id(p): p for module in modules for p in module.parameters() if id(p) not in seen}
+            seen |= set(own)
+            sizes[role] = sum(p.nbytes for p in own.values())
+        return sizes
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that stays in memory between phases: weights, buffers, optimiser state."""
-        reference = self.reference.network if self.reference else None
-        for module in (self.actor.network, reference, self.critic, self.head):
-            if module is not None:
-                yield from module.parameters()
-                yield from module.buffers()
-        for optimizer in filter(None, (self.actor_optimizer, self.critic_optimizer)):
+        for module in [module for modules in self.modules().values() for module in modules]:
+            yield from module.parameters()
+            yield from module.buffers()
+        for optimizer in self.optimizers().values():
             for state in optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def make_learner(algorithm: Algorithm, actor: Policy, keep_reference: bool, seed: int) -> Learner:
-    """Reference and critic from the actor's start, and their optimisers. `seed` draws the critic's head."""
-    spec, step = algorithm.critic, algorithm.step
-    reference = frozen_copy(actor) if keep_reference or algorithm.kl_to_reference.needs_reference else None
-    critic: Critic | None = None
-    critic_optimizer: torch.optim.Optimizer | None = None
-    head: ValueHead | None = None
+def make_learner(
+    algorithm: Algorithm,
+    actor: Policy,
+    lora: Lora,
+    keep_reference: bool,
+    seed: int,
+    reward_model: RewardModel | None = None,
+) -> Learner:
+    """Reference and critic from the actor's start, and their optimisers. `seed` draws adapters and heads."""
+    spec = algorithm.critic
+    needs_reference = keep_reference or algorithm.kl_to_reference.needs_reference
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        critic = head = reference = None
         if isinstance(spec, Separate):
-            critic = Critic(actor, spec.head_std).to(actor.device)
-            critic_optimizer = step.optimizer(critic.parameters(), spec.lr)
+            critic = separate_critic(actor, spec.head_std)
         elif isinstance(spec, Shared):
-            head = value_head(actor, spec.head_std).to(actor.device)
-    actor_parameters = [*actor.network.parameters(), *(head.parameters() if head else ())]
-    learner = Learner(
+            head = value_head(actor, spec.head_std)
+        if lora.rank:
+            roles = add_role(actor.network, None, "actor", lora.rank, lora.alpha, seed)
+            actor = replace(actor, roles=roles, role="actor")
+            if needs_reference and algorithm.kl_to_reference.iteration_updates:
+                add_role(actor.network, roles, "reference", lora.rank, lora.alpha, seed)
+                reference = replace(actor, role="reference")
+            elif needs_reference:
+                reference = replace(actor, role="")
+        elif needs_reference or isinstance(spec, Adapter):
+            reference = frozen_copy(actor)
+        if isinstance(spec, Adapter):
+            base = actor if lora.rank else reference
+            assert base is not None
+            roles = add_role(base.network, base.roles, "critic", spec.rank, spec.alpha, seed)
+            base.roles = roles
+            trunk = Trunk(base.network.base_model, actor.precision, roles, "critic")
+            critic = Critic(trunk, value_head(actor, spec.head_std))
+    critic_optimizer = None
+    if critic is not None and isinstance(spec, OwnStep):
+        critic_optimizer = spec.step.optimizer(critic.trained().values())
+    return Learner(
         algorithm=algorithm,
         actor=actor,
         reference=reference,
         critic=critic,
         head=head,
-        actor_optimizer=step.optimizer(actor_parameters, step.lr),
+        reward_model=reward_model,
+        actor_optimizer=algorithm.step.optimizer([*actor.parameters(), *(head.parameters() if head else ())]),
         critic_optimizer=critic_optimizer,
         betas=Betas.of(algorithm),
     )
-    for optimizer in filter(None, (learner.actor_optimizer, learner.critic_optimizer)):
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return learner
-
-
-def value_spec(learner: Learner) -> ValueLoss | None:
-    """The critic's loss, none without a critic."""
-    spec = learner.algorithm.critic
-    return spec if isinstance(spec, ValueLoss) else None

@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from bakeoff.algorithm.critic import Separate, Shared
+from bakeoff.algorithm.critic import OwnStep, Shared, ValueLoss
 from bakeoff.algorithm.loss import policy_loss, value_loss
-from bakeoff.algorithm.step import clipped_step
+from bakeoff.algorithm.step import Step, Subproblem
 from bakeoff.batch import Experience, masked_mean, micro_batches
 from bakeoff.learner.experience import kl_statistics
-from bakeoff.learner.state import Learner, value_spec
-from bakeoff.measure.phase import Phases
+from bakeoff.learner.fisher import fisher_product, sequences_within
+from bakeoff.learner.state import Learner, Passes
 from bakeoff.model.forward import completion_logits, completion_values, logits_and_values, token_logprobs
 
+Collected = dict[str, list[Tensor]]
 
-def update(
-    learner: Learner,
-    experience: Experience,
-    phases: Phases,
-    generator: torch.Generator,
-    temperature: float,
-    max_tokens: int,
-    micro_batch: int,
-) -> dict[str, float]:
+
+def update(learner: Learner, experience: Experience, passes: Passes, generator: torch.Generator) -> dict[str, float]:
     """Trains actor and critic on one rollout; returns statistics under their metric names.
 
-    Means are over the minibatches; `generator` shuffles groups, which a minibatch never cuts. `max_tokens` is the
-    generation budget.
+    Means are over the steps; `generator` shuffles groups, which a minibatch never cuts.
     """
-    step, spec = learner.algorithm.step, learner.algorithm.critic
-    warming_up = isinstance(spec, Separate) and learner.counters.updates < spec.warmup_updates
-    collected: dict[str, list[Tensor]] = defaultdict(list)
+    collected: Collected = defaultdict(list)
+    critic = learner.algorithm.critic
     learner.actor.network.train()
-    for _ in range(step.epochs):
-        groups = len(experience) // experience.sequences.group_size
-        order = torch.randperm(groups, generator=generator, device=generator.device)
-        for part in order.tensor_split(step.minibatches):
-            minibatch = experience.groups(part)
-            if not warming_up:
-                with phases("actor_update"):
-                    actor_gradient(learner, minibatch, temperature, max_tokens, micro_batch, collected)
-                    collected["policy/gradient_norm"].append(step(learner.actor_optimizer))
-            if isinstance(spec, Separate) and learner.critic_optimizer is not None:
-                with phases("critic_update"):
-                    critic_gradient(learner, minibatch, micro_batch, collected)
-                    norm = clipped_step(learner.critic_optimizer, spec.max_gradient_norm)
-                    collected["critic/gradient_norm"].append(norm)
+    if learner.counters.updates >= critic.warmup_updates:
+        for minibatch in minibatches(experience, learner.algorithm.step, generator):
+            with passes.phases("actor_update"):
+                actor_gradient(learner, minibatch, passes, collected)
+                for name, value in learner.algorithm.step(actor_subproblem(learner, minibatch, passes)).items():
+                    collected[f"policy/{name}"].append(torch.as_tensor(value))
+    if isinstance(critic, OwnStep) and learner.critic_optimizer is not None:
+        for minibatch in minibatches(experience, critic.step, generator):
+            with passes.phases("critic_update"):
+                critic_gradient(learner, critic, minibatch, passes, collected)
+                for name, value in critic.step(Subproblem(learner.critic_optimizer)).items():
+                    collected[f"critic/{name}"].append(torch.as_tensor(value))
     learner.actor.network.eval()
     statistics = {name: float(torch.stack(values).mean()) for name, values in collected.items()}
     if "policy/ratio_max" in collected:
@@ -58,21 +49,23 @@ def update(
     return statistics
 
 
-def actor_gradient(
-    learner: Learner,
-    minibatch: Experience,
-    temperature: float,
-    max_tokens: int,
-    micro_batch: int,
-    collected: dict[str, list[Tensor]],
-) -> None:
+def minibatches(experience: Experience, step: Step, generator: torch.Generator) -> Iterator[Experience]:
+    """The groups in a new order for each epoch, in as many parts as the step has minibatches."""
+    groups = len(experience) // experience.sequences.group_size
+    for _ in range(step.epochs):
+        order = torch.randperm(groups, generator=generator, device=generator.device)
+        for part in order.tensor_split(step.minibatches):
+            yield experience.groups(part)
+
+
+def actor_gradient(learner: Learner, minibatch: Experience, passes: Passes, collected: Collected) -> None:
     """Leaves the gradient of the minibatch's loss on the actor, independent of the micro-batch size."""
     algorithm, mask = learner.algorithm, minibatch.sequences.mask
-    weights = algorithm.aggregate(mask, max_tokens)
+    weights = algorithm.aggregate(mask, passes.max_tokens)
     losses, value_losses, ratios, clipped = [], [], [], []
-    for rows in micro_batches(len(minibatch), micro_batch):
+    for rows in micro_batches(len(minibatch), passes.micro_batch):
         part = minibatch[rows]
-        logits, values = logits_and_values(learner.actor, learner.head, part.sequences, temperature)
+        logits, values = logits_and_values(learner.actor, learner.head, part.sequences, passes.temperature)
         logprobs = token_logprobs(logits, part.sequences.completion_ids)
         result = policy_loss(
             algorithm,
@@ -86,7 +79,7 @@ def actor_gradient(
         )
         loss = result.loss
         if isinstance(algorithm.critic, Shared) and values is not None:
-            critic_loss = _value_loss(learner, part, values, mask.sum())
+            critic_loss = _value_loss(algorithm.critic, part, values, mask.sum())
             loss = loss + algorithm.critic.coefficient * critic_loss
             value_losses.append(critic_loss.detach())
         loss.backward()
@@ -97,6 +90,8 @@ def actor_gradient(
     collected["policy/loss"].append(torch.stack(losses).sum())
     collected["policy/ratio_mean"].append(masked_mean(ratio, mask))
     collected["policy/ratio_max"].append(ratio[mask].max())
+    share = masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask)
+    collected["policy/effective_sample_size"].append(share)
     collected["policy/clip_fraction"].append(masked_mean(torch.cat(clipped).float(), mask))
     if not collected["policy/first_ratio_error"]:
         collected["policy/first_ratio_error"].append((ratio[mask] - 1).abs().max())
@@ -105,38 +100,69 @@ def actor_gradient(
 
 
 def critic_gradient(
-    learner: Learner, minibatch: Experience, micro_batch: int, collected: dict[str, list[Tensor]]
+    learner: Learner, spec: ValueLoss, minibatch: Experience, passes: Passes, collected: Collected
 ) -> None:
     """Leaves the gradient of the minibatch's value loss on a critic of its own."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in micro_batches(len(minibatch), micro_batch):
+    for rows in micro_batches(len(minibatch), passes.micro_batch):
         part = minibatch[rows]
-        loss = _value_loss(learner, part, completion_values(learner.actor, learner.critic, part.sequences), mask.sum())
+        loss = _value_loss(spec, part, completion_values(learner.critic, part.sequences), mask.sum())
         loss.backward()
         losses.append(loss.detach())
     collected["critic/value_loss"].append(torch.stack(losses).sum())
 
 
-def _value_loss(learner: Learner, part: Experience, values: Tensor, tokens: Tensor) -> Tensor:
-    spec = value_spec(learner)
-    assert spec is not None
+def _value_loss(spec: ValueLoss, part: Experience, values: Tensor, tokens: Tensor) -> Tensor:
     assert part.values is not None
     assert part.returns is not None
     return value_loss(spec, values, part.values, part.returns, part.sequences.mask, tokens)
 
 
+def actor_subproblem(learner: Learner, minibatch: Experience, passes: Passes) -> Subproblem:
+    """What a step may ask of this minibatch: loss and KL where the parameters are, and Fisher products."""
+
+    @torch.no_grad()
+    def evaluate() -> tuple[float, float]:
+        algorithm, mask = learner.algorithm, minibatch.sequences.mask
+        weights = algorithm.aggregate(mask, passes.max_tokens)
+        logprobs = actor_logprobs(learner, minibatch, passes)
+        result = policy_loss(
+            algorithm,
+            logprobs,
+            minibatch.behaviour_logprobs,
+            minibatch.advantages,
+            mask,
+            weights,
+            minibatch.reference_logprobs,
+            learner.betas,
+        )
+        kl = kl_statistics("behaviour", minibatch.behaviour_logprobs, logprobs, mask)["kl/behaviour_k3_per_token"]
+        return float(result.loss), float(kl)
+
+    def product(vector: list[Tensor], tokens: int) -> list[Tensor]:
+        sequences = minibatch.sequences[: sequences_within(minibatch.sequences, tokens)]
+        with passes.phases("fisher_product"):
+            return fisher_product(learner.actor, sequences, vector, passes.temperature, passes.micro_batch)
+
+    return Subproblem(learner.actor_optimizer, evaluate, product)
+
+
 @torch.no_grad()
-def measure_step(
-    learner: Learner, experience: Experience, count: int, temperature: float, micro_batch: int
-) -> dict[str, float]:
-    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all): what adaptive β reads."""
-    first = slice(0, count or None)
-    sequences, behaviour = experience.sequences[first], experience.behaviour_logprobs[first]
+def actor_logprobs(learner: Learner, experience: Experience, passes: Passes) -> Tensor:
+    """log π_θ [S, T] of the experience's tokens, without gradient."""
+    sequences = experience.sequences
     parts = [
-        token_logprobs(completion_logits(learner.actor, part, temperature), part.completion_ids)
-        for rows in micro_batches(len(sequences), micro_batch)
+        token_logprobs(completion_logits(learner.actor, part, passes.temperature), part.completion_ids)
+        for rows in micro_batches(len(sequences), passes.micro_batch)
         for part in [sequences[rows]]
     ]
-    statistics = kl_statistics("behaviour", behaviour, torch.cat(parts), sequences.mask)
+    return torch.cat(parts)
+
+
+def measure_step(learner: Learner, experience: Experience, count: int, passes: Passes) -> dict[str, float]:
+    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all): what adaptive β reads."""
+    first = experience[slice(0, count or None)]
+    logprobs = actor_logprobs(learner, first, passes)
+    statistics = kl_statistics("behaviour", first.behaviour_logprobs, logprobs, first.sequences.mask)
     return {name: float(value) for name, value in statistics.items()}

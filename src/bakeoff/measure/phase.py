@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bakeoff.measure.memory import TensorTracker
 
-TRAINING = ("rollout", "reward", "experience", "actor_update", "critic_update")
+TRAINING = ("rollout", "reward", "experience", "actor_update", "fisher_product", "critic_update", "renewal")
 
 
 @dataclass
@@ -21,31 +21,43 @@ class Phases:
 
     On CUDA the peak is the allocator's, reset at every phase. On the CPU it is the largest sum of live tensor
     bytes that the phase saw; following every tensor costs time, so the loop switches it on for single steps.
+    A phase inside another is not part of it: neither its time nor its peak.
     """
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     tracker: TensorTracker | None = None
+    _open: list[str] = field(default_factory=list)
+    _since: float = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.tracker is not None:
-            self.tracker.reset_peak()
-        start = time.perf_counter()
+        self._note()
+        self._open.append(name)
         try:
             yield
         finally:
-            if cuda:
-                torch.cuda.synchronize(self.device)
-                self._peak(name, torch.cuda.max_memory_allocated(self.device))
-            elif self.tracker is not None:
-                self._peak(name, self.tracker.peak)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._note()
+            self._open.pop()
+
+    def _note(self) -> None:
+        """Credits the innermost open phase with time and peak since the last note, and starts both anew."""
+        cuda, peak = self.device.type == "cuda", None
+        if cuda:
+            torch.cuda.synchronize(self.device)
+            peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.tracker is not None:
+            peak = self.tracker.peak
+            self.tracker.reset_peak()
+        now = time.perf_counter()
+        if self._open:
+            name = self._open[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+            if peak is not None:
+                self.peak_bytes[name] = max(peak, self.peak_bytes.get(name, 0))
+        self._since = now
 
     @contextmanager
     def following(self, held: Iterable[Tensor], on: bool) -> Iterator[None]:
@@ -56,9 +68,6 @@ class Phases:
         with TensorTracker(held) as self.tracker:
             yield
         self.tracker = None
-
-    def _peak(self, name: str, value: int) -> None:
-        self.peak_bytes[name] = max(value, self.peak_bytes.get(name, 0))
 
     def take(self) -> tuple[dict[str, float], dict[str, int]]:
         """Seconds and peak bytes by phase since the last call."""

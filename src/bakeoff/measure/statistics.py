@@ -9,11 +9,16 @@ METRICS: dict[str, tuple[str, str]] = {
     "reward/mean": ("score", "mean total reward of the rollout's completions, before any KL"),
     "reward/std": ("score", "standard deviation of the total reward over the rollout"),
     "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
+    "reward/true": (
+        "score",
+        "mean true reward: the task's own grade in [0, 1], whatever the method is trained on",
+    ),
     "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
     "reward/term_*": ("score", "mean of one reward function, unweighted"),
     "length/mean": ("tokens", "mean completion length, EOS included"),
     "length/max": ("tokens", "longest completion of the rollout"),
     "length/eos_share": ("share", "completions that end with EOS within the budget"),
+    "rollout/rounds": ("–", "how often prompts were drawn for this update; 1 unless the method samples dynamically"),
     "rollout/sampler_mismatch": (
         "nats",
         "mean absolute difference of log π, sampler against training forward (bfloat16)",
@@ -22,6 +27,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "policy/loss": ("–", "loss that the actor minimises, mean over minibatches"),
     "policy/ratio_mean": ("–", "mean ratio, over minibatches"),
     "policy/ratio_max": ("–", "largest ratio of the update"),
+    "policy/effective_sample_size": (
+        "share",
+        "(Σ ratio)²/(n·Σ ratio²) over tokens, mean over minibatches: how much of the samples reuse leaves",
+    ),
     "policy/clip_fraction": ("share", "tokens whose surrogate is flat because of the clip, mean over minibatches"),
     "policy/first_ratio_error": (
         "–",
@@ -29,6 +38,13 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "policy/first_clip_fraction": ("share", "clip fraction of a rollout's first minibatch; 0"),
     "policy/gradient_norm": ("–", "norm of the actor's gradient before clipping, mean over minibatches"),
+    "policy/cg_residual": ("–", "TRPO: ‖g − F·x‖/‖g‖ after the conjugate gradient"),
+    "policy/step_norm": ("–", "TRPO: norm of the step taken; 0 where none was accepted"),
+    "policy/backtracks": ("–", "TRPO: how often the step was shortened"),
+    "policy/accepted": ("share", "TRPO: whether a step was accepted"),
+    "policy/predicted_improvement": ("–", "TRPO: g·x for the full step, what the surrogate should gain"),
+    "policy/actual_improvement": ("–", "TRPO: what the surrogate gained by the step taken"),
+    "policy/step_kl": ("nats/token", "TRPO: mean KL(π_old‖π_θ), by k3, after the step taken"),
     "policy/lr": ("–", "learning rate of the actor"),
     "advantage/mean": ("–", "mean advantage over tokens, after scaling"),
     "advantage/std": ("–", "standard deviation of the advantage over tokens, after scaling"),
@@ -36,6 +52,14 @@ METRICS: dict[str, tuple[str, str]] = {
     "critic/explained_variance": ("–", "1 − Var(R − V)/Var(R) at the rollout, before the update"),
     "critic/value_mean": ("score", "mean value at the rollout"),
     "critic/gradient_norm": ("–", "norm of the critic's gradient before clipping, mean over minibatches"),
+    "reward_model/new_pair_accuracy": (
+        "share",
+        "pairs of the policy's own completions that the reward model ranks right, when an outer iteration ends",
+    ),
+    "reward_model/new_pair_accuracy_after": ("share", "the same pairs after it went on learning from them"),
+    "reward_model/heldout_pair_accuracy": ("share", "held-out pairs of the start that the reward model ranks right"),
+    "reward_model/heldout_loss": ("nats", "Bradley–Terry loss on these pairs"),
+    "reward_model/calibration_error": ("share", "mean distance of stated and observed accuracy on these pairs"),
     "kl/reference_exact_per_token": (
         "nats/token",
         "exact KL(π_old‖π_ref), where π_old's logits are in hand",
@@ -57,6 +81,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "progress/seconds": ("s", "time in the phases rollout, reward, experience and update so far"),
     "speed/tokens_per_second": ("tokens/s", "completion tokens of this step over its training time"),
     "time/*": ("s", "time in one phase of this step"),
+    "memory/weights_*_mb": ("MB", "parameters that a role adds (actor, reference, critic, reward_model), 10⁶ bytes"),
     "memory/*_mb": ("MB", "peak of live tensor bytes in a phase (CUDA: of the allocator), 10⁶ bytes"),
 }
 
@@ -82,6 +107,7 @@ def rollout_statistics(rollout: Rollout, scores: Scores) -> dict[str, float]:
         "reward/mean": scores.total.mean(),
         "reward/std": scores.total.std(correction=0),
         "reward/exact_match": scores.exact.float().mean(),
+        "reward/true": scores.true.mean(),
         "reward/zero_spread_groups": (groups.amax(1) == groups.amin(1)).float().mean(),
         "length/mean": lengths.mean(),
         "length/max": lengths.max(),
@@ -89,6 +115,11 @@ def rollout_statistics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     }
     statistics |= {f"reward/term_{name}": term.mean() for name, term in scores.terms.items()}
     return {name: float(value) for name, value in statistics.items()}
+
+
+def weight_megabytes(weight_bytes: dict[str, int]) -> dict[str, float]:
+    """Bytes of weights by role as metrics in MB."""
+    return {f"memory/weights_{role}_mb": size / 1e6 for role, size in weight_bytes.items()}
 
 
 def peak_megabytes(peak_bytes: dict[str, int]) -> dict[str, float]:

@@ -19,6 +19,17 @@ class Precision(Enum):
 
 
 @dataclass
+class Lora:
+    """Train an adapter of this rank on frozen weights; rank 0 trains the weights themselves.
+
+    The reference is then the actor without its adapter, not a copy. alpha / rank scales the adapter's output.
+    """
+
+    rank: int = 0
+    alpha: int = 32
+
+
+@dataclass
 class Model:
     """A causal language model, its precision and its prompts' dress.
 
@@ -30,6 +41,7 @@ class Model:
     system                   the chat's system message; empty leaves the template's own
     attention                transformers' attn_implementation
     gradient_checkpointing   recompute activations in the backward pass
+    lora                     train an adapter instead of the weights
     """
 
     name: str = MISSING
@@ -40,8 +52,11 @@ class Model:
     system: str = ""
     attention: str = "sdpa"
     gradient_checkpointing: bool = False
+    lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
+        if self.lora.rank < 0:
+            raise UserError(f"model.lora.rank is {self.lora.rank}; it must be 0 (no adapter) or above.")
         if self.name == "scratch" and not ("model_type" in self.architecture and self.characters):
             raise UserError(
                 "model.name is 'scratch', which needs model.architecture with a model_type and model.characters; "

@@ -1,15 +1,15 @@
-"""The critic's networks: a scalar head, alone on the actor's trunk or on a backbone of its own."""
+"""The critic's networks: a scalar head, on the actor's trunk or on one of its own; and the frozen reference."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bakeoff.model.load import Policy
+from bakeoff.model.roles import Trunk
 
 
 class ValueHead(nn.Module):
@@ -26,18 +26,28 @@ class ValueHead(nn.Module):
         return values
 
 
-class Critic(nn.Module):
-    """A backbone with a scalar head: the article's critic. It starts as a copy of the actor's backbone."""
+@dataclass
+class Critic:
+    """A trunk of its own with a scalar head: the article's critic."""
 
-    def __init__(self, policy: Policy, head_std: float) -> None:
-        super().__init__()
-        self.backbone: PreTrainedModel = copy.deepcopy(policy.network.base_model)
-        self.head: ValueHead = value_head(policy, head_std)
+    trunk: Trunk
+    head: ValueHead
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training changes, by name."""
+        heads = {f"head.{name}": p for name, p in self.head.named_parameters()}
+        return self.trunk.trained() | heads
+
+
+def separate_critic(policy: Policy, head_std: float) -> Critic:
+    """A copy of the policy's backbone as it is, all of it trained."""
+    backbone = copy.deepcopy(policy.network.base_model).requires_grad_(True)
+    return Critic(Trunk(backbone, policy.precision), value_head(policy, head_std))
 
 
 def value_head(policy: Policy, std: float) -> ValueHead:
-    """A scalar head for hidden states of the policy's size."""
-    return ValueHead(policy.network.config.get_text_config().hidden_size, std)
+    """A scalar head for hidden states of the policy's size, on its device."""
+    return ValueHead(policy.network.config.get_text_config().hidden_size, std).to(policy.device)
 
 
 def frozen_copy(policy: Policy) -> Policy:

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from bakeoff.batch import Sequences
 from bakeoff.model.critic import Critic, ValueHead
 from bakeoff.model.load import Policy
+from bakeoff.model.roles import Trunk
 
 
 def completion_logits(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:
@@ -26,22 +27,30 @@ def logits_and_values(
     policy: Policy, head: ValueHead | None, sequences: Sequences, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
     """One pass over the actor's trunk: logits [S, T, V] and, where it has a value head, values [S, T]."""
-    with policy.autocast():
-        hidden = completion_hidden(policy.network.base_model, sequences)
+    hidden = completion_hidden(policy.trunk, sequences)
+    with policy.trunk.computing():
         logits = policy.logits(hidden)
-    return logits.float() / temperature, None if head is None else head(hidden.float())
+    return at_least_float32(logits) / temperature, None if head is None else head(at_least_float32(hidden))
 
 
-def completion_values(policy: Policy, critic: Critic, sequences: Sequences) -> Tensor:
+def completion_values(critic: Critic, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
-    with policy.autocast():
-        hidden = completion_hidden(critic.backbone, sequences)
-    values: Tensor = critic.head(hidden.float())
+    values: Tensor = critic.head(at_least_float32(completion_hidden(critic.trunk, sequences)))
     return values
 
 
-def completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 as float32, float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def completion_hidden(trunk: Trunk, sequences: Sequences) -> Tensor:
     """Last hidden states [S, T, H] at the positions that predict each completion token."""
+    with trunk.computing():
+        return _completion_hidden(trunk.backbone, sequences)
+
+
+def _completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tensor:
     width, group = sequences.prompt_width, sequences.group_size
 
     def run(rows: slice, columns: slice, **cache: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bakeoff.batch import Example, Prompts
+from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model import Model, Precision
+from bakeoff.model.roles import Roles, Trunk
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
@@ -32,18 +34,23 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 
 @dataclass
 class Policy:
-    """A causal LM with its tokenizer, as rollout and learner use them."""
+    """A causal LM with its tokenizer, as rollout and learner use them; in a role where it has adapters."""
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
     chat: bool
     system: str = ""
+    roles: Roles | None = None
+    role: str = ""
+
+    @property
+    def trunk(self) -> Trunk:
+        return Trunk(self.network.base_model, self.precision, self.roles, self.role)
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.network.parameters()).device
-        return device
+        return self.trunk.device
 
     @property
     def eos_ids(self) -> Tensor:
@@ -64,9 +71,13 @@ class Policy:
             logits = cap * torch.tanh(logits / cap)
         return logits
 
-    def autocast(self) -> torch.autocast:
-        """The context of every forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is Precision.bfloat16)
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser trains: the adapter of the role, or all weights."""
+        return list(self.roles.tensors(self.role).values()) if self.roles else list(self.network.parameters())
+
+    def trained(self) -> dict[str, Tensor]:
+        """The same by name, buffers included."""
+        return self.trunk.trained() if self.roles else dict(self.network.state_dict())
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
@@ -164,6 +175,18 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
     return Prompts(examples, texts, ids.to(policy.device), attention.to(policy.device))
 
 
+def complete(policy: Policy, examples: list[Example], texts: list[str], shots: list[Example]) -> Sequences:
+    """Prompts with given completions, each ended by EOS; examples that stand side by side may repeat."""
+    prompts = encode(policy, examples, shots)
+    eos = policy.tokenizer.eos_token_id
+    rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for text in texts]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [eos] * (width - len(row)) for row in rows], device=policy.device)
+    lengths = torch.tensor([len(row) for row in rows], device=policy.device)
+    mask = torch.arange(width, device=policy.device) < lengths[:, None]
+    return Sequences(torch.cat([prompts.ids, ids], 1), torch.cat([prompts.attention, mask], 1), mask)
+
+
 def weights_hash(network: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of all parameters and buffers, 16 hex digits."""
     digest = hashlib.sha256()
@@ -174,6 +197,10 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def save(policy: Policy, folder: Path) -> None:
-    """Writes network and tokenizer so that `from_pretrained(folder)` opens them."""
-    policy.network.save_pretrained(folder)
+    """Writes network and tokenizer so that `from_pretrained(folder)` opens them; an adapter is merged in."""
+    network = policy.network
+    if policy.roles is not None:
+        policy.roles.use(policy.role)
+        network = copy.deepcopy(policy.roles.model).merge_and_unload(adapter_names=[policy.role])
+    network.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)

@@ -1,7 +1,8 @@
-"""What a completion is worth: the task's verifier, a user's functions, or a weighted sum of several.
+"""What a completion is worth: the task's verifier, a learned model, a user's functions, or a weighted sum of several.
 
 A user function has the signature that TRL users know, `fn(prompts, completions, **columns) -> list[float]`;
-the columns are `answer`, `completion_ids` and whatever columns the examples have.
+the columns are `answer`, `completion_ids` and whatever columns the examples have. A function of steps has the same
+arguments and returns a list of (end, score) for each completion: the character before which a step ends, and its score.
 """
 
 from __future__ import annotations
@@ -10,74 +11,113 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bakeoff.batch import Rollout, Scores
 from bakeoff.errors import UserError
 from bakeoff.task import Task
 
-VERIFIER = "verifier"
+VERIFIER, LEARNED = "verifier", "learned"
+Steps = list[tuple[int, float]]
 
 
 @dataclass
 class Reward:
-    """functions: weight by name, where a name is `verifier` or an import path `module.function`.
+    """functions: weight by name, where a name is `verifier`, `learned` or an import path `module.function`;
+    steps: the same for functions of steps, where `verifier` is the task's own.
 
-    missing_eos_penalty is subtracted from the total of a completion that does not end in time.
+    missing_eos_penalty is subtracted from the score of a completion that does not end in time.
     """
 
-    functions: dict[str, float] = field(default_factory=lambda: {VERIFIER: 1.0})
+    functions: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
     missing_eos_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.functions:
-            raise UserError("reward.functions is empty; it must name `verifier` or an import path, with a weight.")
-        self._functions = {name: load(name) for name in self.functions if name != VERIFIER}
+        if not self.functions and not self.steps:
+            raise UserError(
+                "reward.functions and reward.steps are empty; one of them must name `verifier`, `learned` (functions "
+                "alone) or an import path, with a weight."
+            )
+        own = (VERIFIER, LEARNED)
+        self._functions = {name: load(name, "reward.functions") for name in self.functions if name not in own}
+        self._steps = {name: load(name, "reward.steps") for name in self.steps if name != VERIFIER}
 
-    def __call__(self, task: Task, rollout: Rollout) -> Scores:
-        """Scores of a rollout on its device; raises UserError that names the function which failed."""
+    def __call__(self, task: Task, rollout: Rollout, learned: Callable[[Rollout], Tensor] | None = None) -> Scores:
+        """Scores of a rollout on its device; raises UserError that names the function which failed.
+
+        `learned` is the reward model, which is asked where `functions` names it.
+        """
         examples = rollout.by_completion(rollout.examples)
         pairs = list(zip(rollout.completions, examples, strict=True))
         verified = checked(VERIFIER, [task.verify(text, example) for text, example in pairs], len(pairs))
-        terms = {name: verified for name in self.functions if name == VERIFIER}
+        given: dict[str, Tensor] = {VERIFIER: verified}
+        if learned is not None:
+            given[LEARNED] = learned(rollout).cpu()
         if self._functions:
-            columns = {key: [e.columns.get(key) for e in examples] for e in examples[:1] for key in e.columns}
-            columns["answer"] = [example.answer for example in examples]
-            ids, mask = rollout.sequences.completion_ids, rollout.sequences.mask
-            columns["completion_ids"] = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-            prompts = rollout.by_completion(rollout.prompts)
+            arguments = call_arguments(rollout)
             for name, function in self._functions.items():
-                try:
-                    scores = function(prompts=prompts, completions=rollout.completions, **columns)
-                except Exception as error:
-                    raise UserError(
-                        f"reward.functions: {name} raised {type(error).__name__}: {error}; it must return a "
-                        "list of numbers, one a completion."
-                    ) from error
-                terms[name] = checked(name, scores, len(pairs))
-        total = torch.stack([weight * terms[name] for name, weight in self.functions.items()]).sum(0)
+                given[name] = checked(name, called(name, "reward.functions", function, arguments), len(pairs))
+        terms = {name: given[name] for name in self.functions}
         device = rollout.ended.device
-        total = total.to(device) - self.missing_eos_penalty * ~rollout.ended
-        return Scores(total=total, exact=(verified >= 1.0).to(device), terms=terms)
+        outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(len(pairs)))
+        outcome = outcome.to(device) - self.missing_eos_penalty * ~rollout.ended
+        steps = step_ends = None
+        if self.steps:
+            steps = torch.zeros_like(rollout.sampler_logprobs)
+            step_ends = torch.zeros_like(rollout.sequences.mask)
+            for name, weight in self.steps.items():
+                if name == VERIFIER:
+                    found = [task.verify_steps(text, example) for text, example in pairs]
+                else:
+                    found = called(name, "reward.steps", self._steps[name], call_arguments(rollout))
+                scores, ends = on_tokens(name, found, rollout)
+                steps, step_ends = steps + weight * scores, step_ends | ends
+                terms[f"{name}_steps"] = scores.sum(1).cpu()
+        true = torch.tensor([task.grade(text, example) for text, example in pairs])
+        exact = (verified >= 1.0).to(device)
+        return Scores(outcome, exact, true.to(device), terms, steps, step_ends)
 
 
-def load(name: str) -> Callable[..., Sequence[float]]:
+def call_arguments(rollout: Rollout) -> dict[str, Any]:
+    """What a user's function is called with: prompts, completions and a column a key, a value a completion."""
+    examples = rollout.by_completion(rollout.examples)
+    columns: dict[str, Any] = {key: [e.columns.get(key) for e in examples] for e in examples[:1] for key in e.columns}
+    columns["answer"] = [example.answer for example in examples]
+    ids, mask = rollout.sequences.completion_ids, rollout.sequences.mask
+    columns["completion_ids"] = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    return {"prompts": rollout.by_completion(rollout.prompts), "completions": rollout.completions, **columns}
+
+
+def called(name: str, key: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What the function returns; raises UserError that names it where it raises."""
+    try:
+        return function(**arguments)
+    except Exception as error:
+        raise UserError(
+            f"{key}: {name} raised {type(error).__name__}: {error}; it must return a list with an entry a completion."
+        ) from error
+
+
+def load(name: str, key: str) -> Callable[..., Any]:
     """The function at an import path; raises UserError where there is none."""
     module, _, attribute = name.rpartition(".")
     try:
-        function: Callable[..., Sequence[float]] = getattr(importlib.import_module(module), attribute)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"reward.functions names {name!r}, which cannot be imported ({error}); it must be `verifier` or "
-            "an import path module.function."
+            f"{key} names {name!r}, which cannot be imported ({error}); it must be `verifier`, `learned` (functions "
+            "alone) or an import path module.function."
         ) from error
     if not callable(function):
-        raise UserError(f"reward.functions names {name!r}, which is a {type(function).__name__}, not a function.")
+        raise UserError(f"{key} names {name!r}, which is a {type(function).__name__}, not a function.")
     return function
 
 
-def checked(name: str, scores: Sequence[float], count: int) -> torch.Tensor:
+def checked(name: str, scores: Sequence[float], count: int) -> Tensor:
     """Scores as a tensor [count]; raises UserError where the length is wrong or a number is not finite."""
     scores = list(scores)
     if len(scores) != count:
@@ -88,3 +128,29 @@ def checked(name: str, scores: Sequence[float], count: int) -> torch.Tensor:
                 f"reward.functions: {name} returned {score!r} for completion {index}; it must be a finite number."
             )
     return torch.tensor(scores, dtype=torch.float32)
+
+
+def on_tokens(name: str, found: list[Steps], rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Step scores [S, T] on the token that completes each step, and where steps end [S, T] bool.
+
+    Raises UserError where the number of completions, an end or a score is impossible.
+    """
+    mask, ids = rollout.sequences.mask, rollout.sequences.completion_ids
+    if len(found) != len(mask):
+        raise UserError(f"reward.steps: {name} returned steps of {len(found)} completions for {len(mask)}.")
+    scores, ends = torch.zeros(mask.shape), torch.zeros(mask.shape, dtype=torch.bool)
+    for row, (steps, keep) in enumerate(zip(found, mask.cpu(), strict=True)):
+        if not steps:
+            continue
+        tokens = ids[row].tolist()[: int(keep.sum())]
+        lengths = [len(rollout.decode(tokens[:end])) for end in range(1, len(tokens) + 1)]
+        for end, score in steps:
+            if not (0 < end <= lengths[-1] and math.isfinite(score)):
+                raise UserError(
+                    f"reward.steps: {name} returned the step ({end}, {score}) for completion {row}; a step ends within "
+                    f"the completion's {lengths[-1]} characters and has a finite score."
+                )
+            token = next(index for index, length in enumerate(lengths) if length >= end)
+            scores[row, token] += score
+            ends[row, token] = True
+    return scores.to(mask.device), ends.to(mask.device)

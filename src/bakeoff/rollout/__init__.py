@@ -6,6 +6,7 @@ An engine is a function (policy, prompts, …) → `Rollout`; a second one is an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,7 @@ class Sampler:
         attention = torch.ones(count, width + max_new_tokens, dtype=torch.bool, device=device)
         attention[:, :width] = prompts.attention.repeat_interleave(group_size, 0)
         lengths = prompts.attention.sum(1)
-        with policy.autocast():
+        with policy.trunk.computing():
             cache = DynamicCache(config=network.config)
             positions = (prompts.attention.long().cumsum(1) - 1).clamp(min=0)
             out = network(
@@ -152,6 +153,7 @@ def _rollout(
             mask=mask,
             group_size=group_size,
         ),
+        decode=partial(policy.tokenizer.decode, skip_special_tokens=True),
         sampler_logprobs=torch.where(mask, logprobs, 0.0),
         entropy=torch.where(mask, entropy, 0.0),
         ended=is_end.any(1),

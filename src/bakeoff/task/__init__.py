@@ -18,6 +18,8 @@ class Task:
     max_new_tokens   generation budget of a completion, EOS included
     """
 
+    scores_steps = False
+
     heldout: int = 256
     shots: int = 0
     max_new_tokens: int = 64
@@ -34,6 +36,20 @@ class Task:
 
     def verify(self, completion: str, example: Example) -> float:
         """The score of a completion in [0, 1]; 1 is an exact match."""
+        raise NotImplementedError
+
+    def grade(self, completion: str, example: Example) -> float:
+        """The true reward in [0, 1], by which preference pairs are ranked: finer than the verifier where steps are."""
+        score = self.verify(completion, example)
+        if not self.scores_steps:
+            return score
+        return (score + sum(step for _, step in self.verify_steps(completion, example))) / 2
+
+    def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
+        """The score of each step of a completion, and the character before which the step ends.
+
+        Their sum is in [0, 1]. Tasks that have it set `scores_steps`.
+        """
         raise NotImplementedError
 
     def demonstration(self, example: Example) -> str | None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -23,7 +24,7 @@ class Jsonl(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._examples = read_examples(Path(self.path).expanduser())
+        self._examples = read_examples(self.path)
 
     def generate(self, rng: Random) -> Example:
         return rng.choice(self._examples)
@@ -35,25 +36,34 @@ class Jsonl(Task):
         return example.answer if self.demonstrate else None
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: str) -> list[Example]:
     """The examples of a file; raises UserError that names the line which cannot be read."""
+    rows = read_rows(path, "task.path", ("prompt", "answer"))
+    return [Example(str(row.pop("prompt")), str(row.pop("answer")), row) for row in rows]
+
+
+def read_rows(path: str, setting: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file that is named by `setting`; each must have the keys, as text where it is a string.
+
+    Raises UserError that names the line which cannot be read.
+    """
+    file = Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"task.path is '{path}', which cannot be read ({error}); it must be a JSONL file.") from error
-    examples = []
+        raise UserError(f"{setting} is '{file}', which cannot be read ({error}); it must be a JSONL file.") from error
+    rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            prompt, answer = row.pop("prompt"), row.pop("answer")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            rows.append(row | {key: row[key] for key in keys})
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"task.path: line {number} of '{path}' is {line[:60]!r}; it must be a JSON object with "
-                f"the keys prompt and answer ({type(error).__name__}: {error})."
+                f"{setting}: line {number} of '{file}' is {line[:60]!r}; it must be a JSON object with "
+                f"the keys {', '.join(keys)} ({type(error).__name__}: {error})."
             ) from error
-        examples.append(Example(str(prompt), str(answer), row))
-    if not examples:
-        raise UserError(f"task.path is '{path}', which holds no example; it must have one JSON object a line.")
-    return examples
+    if not rows:
+        raise UserError(f"{setting} is '{file}', which holds nothing; it must have one JSON object a line.")
+    return rows

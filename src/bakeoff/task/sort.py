@@ -12,7 +12,9 @@ from bakeoff.task import Task
 
 @dataclass
 class Sort(Task):
-    """digits: how many digits to sort; 10^digits prompts."""
+    """digits: how many digits to sort; 10^digits prompts. A step is a digit."""
+
+    scores_steps = True
 
     digits: int = 10
 
@@ -30,3 +32,8 @@ class Sort(Task):
 
     def verify(self, completion: str, example: Example) -> float:
         return float(completion == example.answer)
+
+    def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
+        """1/n for each digit up to the first wrong one."""
+        right = [completion[:end] == example.answer[:end] for end in range(1, len(completion) + 1)]
+        return [(end, float(ok) / self.digits) for end, ok in enumerate(right, start=1)]

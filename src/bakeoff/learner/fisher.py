@@ -1,0 +1,70 @@
+"""Products with the Fisher information of a policy, for a natural gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bakeoff.batch import Sequences, micro_batches
+from bakeoff.model.forward import completion_logits
+from bakeoff.model.load import Policy
+
+
+class _Logits(nn.Module):
+    """The policy's logits as a module, so that `functional_call` can put dual numbers in the place of its weights."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.network = policy.network
+        self.policy = policy
+
+    def forward(self, sequences: Sequences, temperature: float) -> Tensor:
+        return completion_logits(self.policy, sequences, temperature)
+
+
+def fisher_product(
+    policy: Policy, sequences: Sequences, vector: list[Tensor], temperature: float, micro_batch: int
+) -> list[Tensor]:
+    """F·v for F the mean over tokens of the Fisher information of their distributions, a tensor a parameter.
+
+    F = Jᵀ·H·J with J the Jacobian of the logits and H = diag(p) − p·pᵀ, the Hessian of KL(π_old‖π_θ) at π_old in the
+    logits (Schulman et al. 2015, appendix C.1; the Gauss–Newton form of Schraudolph 2002). J·v is taken by forward
+    mode, Jᵀ·u by one backward pass: there is no double backward, which fused attention kernels lack. They lack
+    forward mode too, so that pass alone runs attention as plain matrix products.
+    """
+    parameters = policy.parameters()
+    names = {id(p): name for name, p in _Logits(policy).named_parameters()}
+    direction = {names[id(p)]: v for p, v in zip(parameters, vector, strict=True)}
+    result = [torch.zeros_like(p) for p in parameters]
+    count = sequences.mask.sum()
+    for rows in micro_batches(len(sequences), micro_batch):
+        part = sequences[rows]
+        tangent = logits_tangent(policy, part, direction, temperature)
+        logits = completion_logits(policy, part, temperature)
+        p = logits.detach().softmax(-1)
+        weighted = p * (tangent - (p * tangent).sum(-1, keepdim=True)) * part.mask[..., None] / count
+        grads = torch.autograd.grad(logits, parameters, weighted, allow_unused=True)
+        result = [r if g is None else r + g for r, g in zip(result, grads, strict=True)]
+    return result
+
+
+def sequences_within(sequences: Sequences, tokens: int) -> int:
+    """How many of the first sequences have at most so many completion tokens in all (0: all), at least one."""
+    lengths = sequences.mask.sum(1).cumsum(0)
+    return max(1, int((lengths <= tokens).sum())) if tokens else len(sequences)
+
+
+@torch.no_grad()
+def logits_tangent(policy: Policy, sequences: Sequences, direction: dict[str, Tensor], temperature: float) -> Tensor:
+    """The derivative of the logits [S, T, V] along a direction of the parameters, by name."""
+    module = _Logits(policy)
+    weights = dict(module.named_parameters())
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        duals: dict[str, Any] = {name: forward_ad.make_dual(weights[name], v) for name, v in direction.items()}
+        logits = torch.func.functional_call(module, duals, (sequences, temperature))
+        tangent: Tensor = forward_ad.unpack_dual(logits).tangent
+        return tangent

@@ -1,0 +1,151 @@
+"""Exact identities between methods, on whatever numbers hypothesis finds."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bakeoff.algorithm import advantage, aggregate, baseline, objective, ratio, scale
+from bakeoff.algorithm.loss import place
+from bakeoff.batch import Rewards
+
+numbers = st.floats(-10, 10, allow_nan=False, width=32)
+
+
+@st.composite
+def batches(draw, smallest_group=2):
+    """Rewards of P groups of G ragged completions, with scores; everything float64."""
+    prompts, group, width = draw(st.integers(1, 4)), draw(st.integers(smallest_group, 5)), draw(st.integers(1, 6))
+    size = prompts * group
+    lengths = torch.tensor(draw(st.lists(st.integers(1, width), min_size=size, max_size=size)))
+    scores = torch.tensor(draw(st.lists(numbers, min_size=size, max_size=size)), dtype=torch.float64)
+    mask = torch.arange(width) < lengths[:, None]
+    return place(scores, mask, group), torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+
+def noise(shape, draw):
+    return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+@given(batches())
+@settings(deadline=None, max_examples=50)
+def test_rloo_is_the_centred_return_stretched(batch):
+    """R_i − mean of the others = G/(G − 1)·(R_i − mean)."""
+    rewards, _ = batch
+    group = rewards.group_size
+    returns = advantage.SequenceReturn()
+    out, centred = (
+        returns(rewards.tokens - b(rewards), None, rewards.mask)[0]
+        for b in (baseline.LeaveOneOut(), baseline.GroupMean())
+    )
+    assert torch.allclose(out, group / (group - 1) * centred, atol=1e-9)
+
+
+@given(batches(1))
+@settings(deadline=None, max_examples=50)
+def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(batch):
+    rewards, draw = batch
+    mask = rewards.mask
+    old, advantages = noise(mask.shape, draw), noise(mask.shape, draw)
+    old = torch.where(mask, old, 0.0)
+    weights = aggregate.Tokens()(mask, mask.shape[1])
+    gradients = []
+    for surrogate in (
+        objective.Reinforce(),
+        objective.RatioObjective(),
+        objective.TruncatedRatio(),
+        objective.Clip(),
+        objective.Clip(epsilon_high=0.28),
+        objective.Cispo(),
+    ):
+        logprobs = old.clone().requires_grad_()
+        ratios = ratio.TokenRatio()(logprobs, old, mask)
+        (weights * surrogate(ratios, advantages, logprobs)).sum().backward()
+        gradients.append(logprobs.grad)
+    for gradient in gradients[1:]:
+        assert torch.allclose(gradient, gradients[0], atol=1e-12)
+
+
+@given(batches(1))
+@settings(deadline=None, max_examples=50)
+def test_gspo_ratio_to_the_length_is_the_sequence_ratio(batch):
+    rewards, draw = batch
+    mask = rewards.mask
+    logprobs, old = (torch.where(mask, noise(mask.shape, draw), 0.0) for _ in range(2))
+    geometric = ratio.SequenceMeanRatio()(logprobs, old, mask)
+    whole = ratio.SequenceRatio()(logprobs, old, mask)
+    assert torch.allclose(geometric ** mask.sum(1, keepdim=True), whole, rtol=1e-9)
+
+
+@given(batches(1))
+@settings(deadline=None, max_examples=50)
+def test_gae_at_lambda_one_without_values_is_the_reward_to_go(batch):
+    rewards, draw = batch
+    tokens = noise(rewards.mask.shape, draw)
+    gae, targets = advantage.GAE(lam=1.0)(tokens, 0 * tokens, rewards.mask)
+    to_go, _ = advantage.RewardToGo()(tokens, None, rewards.mask)
+    assert torch.allclose(gae, to_go, atol=1e-9)
+    assert torch.allclose(targets, to_go, atol=1e-9)
+
+
+@given(batches(1))
+@settings(deadline=None, max_examples=50)
+def test_decoupled_gae_at_one_lambda_is_gae(batch):
+    rewards, draw = batch
+    tokens, values = noise(rewards.mask.shape, draw), noise(rewards.mask.shape, draw)
+    plain = advantage.GAE(lam=0.9)(tokens, values, rewards.mask)
+    decoupled = advantage.DecoupledGAE(lam=0.9, lam_critic=0.9)(tokens, values, rewards.mask)
+    for x, y in zip(plain, decoupled, strict=True):
+        assert torch.allclose(x, y, atol=1e-12)
+
+
+@given(batches(1))
+@settings(deadline=None, max_examples=50)
+def test_the_first_reward_to_go_is_the_sequence_return(batch):
+    rewards, draw = batch
+    tokens = noise(rewards.mask.shape, draw)
+    to_go, _ = advantage.RewardToGo()(tokens, None, rewards.mask)
+    whole, _ = advantage.SequenceReturn()(tokens, None, rewards.mask)
+    assert torch.allclose(to_go[:, 0], whole[:, 0], atol=1e-9)
+
+
+@given(batches())
+@settings(deadline=None, max_examples=50)
+def test_one_score_at_the_end_is_one_step(batch):
+    """Process supervision of one step a completion, at its end, is outcome supervision."""
+    rewards, _ = batch
+    process = advantage.RewardToGo()(rewards.tokens - baseline.GroupStepMean()(rewards), None, rewards.mask)[0]
+    outcome = advantage.SequenceReturn()(rewards.tokens - baseline.GroupMean()(rewards), None, rewards.mask)[0]
+    scaled = scale.GroupStepStd()(process, rewards), scale.GroupStd()(outcome, rewards)
+    assert torch.allclose(*scaled, atol=1e-6)
+
+
+@given(batches())
+@settings(deadline=None, max_examples=50)
+def test_sums_are_the_budget_times_its_size_and_sequences_weigh_alike(batch):
+    mask = batch[0].mask
+    sums, fixed = aggregate.Sums()(mask, 7), aggregate.TokenBudget()(mask, 7)
+    assert torch.allclose(sums, 7 * fixed)
+    assert torch.allclose(aggregate.PerSequence()(mask, 7).sum(1) * len(mask), torch.ones(len(mask)).double())
+    assert aggregate.Tokens()(mask, 7).sum().item() == pytest.approx(1)
+
+
+@given(batches())
+@settings(deadline=None, max_examples=50)
+def test_masked_positions_and_the_order_of_groups_never_matter(batch):
+    rewards, draw = batch
+    rubbish = torch.where(rewards.mask, rewards.tokens, noise(rewards.mask.shape, draw))
+    spoilt = Rewards(rubbish, rewards.scored, rewards.last, rewards.mask, rewards.group_size)
+    groups = len(rewards.mask) // rewards.group_size
+    rows = torch.arange(len(rewards.mask)).view(groups, -1).flip(0).flatten()
+    turned = Rewards(
+        rewards.tokens[rows], rewards.scored[rows], rewards.last[rows], rewards.mask[rows], rewards.group_size
+    )
+    for option in (baseline.BatchMean(), baseline.GroupMean(), baseline.LeaveOneOut(), baseline.GroupStepMean()):
+        assert torch.allclose(option(spoilt), option(rewards), atol=1e-12)
+        assert torch.allclose(option(turned), option(rewards)[rows], atol=1e-9)
+    for option in (scale.Whiten(), scale.GroupStd(), scale.BatchStd(), scale.GroupStepStd()):
+        advantages = noise(rewards.mask.shape, draw) * rewards.mask
+        expected = option(advantages, rewards)
+        assert torch.allclose(option(advantages, spoilt), expected, atol=1e-9)
+        assert torch.allclose(option(advantages[rows], turned), expected[rows], atol=1e-9)

@@ -1,0 +1,95 @@
+"""The conjugate gradient against a dense solve, and what a trust-region step may and may not do."""
+
+import pytest
+import torch
+
+from bakeoff.algorithm.step import Subproblem, Trpo, conjugate_gradient
+
+
+def positive_definite(size, seed=0):
+    draw = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return draw @ draw.T + 0.5 * torch.eye(size, dtype=torch.float64)
+
+
+def parts(vector):
+    """A vector as the list of tensors that a model's parameters are."""
+    return [vector[:2].view(1, 2), vector[2:]]
+
+
+def whole(tensors):
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def test_conjugate_gradient_is_the_dense_solution():
+    matrix, b = positive_definite(7), torch.arange(1, 8, dtype=torch.float64)
+    x, residual = conjugate_gradient(lambda v: parts(matrix @ whole(v)), parts(b), iterations=30, tolerance=1e-24)
+    assert torch.allclose(whole(x), torch.linalg.solve(matrix, b), atol=1e-9)
+    assert residual < 1e-9
+
+
+def test_few_iterations_leave_a_residual_that_is_told():
+    matrix, b = positive_definite(7), torch.arange(1, 8, dtype=torch.float64)
+    x, residual = conjugate_gradient(lambda v: parts(matrix @ whole(v)), parts(b), iterations=2)
+    true = (b - matrix @ whole(x)).norm() / b.norm()
+    assert residual.item() == pytest.approx(true.item(), rel=1e-9)
+    assert residual > 1e-3
+
+
+class Quadratic:
+    """loss = g·θ, KL = ½ θᵀFθ around the start at zero: a step's effect is known in closed form."""
+
+    def __init__(self, kl_scale=1.0, loss_sign=1.0):
+        self.fisher = positive_definite(5)
+        self.gradient = torch.tensor([1.0, -2.0, 0.5, 0.0, 1.5], dtype=torch.float64)
+        self.parameters = [torch.nn.Parameter(p) for p in parts(torch.zeros(5, dtype=torch.float64))]
+        for parameter, g in zip(self.parameters, parts(self.gradient), strict=True):
+            parameter.grad = g.clone()
+        self.kl_scale, self.loss_sign = kl_scale, loss_sign
+
+    def evaluate(self):
+        theta = whole([p.detach() for p in self.parameters])
+        loss, kl = self.gradient @ theta, 0.5 * theta @ self.fisher @ theta
+        return float(self.loss_sign * loss), float(self.kl_scale * kl)
+
+    def take(self, **values):
+        step = Trpo(damping=0.0, cg_iterations=30, **values)
+        optimizer = step.optimizer(self.parameters)
+        product = lambda v, tokens: parts(self.fisher @ whole(v))  # noqa: E731
+        return step(Subproblem(optimizer, self.evaluate, product))
+
+
+def test_the_step_is_the_natural_gradient_up_to_the_bound():
+    """√(2δ/gᵀF⁻¹g)·(−F⁻¹g), times 0.8 once: at full length a quadratic KL is δ but for rounding."""
+    problem = Quadratic()
+    statistics = problem.take(max_kl=0.02)
+    natural = -torch.linalg.solve(problem.fisher, problem.gradient)
+    full = natural * (2 * 0.02 / -(problem.gradient @ natural)).sqrt()
+    taken = whole([p.detach() for p in problem.parameters])
+    share = 0.8 ** statistics["backtracks"]
+    assert statistics["backtracks"] <= 1
+    assert torch.allclose(taken, share * full, atol=1e-9)
+    assert statistics["step_kl"] == pytest.approx(0.02 * share**2, rel=1e-6)
+    assert statistics["actual_improvement"] == pytest.approx(
+        share * float(statistics["predicted_improvement"]), rel=1e-9
+    )
+    assert all(p.grad is None for p in problem.parameters)
+
+
+def test_backtracking_until_the_kl_holds():
+    """A KL five times the quadratic needs 0.8^(2k) ≤ 1/5: four backtracks."""
+    problem = Quadratic(kl_scale=5.0)
+    statistics = problem.take(max_kl=0.02)
+    assert statistics["backtracks"] == 4
+    assert statistics["step_kl"] <= 0.02
+
+
+@pytest.mark.parametrize("problem", [Quadratic(kl_scale=1e6), Quadratic(loss_sign=-1.0)], ids=["KL", "loss"])
+def test_a_step_that_is_not_accepted_leaves_the_parameters_bit_for_bit(problem):
+    with torch.no_grad():
+        for parameter in problem.parameters:
+            parameter.add_(0.1)
+    before = [p.detach().clone() for p in problem.parameters]
+    statistics = problem.take(max_kl=0.02)
+    assert statistics["accepted"] == 0
+    assert statistics["step_norm"] == 0
+    assert all(torch.equal(p, b) for p, b in zip(problem.parameters, before, strict=True))

@@ -1,0 +1,125 @@
+"""Fisher products against the explicit matrix of a tiny model, with fused attention, and a real trust-region update."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bakeoff.learner.fisher import fisher_product, logits_tangent, sequences_within
+from bakeoff.learner.update import actor_subproblem, update
+from bakeoff.model.forward import completion_logits
+from bakeoff.model.load import build, weights_hash
+from bakeoff.randomness import generator
+from tests.conftest import compose
+from tests.learner.test_update import CPU, passes, prepared
+from tests.model.test_forward import grouped, ungrouped
+
+SMALL = [
+    "model.architecture.hidden_size=4", "model.architecture.intermediate_size=5",
+    "model.architecture.num_attention_heads=2", "model.architecture.num_key_value_heads=1",
+    "model.architecture.num_hidden_layers=1", "model.architecture.tie_word_embeddings=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A Llama of some 300 weights in float64."""
+    policy = build(compose(*SMALL).model, seed=1)
+    policy.network.eval().double()
+    return policy
+
+
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_products_are_those_of_the_explicit_fisher(small, shared_prompt):
+    sequences = grouped(small, 3) if shared_prompt else ungrouped(grouped(small, 3))
+    parameters = small.parameters()
+    with sdpa_kernel(SDPBackend.MATH):
+        rows = []
+        logits = completion_logits(small, sequences, 0.7)
+        for index in sequences.mask.nonzero().tolist():
+            for token in range(logits.shape[-1]):
+                out = logits[index[0], index[1], token]
+                rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(out, parameters, retain_graph=True)]))
+    jacobian = torch.stack(rows).view(int(sequences.mask.sum()), logits.shape[-1], -1)
+    p = logits[sequences.mask].softmax(-1).detach()
+    hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    fisher = torch.einsum("nvi,nvw,nwj->ij", jacobian, hessian, jacobian) / len(p)
+    draw = torch.Generator().manual_seed(0)
+    vector = [torch.randn(q.shape, generator=draw, dtype=torch.float64) for q in parameters]
+    expected = fisher @ torch.cat([v.flatten() for v in vector])
+    for micro_batch in (0, 5):
+        product = fisher_product(small, sequences, vector, temperature=0.7, micro_batch=micro_batch)
+        assert torch.allclose(torch.cat([x.flatten() for x in product]), expected, atol=1e-9)
+    assert expected.abs().max() > 1e-3
+
+
+def test_tangents_are_directional_derivatives(small):
+    sequences, step = grouped(small, 3), 1e-3  # norms compute in float32: a smaller step would be rounding
+    names = [name for name, _ in small.network.named_parameters()]
+    vector = [torch.randn_like(q) for q in small.parameters()]
+    tangent = logits_tangent(small, sequences, {f"network.{n}": v for n, v in zip(names, vector, strict=True)}, 1.0)
+    moved = []
+    for sign in (1, -1):
+        for q, v in zip(small.parameters(), vector, strict=True):
+            q.data.add_(v, alpha=sign * step)
+        moved.append(completion_logits(small, sequences).detach())
+        for q, v in zip(small.parameters(), vector, strict=True):
+            q.data.add_(v, alpha=-sign * step)
+    slope = (moved[0] - moved[1]) / (2 * step)
+    assert (tangent - slope).abs().max() < 0.01 * slope.abs().max()
+
+
+def test_the_token_bound_takes_the_first_sequences(tiny):
+    sequences = grouped(tiny)
+    lengths = sequences.mask.sum(1).tolist()
+    assert sequences_within(sequences, 0) == 12
+    assert sequences_within(sequences, 1) == 1, "one at the least"
+    assert sequences_within(sequences, sum(lengths[:5])) == 5
+    assert sequences_within(sequences, sum(lengths[:5]) - 1) == 4
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["model.lora.rank=2"], ["model.precision=bfloat16"], ["model.gradient_checkpointing=true"]],
+    ids=lambda o: " ".join(o) or "plain",
+)
+def test_a_trust_region_update_holds_its_bound(overrides):
+    learner, experience, _ = prepared("algorithm=trpo", "algorithm.step.max_kl=0.005", *overrides)
+    before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
+    statistics = update(learner, experience, passes(5), generator(CPU, 0, "m"))
+    assert statistics["policy/accepted"] == 1
+    assert 0 < statistics["policy/step_kl"] <= 0.005
+    assert statistics["policy/actual_improvement"] > 0
+    assert statistics["policy/cg_residual"] < 1
+    after = learner.actor.trained()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_accepted_step_leaves_the_actor_as_it_was():
+    learner, experience, _ = prepared("algorithm=trpo", "algorithm.step.max_kl=0.005")
+    experience.behaviour_logprobs = experience.behaviour_logprobs + 5.0  # no step can bring this KL below the bound
+    before = weights_hash(learner.actor.network)
+    statistics = update(learner, experience, passes(), generator(CPU, 0, "m"))
+    assert statistics["policy/accepted"] == 0
+    assert weights_hash(learner.actor.network) == before
+
+
+def test_the_subproblem_evaluates_where_the_parameters_are():
+    learner, experience, _ = prepared("algorithm=trpo")
+    problem = actor_subproblem(learner, experience, passes(3))
+    loss, kl = problem.evaluate()
+    assert kl == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for parameter in learner.actor.parameters():
+            parameter.mul_(1.05)
+    moved, kl = problem.evaluate()
+    assert moved != loss
+    assert kl > 1e-5
+
+
+def test_phases_tell_the_product_apart():
+    learner, experience, _ = prepared("algorithm=trpo")
+    settings = passes()
+    with settings.phases.following(learner.tensors(), on=True):
+        update(learner, experience, settings, generator(CPU, 0, "m"))
+    seconds, peaks = settings.phases.take()
+    assert {"actor_update", "fisher_product", "critic_update"} == set(seconds) == set(peaks)
