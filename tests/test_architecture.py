@@ -23,7 +23,7 @@ ORDER = [
     {"tracking", "progress"},
     {"run", "sweep"},
     {"job"},
-    {"bench"},
+    {"bench", "reward_model"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

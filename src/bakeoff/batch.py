@@ -127,28 +127,54 @@ class Rollout:
 
 
 @dataclass
+class Steps:
+    """Scores of steps: N of them, on the tokens at which steps end; several may end at one token.
+
+    row    [N] int64, the completion
+    token  [N] int64, its token
+    score  [N]
+    """
+
+    row: Tensor
+    token: Tensor
+    score: Tensor
+
+    def on_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+        """[S, T]: the sum of the values [N] of the steps that end at each token."""
+        zeros = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
+        return zeros.index_put((self.row, self.token), values, accumulate=True)
+
+    def rows(self, rows: Tensor, count: int) -> Steps:
+        """The steps of these completions of `count`, which are numbered anew."""
+        number = torch.full((count,), -1, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        chosen = number[self.row] >= 0
+        return Steps(number[self.row][chosen], self.token[chosen], self.score[chosen])
+
+
+@dataclass
 class Scores:
     """What the reward says of each completion.
 
-    outcome     [S] the weighted sum of what is said of whole completions
-    exact       [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
-    true        [S] the task's own grade: measured, whatever the reward is
-    terms       each function's unweighted scores [S], by name; step scores summed
-    steps       [S, T] the weighted sum of what is said of steps, where they end; none without step functions
-    step_ends   [S, T] bool, where a step ends; none without step functions
+    outcome   [S] the weighted sum of what is said of whole completions
+    exact     [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
+    true      [S] the task's own grade: measured, whatever the reward is
+    terms     each function's unweighted scores [S], by name; step scores summed
+    steps     weighted scores of steps; none without step functions
     """
 
     outcome: Tensor
     exact: Tensor
     true: Tensor
     terms: dict[str, Tensor]
-    steps: Tensor | None = None
-    step_ends: Tensor | None = None
+    steps: Steps | None = None
 
     @property
     def total(self) -> Tensor:
         """[S] all that a completion gets."""
-        return self.outcome if self.steps is None else self.outcome + self.steps.sum(1)
+        if self.steps is None:
+            return self.outcome
+        return self.outcome.index_add(0, self.steps.row, self.steps.score)
 
     def rows(self, rows: Tensor) -> Scores:
         """The scores of these completions."""
@@ -157,8 +183,7 @@ class Scores:
             exact=self.exact[rows],
             true=self.true[rows],
             terms={name: term[rows] for name, term in self.terms.items()},
-            steps=None if self.steps is None else self.steps[rows],
-            step_ends=None if self.step_ends is None else self.step_ends[rows],
+            steps=None if self.steps is None else self.steps.rows(rows, len(self.outcome)),
         )
 
 
@@ -167,14 +192,14 @@ class Rewards:
     """Rewards on their tokens, as baselines, advantages and scales read them.
 
     tokens  [S, T] reward of each token: its scores, plus the KL reward if there is one
-    scored  [S, T] bool, where a score was placed: on the last token, or where steps end
+    steps   what the scores on tokens are made of: of an outcome, one step at each completion's end
     last    [S, T] bool, the last token of each completion
     mask    [S, T] bool
     greedy  [P] the score of each prompt's greedy completion, none where no baseline asks for it
     """
 
     tokens: Tensor
-    scored: Tensor
+    steps: Steps
     last: Tensor
     mask: Tensor
     group_size: int
@@ -191,19 +216,19 @@ class Rewards:
         return self.totals.view(-1, self.group_size)
 
     def step_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (ddof 1) of all step rewards of each sequence's group, [S] each.
+        """Mean and standard deviation (ddof 1) of all step scores of each group, [P] each.
 
         The deviation is exactly zero where they are all equal, and where there are fewer than two.
         """
-        scored = self.scored.view(-1, self.group_size * self.scored.shape[1])
-        steps = torch.where(scored, self.tokens.view_as(scored), 0)
-        count = scored.sum(1)
-        mean = steps.sum(1) / count.clamp(min=1)
-        squares = torch.where(scored, steps - mean[:, None], 0).square().sum(1)
-        lowest = torch.where(scored, steps, torch.inf).amin(1)
-        highest = torch.where(scored, steps, -torch.inf).amax(1)
-        std = torch.where(highest > lowest, (squares / (count - 1).clamp(min=1)).sqrt(), 0)
-        return mean.repeat_interleave(self.group_size), std.repeat_interleave(self.group_size)
+        group, score = self.steps.row // self.group_size, self.steps.score
+        zeros = torch.zeros(len(self.mask) // self.group_size, dtype=score.dtype, device=score.device)
+        count = zeros.index_add(0, group, torch.ones_like(score))
+        mean = zeros.index_add(0, group, score) / count.clamp(min=1)
+        squares = zeros.index_add(0, group, (score - mean[group]).square())
+        spread = zeros.scatter_reduce(0, group, score, "amax", include_self=False) > zeros.scatter_reduce(
+            0, group, score, "amin", include_self=False
+        )
+        return mean, torch.where(spread, (squares / (count - 1).clamp(min=1)).sqrt(), 0)
 
 
 @dataclass
@@ -282,22 +307,23 @@ def join_rollouts(parts: list[Rollout], pad: int) -> Rollout:
 
 
 def join_scores(parts: list[Scores]) -> Scores:
-    """Scores one after the other; narrower step scores are padded with zero."""
+    """Scores one after the other."""
     if len(parts) == 1:
         return parts[0]
-
-    def wide(tensors: list[Tensor | None]) -> Tensor | None:
-        present = [x for x in tensors if x is not None]
-        width = max((x.shape[1] for x in present), default=0)
-        return torch.cat([pad_columns(x, 0, width - x.shape[1]) for x in present]) if present else None
-
+    sizes = torch.tensor([0, *(len(part.outcome) for part in parts)]).cumsum(0).tolist()
+    steps = [(first, part.steps) for first, part in zip(sizes, parts, strict=False) if part.steps is not None]
     return Scores(
         outcome=torch.cat([part.outcome for part in parts]),
         exact=torch.cat([part.exact for part in parts]),
         true=torch.cat([part.true for part in parts]),
         terms={name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
-        steps=wide([part.steps for part in parts]),
-        step_ends=wide([part.step_ends for part in parts]),
+        steps=Steps(
+            row=torch.cat([each.row + first for first, each in steps]),
+            token=torch.cat([each.token for _, each in steps]),
+            score=torch.cat([each.score for _, each in steps]),
+        )
+        if steps
+        else None,
     )
 
 

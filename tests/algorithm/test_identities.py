@@ -135,11 +135,15 @@ def test_sums_are_the_budget_times_its_size_and_sequences_weigh_alike(batch):
 def test_masked_positions_and_the_order_of_groups_never_matter(batch):
     rewards, draw = batch
     rubbish = torch.where(rewards.mask, rewards.tokens, noise(rewards.mask.shape, draw))
-    spoilt = Rewards(rubbish, rewards.scored, rewards.last, rewards.mask, rewards.group_size)
+    spoilt = Rewards(rubbish, rewards.steps, rewards.last, rewards.mask, rewards.group_size)
     groups = len(rewards.mask) // rewards.group_size
     rows = torch.arange(len(rewards.mask)).view(groups, -1).flip(0).flatten()
     turned = Rewards(
-        rewards.tokens[rows], rewards.scored[rows], rewards.last[rows], rewards.mask[rows], rewards.group_size
+        rewards.tokens[rows],
+        rewards.steps.rows(rows, len(rows)),
+        rewards.last[rows],
+        rewards.mask[rows],
+        rewards.group_size,
     )
     for option in (baseline.BatchMean(), baseline.GroupMean(), baseline.LeaveOneOut(), baseline.GroupStepMean()):
         assert torch.allclose(option(spoilt), option(rewards), atol=1e-12)

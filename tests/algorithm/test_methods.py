@@ -7,7 +7,7 @@ import torch
 
 from bakeoff.algorithm import ratio as ratios
 from bakeoff.algorithm.loss import advantages_and_returns, place, policy_loss, value_loss, with_kl_reward
-from bakeoff.batch import micro_batches
+from bakeoff.batch import Steps, micro_batches
 from bakeoff.paths import CONF
 from tests.conftest import compose
 
@@ -19,10 +19,9 @@ WIDTH, GROUP = 5, 4
 SCORES = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]  # the second group has no spread
 GREEDY = [1.0, 0.0]
 STEPS = [
-    [(0, 0.5), (3, 0.25)], [(1, 0.0)], [(0, 0.5), (2, 0.5), (4, 0.0)], [(0, 1.0)],
+    [(0, 0.5), (3, 0.25)], [(1, 0.0), (1, 0.5)], [(0, 0.5), (2, 0.5), (4, 0.0)], [(0, 1.0)],
     [], [(1, 0.25), (4, 0.25)], [(1, 0.25)], [(3, 0.25)],
 ]  # fmt: skip
-PADDED = ("current", "old", "ref", "values", "steps")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +35,8 @@ def fixed():
 
     current, old, ref = logprobs(), logprobs(), logprobs()
     values = torch.randn(8, WIDTH, generator=draw, dtype=torch.float64)
-    steps, ends = torch.zeros(8, WIDTH, dtype=torch.float64), torch.zeros(8, WIDTH, dtype=torch.bool)
-    for row, found in enumerate(STEPS):
-        for token, score in found:
-            steps[row, token], ends[row, token] = score, True
+    found = [(row, token, score) for row, steps in enumerate(STEPS) for token, score in steps]
+    row, token, score = zip(*found, strict=True)
     return {
         "mask": mask,
         "current": current,
@@ -48,8 +45,7 @@ def fixed():
         "values": values,
         "scores": torch.tensor(SCORES, dtype=torch.float64),
         "greedy": torch.tensor(GREEDY, dtype=torch.float64),
-        "steps": steps,
-        "ends": ends,
+        "steps": Steps(torch.tensor(row), torch.tensor(token), torch.tensor(score, dtype=torch.float64)),
     }
 
 
@@ -78,8 +74,8 @@ def prepared(name, fixed, *overrides):
     algorithm = compose(f"algorithm={name}", "tuned=none", *overrides).algorithm
     mask = fixed["mask"]
     outcome = fixed["scores"] + algorithm.shaping(mask.sum(1), WIDTH)
-    by_steps = (0 * outcome, mask, GROUP, fixed["steps"], fixed["ends"])
-    whole = (outcome, mask, GROUP, None, None, fixed["greedy"])
+    by_steps = (0 * outcome, mask, GROUP, fixed["steps"])
+    whole = (outcome, mask, GROUP, None, fixed["greedy"])
     rewards = place(*(by_steps if algorithm.baseline.needs_steps else whole))
     rewards = with_kl_reward(algorithm, rewards, algorithm.kl_to_reference.beta, fixed["old"], fixed["ref"])
     values = fixed["values"] if algorithm.critic.exists else None
@@ -124,29 +120,31 @@ def test_process_advantages_by_hand(fixed):
     """The second group's step rewards are all ¼: no advantage. The first group's tokens see what follows them."""
     _, advantages, _ = prepared("grpo_process", fixed)
     assert advantages[4:].abs().max() == 0
-    every = [0.5, 0.25, 0.0, 0.5, 0.5, 0.0, 1.0]
+    every = [0.5, 0.25, 0.0, 0.5, 0.5, 0.5, 0.0, 1.0]
     deviation = torch.tensor(every).double().std().item() + 1e-4
-    late = (0.25 - sum(every) / 7) / deviation
+    late = (0.25 - sum(every) / 8) / deviation
     assert advantages[0, 1:4].tolist() == pytest.approx([late] * 3, abs=1e-9)
-    assert advantages[0, 0].item() == pytest.approx(late + (0.5 - sum(every) / 7) / deviation, abs=1e-9)
+    assert advantages[0, 0].item() == pytest.approx(late + (0.5 - sum(every) / 8) / deviation, abs=1e-9)
 
 
 def test_outcome_methods_take_step_scores_as_their_sum(fixed):
     algorithm = compose("algorithm=grpo").algorithm
     mask, steps = fixed["mask"], fixed["steps"]
-    by_steps = place(0 * fixed["scores"], mask, GROUP, steps, fixed["ends"])
-    by_sum = place(steps.sum(1), mask, GROUP)
+    by_steps = place(0 * fixed["scores"], mask, GROUP, steps)
+    by_sum = place(steps.on_tokens(steps.score, mask).sum(1), mask, GROUP)
     for x, y in zip(*(advantages_and_returns(algorithm, r, None)[:1] for r in (by_steps, by_sum)), strict=True):
         assert torch.allclose(x, y, atol=1e-12)
 
 
 def test_gae_takes_step_scores_at_their_positions(fixed):
     algorithm = compose("algorithm=ppo", "algorithm/scale=none", "tuned=none").algorithm
-    rewards = place(0 * fixed["scores"], fixed["mask"], GROUP, fixed["steps"], fixed["ends"])
+    steps = fixed["steps"]
+    rewards = place(0 * fixed["scores"], fixed["mask"], GROUP, steps)
+    on_tokens = steps.on_tokens(steps.score, fixed["mask"])
     advantages, _ = advantages_and_returns(algorithm, rewards, fixed["values"])
     for row, length in enumerate(LENGTHS):
         expected = reference.gae_double_sum(
-            fixed["steps"][row, :length].tolist(), fixed["values"][row, :length].tolist(), 1.0, 0.95
+            on_tokens[row, :length].tolist(), fixed["values"][row, :length].tolist(), 1.0, 0.95
         )
         assert advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-9)
 
@@ -221,7 +219,8 @@ def test_masked_positions_never_matter(name, fixed):
 @pytest.mark.parametrize("name", METHODS)
 def test_permuting_groups_changes_nothing(name, fixed):
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
-    permuted = {key: x[[1, 0]] if key == "greedy" else x[order] for key, x in fixed.items()}
+    own = {"greedy": fixed["greedy"][[1, 0]], "steps": fixed["steps"].rows(order, 8)}
+    permuted = {key: own[key] if key in own else x[order] for key, x in fixed.items()}
     losses = [loss_of(a, f["current"], f, adv).item() for f in (fixed, permuted) for a, adv, _ in [prepared(name, f)]]
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
 

@@ -76,4 +76,5 @@ class GroupStepMean(Baseline):
 
     def __call__(self, rewards: Rewards) -> Tensor:
         mean, _ = rewards.step_statistics()
-        return mean[:, None] * rewards.scored
+        steps = rewards.steps
+        return steps.on_tokens(mean[steps.row // rewards.group_size], rewards.mask)

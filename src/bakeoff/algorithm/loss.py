@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import ValueLoss
-from bakeoff.batch import Rewards
+from bakeoff.batch import Rewards, Steps
 
 
 @dataclass
@@ -28,23 +28,20 @@ class Betas:
 
 
 def place(
-    outcome: Tensor,
-    mask: Tensor,
-    group_size: int,
-    steps: Tensor | None = None,
-    step_ends: Tensor | None = None,
-    greedy: Tensor | None = None,
+    outcome: Tensor, mask: Tensor, group_size: int, steps: Steps | None = None, greedy: Tensor | None = None
 ) -> Rewards:
     """Puts each sequence's outcome score [S] on its last real token, EOS included, and step scores where steps end.
 
-    `steps` [S, T] and `step_ends` [S, T] bool are given together; `greedy` [P] are the greedy completions' scores.
+    `greedy` [P] are the scores of the prompts' greedy completions.
     """
-    at = torch.arange(mask.shape[1], device=mask.device)
-    last = mask & (at == mask.sum(1, keepdim=True) - 1)
-    tokens, scored = outcome[:, None] * last, last
-    if steps is not None and step_ends is not None:
-        tokens, scored = tokens + steps, step_ends
-    return Rewards(tokens=tokens, scored=scored, last=last, mask=mask, group_size=group_size, greedy=greedy)
+    ends = mask.sum(1) - 1
+    last = mask & (torch.arange(mask.shape[1], device=mask.device) == ends[:, None])
+    tokens = outcome[:, None] * last
+    if steps is None:
+        steps = Steps(torch.arange(len(mask), device=mask.device), ends, outcome)
+    else:
+        tokens = tokens + steps.on_tokens(steps.score, mask)
+    return Rewards(tokens=tokens, steps=steps, last=last, mask=mask, group_size=group_size, greedy=greedy)
 
 
 def with_kl_reward(

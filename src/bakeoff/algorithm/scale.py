@@ -81,4 +81,5 @@ class GroupStepStd(Scale):
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         _, std = rewards.step_statistics()
-        return advantages * ((std > 0) / (std + self.epsilon))[:, None]
+        factor = (std > 0) / (std + self.epsilon)
+        return advantages * factor.repeat_interleave(rewards.group_size)[:, None]

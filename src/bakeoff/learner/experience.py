@@ -71,7 +71,7 @@ def make_experience(
     evaluated = evaluate(learner, sequences, passes)
     behaviour = rollout.sampler_logprobs if evaluated.logprobs is None else evaluated.logprobs
     outcome = scores.outcome + algorithm.shaping(mask.sum(1), passes.max_tokens)
-    rewards = place(outcome, mask, rollout.group_size, scores.steps, scores.step_ends, greedy)
+    rewards = place(outcome, mask, rollout.group_size, scores.steps, greedy)
     rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, evaluated.reference_logprobs)
     advantages, returns = advantages_and_returns(algorithm, rewards, evaluated.values)
     mean = masked_mean(advantages, mask)

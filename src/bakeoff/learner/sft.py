@@ -69,8 +69,8 @@ def _to(policy: Policy, device: torch.device) -> Policy:
 
 
 def train(policy: Policy, task: Task, sft: Sft, show: Callable[[str], None]) -> None:
-    """AdamW on the mean negative log-likelihood of the demonstrations' tokens, EOS included."""
-    adam = Adam(lr=sft.lr)
+    """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included."""
+    adam = Adam(lr=sft.lr, weight_decay=0.01)
     optimizer = adam.optimizer(policy.network.parameters())
     policy.network.train()
     for step in range(sft.steps):

@@ -3,6 +3,7 @@
 A user function has the signature that TRL users know, `fn(prompts, completions, **columns) -> list[float]`;
 the columns are `answer`, `completion_ids` and whatever columns the examples have. A function of steps has the same
 arguments and returns a list of (end, score) for each completion: the character before which a step ends, and its score.
+An end beyond the text is the end of the completion, EOS: that is where a missing step is told.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Rollout, Scores
+from bakeoff.batch import Rollout, Scores, Steps
 from bakeoff.errors import UserError
 from bakeoff.task import Task
 
 VERIFIER, LEARNED = "verifier", "learned"
-Steps = list[tuple[int, float]]
 
 
 @dataclass
@@ -65,21 +65,18 @@ class Reward:
         device = rollout.ended.device
         outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(len(pairs)))
         outcome = outcome.to(device) - self.missing_eos_penalty * ~rollout.ended
-        steps = step_ends = None
-        if self.steps:
-            steps = torch.zeros_like(rollout.sampler_logprobs)
-            step_ends = torch.zeros_like(rollout.sequences.mask)
-            for name, weight in self.steps.items():
-                if name == VERIFIER:
-                    found = [task.verify_steps(text, example) for text, example in pairs]
-                else:
-                    found = called(name, "reward.steps", self._steps[name], call_arguments(rollout))
-                scores, ends = on_tokens(name, found, rollout)
-                steps, step_ends = steps + weight * scores, step_ends | ends
-                terms[f"{name}_steps"] = scores.sum(1).cpu()
+        found: list[Steps] = []
+        for name, weight in self.steps.items():
+            if name == VERIFIER:
+                said = [task.verify_steps(text, example) for text, example in pairs]
+            else:
+                said = called(name, "reward.steps", self._steps[name], call_arguments(rollout))
+            steps = located(name, said, rollout)
+            terms[f"{name}_steps"] = torch.zeros(len(pairs)).index_add(0, steps.row, steps.score)
+            found.append(replace(steps, score=weight * steps.score))
         true = torch.tensor([task.grade(text, example) for text, example in pairs])
         exact = (verified >= 1.0).to(device)
-        return Scores(outcome, exact, true.to(device), terms, steps, step_ends)
+        return Scores(outcome, exact, true.to(device), terms, join_steps(found, device) if found else None)
 
 
 def call_arguments(rollout: Rollout) -> dict[str, Any]:
@@ -130,27 +127,31 @@ def checked(name: str, scores: Sequence[float], count: int) -> Tensor:
     return torch.tensor(scores, dtype=torch.float32)
 
 
-def on_tokens(name: str, found: list[Steps], rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Step scores [S, T] on the token that completes each step, and where steps end [S, T] bool.
+def located(name: str, said: list[list[tuple[int, float]]], rollout: Rollout) -> Steps:
+    """Steps on the tokens that complete them, on the CPU; an end beyond the text is the completion's last token.
 
     Raises UserError where the number of completions, an end or a score is impossible.
     """
-    mask, ids = rollout.sequences.mask, rollout.sequences.completion_ids
-    if len(found) != len(mask):
-        raise UserError(f"reward.steps: {name} returned steps of {len(found)} completions for {len(mask)}.")
-    scores, ends = torch.zeros(mask.shape), torch.zeros(mask.shape, dtype=torch.bool)
-    for row, (steps, keep) in enumerate(zip(found, mask.cpu(), strict=True)):
-        if not steps:
-            continue
+    mask, ids = rollout.sequences.mask.cpu(), rollout.sequences.completion_ids.cpu()
+    if len(said) != len(mask):
+        raise UserError(f"reward.steps: {name} returned steps of {len(said)} completions for {len(mask)}.")
+    found: list[tuple[int, int, float]] = []
+    for row, (steps, keep) in enumerate(zip(said, mask, strict=True)):
         tokens = ids[row].tolist()[: int(keep.sum())]
-        lengths = [len(rollout.decode(tokens[:end])) for end in range(1, len(tokens) + 1)]
+        lengths = [len(rollout.decode(tokens[:end])) for end in range(1, len(tokens) + 1)] if steps else []
         for end, score in steps:
-            if not (0 < end <= lengths[-1] and math.isfinite(score)):
+            if end < 1 or not math.isfinite(score):
                 raise UserError(
-                    f"reward.steps: {name} returned the step ({end}, {score}) for completion {row}; a step ends within "
-                    f"the completion's {lengths[-1]} characters and has a finite score."
+                    f"reward.steps: {name} returned the step ({end}, {score}) for completion {row}; a step ends after "
+                    "at least one character and has a finite score."
                 )
-            token = next(index for index, length in enumerate(lengths) if length >= end)
-            scores[row, token] += score
-            ends[row, token] = True
-    return scores.to(mask.device), ends.to(mask.device)
+            token = next((index for index, length in enumerate(lengths) if length >= end), len(tokens) - 1)
+            found.append((row, token, float(score)))
+    table = torch.tensor(found, dtype=torch.float64).view(-1, 3)
+    return Steps(table[:, 0].long(), table[:, 1].long(), table[:, 2].float())
+
+
+def join_steps(parts: list[Steps], device: torch.device) -> Steps:
+    """The steps that several functions found in the same completions."""
+    row, token, score = (torch.cat([getattr(part, key) for part in parts]) for key in ("row", "token", "score"))
+    return Steps(row.to(device), token.to(device), score.to(device))

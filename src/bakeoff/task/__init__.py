@@ -46,9 +46,9 @@ class Task:
         return (score + sum(step for _, step in self.verify_steps(completion, example))) / 2
 
     def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
-        """The score of each step of a completion, and the character before which the step ends.
+        """(end, score) of each step of a completion: the character before which it ends, beyond the text for its end.
 
-        Their sum is in [0, 1]. Tasks that have it set `scores_steps`.
+        Scores add up to at most 1. Tasks that have them set `scores_steps`.
         """
         raise NotImplementedError
 

@@ -34,6 +34,10 @@ class Sort(Task):
         return float(completion == example.answer)
 
     def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
-        """1/n for each digit up to the first wrong one."""
+        """1/n for each digit up to the first wrong one, 0 for those after it, and for missing ones at the end.
+
+        Were missing digits no steps, a completion that stops early would have fewer bad ones than one that goes on.
+        """
         right = [completion[:end] == example.answer[:end] for end in range(1, len(completion) + 1)]
-        return [(end, float(ok) / self.digits) for end, ok in enumerate(right, start=1)]
+        steps = [(end, float(ok) / self.digits) for end, ok in enumerate(right, start=1)]
+        return steps + [(len(completion) + 1, 0.0)] * (self.digits - len(completion))
