@@ -14,8 +14,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from bakeoff.config import Config, register
-from bakeoff.model.load import Policy, build
+from bakeoff.learner.reward_model import trained_reward_model
+from bakeoff.learner.sft import starting_policy
+from bakeoff.learner.state import make_learner
+from bakeoff.measure.phase import Phases
+from bakeoff.model.load import Policy, build, encode
 from bakeoff.paths import CONF
+from bakeoff.progress import RunProgress
+from bakeoff.reward import LEARNED
+from bakeoff.run import Run
 from bakeoff.validation import to_config
 
 register()
@@ -65,3 +72,33 @@ def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedPr
         )
 
     return run
+
+
+class Noted:
+    """Stands in for a Tracker: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.logged.append(values)
+
+
+def run_of(config: Config, folder: Path) -> Run:
+    """A run from random weights, set up as the command does it, that reports to memory."""
+    actor = starting_policy(config, torch.device("cpu"), lambda message: None)
+    model, pairs = None, []
+    if LEARNED in config.reward.functions:
+        model, pairs, _ = trained_reward_model(config, actor, lambda message: None)
+    return Run(
+        config=config,
+        folder=folder,
+        learner=make_learner(config.algorithm, actor, config.model.lora, True, 0, model),
+        heldout=encode(actor, config.task.heldout_examples(), []),
+        phases=Phases(torch.device("cpu")),
+        tracker=Noted(),  # type: ignore[arg-type]
+        progress=RunProgress(folder, "test", quiet=True),
+        identity={},
+        signals=[],
+        pairs=pairs,
+    )

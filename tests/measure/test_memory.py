@@ -44,3 +44,17 @@ def test_phases_do_not_contaminate_each_other():
     assert peaks == {"large": 400_000, "small": 40}
     assert set(seconds) == {"large", "small"}
     assert phases.take() == ({}, {})
+
+
+def test_a_phase_inside_another_is_told_apart():
+    """The inner phase's peak includes what the outer holds, and the outer's does not include the inner's own."""
+    phases = Phases(torch.device("cpu"))
+    with phases.following([], on=True), phases("outer"):
+        held = torch.ones(10)
+        with phases("inner"):
+            torch.ones(1000)
+        torch.ones(100)
+    seconds, peaks = phases.take()
+    assert peaks == {"outer": 440, "inner": 4040}
+    assert set(seconds) == {"outer", "inner"}
+    assert held.sum() == 10

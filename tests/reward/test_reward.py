@@ -1,4 +1,4 @@
-"""Rewards: weighted sums, TRL's signature, and one sentence that names the function which failed."""
+"""Rewards: weighted sums, TRL's signature, steps on their tokens, and one sentence that names what failed."""
 
 import pytest
 import torch
@@ -30,6 +30,15 @@ def not_a_number(completions, **_):
 
 def wrong_type(completions, **_):
     return ["good"] * len(completions)
+
+
+def thirds(completions, **_):
+    """A step ends after the first character and one at the very end."""
+    return [[(1, 0.25), (99, 0.5)] if text else [] for text in completions]
+
+
+def bad_step(completions, **_):
+    return [[(0, 1.0)] for _ in completions]
 
 
 @pytest.fixture
@@ -85,3 +94,43 @@ def test_a_bad_reward_is_named(rollout, name, words):
 def test_a_function_that_is_not_there(name):
     with pytest.raises(UserError, match=r"reward\.functions names"):
         Reward({name: 1.0})
+
+
+def test_steps_stand_on_the_tokens_that_complete_them(rollout):
+    """The first step on token 0; the other beyond the text, so on the last token of each completion."""
+    scores = Reward({}, steps={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
+    mask = rollout.sequences.mask
+    assert scores.steps.on_tokens(scores.steps.score, mask).tolist() == [
+        [0.5, 0, 1.0], [0.5, 1.0, 0], [0.5, 0, 1.0], [0, 0, 0],
+    ]  # fmt: skip
+    assert scores.total.tolist() == [1.5, 1.5, 1.5, 0]
+    assert scores.terms[f"{__name__}.thirds_steps"].tolist() == [0.75, 0.75, 0.75, 0]
+    assert scores.outcome.tolist() == [0, 0, 0, 0]
+
+
+def test_a_token_of_several_characters_completes_the_steps_within_it(rollout):
+    rollout.decode = lambda tokens: "xxxx" * len(tokens)
+    scores = Reward({}, steps={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    assert scores.steps.token[:2].tolist() == [0, 2]
+
+
+def test_outcome_and_steps_add_up(rollout):
+    scores = Reward({"verifier": 1.0}, steps={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    assert scores.total.tolist() == [1.75, 0.75, 0.75, 0]
+
+
+def test_a_bad_step_is_named(rollout):
+    with pytest.raises(UserError, match=r"reward\.steps: .*bad_step returned the step \(0, 1\.0\) for completion 0"):
+        Reward({}, steps={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
+
+
+def test_the_learned_score_is_one_of_the_functions(rollout):
+    learned = lambda r: torch.tensor([4.0, 3.0, 2.0, 1.0])  # noqa: E731
+    scores = Reward({"learned": 1.0, "verifier": 10.0})(Sort(digits=2), rollout, learned)
+    assert scores.total.tolist() == [14, 3, 2, 1]
+    assert scores.true.tolist() == pytest.approx([1, 0.25, 0.25, 0]), "half for all, half for each right digit"
+
+
+def test_no_reward_at_all_is_refused():
+    with pytest.raises(UserError, match=r"reward\.functions and reward\.steps are empty"):
+        Reward({})

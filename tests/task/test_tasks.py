@@ -22,6 +22,16 @@ def test_sort_example_and_verifier():
     assert task.verify(example.answer + "9", example) == 0
 
 
+def test_sort_steps_by_hand():
+    """Right up to the wrong third digit; what comes after is wrong too; missing digits are wrong steps at the end."""
+    task, example = Sort(digits=4, max_new_tokens=9), Example("4321=", "1234")
+    assert task.verify_steps("1234", example) == [(1, 0.25), (2, 0.25), (3, 0.25), (4, 0.25)]
+    assert task.verify_steps("1244", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (4, 0.0)]
+    assert task.verify_steps("12", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (3, 0.0)]
+    assert task.verify_steps("12345", example)[-1] == (5, 0.0)
+    assert [task.grade(text, example) for text in ("1234", "1244", "", "12345")] == [1, 0.25, 0, 0.5]
+
+
 @pytest.mark.parametrize(
     "task",
     [

@@ -1,0 +1,94 @@
+"""What one update samples: once, until groups have spread, with greedy completions; and how rollouts are joined."""
+
+import torch
+
+from bakeoff.batch import Example, Rollout, Scores, Steps, join_rollouts, join_scores
+from bakeoff.learner.collect import collect
+from bakeoff.learner.state import Passes
+from bakeoff.model.forward import completion_logits
+from bakeoff.task.sort import Sort
+from tests.conftest import compose, run_of
+from tests.model.test_forward import grouped
+
+SMALL = ["tuned=none", "rollout.prompts=6", "rollout.group_size=2", "sft.steps=0", "task.heldout=4"]
+
+
+def collected(monkeypatch, tmp_path, verdict, *overrides):
+    """One update's samples under a verifier `verdict(completion, example)`."""
+    monkeypatch.setattr(Sort, "verify", lambda self, completion, example: float(verdict(completion, example)))
+    config = compose(*SMALL, *overrides)
+    run = run_of(config, tmp_path)
+    return collect(config, run.learner, Passes(1.0, 0, config.task.max_new_tokens, run.phases))
+
+
+def test_a_method_that_samples_once_learns_from_all(monkeypatch, tmp_path):
+    found = collected(monkeypatch, tmp_path, lambda text, example: 1.0, "algorithm=grpo")
+    assert (found.rounds, found.sequences) == (1, 12)
+    assert found.rollout is found.all_rollouts
+    assert found.tokens == int(found.rollout.sequences.mask.sum())
+
+
+def test_dynamic_sampling_keeps_groups_with_spread_first(monkeypatch, tmp_path):
+    """A prompt whose first digit is even has spread, others have none: about half of the groups are kept."""
+    even = lambda text, example: int(example.prompt[0]) % 2 == 0 and len(text) % 2  # noqa: E731
+    found = collected(monkeypatch, tmp_path, even, "algorithm=dapo", "algorithm.sampling.rounds=9")
+    spread = found.scores.total.view(6, 2)
+    assert (spread.amax(1) > spread.amin(1)).all()
+    assert found.rounds > 1
+    assert found.sequences == 12 * found.rounds == len(found.all_rollouts.sequences)
+    assert found.tokens == int(found.all_rollouts.sequences.mask.sum()), "all that was sampled counts"
+    assert len(found.rollout.sequences) == 12
+    ids = found.rollout.sequences.ids[:, : found.rollout.sequences.prompt_width].view(6, 2, -1)
+    assert (ids[:, 0] == ids[:, 1]).all(), "groups stay whole"
+    assert len({tuple(row) for row in ids[:, 0].tolist()}) == 6
+
+
+def test_dynamic_sampling_is_bounded_and_fills_up(monkeypatch, tmp_path):
+    found = collected(monkeypatch, tmp_path, lambda text, example: 0.0, "algorithm=dapo")
+    assert found.rounds == 3
+    assert len(found.rollout.sequences) == 12
+    assert found.sequences == 36
+
+
+def test_greedy_completions_are_scored_and_counted(monkeypatch, tmp_path):
+    found = collected(monkeypatch, tmp_path, lambda text, example: len(text) / 100, "algorithm=remax")
+    assert found.greedy.shape == (6,)
+    assert found.sequences == 18
+    again = collected(monkeypatch, tmp_path, lambda text, example: len(text) / 100, "algorithm=remax")
+    assert torch.equal(found.greedy, again.greedy)
+
+
+def test_joined_rollouts_have_the_logprobs_of_their_parts(tiny):
+    wide, narrow = grouped(tiny, 8), grouped(tiny, 3)
+    joined = join_rollouts([rollout_with(wide), rollout_with(narrow)], tiny.tokenizer.pad_token_id)
+    assert joined.sequences.mask.shape == (24, 8)
+    logits = completion_logits(tiny, joined.sequences)
+    assert torch.allclose(logits[12:, :3][narrow.mask], completion_logits(tiny, narrow)[narrow.mask], atol=1e-5)
+    assert torch.allclose(logits[:12][wide.mask], completion_logits(tiny, wide)[wide.mask], atol=1e-5)
+
+
+def rollout_with(sequences):
+    rows = len(sequences)
+    return Rollout(
+        examples=[Example("1=", "1")] * 3,
+        prompts=["1="] * 3,
+        completions=["1"] * rows,
+        group_size=4,
+        sequences=sequences,
+        decode=str,
+        sampler_logprobs=torch.zeros(sequences.mask.shape),
+        entropy=torch.zeros(sequences.mask.shape),
+        ended=torch.ones(rows, dtype=torch.bool),
+    )
+
+
+def test_joined_and_chosen_step_scores_stay_with_their_completions():
+    def scores(shift):
+        steps = Steps(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1]), torch.tensor([1.0, 2.0, 3.0]) + shift)
+        two = torch.tensor([0.5, 0.0])
+        return Scores(two, two > 0, two, {"f": two}, steps)
+
+    joined = join_scores([scores(0), scores(10)])
+    assert joined.total.tolist() == [1.5, 5.0, 11.5, 25.0]
+    assert joined.rows(torch.tensor([3, 0])).total.tolist() == [25.0, 1.5]
+    assert sorted(joined.rows(torch.tensor([3, 0])).steps.row.tolist()) == [0, 0, 1]

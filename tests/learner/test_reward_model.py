@@ -1,0 +1,158 @@
+"""The reward model: its loss and calibration by hand, what it reads, and what it is trained on."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from bakeoff.batch import Example
+from bakeoff.errors import UserError
+from bakeoff.learner import reward_model as stage
+from bakeoff.model.load import build, complete, encode
+from bakeoff.reward.model import bradley_terry
+from bakeoff.reward.preferences import Pair, read_pairs
+from bakeoff.rollout import Sampler
+from tests.conftest import compose
+
+FEW = ["reward=learned", "sft.steps=0", "preferences.pairs=24", "preferences.heldout=8", "preferences.steps=3"]
+
+
+def quiet(message):
+    pass
+
+
+@pytest.fixture
+def model(tiny):
+    """A reward model with an opinion, at random."""
+    model = stage.untrained(tiny, seed=0)
+    torch.nn.init.normal_(model.network.head.linear.weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def test_bradley_terry_by_hand():
+    """Margins 0 and log 3: −log ½ and −log ¾."""
+    loss = bradley_terry(torch.tensor([1.0, math.log(3)]), torch.tensor([1.0, 0.0]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-6)
+
+
+def test_a_score_is_read_after_the_last_token_whatever_the_padding(tiny, model):
+    examples = [Example("4829103758=", ""), Example("12=", "")]
+    texts = ["0123457889", "12"]
+    together = model.raw(complete(tiny, examples, texts, []))
+    for index in range(2):
+        prompt = tiny.tokenizer(examples[index].prompt)["input_ids"]
+        answer = tiny.tokenizer(texts[index], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*prompt, *answer, tiny.tokenizer.eos_token_id]])
+        hidden = model.network.trunk.backbone(input_ids=ids).last_hidden_state[0, -1]
+        assert together[index].item() == pytest.approx(model.network.head(hidden).item(), abs=1e-5)
+
+
+def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
+    prompts = encode(tiny, [Example("12=", ""), Example("345=", "")], [])
+    rollout = Sampler(temperature=3.0)(tiny, prompts, 16, 8, torch.Generator().manual_seed(0))
+    examples = rollout.by_completion(rollout.examples)
+    by_text = model.score(complete(tiny, examples, rollout.completions, []))
+    by_ids = model.score(rollout.sequences, micro_batch=5)
+    special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask
+    same = rollout.ended & ~special.any(1)  # text leaves special tokens out
+    assert same.any()
+    assert torch.allclose(by_text[same], by_ids[same], atol=1e-5)
+
+
+def test_pairs_are_ranked_by_the_true_reward_without_ties(tiny):
+    config = compose(*FEW)
+    pairs = stage.ranked_pairs(config, tiny, 20, seed=0, stream="pairs", show=quiet)
+    grades = [(config.task.grade(p.chosen, p.example), config.task.grade(p.rejected, p.example)) for p in pairs]
+    assert len(pairs) == 20
+    assert all(chosen > rejected for chosen, rejected in grades)
+
+
+def test_label_noise_reverses_its_share_of_training_pairs_alone(tiny):
+    config = compose(*FEW, "preferences.pairs=200", "preferences.label_noise=0.25")
+    training, heldout = stage.preference_pairs(config, tiny, quiet)
+
+    def reversed_share(pairs):
+        grades = [(config.task.grade(p.chosen, p.example), config.task.grade(p.rejected, p.example)) for p in pairs]
+        return sum(chosen < rejected for chosen, rejected in grades) / len(pairs)
+
+    assert reversed_share(heldout) == 0
+    assert 0.15 < reversed_share(training) < 0.35
+
+
+def test_too_few_pairs_is_one_sentence(tiny, monkeypatch):
+    config = compose(*FEW)
+    monkeypatch.setattr(type(config.task), "grade", lambda self, completion, example: 0.0)
+    with pytest.raises(UserError, match=r"preferences\.pairs: of \d+ completions only 0 pairs differ"):
+        stage.ranked_pairs(config, tiny, 20, seed=0, stream="pairs", show=quiet)
+
+
+def test_training_learns_a_preference_and_normalises_it(tiny):
+    """Longer is better: a rule that a reward model must find from pairs."""
+    config = compose(*FEW)
+    pairs = [Pair(Example(f"{i}=", ""), str(i) * 4, str(i)) for i in range(10)]
+    model = stage.untrained(tiny, seed=0)
+    assert stage.judged(model, tiny, config.task, pairs)["pair_accuracy"] == 0.5, "it prefers nothing at first"
+    stage.train(model, tiny, config.task, pairs, config.preferences, 30, quiet)
+    stage.normalise(model, tiny, config.task, pairs)
+    report = stage.judged(model, tiny, config.task, pairs)
+    assert report["pair_accuracy"] == 1
+    examples = [pair.example for pair in pairs for _ in range(2)]
+    scores = model.score(complete(tiny, examples, [t for p in pairs for t in (p.chosen, p.rejected)], []))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
+    assert scores.std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_calibration_by_hand(tiny, model, monkeypatch):
+    """Margins log 4 (said 0.8), three of four right; 0 counts as half right, said 0.5."""
+    margins = torch.tensor([math.log(4)] * 3 + [-math.log(4), 0.0])
+    monkeypatch.setattr(stage, "pair_scores", lambda *_: (margins, torch.zeros(5)))
+    report = stage.judged(model, tiny, None, [None] * 5)
+    assert report["pair_accuracy"] == pytest.approx(3.5 / 5)
+    rows = {round(row["from"], 1): row for row in report["calibration"]}
+    assert (rows[0.8]["pairs"], rows[0.8]["said"], rows[0.8]["right"]) == (4, pytest.approx(0.8), pytest.approx(0.75))
+    assert report["calibration_error"] == pytest.approx((4 * 0.05 + 0) / 5, abs=1e-6)
+
+
+def test_it_is_made_once_and_is_the_same_from_the_cache(cache):
+    config = compose(*FEW)
+    policy = build(config.model, seed=3)
+    policy.network.eval()
+    first, pairs, report = stage.trained_reward_model(config, policy, quiet)
+    said = []
+    again, the_pairs, the_report = stage.trained_reward_model(config, policy, said.append)
+    assert pairs == the_pairs
+    assert report == the_report
+    assert len(said) == 1, "nothing was trained"
+    for name, tensor in first.trained().items():
+        assert torch.equal(tensor, again.trained()[name])
+
+
+def test_renewal_learns_from_new_pairs_and_replays_earlier_ones(tiny, monkeypatch):
+    config = compose(*FEW, "preferences.renewal_pairs=18", "preferences.renewal_steps=40", "preferences.lr=3e-3")
+    earlier = [Pair(Example("1=", ""), "1", "2")]
+    seen = []
+    train = stage.train
+    monkeypatch.setattr(stage, "train", lambda *a: (seen.extend(a[3]), train(*a)))
+    model = stage.untrained(tiny, seed=0)
+    metrics = stage.renew(model, config, tiny, earlier, update=3, show=quiet)
+    assert sum(pair in earlier for pair in seen) == 2, "a tenth of twenty"
+    assert len(seen) == 20
+    assert metrics["reward_model/new_pair_accuracy"] == 0.5
+    assert metrics["reward_model/new_pair_accuracy_after"] > 0.8
+
+
+def test_pairs_from_a_file(tmp_path, tiny):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"{i}=", "chosen": "1", "rejected": "2"}) for i in range(9)))
+    assert read_pairs(str(path))[3] == Pair(Example("3=", "1"), "1", "2")
+    config = compose("reward=learned", f"preferences.path={path}", "preferences.heldout=4")
+    training, heldout = stage.preference_pairs(config, tiny, quiet)
+    assert (len(training), len(heldout)) == (5, 4)
+    with pytest.raises(UserError, match=r"preferences.heldout is 9, but .* has 9 pairs"):
+        stage.preference_pairs(
+            compose("reward=learned", f"preferences.path={path}", "preferences.heldout=9"), tiny, quiet
+        )
+    path.write_text('{"prompt": "1=", "chosen": "1"}')
+    with pytest.raises(UserError, match=r"preferences.path: line 1 of .*KeyError: 'rejected'"):
+        read_pairs(str(path))

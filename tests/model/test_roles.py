@@ -1,0 +1,108 @@
+"""LoRA roles: one frozen base, the reference without an adapter, a critic beside the actor, and what is saved."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bakeoff.learner.state import make_learner
+from bakeoff.model.forward import completion_logits, completion_values
+from bakeoff.model.load import build, save, weights_hash
+from tests.conftest import compose
+from tests.model.test_forward import grouped
+
+
+def learner_of(*overrides):
+    config = compose(*overrides, "tuned=none")
+    actor = build(config.model, seed=3)
+    actor.network.eval()
+    return make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0)
+
+
+def disturb(tensors):
+    """Moves tensors as a step would: both halves of an adapter must leave zero for it to change anything."""
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+
+
+def test_an_adapter_begins_as_no_change_and_the_reference_is_the_actor_without_it(tiny):
+    learner = learner_of("algorithm=grpo", "model.lora.rank=4")
+    assert learner.reference.network is learner.actor.network, "no second copy"
+    sequences = grouped(tiny)
+    start = completion_logits(tiny, sequences)
+    assert torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-6)
+    disturb(learner.actor.parameters())
+    assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2)
+    assert torch.allclose(completion_logits(learner.reference, sequences), start, atol=1e-6)
+    assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2), "and the role comes back"
+
+
+def test_only_the_adapter_is_trained():
+    learner = learner_of("algorithm=grpo", "model.lora.rank=4")
+    trained = learner.actor.trained()
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * 7 * 2, "A and B of seven linear layers in two blocks"
+    frozen = [p for n, p in learner.actor.network.named_parameters() if "lora_" not in n]
+    assert not any(p.requires_grad for p in frozen)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_critic_in_a_role_leaves_actor_and_reference_alone(lora, tiny):
+    learner = learner_of("algorithm=ppo", "algorithm/critic=adapter", f"model.lora.rank={lora}")
+    sequences = grouped(tiny)
+    before = [completion_logits(policy, sequences).detach() for policy in (learner.actor, learner.reference)]
+    completion_values(learner.critic, sequences).square().sum().backward()
+    disturb(learner.critic.trained().values())
+    values = completion_values(learner.critic, sequences)
+    assert values[sequences.mask].std() > 0
+    for policy, logits in zip((learner.actor, learner.reference), before, strict=True):
+        assert torch.allclose(completion_logits(policy, sequences), logits, atol=1e-6)
+    sizes = learner.weight_bytes()
+    assert sizes["critic"] < 0.2 * sizes["actor"], "an adapter and a head, no second backbone"
+    base = learner.actor if lora else learner.reference
+    assert learner.critic.trunk.backbone is base.network.base_model
+
+
+def test_gradients_of_one_role_do_not_reach_the_other(tiny):
+    learner = learner_of("algorithm=ppo", "algorithm/critic=adapter", "model.lora.rank=4")
+    sequences = grouped(tiny)
+    disturb(learner.critic.trained().values())
+    completion_values(learner.critic, sequences).sum().backward()
+    assert all(p.grad is None for p in learner.actor.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in learner.critic.trained().values())
+
+
+def test_a_renewed_reference_is_the_policy_of_that_moment(tiny):
+    for lora in (0, 4):
+        learner = learner_of("algorithm=grpo_iterative", f"model.lora.rank={lora}")
+        disturb(learner.actor.parameters())
+        learner.renew_reference()
+        sequences = grouped(tiny)
+        then = completion_logits(learner.actor, sequences).detach()
+        disturb(learner.actor.parameters())
+        assert torch.allclose(completion_logits(learner.reference, sequences), then, atol=1e-6)
+        assert not torch.allclose(completion_logits(learner.actor, sequences), then, atol=1e-2)
+
+
+def test_iterations_end_where_they_should():
+    learner = learner_of("algorithm=grpo_iterative", "algorithm.kl_to_reference.iteration_updates=3")
+    ends = []
+    for learner.counters.updates in range(1, 8):
+        ends.append(learner.iteration_ends)
+    assert ends == [False, False, True, False, False, True, False]
+    assert not learner_of("algorithm=grpo").iteration_ends
+
+
+def test_a_saved_actor_has_its_adapter_merged(tiny, tmp_path):
+    learner = learner_of("algorithm=grpo", "model.lora.rank=4")
+    disturb(learner.actor.parameters())
+    sequences = grouped(tiny)
+    expected = completion_logits(learner.actor, sequences)
+    hash_before = weights_hash(learner.actor.network)
+    save(learner.actor, tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    width = sequences.prompt_width
+    rows = sequences.attention[:, :width].all(1)  # unpadded prompts: the plain model needs no mask
+    logits = opened(input_ids=sequences.ids[rows, :-1]).logits[:, width - 1 :]
+    assert torch.allclose(logits[sequences.mask[rows]], expected[rows][sequences.mask[rows]], atol=1e-4)
+    assert weights_hash(learner.actor.network) == hash_before, "saving does not merge the running one"

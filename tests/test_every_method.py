@@ -1,0 +1,111 @@
+"""Every accepted pair of method, critic and task takes two updates of the real loop; the others are refused."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from bakeoff.algorithm import AXES
+from bakeoff.config import Config
+from bakeoff.errors import UserError
+from bakeoff.measure.statistics import METRICS
+from bakeoff.paths import CONF
+from bakeoff.run import step
+from bakeoff.validation import validate
+from tests.conftest import compose, run_of
+
+METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
+SIZES = ["rollout.prompts=4", "rollout.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"]
+SMALL = ["tuned=none", *SIZES]
+TASKS = ["sort", "jsonl"]
+WITH_CRITIC = {"ppo", "ppo_kl", "ppo_penalty", "ppo_decoupled", "trpo"}
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(f'{{"prompt": "{i}+{i}=", "answer": "{i + i}"}}' for i in range(50)))
+    return path
+
+
+def configuration(method: str, critic: str, task: str, pairs: Path) -> Config:
+    of_task = [f"task.path={pairs}", "task.max_new_tokens=4"] if task == "jsonl" else []
+    return compose(f"task={task}", *of_task, f"algorithm={method}", f"algorithm/critic={critic}", *SMALL)
+
+
+def refusal(method: str, critic: str, task: str) -> str:
+    """What refuses this combination, empty if it must work."""
+    if method in WITH_CRITIC and critic == "none":
+        return "algorithm/critic is none"
+    if method not in WITH_CRITIC and critic != "none":
+        return "nothing uses its values"
+    if method == "trpo" and critic == "shared":
+        return "says nothing about a value head"
+    if method == "grpo_process" and task == "jsonl":
+        return "has no scores of steps"
+    return ""
+
+
+CASES = [(m, c, t) for m in METHODS for c in AXES["critic"] for t in TASKS]
+
+
+@pytest.mark.parametrize(("method", "critic", "task"), [c for c in CASES if not refusal(*c)])
+def test_two_updates(method, critic, task, pairs, tmp_path):
+    config = configuration(method, critic, task, pairs)
+    if method == "trpo":
+        config.algorithm.step.cg_iterations, config.algorithm.step.backtracks = 2, 2
+    run = run_of(config, tmp_path)
+    for _ in range(2):
+        metrics, _, _ = step(run)
+        assert all(math.isfinite(value) for value in metrics.values()), metrics
+    assert run.learner.counters.updates == 2
+    assert metrics["progress/sequences"] >= 16
+    unknown = [m for m in metrics if not any(known(m, pattern) for pattern in METRICS)]
+    assert not unknown, "a metric that docs/metrics.md does not explain"
+    assert ("critic/value_loss" in metrics) == (critic != "none")
+
+
+def known(metric: str, pattern: str) -> bool:
+    head, star, tail = pattern.partition("*")
+    return metric.startswith(head) and metric.endswith(tail) if star else metric == pattern
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_others_are_refused_in_one_sentence(method, pairs):
+    refused = [(critic, task) for m, critic, task in CASES if m == method and refusal(m, critic, task)]
+    config = {}
+    for critic, task in refused:
+        accepted = "separate" if method in WITH_CRITIC else "none"
+        if task not in config:
+            own_task = "sort" if method == "grpo_process" else task
+            config[task] = configuration(method, accepted, own_task, pairs)
+            config[task].task = configuration("grpo", "none", task, pairs).task
+        config[task].algorithm.critic = AXES["critic"][critic]
+        with pytest.raises(UserError, match=refusal(method, critic, task)) as caught:
+            validate(config[task])
+        assert "\n" not in str(caught.value)
+    assert refused
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("method", ["ppo", "ppo_kl", "grpo", "grpo_iterative"])
+def test_a_learned_reward_of_four_models(method, lora, tmp_path):
+    """Actor, reference, critic and reward model; the true reward is measured and not seen."""
+    choices = ["reward=learned", "sft.steps=2", f"model.lora.rank={lora}"]
+    few = ["preferences.pairs=16", "preferences.heldout=8", "preferences.steps=3", "preferences.batch=8"]
+    renewal = ["preferences.renewal_steps=2", "preferences.renewal_pairs=8"]
+    config = compose(f"algorithm={method}", *SMALL, "sft.steps=2", *choices, *few, *renewal)
+    if method == "grpo_iterative":
+        config.algorithm.kl_to_reference.iteration_updates = 1
+    run = run_of(config, tmp_path)
+    with run.phases.following(run.learner.tensors(), on=True):
+        metrics, _, scores = step(run)
+    assert scores.outcome.tolist() == pytest.approx(scores.terms["learned"].tolist())
+    assert 0 <= metrics["reward/true"] <= 1
+    sizes = {role: metrics[f"memory/weights_{role}_mb"] for role in ("actor", "reference", "critic", "reward_model")}
+    assert sizes["actor"] > 0.4
+    assert sizes["reward_model"] == pytest.approx(0.4, abs=0.1)
+    assert (sizes["critic"] > 0) == (method in WITH_CRITIC)
+    assert (sizes["reference"] == 0) == (lora > 0), "with an adapter the reference is the actor without it"
+    if method == "grpo_iterative":
+        assert 0 <= metrics["reward_model/new_pair_accuracy"] <= 1
