@@ -94,11 +94,12 @@ class Tracking:
 
 @dataclass
 class Study:
-    """What a file in sweeps/ says of itself; no name: not part of a study."""
+    """What a file in sweeps/ says of itself; no name: not part of a study. `notebook` of analysis/ reports it."""
 
     name: str = ""
     question: str = ""
     tuning_seeds: list[int] = field(default_factory=list)
+    notebook: str = "methods"
 
 
 @dataclass

@@ -54,6 +54,7 @@ def study(greedy, status="FINISHED", tuned="yes", group=("4", "4")):
     return Study(
         "methods",
         "which?",
+        "methods",
         "parent",
         Tracking(uri=""),
         pd.DataFrame(runs),

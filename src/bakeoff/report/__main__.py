@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bakeoff.errors import UserError, fail
-from bakeoff.report.render import execute, notebook_of, to_html
+from bakeoff.paths import ANALYSIS, SWEEPS
+from bakeoff.report.render import execute, to_html
 from bakeoff.report.study import Study, load_study, mismatches
 from bakeoff.report.tables import comparison, verdict
 from bakeoff.tracking import Tracker, open_store
@@ -32,8 +33,11 @@ def main() -> None:
 
 def report(name: str, out: Path, console: Console) -> Path:
     """Writes <out>/<name>.html and logs it to the sweep's run; returns its path."""
-    notebook = notebook_of(name)
+    if not (SWEEPS / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none"))
+        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {known}.")
     study = load_study(name)
+    notebook = ANALYSIS / f"{study.notebook}.ipynb"
     os.environ["MLFLOW_TRACKING_URI"] = study.tracking.uri
     with console.status(f"{notebook.name}: starting") as status:
         book = execute(notebook, {"study_name": name}, lambda message: status.update(f"{notebook.name}: {message}"))

@@ -11,13 +11,24 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bakeoff.paths import CONF
 from bakeoff.report.statistics import mean_interval
 from bakeoff.report.study import Study
 from bakeoff.report.tables import ACCURACY, by_seed, phases
 
-# Okabe and Ito's palette, told apart with any kind of colour vision.
-COLOURS = {"ppo": "#0072B2", "ppo_kl": "#E69F00", "grpo": "#009E73"}
-OTHERS = ["#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442"]
+# Okabe and Ito's palette, told apart with any kind of colour vision: for the methods that most studies compare.
+COLOURS = {
+    "ppo": "#0072B2",
+    "ppo_kl": "#E69F00",
+    "grpo": "#009E73",
+    "trpo": "#000000",
+    "reinforce": "#D55E00",
+    "rloo": "#CC79A7",
+    "dapo": "#56B4E9",
+}
+# Eighteen colours cannot all be told apart: the others share shades, and figures name every line.
+OTHERS = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC", "#888888"]
+MANY = 6  # arms, above which each has a panel of its own
 AXES = {"update": "updates", "sequences": "sequences", "tokens": "completion tokens", "seconds": "training seconds"}
 
 
@@ -31,8 +42,10 @@ def style() -> None:
 
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each arm; a method that is known keeps its own."""
-    spare = iter(OTHERS * 10)
-    return {name: COLOURS.get(name) or next(spare) for name in names}
+    others = [path.stem for path in sorted((CONF / "algorithm").glob("*.yaml")) if path.stem not in COLOURS]
+    fixed = COLOURS | {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
+    spare = iter(OTHERS[::-1] * 10)
+    return {name: fixed.get(name) or next(spare) for name in names}
 
 
 def curves(study: Study, metric: str, against: str = "update", smooth: int = 1) -> pd.DataFrame:
@@ -66,9 +79,14 @@ def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
 def plot_curves(
     study: Study, metric: str, title: str, unit: str, against: Iterable[str] = ("update",), smooth: int = 1
 ) -> Figure:
-    """One panel for each x axis; lines are means over seeds, bands their range. The figure is closed."""
+    """One panel for each x axis; lines are means over seeds, bands their range. The figure is closed.
+
+    Of many arms each has a panel of its own, against the first x axis, with the others in grey.
+    """
     style()
     against = list(against)
+    if len(study.arms) > MANY:
+        return plot_many(study, metric, title, unit, against[0], smooth)
     columns = min(2, len(against))
     rows = -(-len(against) // columns)
     figure, panels = plt.subplots(
@@ -84,9 +102,78 @@ def plot_curves(
     for row in panels:
         row[0].set_ylabel(unit)
     panels.flat[0].legend(frameon=False)
-    seeds = study.runs.groupby("name")["seed"].nunique().min()
-    figure.suptitle(f"{title}: mean and range over {seeds} seeds", x=0.01, ha="left", fontsize=12)
+    figure.suptitle(f"{title}: mean and range over {seeds_of(study)} seeds", x=0.01, ha="left", fontsize=12)
     plt.close(figure)  # a notebook shows what a cell returns, and would show open figures once more
+    return figure
+
+
+def plot_many(study: Study, metric: str, title: str, unit: str, against: str, smooth: int) -> Figure:
+    """A panel an arm: its mean and range over seeds, before the means of all others."""
+    data, palette = curves(study, metric, against, smooth), colours(study.arms)
+    columns = 4
+    rows = -(-len(study.arms) // columns)
+    figure, panels = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.7 * columns, 2.0 * rows),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    for axes in panels.flat[len(study.arms) :]:
+        axes.set_visible(False)
+    for axes, arm in zip(panels.flat, study.arms, strict=False):
+        for other in study.arms:
+            line = data[data["name"] == other].groupby("x")["value"].mean()
+            axes.plot(line.index, line, color="0.85", lw=0.8)
+        band(axes, data[data["name"] == arm], palette[arm], arm)
+        axes.set_title(arm, fontsize=10)
+        axes.set_xlim(left=0)
+    figure.supxlabel(AXES[against], fontsize=11)
+    figure.supylabel(unit, fontsize=11)
+    figure.suptitle(
+        f"{title}: mean and range over {seeds_of(study)} seeds, others in grey", x=0.01, ha="left", fontsize=12
+    )
+    plt.close(figure)
+    return figure
+
+
+def seeds_of(study: Study) -> int:
+    """The least number of seeds that an arm has."""
+    return int(study.runs.groupby("name")["seed"].nunique().min())
+
+
+def plot_overoptimisation(study: Study, smooth: int = 10) -> Figure:
+    """The learned and the true reward over √KL to the start, a panel a method: Gao et al. 2022 (arXiv:2210.10760).
+
+    Each seed is a line, a running mean over `smooth` updates. The learned reward is in deviations of the start's
+    scores, on the left axis; the true one in [0, 1], on the right.
+    """
+    style()
+    figure, panels = plt.subplots(
+        1, len(study.arms), figsize=(4.0 * len(study.arms), 3.6), squeeze=False, sharey=True, layout="constrained"
+    )
+    learned, true = "reward/term_learned", "reward/true"
+    distance = curves(study, "kl/reference_k3_per_sequence", smooth=smooth).rename(columns={"value": "kl"})
+    twins = []
+    for axes, arm in zip(panels.flat, study.arms, strict=True):
+        twin = axes.twinx()
+        twins.append(twin)
+        for target, metric, colour in ((axes, learned, "#D55E00"), (twin, true, "#0072B2")):
+            both = curves(study, metric, smooth=smooth).merge(distance, on=["name", "seed", "x"])
+            for _, run in both[both["name"] == arm].groupby("seed"):
+                target.plot(np.sqrt(run["kl"].clip(lower=0)), run["value"], color=colour, lw=1.3, alpha=0.8)
+        twin.set_ylim(0, 1)
+        twin.spines["right"].set_visible(True)
+        twin.tick_params(axis="y", colors="#0072B2", labelright=arm == study.arms[-1])
+        axes.tick_params(axis="y", colors="#D55E00")
+        axes.set_title(arm)
+        axes.set_xlabel("√KL to the start (√nats per sequence)")
+    panels.flat[0].set_ylabel("learned reward (deviations)", color="#D55E00")
+    twins[-1].set_ylabel("true reward", color="#0072B2")
+    figure.suptitle(f"Learned and true reward, {seeds_of(study)} seeds, a line each", x=0.01, ha="left", fontsize=12)
+    plt.close(figure)
     return figure
 
 
@@ -109,33 +196,73 @@ def plot_final(study: Study, metric: str = ACCURACY, label: str = "held-out gree
     return figure
 
 
-def plot_phases(study: Study, prefix: str, label: str, stacked: bool) -> Figure:
-    """`time` as stacked bars (phases add up) or `memory` as grouped bars (peaks do not)."""
+def plot_time(study: Study) -> Figure:
+    """Mean seconds of an update by phase: stacked, since they add up."""
     style()
-    table = phases(study, prefix)
-    if stacked:
-        figure, axes = plt.subplots(figsize=(7.2, 0.6 * len(study.arms) + 1.8), layout="constrained")
-        left = np.zeros(len(study.arms))
-        shades = sns.color_palette("crest", len(table))
-        for shade, (phase, row) in zip(shades, table.fillna(0).iterrows(), strict=True):
-            axes.barh(study.arms, row, left=left, color=shade, label=str(phase).replace("_", " "), edgecolor="white")
-            left += row.to_numpy()
-        for name, total in zip(study.arms, left, strict=True):
-            axes.annotate(f" {total:.2f}", (total, name), va="center", fontsize=10)
+    table = phases(study, "time").fillna(0)
+    figure, axes = plt.subplots(figsize=(7.2, 0.45 * len(study.arms) + 2.0), layout="constrained")
+    left = np.zeros(len(study.arms))
+    shades = sns.color_palette("crest", len(table))
+    for shade, (phase, row) in zip(shades, table.iterrows(), strict=True):
+        axes.barh(study.arms, row, left=left, color=shade, label=str(phase).replace("_", " "), edgecolor="white")
+        left += row.to_numpy()
+    for name, total in zip(study.arms, left, strict=True):
+        axes.annotate(f" {total:.2f}", (total, name), va="center", fontsize=10)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds an update")
+    figure.legend(frameon=False, ncols=4, loc="outside lower center")
+    plt.close(figure)
+    return figure
+
+
+def plot_memory(study: Study) -> Figure:
+    """Peak memory of each phase: side by side, since peaks do not add up. Of many arms, the largest peak alone."""
+    style()
+    table = phases(study, "memory")
+    palette = colours(study.arms)
+    if len(study.arms) > MANY:
+        figure, axes = plt.subplots(figsize=(7.2, 0.4 * len(study.arms) + 1.2), layout="constrained")
+        bars = axes.barh(study.arms, table.max(), color=[palette[name] for name in study.arms])
+        labels = [f"{table[name].max():.0f}  ({str(table[name].idxmax()).replace('_', ' ')})" for name in study.arms]
+        axes.bar_label(bars, labels=labels, fontsize=9, padding=3)
+        axes.set_xlim(right=1.35 * table.max().max())
         axes.invert_yaxis()
-        axes.set_xlabel(label)
-        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22 - 0.1 / len(study.arms)))
+        axes.set_xlabel("largest peak of a phase (MB), and which")
         plt.close(figure)
         return figure
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     width = 0.8 / len(study.arms)
-    palette = colours(study.arms)
     for index, name in enumerate(study.arms):
         at = np.arange(len(table)) + (index - (len(study.arms) - 1) / 2) * width
         bars = axes.bar(at, table[name].fillna(0), width, color=palette[name], label=name)
         axes.bar_label(bars, labels=[f"{v:.0f}" if v == v else "" for v in table[name]], fontsize=8, padding=1)
     axes.set_xticks(np.arange(len(table)), [str(phase).replace("_", "\n") for phase in table.index])
-    axes.set_ylabel(label)
+    axes.set_ylabel("peak MB")
     axes.legend(frameon=False)
+    plt.close(figure)
+    return figure
+
+
+def plot_weights(study: Study) -> Figure:
+    """The parameters that each model adds, by name: stacked, since they add up."""
+    style()
+    prefix = "memory/weights_"
+    rows = study.metrics[study.metrics["metric"].str.startswith(prefix)]
+    table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="mean").loc[study.arms]
+    figure, axes = plt.subplots(figsize=(7.2, 0.45 * len(study.arms) + 2.0), layout="constrained")
+    left = np.zeros(len(study.arms))
+    shades = dict(
+        zip(("actor", "critic", "reference", "reward_model"), ["#0072B2", "#E69F00", "#999999", "#CC79A7"], strict=True)
+    )
+    for role, shade in shades.items():
+        if f"{prefix}{role}_mb" in table and table[f"{prefix}{role}_mb"].max() > 0:
+            sizes = table[f"{prefix}{role}_mb"].fillna(0).to_numpy()
+            axes.barh(study.arms, sizes, left=left, color=shade, label=role.replace("_", " "), edgecolor="white")
+            left += sizes
+    for name, total in zip(study.arms, left, strict=True):
+        axes.annotate(f" {total:.2f}", (total, name), va="center", fontsize=10)
+    axes.invert_yaxis()
+    axes.set_xlabel("weights (MB)")
+    figure.legend(frameon=False, ncols=4, loc="outside lower center")
     plt.close(figure)
     return figure

@@ -13,7 +13,6 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
 from bakeoff.errors import UserError
-from bakeoff.paths import ANALYSIS
 
 PARAMETERS = "parameters"  # the tag of the cell that `parameters` are set after
 
@@ -50,12 +49,3 @@ def to_html(book: Any, title: str) -> str:
         r'<script[^>]*src="(?:https?:)?//[^"]*"[^>]*>\s*</script>|<script[^>]*src=""[^>]*>\s*</script>', "", body
     )
     return re.sub(r'<script type="module">.*?</script>', "", body, flags=re.DOTALL)
-
-
-def notebook_of(name: str) -> Path:
-    """The notebook that reports a study; raises UserError that lists what there is."""
-    path = ANALYSIS / f"{name}.ipynb"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in ANALYSIS.glob("*.ipynb")))
-        raise UserError(f"the study is {name!r}, for which analysis/ has no notebook; it may be {known}.")
-    return path

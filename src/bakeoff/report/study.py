@@ -11,7 +11,7 @@ from bakeoff.config import NOT_OF_THE_ARM, Tracking
 from bakeoff.report import store
 
 TRACKING_URI = "sqlite:///mlflow.db"
-MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "evaluation")
+MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preferences", "evaluation")
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Study:
 
     name: str
     question: str
+    notebook: str
     run_id: str
     tracking: Tracking
     runs: pd.DataFrame
@@ -51,8 +52,9 @@ def load_study(name: str, tracking: Tracking | None = None) -> Study:
     params = store.params_frame(children)
     runs["name"] = arm_names(runs)
     metrics = store.metrics_frame(tracking, children).merge(runs[["run", "name", "seed"]], on="run")
-    question = parent.data.tags.get("question", "")
-    return Study(name, question, parent.info.run_id, tracking, runs, params, metrics)
+    tags = parent.data.tags
+    question, notebook = tags.get("question", ""), tags.get("notebook", "methods")
+    return Study(name, question, notebook, parent.info.run_id, tracking, runs, params, metrics)
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:

@@ -68,35 +68,77 @@ def phases(study: Study, prefix: str) -> pd.DataFrame:
     """Mean over steps and seeds of `time/*` or `memory/*`: a row a phase, a column an arm."""
     rows = study.metrics[study.metrics["metric"].str.startswith(f"{prefix}/")].copy()
     rows["phase"] = rows["metric"].str.removeprefix(f"{prefix}/").str.removesuffix("_mb")
+    rows = rows[rows["phase"].isin([*TRAINING, "measure"])]
     wide = rows.pivot_table(index="phase", columns="name", values="value", aggfunc="mean")
     order = [phase for phase in (*TRAINING, "measure") if phase in wide.index]
     return wide.loc[order, study.arms]
 
 
+def league(study: Study) -> pd.DataFrame:
+    """A row an arm, best mean first: accuracy with interval, whether it is told apart from the best, and its costs."""
+    table = comparison(study).sort_values("held-out greedy", ascending=False).reset_index(drop=True)
+    table.insert(
+        5, "against the best", ["best mean", *(against_best(study, table, name) for name in table["method"][1:])]
+    )
+    return table
+
+
+def against_best(study: Study, table: pd.DataFrame, name: str) -> str:
+    """`tie`, or how far below the best mean with its 95 % interval, paired by seed."""
+    best = by_seed(study, ACCURACY, table["method"][0])
+    mean, low, high = paired_difference(best, by_seed(study, ACCURACY, name))
+    return f"{-mean:+.3f} [{-high:+.3f}, {-low:+.3f}]" if low > 0 else "tie"
+
+
 def verdict(study: Study) -> str:
     """What the final held-out accuracies show, and what they do not, in sentences."""
-    table, pairs = comparison(study), differences(study)
-    best = table.sort_values("held-out greedy")["method"].iloc[-1]
+    table = comparison(study)
     seeds = int(table["seeds"].min())
-    decided = pairs[pairs["at 95 %"] != "tie"]
-    scores = ", ".join(f"{row['method']} {row['held-out greedy']:.3f}" for _, row in table.iterrows())
-    text = f"Final held-out greedy accuracy, mean over {seeds} seeds: {scores}. "
-    if decided.empty:
-        text += (
-            f"No pair of methods is told apart at 95 % by a paired interval over {seeds} seeds: on this task, at this "
-            "budget, they tie. "
-        )
-    else:
-        named = "; ".join(
-            f"{r['at 95 %']} ({r['a']} − {r['b']} = {r['a − b']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}])"
-            for _, r in decided.iterrows()
-        )
-        tied = len(pairs) - len(decided)
-        text += f"Told apart at 95 %: {named}. " + (f"The other {tied} of {len(pairs)} pairs tie. " if tied else "")
+    best = table.sort_values("held-out greedy")["method"].iloc[-1]
+    told = all_against_best(study) if len(study.arms) > FEW else all_pairs(study, seeds)
     times = table.set_index("method")["training time (s)"]
-    text += (
+    return told + (
         f"The cheapest in training time is {times.idxmin()} ({times.min():.0f} s), the dearest {times.idxmax()} "
         f"({times.max():.0f} s). These data speak of one task, one model and {seeds} seeds; they say nothing about "
         f"other models, longer training or other hyper-parameters, and that {best} has the highest mean is no ranking."
     )
-    return text
+
+
+FEW = 4  # arms, up to which a verdict names every pair
+
+
+def all_pairs(study: Study, seeds: int) -> str:
+    """Which pairs of methods are told apart, with intervals."""
+    pairs = differences(study)
+    decided = pairs[pairs["at 95 %"] != "tie"]
+    scores = ", ".join(f"{row['method']} {row['held-out greedy']:.3f}" for _, row in comparison(study).iterrows())
+    text = f"Final held-out greedy accuracy, mean over {seeds} seeds: {scores}. "
+    if decided.empty:
+        return text + (
+            f"No pair of methods is told apart at 95 % by a paired interval over {seeds} seeds: on this task, at this "
+            "budget, they tie. "
+        )
+    named = "; ".join(
+        f"{r['at 95 %']} ({r['a']} − {r['b']} = {r['a − b']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}])"
+        for _, r in decided.iterrows()
+    )
+    tied = len(pairs) - len(decided)
+    return text + f"Told apart at 95 %: {named}. " + (f"The other {tied} of {len(pairs)} pairs tie. " if tied else "")
+
+
+def all_against_best(study: Study) -> str:
+    """Which methods tie with the best mean, and which are told apart from it."""
+    table = league(study)
+    best = table["method"][0]
+    tied = table["method"][table["against the best"] == "tie"].tolist()
+    below = [
+        f"{row['method']} ({row['against the best']})"
+        for _, row in table.iloc[1:].iterrows()
+        if row["against the best"] != "tie"
+    ]
+    text = f"The best mean is {best}'s, {table['held-out greedy'][0]:.3f}. Not told apart from it at 95 %: "
+    text += (", ".join(tied) or "none") + ". Below it: " + (", ".join(below) or "none") + ". "
+    return text + (
+        f"These are {len(table) - 1} comparisons, and their intervals are not widened for that number: of true ties, "
+        "one in twenty would be told apart by chance. "
+    )

@@ -1,0 +1,68 @@
+"""The learned reward against the true one: Gao et al. 2022 (arXiv:2210.10760)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bakeoff.report.statistics import mean_interval
+from bakeoff.report.study import Study
+
+
+def overoptimisation(study: Study, window: int = 10) -> pd.DataFrame:
+    """A row a run: the true reward (running mean over `window` updates) at the start, at its best, and at the end.
+
+    `lost` is what the end has less than the best: how much more of the learned reward has cost.
+    """
+    wanted = ["reward/true", "reward/term_learned", "kl/reference_k3_per_sequence"]
+    rows = study.metrics[study.metrics["metric"].isin(wanted)].sort_values("step")
+    table = []
+    for (name, seed), run in rows.groupby(["name", "seed"], sort=False):
+        wide = run.pivot(index="step", columns="metric", values="value").rolling(window, min_periods=1).mean()
+        true = wide["reward/true"].iloc[min(window, len(wide)) - 1 :]
+        best = true.index[int(true.to_numpy().argmax())]
+        table.append(
+            {
+                "method": name,
+                "seed": seed,
+                "true at start": wide["reward/true"].iloc[0],
+                "true at best": true.max(),
+                "at update": best,
+                "KL there": wide.loc[best, "kl/reference_k3_per_sequence"],
+                "true at end": true.iloc[-1],
+                "KL at end": wide["kl/reference_k3_per_sequence"].iloc[-1],
+                "learned at end": wide["reward/term_learned"].iloc[-1],
+                "lost": true.max() - true.iloc[-1],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def overoptimisation_verdict(study: Study) -> str:
+    """What became of the true reward under the learned one, in sentences."""
+    table, sentences = overoptimisation(study), []
+    for name in study.arms:
+        own = table[table["method"] == name].set_index("seed")
+        gained, low, high = mean_interval(own["true at end"] - own["true at start"])
+        direction = "raises" if low > 0 else "lowers" if high < 0 else "leaves undecided"
+        lost, lost_low, lost_high = mean_interval(own["lost"])
+        sentences.append(
+            f"{name} {direction} the true reward ({gained:+.3f} [{low:+.3f}, {high:+.3f}] from start to end, the end "
+            f"{lost:.3f} [{lost_low:.3f}, {lost_high:.3f}] below the best)."
+        )
+    seeds = table.groupby("method")["seed"].nunique().min()
+    return " ".join(sentences) + (
+        f" Means over {seeds} seeds with 95 % intervals; the best is the largest of many noisy means, so every run "
+        "ends somewhat below it. One task, one model, one reward model."
+    )
+
+
+def reward_model_quality(study: Study) -> pd.DataFrame:
+    """Held-out pair accuracy, loss and calibration error of the reward model: one row, since the arms share it."""
+    names = {
+        "reward_model/heldout_pair_accuracy": "pairs ranked right",
+        "reward_model/heldout_loss": "Bradley–Terry loss",
+        "reward_model/calibration_error": "calibration error",
+    }
+    rows = study.metrics[study.metrics["metric"].isin(list(names))]
+    wide = rows.pivot_table(index="run", columns="metric", values="value", aggfunc="first")
+    return wide.rename(columns=names).drop_duplicates().reset_index(drop=True)
