@@ -14,7 +14,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from bakeoff.config import Config, register
-from bakeoff.learner.reward_model import trained_reward_model
+from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.phase import Phases
@@ -87,9 +87,8 @@ class Noted:
 def run_of(config: Config, folder: Path) -> Run:
     """A run from random weights, set up as the command does it, that reports to memory."""
     actor = starting_policy(config, torch.device("cpu"), lambda message: None)
-    model, pairs = None, []
-    if LEARNED in config.reward.functions:
-        model, pairs, _ = trained_reward_model(config, actor, lambda message: None)
+    learned = learned_reward(config, actor, lambda message: None) if LEARNED in config.reward.functions else None
+    model = learned.model if learned else None
     return Run(
         config=config,
         folder=folder,
@@ -100,5 +99,5 @@ def run_of(config: Config, folder: Path) -> Run:
         progress=RunProgress(folder, "test", quiet=True),
         identity={},
         signals=[],
-        pairs=pairs,
+        pairs=learned.pairs if learned else [],
     )

@@ -11,6 +11,7 @@ ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "paths", "randomness"},
     {"batch"},
+    {"joining"},
     {"algorithm"},
     {"task"},
     {"model"},

@@ -34,6 +34,8 @@ def test_the_distance_between_methods_is_what_the_design_says():
 
     assert distance("ppo", "ppo_kl") == 2
     assert distance("ppo", "grpo") == 6
+    assert distance("reinforce", "rloo") == 1
+    assert distance("ppo_penalty", "ppo_kl") == 1
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "tuned").glob("*_*.yaml")), ids=lambda p: p.stem)
@@ -95,6 +97,41 @@ def test_an_arm_tells_options_apart_that_have_the_same_values():
         (["algorithm/critic=shared"], "algorithm/critic is shared, but nothing uses its values"),
         (["algorithm.step.minibatches=65"], "algorithm.step.minibatches is 65, but a rollout has only 64 groups"),
         (["algorithm.step.epochs=0"], "algorithm.step.epochs is 0; it must be at least 1"),
+        (
+            ["algorithm=trpo", "algorithm.step.minibatches=2"],
+            "algorithm.step takes 1 epochs of 2 minibatches, but a trust",
+        ),
+        (["algorithm=trpo", "algorithm/critic=shared", "tuned=none"], "algorithm/critic is shared, but a trust-region"),
+        (
+            ["algorithm=reinforce", "algorithm.step.epochs=2"],
+            "algorithm.step takes 2 steps a rollout, but algorithm/obj",
+        ),
+        (
+            ["algorithm=grpo", "algorithm/ratio=sequence", "algorithm/kl_to_behaviour=penalty"],
+            "algorithm/kl_to_behaviour is penalty, which bounds the ratio of each token, but algorithm/ratio is seq",
+        ),
+        (
+            ["algorithm=grpo_process", "reward=verifier"],
+            "algorithm/baseline is group_step_mean, which needs the scores",
+        ),
+        (
+            ["task=largest", "reward=process", "model.characters=abc"],
+            "reward.steps names `verifier`, but the task largest",
+        ),
+        (["algorithm=rloo", "rollout.group_size=1"], "rollout.group_size is 1, but algorithm/baseline compares"),
+        (["algorithm=dapo", "algorithm.sampling.rounds=0"], "algorithm.sampling.rounds is 0"),
+        (["algorithm=ppo", "algorithm.critic.step.minibatches=65"], "algorithm.critic.step.minibatches is 65, but"),
+        (
+            ["algorithm=ppo", "algorithm/kl_to_reference=in_loss_iterative", "algorithm/critic=adapter", "tuned=none"],
+            "algorithm/critic is adapter, whose frozen base is the reference",
+        ),
+        (
+            ["algorithm=grpo_iterative", "reward=learned", "preferences.path=x.jsonl"],
+            "preferences.path is 'x.jsonl', but algorithm/kl_to_reference=in_loss_iterative renews",
+        ),
+        (["model.lora.rank=-1"], "model.lora.rank is -1"),
+        (["preferences.replay=1"], "preferences.replay is 1.0"),
+        (["+reward.functions={no.such: 1}"], "reward.functions names 'no.such'"),
         (["rollout.temperature=0"], "rollout.temperature is 0"),
         (["rollout.top_p=1.5"], "rollout.top_p is 1.5"),
         (["budget.limit=0"], "budget.limit is 0"),

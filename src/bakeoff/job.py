@@ -14,7 +14,7 @@ import torch
 from bakeoff.config import Config, arm_id, flatten, plain
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
-from bakeoff.learner.reward_model import trained_reward_model
+from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.memory import keep_freed_memory
@@ -25,8 +25,6 @@ from bakeoff.paths import ROOT
 from bakeoff.progress import RunProgress
 from bakeoff.randomness import derive
 from bakeoff.reward import LEARNED
-from bakeoff.reward.model import RewardModel
-from bakeoff.reward.preferences import Pair
 from bakeoff.run import Run, train
 from bakeoff.tracking import commit, start_run
 
@@ -58,18 +56,14 @@ def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str |
         identity["start"] = weights_hash(actor.network)
         if earlier is not None and earlier["start"] != identity["start"]:
             raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
-        reward_model: RewardModel | None = None
-        pairs: list[Pair] = []
-        judged: dict[str, Any] = {}
-        if LEARNED in config.reward.functions:
-            reward_model, pairs, judged = trained_reward_model(config, actor, progress.say)
+        learned = learned_reward(config, actor, progress.say) if LEARNED in config.reward.functions else None
         learner = make_learner(
             config.algorithm,
             actor,
             config.model.lora,
             config.measure.kl_to_reference,
             derive(config.seed, "critic"),
-            reward_model,
+            learned.model if learned else None,
         )
         if found:
             load_checkpoint(found[-1], learner)
@@ -80,22 +74,12 @@ def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str |
         with tracker.running():
             if earlier is None:
                 tracker.params(flatten(plain(config)) | {f"choice/{g}": c for g, c in choices.items()})
-                tracker.metrics(reward_model_metrics(judged), 0)
+                tracker.metrics(learned.metrics() if learned else {}, 0)
                 for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
                     if path.is_file():
                         tracker.artifact(path, "config")
-            phases = Phases(device)
+            phases, pairs = Phases(device), learned.pairs if learned else []
             return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs))
-
-
-def reward_model_metrics(judged: dict[str, Any]) -> dict[str, float]:
-    """How good the reward model is, under metric names; nothing where there is none."""
-    names = {
-        "pair_accuracy": "reward_model/heldout_pair_accuracy",
-        "loss": "reward_model/heldout_loss",
-        "calibration_error": "reward_model/calibration_error",
-    }
-    return {metric: judged[key] for key, metric in names.items() if key in judged}
 
 
 def run_tags(

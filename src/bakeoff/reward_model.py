@@ -14,8 +14,7 @@ from rich.table import Table
 
 from bakeoff.config import Config, flatten, plain, register
 from bakeoff.errors import UserError, fail
-from bakeoff.job import reward_model_metrics
-from bakeoff.learner.reward_model import trained_reward_model
+from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.model.critic import choose_device
 from bakeoff.model.load import weights_hash
@@ -64,10 +63,10 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     with tracker.running():
         values = {key: plain(config)[key] for key in ("task", "model", "sft", "preferences")}
         tracker.params(flatten(values))
-        _, _, report = trained_reward_model(config, start, show)
-        tracker.metrics(reward_model_metrics(report), 0)
-        tracker.table(report["calibration"], "calibration.json")
-    return report
+        learned = learned_reward(config, start, show)
+        tracker.metrics(learned.metrics(), 0)
+        tracker.table(learned.report["calibration"], "calibration.json")
+    return learned.report
 
 
 def calibration_table(report: dict[str, Any]) -> Table:

@@ -106,8 +106,46 @@ def test_a_report_on_an_empty_store_says_what_fills_it(command):
     assert "Traceback" not in result.stderr
 
 
+def test_a_report_on_an_unknown_study_lists_what_there_is(command):
+    result = command("no_such", module="bakeoff.report")
+    assert result.returncode == 2
+    assert "all_methods, methods, rlhf" in result.stderr
+
+
+def test_the_reward_models_stage_alone(command, tmp_path):
+    few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3", "sft.steps=3"]
+    ran = command(*few, module="bakeoff.reward_model")
+    assert ran.returncode == 0, ran.stderr
+    assert "held-out pairs ranked right" in ran.stdout
+    _, (run,) = runs_in(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert 0 <= run.data.metrics["reward_model/heldout_pair_accuracy"] <= 1
+    assert run.data.params["preferences.pairs"] == "32"
+    refused = command("preferences.label_noise=2", module="bakeoff.reward_model")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("bakeoff-reward-model: preferences.label_noise is 2")
+
+
+def test_the_rlhf_study_and_its_report(command, tmp_path):
+    """The four models from preferences to the over-optimisation report, in small."""
+    few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3"]
+    ran = command("sweeps=rlhf", "seed=1,2", *SHORT, *few, "budget={unit: updates, limit: 2}")
+    assert ran.returncode == 0, ran.stderr
+    _, runs = runs_in(tmp_path)
+    children = [run for run in runs if run.data.tags.get("kind") != "sweep"]
+    assert len(children) == 6
+    for run in children:
+        assert {"reward/true", "reward/term_learned", "memory/weights_reward_model_mb"} <= set(run.data.metrics)
+        assert run.data.metrics["memory/weights_reward_model_mb"] > 0
+    reported = command("rlhf", module="bakeoff.report")
+    assert reported.returncode == 0, reported.stderr
+    page = (tmp_path / "reports" / "rlhf.html").read_text()
+    assert page.count("image/svg+xml") >= 4
+    assert "below the best" in page
+
+
 def test_help_reads_well(command):
     shown = command("--help")
     assert shown.returncode == 0
-    for word in ("algorithm", "grpo, ppo, ppo_kl", "sweeps", "resume="):
+    for word in ("algorithm", "grpo, grpo_iterative, grpo_process", "sweeps", "resume="):
         assert word in shown.stdout

@@ -2,7 +2,8 @@
 
 import torch
 
-from bakeoff.batch import Example, Rollout, Scores, Steps, join_rollouts, join_scores
+from bakeoff.batch import Example, Rollout, Scores, Steps
+from bakeoff.joining import join_rollouts, join_scores
 from bakeoff.learner.collect import collect
 from bakeoff.learner.state import Passes
 from bakeoff.model.forward import completion_logits

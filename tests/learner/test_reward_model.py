@@ -118,14 +118,13 @@ def test_it_is_made_once_and_is_the_same_from_the_cache(cache):
     config = compose(*FEW)
     policy = build(config.model, seed=3)
     policy.network.eval()
-    first, pairs, report = stage.trained_reward_model(config, policy, quiet)
+    first = stage.learned_reward(config, policy, quiet)
     said = []
-    again, the_pairs, the_report = stage.trained_reward_model(config, policy, said.append)
-    assert pairs == the_pairs
-    assert report == the_report
+    again = stage.learned_reward(config, policy, said.append)
+    assert (first.pairs, first.report) == (again.pairs, again.report)
     assert len(said) == 1, "nothing was trained"
-    for name, tensor in first.trained().items():
-        assert torch.equal(tensor, again.trained()[name])
+    for name, tensor in first.model.trained().items():
+        assert torch.equal(tensor, again.model.trained()[name])
 
 
 def test_renewal_learns_from_new_pairs_and_replays_earlier_ones(tiny, monkeypatch):

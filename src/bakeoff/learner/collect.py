@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Rollout, Scores, group_rows, join_rollouts, join_scores
+from bakeoff.batch import Rollout, Scores, group_rows
 from bakeoff.config import Config
+from bakeoff.joining import join_rollouts, join_scores
 from bakeoff.learner.state import Learner, Passes
 from bakeoff.measure.phase import Phases
 from bakeoff.model.load import Policy, encode

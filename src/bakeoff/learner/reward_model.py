@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,23 @@ RECIPE = 1  # raise it when this file changes what it makes
 BINS = 5  # of the calibration table
 
 
-def trained_reward_model(
-    config: Config, start: Policy, show: Callable[[str], None]
-) -> tuple[RewardModel, list[Pair], dict[str, Any]]:
-    """The reward model of a configuration, the pairs that it was trained on, and how good it is on held-out ones.
+@dataclass
+class LearnedReward:
+    """A reward model, the pairs that it was trained on, and how good it is on held-out ones (`judged`)."""
+
+    model: RewardModel
+    pairs: list[Pair]
+    report: dict[str, Any]
+
+    def metrics(self) -> dict[str, float]:
+        """How good it is, under metric names."""
+        names = {"pair_accuracy": "heldout_pair_accuracy", "loss": "heldout_loss"}
+        names["calibration_error"] = "calibration_error"
+        return {f"reward_model/{metric}": self.report[key] for key, metric in names.items()}
+
+
+def learned_reward(config: Config, start: Policy, show: Callable[[str], None]) -> LearnedReward:
+    """The reward model of a configuration, trained on the start's completions or a file's.
 
     Kept under the hash of all that it depends on, so that the runs of a sweep make it once.
     """
@@ -58,7 +71,7 @@ def trained_reward_model(
     ]
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     show(f"reward model {key}: {report['pair_accuracy']:.3f} of {report['pairs']} held-out pairs, from {folder}")
-    return model, pairs, report | {"key": key}
+    return LearnedReward(model, pairs, report)
 
 
 def untrained(start: Policy, seed: int) -> RewardModel:

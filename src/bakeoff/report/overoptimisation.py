@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from bakeoff.report.figures import curves, seeds_of, style
 from bakeoff.report.statistics import mean_interval
 from bakeoff.report.study import Study
 
@@ -66,3 +70,36 @@ def reward_model_quality(study: Study) -> pd.DataFrame:
     rows = study.metrics[study.metrics["metric"].isin(list(names))]
     wide = rows.pivot_table(index="run", columns="metric", values="value", aggfunc="first")
     return wide.rename(columns=names).drop_duplicates().reset_index(drop=True)
+
+
+def plot_overoptimisation(study: Study, smooth: int = 10) -> Figure:
+    """The learned and the true reward over √KL to the start, a panel a method: Gao et al. 2022 (arXiv:2210.10760).
+
+    Each seed is a line, a running mean over `smooth` updates. The learned reward is in deviations of the start's
+    scores, on the left axis; the true one in [0, 1], on the right.
+    """
+    style()
+    figure, panels = plt.subplots(
+        1, len(study.arms), figsize=(4.0 * len(study.arms), 3.6), squeeze=False, sharey=True, layout="constrained"
+    )
+    learned, true = "reward/term_learned", "reward/true"
+    distance = curves(study, "kl/reference_k3_per_sequence", smooth=smooth).rename(columns={"value": "kl"})
+    twins = []
+    for axes, arm in zip(panels.flat, study.arms, strict=True):
+        twin = axes.twinx()
+        twins.append(twin)
+        for target, metric, colour in ((axes, learned, "#D55E00"), (twin, true, "#0072B2")):
+            both = curves(study, metric, smooth=smooth).merge(distance, on=["name", "seed", "x"])
+            for _, run in both[both["name"] == arm].groupby("seed"):
+                target.plot(np.sqrt(run["kl"].clip(lower=0)), run["value"], color=colour, lw=1.3, alpha=0.8)
+        twin.set_ylim(0, 1)
+        twin.spines["right"].set_visible(True)
+        twin.tick_params(axis="y", colors="#0072B2", labelright=arm == study.arms[-1])
+        axes.tick_params(axis="y", colors="#D55E00")
+        axes.set_title(arm)
+        axes.set_xlabel("√KL to the start (√nats per sequence)")
+    panels.flat[0].set_ylabel("learned reward (deviations)", color="#D55E00")
+    twins[-1].set_ylabel("true reward", color="#0072B2")
+    figure.suptitle(f"Learned and true reward, {seeds_of(study)} seeds, a line each", x=0.01, ha="left", fontsize=12)
+    plt.close(figure)
+    return figure

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Sequences, micro_batches, pad_columns
+from bakeoff.batch import Sequences, micro_batches
+from bakeoff.joining import pad_columns
 from bakeoff.model.critic import Critic
 from bakeoff.model.forward import at_least_float32, completion_hidden
 
