@@ -4,11 +4,19 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff report ui test lint check bench smollm2 docs lock clean
+.PHONY: bakeoff league rlhf report ui test lint check bench smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
 	$(BIN)/bakeoff-report methods
+
+league: $(READY)  ## every method at equal samples: twenty minutes, and the table of README
+	$(BIN)/bakeoff sweeps=all_methods
+	$(BIN)/bakeoff-report all_methods
+
+rlhf: $(READY)  ## the four models of RLHF: the learned reward against the true one
+	$(BIN)/bakeoff sweeps=rlhf
+	$(BIN)/bakeoff-report rlhf
 
 report: $(READY)  ## the headline report again, from the store alone
 	$(BIN)/bakeoff-report methods

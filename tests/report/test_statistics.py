@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bakeoff.config import Tracking
-from bakeoff.report import tables
+from bakeoff.report import overoptimisation, tables
 from bakeoff.report.figures import colours, curves
 from bakeoff.report.statistics import mean_interval, paired_difference
 from bakeoff.report.study import Study, config_diff, mismatches
@@ -80,6 +80,46 @@ def test_a_tie_is_called_a_tie():
     assert "they tie" in tables.verdict(data)
     told = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
     assert "ppo higher" in tables.verdict(told)
+
+
+def test_the_league_names_ties_and_distances():
+    """Against the best: a paired difference of 0.1 in both seeds, and one of 0 and 0.2."""
+    data = study(
+        {"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}, "rloo": {1: 0.9, 2: 0.72}}, group=("4", "4", "4")
+    )
+    table = tables.league(data).set_index("method")
+    assert table.index[0] == "ppo"
+    assert table.loc["grpo", "against the best"].startswith("-0.100")
+    assert table.loc["rloo", "against the best"] == "tie"
+    lines = tables.league_markdown(data).splitlines()
+    assert lines[0].startswith("| method")
+    assert len(lines) == 5
+    assert "`ppo`" in lines[2]
+    assert "Not told apart from it at 95 %: rloo. Below it: grpo (-0.100" in tables.all_against_best(data)
+
+
+def test_overoptimisation_by_hand():
+    """The true reward rises to 0.8 and falls to 0.5 while the learned one rises on."""
+    data = study({"ppo": {1: 0.9, 2: 0.92}}, group=("4",))
+    true, learned = [0.4, 0.6, 0.8, 0.5], [0.0, 1.0, 2.0, 3.0]
+    metrics = ("reward/true", "reward/term_learned", "kl/reference_k3_per_sequence")
+    rows = [
+        (f"ppo{seed}", metric, step, values[step - 1], "ppo", seed)
+        for seed in (1, 2)
+        for metric, values in (
+            ("reward/true", true),
+            ("reward/term_learned", learned),
+            ("kl/reference_k3_per_sequence", learned),
+        )
+        for step in range(1, 5)
+    ]
+    data.metrics = pd.DataFrame(rows, columns=data.metrics.columns)
+    table = overoptimisation.overoptimisation(data, window=1)
+    assert table["true at best"].tolist() == [0.8, 0.8]
+    assert table["at update"].tolist() == [3, 3]
+    assert table["KL there"].tolist() == [2, 2]
+    assert table["lost"].tolist() == pytest.approx([0.3, 0.3])
+    assert "ppo raises the true reward (+0.100" in overoptimisation.overoptimisation_verdict(data).replace("nan", "")
 
 
 def test_matched_arms_have_nothing_to_say():

@@ -13,7 +13,7 @@ from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
 from bakeoff.report.render import execute, to_html
 from bakeoff.report.study import Study, load_study, mismatches
-from bakeoff.report.tables import comparison, verdict
+from bakeoff.report.tables import comparison, league_markdown, verdict
 from bakeoff.tracking import Tracker, open_store
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def report(name: str, out: Path, console: Console) -> Path:
-    """Writes <out>/<name>.html and logs it to the sweep's run; returns its path."""
+    """Writes <out>/<name>.html and, as <name>.md, its league table; logs both to the sweep's run; returns the page."""
     if not (SWEEPS / f"{name}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none"))
         raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {known}.")
@@ -44,7 +44,10 @@ def report(name: str, out: Path, console: Console) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.html"
     path.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-    Tracker(open_store(study.tracking)[0], study.run_id).artifact(path, "report")
+    table = out / f"{name}.md"
+    table.write_text(league_markdown(study), encoding="utf-8")
+    for each in (path, table):
+        Tracker(open_store(study.tracking)[0], study.run_id).artifact(each, "report")
     show(study, console)
     return path.resolve()
 

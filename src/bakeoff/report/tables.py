@@ -83,6 +83,22 @@ def league(study: Study) -> pd.DataFrame:
     return table
 
 
+def league_markdown(study: Study) -> str:
+    """The league as a Markdown table, for a README."""
+    table = league(study)
+    rows = {
+        "method": "`" + table["method"] + "`",
+        "held-out greedy accuracy [95 %]": [
+            f"{row['held-out greedy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for _, row in table.iterrows()
+        ],
+        "against the best": table["against the best"],
+        "training time": table["training time (s)"].map("{:.0f} s".format),
+        "peak memory": table["peak memory (MB)"].map("{:.0f} MB".format),
+        "KL to the start": table["KL to reference (nats/sequence)"].map("{:.2f}".format),
+    }
+    return pd.DataFrame(rows).to_markdown(index=False) + "\n"
+
+
 def against_best(study: Study, table: pd.DataFrame, name: str) -> str:
     """`tie`, or how far below the best mean with its 95 % interval, paired by seed."""
     best = by_seed(study, ACCURACY, table["method"][0])
