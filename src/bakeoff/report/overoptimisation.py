@@ -41,9 +41,9 @@ def overoptimisation(study: Study, window: int = 10) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def overoptimisation_verdict(study: Study) -> str:
+def overoptimisation_verdict(study: Study, window: int = 10) -> str:
     """What became of the true reward under the learned one, in sentences."""
-    table, sentences = overoptimisation(study), []
+    table, sentences = overoptimisation(study, window), []
     for name in study.arms:
         own = table[table["method"] == name].set_index("seed")
         gained, low, high = mean_interval(own["true at end"] - own["true at start"])
