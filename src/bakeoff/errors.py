@@ -25,7 +25,8 @@ def sentence(error: BaseException) -> str:
         return f"the tuned values set {tuned_key[1]}, which the chosen option has not; tuned=none leaves them out."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
-        return f"{cause.full_key} is no key; beside it there are {known}."
+        beside = f"beside it there are {known}" if known else "the option that was chosen there has none"
+        return f"{cause.full_key} is no key; {beside}."
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
