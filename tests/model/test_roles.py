@@ -58,7 +58,9 @@ def test_a_critic_in_a_role_leaves_actor_and_reference_alone(lora, tiny):
     for policy, logits in zip((learner.actor, learner.reference), before, strict=True):
         assert torch.allclose(completion_logits(policy, sequences), logits, atol=1e-6)
     sizes = learner.weight_bytes()
-    assert sizes["critic"] < 0.2 * sizes["actor"], "an adapter and a head, no second backbone"
+    assert sizes["critic"] == sum(p.nbytes for p in learner.critic.trained().values())
+    assert sizes["critic"] < sizes["actor"], "an adapter and a head, no second backbone"
+    assert (sizes["reference"] == 0) == (lora > 0)
     base = learner.actor if lora else learner.reference
     assert learner.critic.trunk.backbone is base.network.base_model
 

@@ -126,13 +126,15 @@ class Learner:
         }
 
     def weight_bytes(self) -> dict[str, int]:
-        """Bytes of the parameters that each role adds: what two roles share counts for the first."""
+        """Bytes of the parameters that each role adds: its adapter is its own, a shared base counts for the first."""
+        adapters = {"critic": self.critic.trained() if self.critic else {}, "actor": self.actor.trained()}
+        owner = {id(p): role for role, tensors in adapters.items() for p in tensors.values()}
+        sizes = dict.fromkeys(self.modules(), 0)
         seen: set[int] = set()
-        sizes = {}
         for role, modules in self.modules().items():
-            own = {id(p): p for module in modules for p in module.parameters() if id(p) not in seen}
-            seen |= set(own)
-            sizes[role] = sum(p.nbytes for p in own.values())
+            for parameter in [p for module in modules for p in module.parameters() if id(p) not in seen]:
+                seen.add(id(parameter))
+                sizes[owner.get(id(parameter), role)] += parameter.nbytes
         return sizes
 
     def tensors(self) -> Iterator[Tensor]:
@@ -159,7 +161,7 @@ def make_learner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = head = reference = None
-        if isinstance(spec, Separate):
+        if isinstance(spec, Separate):  # copied before adapters are put into what is copied
             critic = separate_critic(actor, spec.head_std)
         elif isinstance(spec, Shared):
             head = value_head(actor, spec.head_std)
