@@ -38,7 +38,10 @@ def test_a_sweep_and_its_report(command, tmp_path):
     assert page.count("image/svg+xml") >= 8
     assert "Traceback" not in page
     assert 'src="http' not in page, "the page needs nothing beside it"
-    assert [f.path for f in client.list_artifacts(parent.info.run_id, "report")] == ["report/methods.html", "report/methods.md"]
+    assert [f.path for f in client.list_artifacts(parent.info.run_id, "report")] == [
+        "report/methods.html",
+        "report/methods.md",
+    ]
 
 
 def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):

@@ -16,14 +16,14 @@ from tests.model.test_forward import grouped, ungrouped
 SMALL = [
     "model.architecture.hidden_size=4", "model.architecture.intermediate_size=5",
     "model.architecture.num_attention_heads=2", "model.architecture.num_key_value_heads=1",
-    "model.architecture.num_hidden_layers=1", "model.architecture.tie_word_embeddings=false",
+    "model.architecture.num_hidden_layers=1",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def small():
-    """A Llama of some 300 weights in float64."""
-    policy = build(compose(*SMALL).model, seed=1)
+@pytest.fixture(scope="module", params=["true", "false"], ids=["tied", "untied"])
+def small(request):
+    """A Llama of some 300 weights in float64; its embeddings are the output's too, or not."""
+    policy = build(compose(*SMALL, f"model.architecture.tie_word_embeddings={request.param}").model, seed=1)
     policy.network.eval().double()
     return policy
 

@@ -125,10 +125,17 @@ def test_matched_arms_have_nothing_to_say():
 def test_unmatched_arms_are_named():
     found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, "FAILED", "untuned", ("4", "8")))
     text = "; ".join(found)
-    assert "rollout.group_size differs: grpo has 8, ppo has 4" in text
+    assert "rollout.group_size differs: ppo 4; grpo 8" in text
     assert "grpo has no run with seed 2" in text
     assert "ppo seed 1 is FAILED" in text
     assert "ppo was not tuned" in text
+
+
+def test_a_value_that_only_one_arm_has_is_a_difference():
+    data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
+    extra = pd.DataFrame({"run": ["grpo1", "grpo2"], "key": "reward.steps.verifier", "value": "1.0"})
+    data.params = pd.concat([data.params, extra])
+    assert mismatches(data) == ["reward.steps.verifier differs: grpo 1.0; ppo none"]
 
 
 def test_config_diff_shows_what_differs_and_no_seed():

@@ -66,12 +66,13 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
 def mismatches(study: Study) -> list[str]:
     """Sentences that name what differs between arms and must not, and what is missing; empty if all is matched."""
     found = []
-    by_name = study.runs.set_index("run")["name"]
     shared = study.params[study.params["key"].str.split(".").str[0].isin(MUST_MATCH)]
-    for key, rows in shared.groupby(shared["key"].astype(str)):
-        if rows["value"].nunique() > 1:
-            values = rows.assign(name=rows["run"].map(by_name)).groupby("name")["value"].agg(lambda v: "/".join(set(v)))
-            found.append(f"{key} differs: " + ", ".join(f"{n!s} has {value}" for n, value in values.items()))
+    wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
+    names = study.runs.set_index("run")["name"]
+    for key in wide.columns[wide.nunique() > 1]:
+        arms = {value: list(dict.fromkeys(names[own.index])) for value, own in wide[key].groupby(wide[key])}
+        shown = [f"{', '.join(arms[value])} {value}" for value in sorted(arms, key=lambda v: len(arms[v]))]
+        found.append(f"{key} differs: {'; '.join(shown)}")
     if study.runs["start"].nunique() > 1:
         found.append("the arms start from different weights")
     seeds = {name: set(rows["seed"]) for name, rows in study.runs.groupby("name")}
