@@ -78,6 +78,7 @@ def start(config: Config, folder: Path, overrides: list[list[str]], console: Con
     study = config.study.name or "sweep"
     tags = {"study": study, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["notebook"] = config.study.notebook
+    tags["mlflow.note.content"] = f"**{study}**: {len(overrides)} jobs, the child runs. {config.study.question}"
     tracker = start_run(config.tracking, f"{study} {folder.name}", tags, parent_run(folder))
     (folder / PARENT).write_text(json.dumps({"run_id": tracker.run_id}))
     console.print(f"[bold]{study}[/]: {len(overrides)} jobs, results in {folder}", highlight=False)
