@@ -101,8 +101,8 @@ def run_tags(
         "torch": torch.__version__,
     }
     tags["mlflow.note.content"] = (
-        f"**{tags['algorithm']}** trains `{tags['model']}` on `{tags['task']}`, seed {config.seed}. Charts: `reward/*`, "
-        "`eval/*`, `kl/*`, `time/*`, `memory/*`; completions are in the artifact `completions.json`."
+        f"**{tags['algorithm']}** trains `{tags['model']}` on `{tags['task']}`, seed {config.seed}. Charts: `reward/`, "
+        "`eval/`, `kl/`, `time/`, `memory/`; completions are in the artifact `completions.json`."
     )
     return tags | ({"mlflow.parentRunId": parent} if parent else {})
 
