@@ -115,7 +115,9 @@ def test_overoptimisation_by_hand():
     assert table["at update"].tolist() == [3, 3]
     assert table["KL there"].tolist() == [2, 2]
     assert table["lost"].tolist() == pytest.approx([0.3, 0.3])
-    assert "ppo raises the true reward (+0.100 [+0.100, +0.100]" in overoptimisation.overoptimisation_verdict(data, 1)
+    assert "Under ppo the true reward rises (+0.100 [+0.100, +0.100]" in overoptimisation.overoptimisation_verdict(
+        data, 1
+    )
 
 
 def test_matched_arms_have_nothing_to_say():

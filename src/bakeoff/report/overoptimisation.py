@@ -38,7 +38,8 @@ def overoptimisation(study: Study, window: int = 10) -> pd.DataFrame:
                 "lost": true.max() - true.iloc[-1],
             }
         )
-    return pd.DataFrame(table)
+    order = {name: index for index, name in enumerate(study.arms)}
+    return pd.DataFrame(table).sort_values(["method", "seed"], key=lambda c: c.map(order) if c.name == "method" else c)
 
 
 def overoptimisation_verdict(study: Study, window: int = 10) -> str:
@@ -47,11 +48,11 @@ def overoptimisation_verdict(study: Study, window: int = 10) -> str:
     for name in study.arms:
         own = table[table["method"] == name].set_index("seed")
         gained, low, high = mean_interval(own["true at end"] - own["true at start"])
-        direction = "raises" if low > 0 else "lowers" if high < 0 else "leaves undecided"
+        direction = "rises" if low > 0 else "falls" if high < 0 else "is undecided"
         lost, lost_low, lost_high = mean_interval(own["lost"])
         sentences.append(
-            f"{name} {direction} the true reward ({gained:+.3f} [{low:+.3f}, {high:+.3f}] from start to end, the end "
-            f"{lost:.3f} [{lost_low:.3f}, {lost_high:.3f}] below the best)."
+            f"Under {name} the true reward {direction} ({gained:+.3f} [{low:+.3f}, {high:+.3f}] from start to end, the "
+            f"end {lost:.3f} [{lost_low:.3f}, {lost_high:.3f}] below the best)."
         )
     seeds = table.groupby("method")["seed"].nunique().min()
     return " ".join(sentences) + (
