@@ -71,7 +71,9 @@ def mismatches(study: Study) -> list[str]:
     names = study.runs.set_index("run")["name"]
     for key in wide.columns[wide.nunique() > 1]:
         arms = {value: list(dict.fromkeys(names[own.index])) for value, own in wide[key].groupby(wide[key])}
-        shown = [f"{', '.join(arms[value])} {value}" for value in sorted(arms, key=lambda v: len(arms[v]))]
+        fewest_first = sorted(arms.items(), key=lambda item: len(item[1]))
+        most = len(fewest_first[-1][1])
+        shown = [f"{'the others' if len(own) == most > 2 else ', '.join(own)} {value}" for value, own in fewest_first]
         found.append(f"{key} differs: {'; '.join(shown)}")
     if study.runs["start"].nunique() > 1:
         found.append("the arms start from different weights")
