@@ -101,3 +101,9 @@ def run_of(config: Config, folder: Path) -> Run:
         signals=[],
         pairs=learned.pairs if learned else [],
     )
+
+
+def known(metric: str, pattern: str) -> bool:
+    """Whether a name of docs/metrics.md, in which `*` stands for anything, is this metric's."""
+    head, star, tail = pattern.partition("*")
+    return metric.startswith(head) and metric.endswith(tail) if star else metric == pattern

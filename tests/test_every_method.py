@@ -12,7 +12,7 @@ from bakeoff.measure.statistics import METRICS
 from bakeoff.paths import CONF
 from bakeoff.run import step
 from bakeoff.validation import validate
-from tests.conftest import compose, run_of
+from tests.conftest import compose, known, run_of
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 SIZES = ["rollout.prompts=4", "rollout.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"]
@@ -63,11 +63,6 @@ def test_two_updates(method, critic, task, pairs, tmp_path):
     unknown = [m for m in metrics if not any(known(m, pattern) for pattern in METRICS)]
     assert not unknown, "a metric that docs/metrics.md does not explain"
     assert ("critic/value_loss" in metrics) == (critic != "none")
-
-
-def known(metric: str, pattern: str) -> bool:
-    head, star, tail = pattern.partition("*")
-    return metric.startswith(head) and metric.endswith(tail) if star else metric == pattern
 
 
 @pytest.mark.parametrize("method", METHODS)

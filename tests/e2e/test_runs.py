@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bakeoff.config import Tracking
 from bakeoff.measure.statistics import METRICS
 from bakeoff.report import store
+from tests.conftest import known
 
 SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
@@ -75,15 +76,10 @@ def test_metrics_are_the_documented_ones_and_the_same_for_every_method(finished)
     patterns = [name.replace("*", "") if name.endswith("*") else name for name in METRICS]
     for found in names.values():
         for metric in found:
-            assert any(_matches(metric, pattern) for pattern in METRICS), f"{metric} is not documented in {patterns}"
+            assert any(known(metric, pattern) for pattern in METRICS), f"{metric} is not documented in {patterns}"
     without_critic = {m for m in names["ppo"] if "critic" not in m}
     assert {m for m in names["grpo"] if "critic" not in m} == without_critic
     assert names["ppo"] == names["ppo_kl"]
-
-
-def _matches(metric: str, pattern: str) -> bool:
-    head, star, tail = pattern.partition("*")
-    return metric.startswith(head) and metric.endswith(tail) if star else metric == pattern
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -46,8 +46,9 @@ def report(name: str, out: Path, console: Console) -> Path:
     path.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
     table = out / f"{name}.md"
     table.write_text(league_markdown(study), encoding="utf-8")
+    tracker = Tracker(open_store(study.tracking)[0], study.run_id)
     for each in (path, table):
-        Tracker(open_store(study.tracking)[0], study.run_id).artifact(each, "report")
+        tracker.artifact(each, "report")
     show(study, console)
     return path.resolve()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -168,18 +169,25 @@ def plot_final(study: Study, metric: str = ACCURACY, label: str = "held-out gree
 
 def plot_time(study: Study) -> Figure:
     """Mean seconds of an update by phase: stacked, since they add up."""
-    style()
     table = phases(study, "time").fillna(0)
-    figure, axes = plt.subplots(figsize=(7.2, 0.45 * len(study.arms) + 2.0), layout="constrained")
-    left = np.zeros(len(study.arms))
-    shades = sns.color_palette("crest", len(table))
-    for shade, (phase, row) in zip(shades, table.iterrows(), strict=True):
-        axes.barh(study.arms, row, left=left, color=shade, label=str(phase).replace("_", " "), edgecolor="white")
+    shades = dict(zip(table.index, sns.color_palette("crest", len(table)), strict=True))
+    return stacked_bars(table, shades, "seconds an update")
+
+
+def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> Figure:
+    """A bar an arm (column), of the rows in their shades, with their sum at its end."""
+    style()
+    figure, axes = plt.subplots(figsize=(7.2, 0.45 * table.shape[1] + 2.0), layout="constrained")
+    left = np.zeros(table.shape[1])
+    for part, row in table.iterrows():
+        axes.barh(
+            table.columns, row, left=left, color=shades[part], label=str(part).replace("_", " "), edgecolor="white"
+        )
         left += row.to_numpy()
-    for name, total in zip(study.arms, left, strict=True):
-        axes.annotate(f" {total:.2f}", (total, name), va="center", fontsize=10)
+    for arm, total in zip(table.columns, left, strict=True):
+        axes.annotate(f" {total:.2f}", (total, arm), va="center", fontsize=10)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds an update")
+    axes.set_xlabel(label)
     figure.legend(frameon=False, ncols=4, loc="outside lower center")
     plt.close(figure)
     return figure
@@ -215,24 +223,9 @@ def plot_memory(study: Study) -> Figure:
 
 def plot_weights(study: Study) -> Figure:
     """The parameters that each model adds, by name: stacked, since they add up."""
-    style()
-    prefix = "memory/weights_"
-    rows = study.metrics[study.metrics["metric"].str.startswith(prefix)]
-    table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="mean").loc[study.arms]
-    figure, axes = plt.subplots(figsize=(7.2, 0.45 * len(study.arms) + 2.0), layout="constrained")
-    left = np.zeros(len(study.arms))
-    shades = dict(
-        zip(("actor", "critic", "reference", "reward_model"), ["#0072B2", "#E69F00", "#999999", "#CC79A7"], strict=True)
-    )
-    for role, shade in shades.items():
-        if f"{prefix}{role}_mb" in table and table[f"{prefix}{role}_mb"].max() > 0:
-            sizes = table[f"{prefix}{role}_mb"].fillna(0).to_numpy()
-            axes.barh(study.arms, sizes, left=left, color=shade, label=role.replace("_", " "), edgecolor="white")
-            left += sizes
-    for name, total in zip(study.arms, left, strict=True):
-        axes.annotate(f" {total:.2f}", (total, name), va="center", fontsize=10)
-    axes.invert_yaxis()
-    axes.set_xlabel("weights (MB)")
-    figure.legend(frameon=False, ncols=4, loc="outside lower center")
-    plt.close(figure)
-    return figure
+    shades = {"actor": "#0072B2", "critic": "#E69F00", "reference": "#999999", "reward_model": "#CC79A7"}
+    metrics = {f"memory/weights_{role}_mb": role for role in shades}
+    rows = study.metrics[study.metrics["metric"].isin(list(metrics))]
+    table = rows.pivot_table(index="metric", columns="name", values="value", aggfunc="mean").rename(index=metrics)
+    table = table.reindex(list(shades))[study.arms].fillna(0)
+    return stacked_bars(table[table.max(axis=1) > 0], shades, "weights (MB)")
