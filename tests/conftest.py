@@ -14,6 +14,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from bakeoff.config import Config, register
+from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
@@ -86,15 +87,19 @@ class Noted:
 
 def run_of(config: Config, folder: Path) -> Run:
     """A run from random weights, set up as the command does it, that reports to memory."""
-    actor = starting_policy(config, torch.device("cpu"), lambda message: None)
+    phases = Phases(torch.device("cpu"))
+    actor = starting_policy(config, phases, lambda message: None)
     learned = learned_reward(config, actor, lambda message: None) if LEARNED in config.reward.functions else None
     model = learned.model if learned else None
+    keep_reference = config.measure.kl_to_reference
+    learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference, 0, model)
+    phases.before = Offload(learner, phases) if config.offload else None
     return Run(
         config=config,
         folder=folder,
-        learner=make_learner(config.algorithm, actor, config.model.lora, True, 0, model),
+        learner=learner,
         heldout=encode(actor, config.task.heldout_examples(), []),
-        phases=Phases(torch.device("cpu")),
+        phases=phases,
         tracker=Noted(),  # type: ignore[arg-type]
         progress=RunProgress(folder, "test", quiet=True),
         identity={},

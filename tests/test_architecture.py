@@ -10,7 +10,7 @@ import bakeoff
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "paths", "randomness"},
-    {"batch"},
+    {"batch", "attribution"},
     {"joining"},
     {"algorithm"},
     {"task"},
@@ -21,8 +21,8 @@ ORDER = [
     {"validation"},
     {"measure"},
     {"learner"},
-    {"tracking", "progress"},
-    {"run", "sweep"},
+    {"tracking", "progress", "predict"},
+    {"run", "sweep", "out_of_memory"},
     {"job"},
     {"bench", "reward_model"},
     {"report"},

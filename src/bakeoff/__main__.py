@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -38,10 +39,18 @@ def app(cfg: DictConfig) -> float:
     try:
         config = to_config(cfg)
         return run_job(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
-    except UserError as error:
-        if in_sweep:
+    except BaseException as error:
+        release(error)
+        if in_sweep or not isinstance(error, UserError):
             raise  # the other jobs go on
         fail(error)
+
+
+def release(error: BaseException | None) -> None:
+    """Lets go of what a failed job's frames hold: Hydra keeps its exception until the sweep ends, models and all."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def resumed(arguments: list[str]) -> list[str]:

@@ -285,3 +285,8 @@ def micro_batches(count: int, size: int) -> Iterator[slice]:
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x over the mask, a scalar; zero where the mask is empty."""
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Variance (ddof 0) of x over the mask, a scalar."""
+    return masked_mean((x - masked_mean(x, mask)).square(), mask)

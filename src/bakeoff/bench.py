@@ -15,7 +15,7 @@ from bakeoff.config import register
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.memory import keep_freed_memory
-from bakeoff.measure.phase import TRAINING, Phases
+from bakeoff.measure.phase import PHASES, TRAINING, Phases
 from bakeoff.model.load import encode
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
@@ -34,13 +34,14 @@ def seconds(method: str, folder: Path) -> dict[str, float]:
     overrides = [f"algorithm={method}", *METHODS[method], f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = to_config(hydra.compose("config", overrides=overrides))
-    actor = starting_policy(config, torch.device("cpu"), lambda message: None)
+    phases = Phases(torch.device("cpu"))
+    actor = starting_policy(config, phases, lambda message: None)
     run = Run(
         config=config,
         folder=folder,
         learner=make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0),
         heldout=encode(actor, config.task.heldout_examples(), []),
-        phases=Phases(torch.device("cpu")),
+        phases=phases,
         tracker=start_run(config.tracking, method, {}),
         progress=RunProgress(folder, method, quiet=True),
         identity={},
@@ -50,8 +51,7 @@ def seconds(method: str, folder: Path) -> dict[str, float]:
     for _ in range(WARM_UP + UPDATES):
         metrics, _, _ = step(run)
         rows.append({name.removeprefix("time/"): value for name, value in metrics.items() if name.startswith("time/")})
-    phases = (*TRAINING, "measure")
-    return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in phases}
+    return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in PHASES}
 
 
 def main() -> None:

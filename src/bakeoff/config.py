@@ -68,10 +68,12 @@ class Measure:
 
     kl_to_reference    keep a reference for measuring, even where the method itself asks for none
     kl_sequences       of so many sequences the KL of the update is measured, by a pass after it; 0: of all
+    memory_snapshot    CUDA: record every allocation of the followed updates, as an artifact for pytorch.org/memory_viz
     """
 
     kl_to_reference: bool = True
     kl_sequences: int = 64
+    memory_snapshot: bool = False
 
 
 @dataclass
@@ -103,8 +105,27 @@ class Study:
 
 
 @dataclass
+class Lengths:
+    """What a prediction assumes of the texts.
+
+    prompt       tokens of the longest prompt; 0: as the task's prompts are, where the model's tokenizer can say
+    completion   tokens of the longest completion; 0: task.max_new_tokens, all of them
+    """
+
+    prompt: int = 0
+    completion: int = 0
+
+
+@dataclass
 class Config:
-    """One run. `arm_id` names what stays when the seed is taken away."""
+    """One run. `arm_id` names what stays when the seed is taken away.
+
+    micro_batch       so many sequences are read at once; 0: a whole minibatch
+    logits_mb         so many 10⁶ bytes of float32 logits exist at once in a pass; 0: those of all its tokens
+    offload           models and optimisers that a phase does not use wait in the host's memory
+    memory_limit_mb   a run that needs more than 10⁶ bytes times this ends as out of memory; 0: what there is
+    predict           instead of training, predict the memory of every phase: no weights, no device
+    """
 
     task: Task = MISSING
     model: Model = MISSING
@@ -123,10 +144,15 @@ class Config:
     device: str = "auto"
     threads: int = 0
     micro_batch: int = 0
+    logits_mb: float = 128.0
+    offload: bool = False
+    memory_limit_mb: float = 0.0
+    predict: bool = False
+    lengths: Lengths = field(default_factory=Lengths)
     tuned: str = ""
 
 
-NOT_OF_THE_ARM = ("seed", "study", "tracking", "checkpoint", "device", "threads", "tuned")
+NOT_OF_THE_ARM = ("seed", "study", "tracking", "checkpoint", "device", "threads", "memory_limit_mb", "tuned")
 
 
 def register() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import traceback
 from collections.abc import Iterator
@@ -14,35 +15,39 @@ import torch
 from bakeoff.config import Config, arm_id, flatten, plain
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
+from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
+from bakeoff.measure.statistics import peak_megabytes, weight_megabytes
 from bakeoff.model.critic import choose_device
 from bakeoff.model.load import encode, weights_hash
+from bakeoff.out_of_memory import told
 from bakeoff.paths import ROOT
-from bakeoff.progress import RunProgress
+from bakeoff.predict import predict
+from bakeoff.progress import RunProgress, ledger_table, megabytes
 from bakeoff.randomness import derive
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run, train
-from bakeoff.tracking import commit, start_run
+from bakeoff.tracking import Tracker, commit, start_run
 
 
 def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str | None, quiet: bool) -> float:
     """Sets up, trains and closes one run in `folder`; goes on from the checkpoint that is there, if any.
 
     `choices` are the Hydra options by group; `parent` is the MLflow run of the sweep. Returns the final held-out
-    greedy accuracy. Raises UserError for what a user can mend.
+    greedy accuracy, or of a prediction the peak in MB. Raises UserError for what a user can mend.
     """
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{choices.get('algorithm', 'run')} seed {config.seed}"
+    name = f"{choices.get('algorithm', 'run')} {'memory' if config.predict else f'seed {config.seed}'}"
     progress = RunProgress(folder, name, quiet)
     with reported(progress), termination() as signals:
-        device = choose_device(config.device)
+        device = choose_device("cpu" if config.predict else config.device)
         found = checkpoints(folder / "checkpoints")
         identity = {"arm": arm_id(config), "seed": config.seed}
         earlier = read_run(found[-1]) if found else None
@@ -51,35 +56,87 @@ def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str |
                 f"the output folder '{folder}' holds a run of another configuration (arm {earlier['arm']}, seed "
                 f"{earlier['seed']}, not {identity['arm']}, {identity['seed']}); choose another hydra.run.dir."
             )
-        actor = starting_policy(config, device, progress.say)
-        heldout = encode(actor, config.task.heldout_examples(), config.task.shot_examples())
-        identity["start"] = weights_hash(actor.network)
-        if earlier is not None and earlier["start"] != identity["start"]:
-            raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
-        learned = learned_reward(config, actor, progress.say) if LEARNED in config.reward.functions else None
-        learner = make_learner(
-            config.algorithm,
-            actor,
-            config.model.lora,
-            config.measure.kl_to_reference,
-            derive(config.seed, "critic"),
-            learned.model if learned else None,
-        )
-        if found:
-            load_checkpoint(found[-1], learner)
-            progress.say(f"going on from update {learner.counters.updates}")
+        bound_memory(config, device)
         tags = run_tags(config, choices, identity, device, parent)
         tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
         identity["mlflow_run"] = tracker.run_id
         with tracker.running():
             if earlier is None:
                 tracker.params(flatten(plain(config)) | {f"choice/{g}": c for g, c in choices.items()})
-                tracker.metrics(learned.metrics() if learned else {}, 0)
                 for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
                     if path.is_file():
                         tracker.artifact(path, "config")
-            phases, pairs = Phases(device), learned.pairs if learned else []
-            return train(Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs))
+            if config.predict:
+                return predicted(config, tracker, progress)
+            phases = Phases(device)
+            with told(config, phases, tracker, progress):
+                return train(set_up(config, folder, phases, tracker, progress, identity, signals, found))
+
+
+def set_up(
+    config: Config,
+    folder: Path,
+    phases: Phases,
+    tracker: Tracker,
+    progress: RunProgress,
+    identity: dict[str, Any],
+    signals: list[int],
+    found: list[Path],
+) -> Run:
+    """The run with its models, at its start or where the last checkpoint found left it."""
+    actor = starting_policy(config, phases, progress.say)
+    heldout = encode(actor, config.task.heldout_examples(), config.task.shot_examples())
+    identity["start"] = weights_hash(actor.network)
+    if found and read_run(found[-1])["start"] != identity["start"]:
+        raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
+    tracker.tags({"start": identity["start"]})
+    learned = learned_reward(config, actor, progress.say) if LEARNED in config.reward.functions else None
+    learner = make_learner(
+        config.algorithm,
+        actor,
+        config.model.lora,
+        config.measure.kl_to_reference,
+        derive(config.seed, "critic"),
+        learned.model if learned else None,
+    )
+    if found:
+        load_checkpoint(found[-1], learner)
+        progress.say(f"going on from update {learner.counters.updates}")
+    else:
+        tracker.metrics(peak_megabytes(phases.take().peaks) | (learned.metrics() if learned else {}), 0)
+    phases.before = Offload(learner, phases) if config.offload else None
+    pairs = learned.pairs if learned else []
+    return Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs)
+
+
+def bound_memory(config: Config, device: torch.device) -> None:
+    """Frees what an earlier run of this process left on the GPU, and sets the limit there; the ledger keeps the CPU's."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit_mb * 1e6 / total or 1.0), device)
+    elif config.measure.memory_snapshot:
+        raise UserError(
+            f"measure.memory_snapshot is true, but the device is {device.type}, whose allocator keeps no record; it "
+            "must be false, or the device cuda."
+        )
+
+
+def predicted(config: Config, tracker: Tracker, progress: RunProgress) -> float:
+    """Logs the predicted ledger as a run's is logged, and shows it; returns its peak in MB."""
+    prediction = predict(config)
+    tracker.tags({"kind": "prediction"})
+    tracker.metrics(peak_megabytes(prediction.peaks) | weight_megabytes(prediction.weight_bytes), 0)
+    sampler = config.rollout
+    progress.show(
+        ledger_table(
+            prediction.peaks,
+            f"{sampler.prompts} prompts of {prediction.prompt} tokens, {sampler.group_size} completions each of "
+            f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}",
+        )
+    )
+    return prediction.peak / 1e6
 
 
 def run_tags(
@@ -94,7 +151,6 @@ def run_tags(
         "model": choices.get("model", ""),
         "task": choices.get("task", ""),
         "seed": str(config.seed),
-        "start": identity["start"],
         "tuned": config.tuned or "untuned",
         "commit": commit(),
         "device": shown,

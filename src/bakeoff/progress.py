@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from bakeoff.attribution import KINDS, ROLES, Label
+from bakeoff.measure.phase import Peak
+
 FILE = "progress.json"
 
 
@@ -23,6 +26,28 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as a person reads them, in 10⁶ or 10⁹: `14.2 MB`, `23.1 GB`."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
+
+
+def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
+    """A row a phase: its peak, and what each role holds of each kind there."""
+    labels = [Label(role, kind) for role in ROLES for kind in KINDS]
+    shown = [label for label in labels if any(peak.cells.get(label) for peak in peaks.values())]
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("role", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    for phase in peaks:
+        table.add_column(phase.replace("_", " "), justify="right")
+    for label in shown:
+        sizes = [peak.cells.get(label, 0) for peak in peaks.values()]
+        table.add_row(*label, *(megabytes(size) if size else "" for size in sizes))
+    table.add_section()
+    table.add_row("[bold]peak", "", *(f"[bold]{megabytes(peak.allocated)}" for peak in peaks.values()))
+    return table
 
 
 @dataclass
@@ -44,6 +69,11 @@ class RunProgress:
         if not self.quiet:
             self.console.print(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """A table between the steps."""
+        if not self.quiet:
+            self.console.print(table)
+
     def begin(self, share: float) -> None:
         """The loop starts, or goes on, with this share of the budget used."""
         self._started, self._first = time.monotonic(), share
@@ -53,7 +83,7 @@ class RunProgress:
         elapsed = time.monotonic() - self._started
         done = share - self._first
         left = elapsed / done * (1 - share) if done > 0 else 0.0
-        memory = max((v for k, v in metrics.items() if k.startswith("memory/")), default=None)
+        memory = metrics.get("memory/peak_mb")
         self._last |= {"memory_mb": memory} if memory else {}
         kl = metrics.get("kl/reference_k3_per_sequence")
         self._last |= {

@@ -16,6 +16,7 @@ from bakeoff.config import Config, flatten, plain, register
 from bakeoff.errors import UserError, fail
 from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
+from bakeoff.measure.phase import Phases
 from bakeoff.model.critic import choose_device
 from bakeoff.model.load import weights_hash
 from bakeoff.paths import CONF
@@ -57,7 +58,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     show = lambda message: console.print(f"[dim]{message}[/]", highlight=False)  # noqa: E731
-    start = starting_policy(config, choose_device(config.device), show)
+    start = starting_policy(config, Phases(choose_device(config.device)), show)
     tags = {"kind": "reward_model", "commit": commit(), "start": weights_hash(start.network)}
     tracker = start_run(config.tracking, "reward model", tags)
     with tracker.running():

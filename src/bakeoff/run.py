@@ -5,6 +5,8 @@ prompts → rollout → scores → experience → update → metrics; only the a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from bakeoff.learner.collect import Collected, collect
 from bakeoff.learner.evaluate import evaluate_policy
 from bakeoff.learner.experience import make_experience
 from bakeoff.learner.reward_model import renew
-from bakeoff.learner.state import Learner, Passes
+from bakeoff.learner.state import Learner, passes_of
 from bakeoff.learner.update import measure_step, update
+from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import TRAINING, Phases
 from bakeoff.measure.statistics import peak_megabytes, rollout_statistics, weight_megabytes
 from bakeoff.model.load import save
@@ -28,7 +31,7 @@ from bakeoff.randomness import derive, generator
 from bakeoff.reward.preferences import Pair
 from bakeoff.tracking import Tracker
 
-MEMORY_UPDATE = 1  # the second update, the first in which the optimisers have state, is followed on the CPU
+FOLLOWED = 2  # updates in a row that a ledger follows: the second is the first in which the optimisers have state
 
 
 @dataclass
@@ -58,7 +61,7 @@ def train(run: Run) -> float:
     if counters.updates == 0 or counters.progress(config.budget) >= 1:
         accuracy = evaluate(run)["eval/greedy_accuracy"]
     while counters.progress(config.budget) < 1:
-        with run.phases.following(learner.tensors(), on=counters.updates == MEMORY_UPDATE):
+        with followed(run):
             metrics, rollout, scores = step(run)
         last = counters.progress(config.budget) >= 1
         if last or counters.updates % config.evaluation.every == 0:
@@ -77,11 +80,35 @@ def train(run: Run) -> float:
     return accuracy
 
 
+def is_followed(run: Run) -> bool:
+    """Whether a ledger follows this update: the first two of all, and the first two in which the actor learns."""
+    updates, warmup = run.learner.counters.updates, run.config.algorithm.critic.warmup_updates
+    return updates < FOLLOWED or 0 <= updates - warmup < FOLLOWED
+
+
+@contextmanager
+def followed(run: Run) -> Iterator[None]:
+    """The ledger on, in the first updates and wherever it keeps a limit; the allocator's record, if it is asked for."""
+    config, phases = run.config, run.phases
+    first = is_followed(run)
+    cuda = phases.device.type == "cuda"
+    limit = 0 if cuda else int(config.memory_limit_mb * 1e6)
+    if config.measure.memory_snapshot and first:
+        torch.cuda.memory._record_memory_history()
+    with phases.following(run.learner.held(), run.learner.actor.embedding, limit, on=first or limit > 0):
+        yield
+    if config.measure.memory_snapshot and first:
+        path = run.folder / "memory_snapshot.pickle"
+        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._record_memory_history(enabled=None)
+        run.tracker.artifact(path)
+
+
 def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:
     """One update: sample, score, evaluate, learn, log."""
     config, learner, phases = run.config, run.learner, run.phases
     seed, number, betas = config.seed, learner.counters.updates, learner.betas
-    passes = Passes(config.rollout.temperature, config.micro_batch, config.task.max_new_tokens, phases)
+    passes = passes_of(config, phases)
     torch.manual_seed(derive(seed, "global", number))
     learner.set_lr(learner.counters.progress(config.budget))
     metrics = {"policy/lr": learner.actor_optimizer.param_groups[0]["lr"]}
@@ -121,7 +148,8 @@ def next_iteration(run: Run) -> dict[str, float]:
 def count(run: Run, collected: Collected) -> dict[str, float]:
     """Advances the counters by one update; returns progress, time and memory under their metric names."""
     counters = run.learner.counters
-    seconds, peak_bytes = run.phases.take()
+    measured, resident = run.phases.take(), peak_resident_bytes()
+    seconds = measured.seconds
     spent = sum(seconds.get(phase, 0.0) for phase in TRAINING)
     counters.updates += 1
     counters.sequences += collected.sequences
@@ -133,8 +161,9 @@ def count(run: Run, collected: Collected) -> dict[str, float]:
         "progress/seconds": counters.seconds,
         "speed/tokens_per_second": collected.tokens / spent,
         **{f"time/{phase}": value for phase, value in seconds.items()},
-        **peak_megabytes(peak_bytes),
-        **weight_megabytes(run.learner.weight_bytes() if peak_bytes else {}),
+        **peak_megabytes(measured.peaks),
+        **weight_megabytes(run.learner.weight_bytes() if counters.updates == 1 else {}),
+        **({"memory/rss_mb": resident / 1e6} if resident else {}),
     }
 
 

@@ -5,7 +5,7 @@ import torch
 from bakeoff.batch import Example, Rollout, Scores, Steps
 from bakeoff.joining import join_rollouts, join_scores
 from bakeoff.learner.collect import collect
-from bakeoff.learner.state import Passes
+from bakeoff.learner.state import passes_of
 from bakeoff.model.forward import completion_logits
 from bakeoff.task.sort import Sort
 from tests.conftest import compose, run_of
@@ -19,7 +19,7 @@ def collected(monkeypatch, tmp_path, verdict, *overrides):
     monkeypatch.setattr(Sort, "verify", lambda self, completion, example: float(verdict(completion, example)))
     config = compose(*SMALL, *overrides)
     run = run_of(config, tmp_path)
-    return collect(config, run.learner, Passes(1.0, 0, config.task.max_new_tokens, run.phases))
+    return collect(config, run.learner, passes_of(config, run.phases))
 
 
 def test_a_method_that_samples_once_learns_from_all(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ ARMS = [["algorithm=ppo"], ["algorithm=ppo_kl"], ["algorithm=grpo"], ["algorithm
 
 
 def passes(micro_batch=0):
-    return Passes(2.0, micro_batch, 11, Phases(CPU))
+    return Passes(2.0, micro_batch, 0, 11, Phases(CPU))
 
 
 def prepared(*overrides):

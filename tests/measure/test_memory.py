@@ -2,13 +2,13 @@
 
 import torch
 
-from bakeoff.measure.memory import TensorTracker
+from bakeoff.measure.ledger import Ledger
 from bakeoff.measure.phase import Phases
 
 
 def test_live_and_peak_bytes_by_hand():
     weight = torch.zeros(1000)
-    with TensorTracker([weight, weight.view(10, 100)]) as tracker:
+    with Ledger([weight, weight.view(10, 100)]) as tracker:
         assert tracker.live == 4000, "a view holds nothing of its own"
         x = torch.ones(500)
         y = x * 2
@@ -26,7 +26,7 @@ def test_live_and_peak_bytes_by_hand():
 
 def test_backward_is_followed():
     layer = torch.nn.Linear(100, 100)
-    with TensorTracker(layer.parameters()) as tracker:
+    with Ledger(layer.parameters()) as tracker:
         before = tracker.live
         layer(torch.ones(10, 100)).square().sum().backward()
         assert tracker.live - before == 4 * (100 * 100 + 100), "what stays are the gradients"

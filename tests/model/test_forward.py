@@ -6,8 +6,9 @@ import torch
 from bakeoff.batch import Example, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model.critic import separate_critic
-from bakeoff.model.forward import completion_logits, completion_values, token_logprobs
+from bakeoff.model.forward import completion_logits, completion_values
 from bakeoff.model.load import build, check_logits, encode
+from bakeoff.model.logprobs import token_logprobs
 from bakeoff.rollout import Sampler
 from tests.conftest import compose
 

@@ -5,8 +5,9 @@ import torch
 from transformers import GenerationConfig
 
 from bakeoff.batch import Example
-from bakeoff.model.forward import completion_logits, token_logprobs
+from bakeoff.model.forward import completion_logits
 from bakeoff.model.load import Policy, encode
+from bakeoff.model.logprobs import token_logprobs
 from bakeoff.rollout import Sampler, truncated
 
 

@@ -78,7 +78,8 @@ class Adam(Step):
 
     def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, foreach=True)
+        # fused: the other implementations need scratch memory of the size of all weights
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
     def __call__(self, problem: Subproblem) -> dict[str, float | Tensor]:
         norm = clip_gradients(problem.optimizer, self.max_gradient_norm)

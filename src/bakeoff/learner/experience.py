@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bakeoff.algorithm import kl
+from bakeoff.algorithm.kl import Estimator
 from bakeoff.algorithm.loss import advantages_and_returns, place, with_kl_reward
-from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, micro_batches
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches
 from bakeoff.learner.state import Learner, Passes
 from bakeoff.model import Precision
-from bakeoff.model.forward import completion_logits, completion_values, logits_and_values, token_logprobs
+from bakeoff.model.forward import completion_hidden, completion_values
+from bakeoff.model.load import at_least_float32
+from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values
 
 
 @dataclass
@@ -35,28 +37,34 @@ def evaluate(learner: Learner, sequences: Sequences, passes: Passes) -> Evaluate
     The actor is among them where it has the value head, and where it computes in bfloat16: there sampling and
     training forward differ by percents a token. In float32 they agree to rounding, and the sampler's log-probs serve.
     """
-    with_actor = learner.head is not None or learner.actor.precision is Precision.bfloat16
     parts: list[Evaluated] = []
-    temperature = passes.temperature
     for rows in micro_batches(len(sequences), passes.micro_batch):
-        part = sequences[rows]
-        logprobs = values = logits = reference_logprobs = reference_kl = None
-        if with_actor:
-            logits, values = logits_and_values(learner.actor, learner.head, part, temperature)
-            logprobs = token_logprobs(logits, part.completion_ids)
-        if learner.reference is not None:
-            reference_logits = completion_logits(learner.reference, part, temperature)
-            reference_logprobs = token_logprobs(reference_logits, part.completion_ids)
-            reference_kl = None if logits is None else kl.exact(logits, reference_logits)
+        part = policies_evaluated(learner, sequences[rows], passes)
         if learner.critic is not None:
-            values = completion_values(learner.critic, part)
-        parts.append(Evaluated(logprobs, reference_logprobs, reference_kl, values))
+            part.values = completion_values(learner.critic, sequences[rows])
+        parts.append(part)
 
     def joined(name: str) -> Tensor | None:
         tensors = [getattr(part, name) for part in parts]
         return None if tensors[0] is None else torch.cat(tensors)
 
     return Evaluated(*(joined(name) for name in Evaluated.__dataclass_fields__))
+
+
+def policies_evaluated(learner: Learner, part: Sequences, passes: Passes) -> Evaluated:
+    """What actor and reference say of a micro-batch; the hidden states that they are compared by end here."""
+    actor, reference, temperature, logits_mb = learner.actor, learner.reference, passes.temperature, passes.logits_mb
+    with_actor = learner.head is not None or actor.precision is Precision.bfloat16
+    if not with_actor:
+        logprobs = None if reference is None else completion_logprobs(reference, part, temperature, logits_mb)
+        return Evaluated(None, logprobs, None, None)
+    if reference is None:
+        logprobs, values = logprobs_and_values(actor, learner.head, part, temperature, logits_mb)
+        return Evaluated(logprobs, None, None, values)
+    hidden, other = completion_hidden(actor.trunk, part), completion_hidden(reference.trunk, part)
+    values = None if learner.head is None else learner.head(at_least_float32(hidden))
+    compared = logprobs_and_kl(actor, reference, hidden, other, part.completion_ids, temperature, logits_mb)
+    return Evaluated(*compared, values)
 
 
 def make_experience(
@@ -74,11 +82,10 @@ def make_experience(
     rewards = place(outcome, mask, rollout.group_size, scores.steps, greedy)
     rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, evaluated.reference_logprobs)
     advantages, returns = advantages_and_returns(algorithm, rewards, evaluated.values)
-    mean = masked_mean(advantages, mask)
     statistics: dict[str, Tensor | float] = {
         "policy/entropy": masked_mean(rollout.entropy, mask),
-        "advantage/mean": mean,
-        "advantage/std": masked_mean((advantages - mean).square(), mask).sqrt(),
+        "advantage/mean": masked_mean(advantages, mask),
+        "advantage/std": masked_variance(advantages, mask).sqrt(),
         "kl/beta_reference": learner.betas.reference,
         "kl/beta_behaviour": learner.betas.behaviour,
     }
@@ -105,7 +112,7 @@ def make_experience(
 def kl_statistics(name: str, logprobs: Tensor, other: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """k1, k2 and k3 of KL(p‖q) for samples of p, in nats per token and summed per sequence."""
     statistics = {}
-    for estimator in kl.Estimator:
+    for estimator in Estimator:
         terms = torch.where(mask, estimator(logprobs, other), 0.0)
         statistics[f"kl/{name}_{estimator.value}_per_token"] = masked_mean(terms, mask)
         statistics[f"kl/{name}_{estimator.value}_per_sequence"] = terms.sum(1).mean()
@@ -114,7 +121,5 @@ def kl_statistics(name: str, logprobs: Tensor, other: Tensor, mask: Tensor) -> d
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 − Var(R − V)/Var(R) over the mask; 0 where the returns do not vary."""
-    returns, values = returns[mask], values[mask]
-    variance = returns.var(correction=0)
-    unexplained = (returns - values).var(correction=0)
+    variance, unexplained = masked_variance(returns, mask), masked_variance(returns - values, mask)
     return torch.where(variance > 0, 1 - unexplained / variance.clamp(min=1e-12), 0.0)

@@ -9,6 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bakeoff.attribution import attributed
 from bakeoff.batch import Sequences, micro_batches
 from bakeoff.model.forward import completion_logits
 from bakeoff.model.load import Policy
@@ -45,17 +46,20 @@ def fisher_product(
         part = sequences[rows]
         tangent = logits_tangent(policy, part, direction, temperature)
         logits = completion_logits(policy, part, temperature)
-        p = logits.detach().softmax(-1)
-        weighted = p * (tangent - (p * tangent).sum(-1, keepdim=True)) * part.mask[..., None] / count
-        grads = torch.autograd.grad(logits, parameters, weighted, allow_unused=True)
-        result = [r if g is None else r + g for r, g in zip(result, grads, strict=True)]
+        with attributed(policy.name, "logits"):
+            p = logits.detach().softmax(-1)
+            weighted = p * (tangent - (p * tangent).sum(-1, keepdim=True)) * part.mask[..., None] / count
+        with attributed(policy.name, "activations"):
+            grads = torch.autograd.grad(logits, parameters, weighted, allow_unused=True)
+        for r, g in zip(result, grads, strict=True):
+            if g is not None:
+                r += g
     return result
 
 
 def sequences_within(sequences: Sequences, tokens: int) -> int:
-    """How many of the first sequences have at most so many completion tokens in all (0: all), at least one."""
-    lengths = sequences.mask.sum(1).cumsum(0)
-    return max(1, int((lengths <= tokens).sum())) if tokens else len(sequences)
+    """How many sequences have at most so many completion tokens, padding included (0: all of them); at least one."""
+    return min(max(1, tokens // sequences.mask.shape[1]), len(sequences)) if tokens else len(sequences)
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def untrained(start: Policy, seed: int) -> RewardModel:
     """The start's backbone with a head that prefers nothing, on the start's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = separate_critic(start, head_std=0.0)
+        network = separate_critic(start, head_std=0.0, name="reward_model")
     zero = torch.zeros((), device=start.device)
     return RewardModel(network, zero, zero + 1)
 

@@ -13,11 +13,13 @@ from filelock import FileLock
 from torch import Tensor
 
 from bakeoff.algorithm.step import Adam, Subproblem
-from bakeoff.batch import Example
-from bakeoff.config import Config, Sft, digest, plain
+from bakeoff.attribution import Label, attributed
+from bakeoff.batch import Example, Sequences
+from bakeoff.config import Config, digest, plain
 from bakeoff.errors import UserError
-from bakeoff.model.forward import completion_logits, token_logprobs
+from bakeoff.measure.phase import Phases
 from bakeoff.model.load import Policy, build, complete, save
+from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.paths import cache
 from bakeoff.randomness import stdlib_random
 from bakeoff.task import Task
@@ -25,18 +27,19 @@ from bakeoff.task import Task
 RECIPE = 2  # raise it when this file changes what it makes: kept starts of another recipe are not used
 
 
-def starting_policy(config: Config, device: torch.device, show: Callable[[str], None]) -> Policy:
-    """The policy that actor and reference start from, on `device`.
+def starting_policy(config: Config, phases: Phases, show: Callable[[str], None]) -> Policy:
+    """The policy that actor and reference start from, on the device of the phases.
 
     Where there is a supervised stage, its result is kept under the hash of all that it depends on, so that
     the runs of a sweep make it once and start from the same bytes.
     """
+    device = phases.device
     if config.sft.steps == 0:
         return _to(build(config.model, config.sft.seed), device)
 
     def make(folder: Path) -> None:
         policy = _to(build(config.model, config.sft.seed), device)
-        train(policy, config.task, config.sft, show)
+        train(policy, config, phases, show)
         save(policy, folder)
 
     key = digest({"recipe": RECIPE, **start_identity(config)})
@@ -68,26 +71,48 @@ def _to(policy: Policy, device: torch.device) -> Policy:
     return policy
 
 
-def train(policy: Policy, task: Task, sft: Sft, show: Callable[[str], None]) -> None:
-    """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included."""
+def train(policy: Policy, config: Config, phases: Phases, show: Callable[[str], None]) -> None:
+    """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included.
+
+    A ledger follows the first two steps, the second of which has optimiser state.
+    """
+    sft, network = config.sft, policy.network
     adam = Adam(lr=sft.lr, weight_decay=0.01)
-    optimizer = adam.optimizer(policy.network.parameters())
-    policy.network.train()
-    for step in range(sft.steps):
-        examples = task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step))
-        loss = negative_log_likelihood(policy, task, examples)
+    optimizer = adam.optimizer(network.parameters())
+    held = [(tensor, Label("actor", "parameters")) for tensor in (*network.parameters(), *network.buffers())]
+
+    def steps(first: int, last: int) -> None:
+        for step in range(first, min(last, sft.steps)):
+            examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step))
+            sequences = demonstrations(policy, config.task, examples)
+            with phases("sft"):
+                loss = train_step(policy, sequences, adam, optimizer, config.logits_mb)
+            if step % 10 == 0 or step + 1 == sft.steps:
+                show(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
+
+    network.train()
+    with phases.following(held, policy.embedding):
+        steps(0, 2)
+    steps(2, sft.steps)
+    network.eval()
+
+
+def train_step(
+    policy: Policy, sequences: Sequences, adam: Adam, optimizer: torch.optim.Optimizer, logits_mb: float
+) -> Tensor:
+    """One step on the mean negative log-likelihood of the completions' tokens; returns it."""
+    with attributed("actor", "activations"):
+        logprobs = completion_logprobs(policy, sequences, 1.0, logits_mb)
+        loss = -torch.where(sequences.mask, logprobs, 0.0).sum() / sequences.mask.sum()
         loss.backward()
-        adam(Subproblem(optimizer))
-        if step % 10 == 0 or step + 1 == sft.steps:
-            show(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
-    policy.network.eval()
+        with attributed(kind="optimizer"):
+            adam(Subproblem(optimizer))
+    return loss.detach()
 
 
-def negative_log_likelihood(policy: Policy, task: Task, examples: list[Example]) -> Tensor:
-    """Mean over the tokens of the examples' demonstrations; raises UserError where the task has none."""
+def demonstrations(policy: Policy, task: Task, examples: list[Example]) -> Sequences:
+    """The examples with the task's demonstrations; raises UserError where it has none."""
     texts = [task.demonstration(example) for example in examples]
     if None in texts:
         raise UserError("sft.steps is above 0, but the task has no demonstrations; it must be 0.")
-    sequences = complete(policy, examples, [str(text) for text in texts], task.shot_examples())
-    logprobs = token_logprobs(completion_logits(policy, sequences), sequences.completion_ids)
-    return -torch.where(sequences.mask, logprobs, 0.0).sum() / sequences.mask.sum()
+    return complete(policy, examples, [str(text) for text in texts], task.shot_examples())

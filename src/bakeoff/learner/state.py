@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
-from bakeoff.config import Budget, Unit
+from bakeoff.attribution import PARKED, Label
+from bakeoff.config import Budget, Config, Unit
 from bakeoff.measure.phase import Phases
 from bakeoff.model import Lora
 from bakeoff.model.critic import Critic, ValueHead, frozen_copy, separate_critic, value_head
@@ -43,14 +44,27 @@ class Passes:
 
     temperature   divides the logits
     micro_batch   so many sequences are read at once; 0: all
+    logits_mb     so many 10⁶ bytes of logits exist at once; 0: those of a whole micro-batch
     max_tokens    generation budget of a completion, which an aggregation may divide by
     phases        where their time and memory are noted
     """
 
     temperature: float
     micro_batch: int
+    logits_mb: float
     max_tokens: int
     phases: Phases
+
+
+def passes_of(config: Config, phases: Phases) -> Passes:
+    """The passes of a configuration."""
+    return Passes(
+        temperature=config.rollout.temperature,
+        micro_batch=config.micro_batch,
+        logits_mb=config.logits_mb,
+        max_tokens=config.task.max_new_tokens,
+        phases=phases,
+    )
 
 
 @dataclass
@@ -61,6 +75,7 @@ class Learner:
     critic         a trunk of its own, none where there is none or it shares the actor's
     head           the value head on the actor's trunk, none otherwise
     reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
+    parked         which tensors are in the host's memory, by their `id`
     """
 
     algorithm: Algorithm
@@ -73,6 +88,7 @@ class Learner:
     critic_optimizer: torch.optim.Optimizer | None
     betas: Betas
     counters: Counters = field(default_factory=Counters)
+    parked: set[int] = field(default_factory=set)
 
     def set_lr(self, progress: float) -> None:
         """Sets every optimiser's learning rate for this update, `progress` of the budget used."""
@@ -118,33 +134,45 @@ class Learner:
 
     def modules(self) -> dict[str, list[nn.Module]]:
         """The networks by role; an adapter's base is the role's whose weights it adapts."""
+        reward = self.reward_model.network if self.reward_model else None
         return {
             "actor": [self.actor.network, *([self.head] if self.head else [])],
             "reference": [self.reference.network] if self.reference else [],
             "critic": [self.critic.trunk.backbone, self.critic.head] if self.critic else [],
-            "reward_model": [self.reward_model.network.trunk.backbone] if self.reward_model else [],
+            "reward_model": [reward.trunk.backbone, reward.head] if reward else [],
         }
 
-    def weight_bytes(self) -> dict[str, int]:
-        """Bytes of the parameters that each role adds: its adapter is its own, a shared base counts for the first."""
+    def weights(self) -> dict[str, list[Tensor]]:
+        """Parameters and buffers that each role adds: its adapter is its own, a shared base counts for the first."""
         adapters = {"critic": self.critic.trained() if self.critic else {}, "actor": self.actor.trained()}
-        owner = {id(p): role for role, tensors in adapters.items() for p in tensors.values()}
-        sizes = dict.fromkeys(self.modules(), 0)
+        owner = {id(tensor): role for role, tensors in adapters.items() for tensor in tensors.values()}
+        weights: dict[str, list[Tensor]] = {role: [] for role in self.modules()}
         seen: set[int] = set()
         for role, modules in self.modules().items():
-            for parameter in [p for module in modules for p in module.parameters() if id(p) not in seen]:
-                seen.add(id(parameter))
-                sizes[owner.get(id(parameter), role)] += parameter.nbytes
-        return sizes
+            for module in modules:
+                for tensor in (*module.parameters(), *module.buffers()):
+                    if id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        weights[owner.get(id(tensor), role)].append(tensor)
+        return weights
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Everything that stays in memory between phases: weights, buffers, optimiser state."""
-        for module in [module for modules in self.modules().values() for module in modules]:
-            yield from module.parameters()
-            yield from module.buffers()
-        for optimizer in self.optimizers().values():
-            for state in optimizer.state.values():
-                yield from (value for value in state.values() if isinstance(value, Tensor))
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of the weights that each role adds."""
+        return {role: sum(tensor.nbytes for tensor in tensors) for role, tensors in self.weights().items()}
+
+    def held(self) -> Iterator[tuple[Tensor, Label]]:
+        """Everything that stays in memory between phases: weights, and the state of the optimisers."""
+        held = [(t, Label(role, "parameters")) for role, tensors in self.weights().items() for t in tensors]
+        for role, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
+            if optimizer is not None:
+                held += [(tensor, Label(role, "optimizer")) for tensor in optimizer_tensors(optimizer)]
+        for tensor, label in held:
+            yield tensor, Label(label.role, PARKED) if id(tensor) in self.parked else label
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The state that an optimiser keeps."""
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def make_learner(
@@ -170,9 +198,9 @@ def make_learner(
             actor = replace(actor, roles=roles, role="actor")
             if needs_reference and algorithm.kl_to_reference.iteration_updates:
                 add_role(actor.network, roles, "reference", lora.rank, lora.alpha, seed)
-                reference = replace(actor, role="reference")
+                reference = replace(actor, role="reference", name="reference")
             elif needs_reference:
-                reference = replace(actor, role="")
+                reference = replace(actor, role="", name="reference")
         elif needs_reference or isinstance(spec, Adapter):
             reference = frozen_copy(actor)
         if isinstance(spec, Adapter):
@@ -180,7 +208,7 @@ def make_learner(
             assert base is not None
             roles = add_role(base.network, base.roles, "critic", spec.rank, spec.alpha, seed)
             base.roles = roles
-            trunk = Trunk(base.network.base_model, actor.precision, roles, "critic")
+            trunk = Trunk(base.network.base_model, actor.precision, "critic", roles, "critic")
             critic = Critic(trunk, value_head(actor, spec.head_std))
     critic_optimizer = None
     if critic is not None and isinstance(spec, OwnStep):

@@ -11,11 +11,13 @@ from torch import Tensor
 from bakeoff.algorithm.critic import OwnStep, Shared, ValueLoss
 from bakeoff.algorithm.loss import policy_loss, value_loss
 from bakeoff.algorithm.step import Step, Subproblem
+from bakeoff.attribution import attributed
 from bakeoff.batch import Experience, masked_mean, micro_batches
 from bakeoff.learner.experience import kl_statistics
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.state import Learner, Passes
-from bakeoff.model.forward import completion_logits, completion_values, logits_and_values, token_logprobs
+from bakeoff.model.forward import completion_values
+from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
 
 Collected = dict[str, list[Tensor]]
 
@@ -30,17 +32,26 @@ def update(learner: Learner, experience: Experience, passes: Passes, generator: 
     learner.actor.network.train()
     if learner.counters.updates >= critic.warmup_updates:
         for minibatch in minibatches(experience, learner.algorithm.step, generator):
-            with passes.phases("actor_update"):
+            with passes.phases("actor_update"), attributed("actor", "activations"):
                 actor_gradient(learner, minibatch, passes, collected)
-                for name, value in learner.algorithm.step(actor_subproblem(learner, minibatch, passes)).items():
+                with attributed(kind="optimizer"):
+                    statistics = learner.algorithm.step(actor_subproblem(learner, minibatch, passes))
+                for name, value in statistics.items():
                     collected[f"policy/{name}"].append(torch.as_tensor(value))
     if isinstance(critic, OwnStep) and learner.critic_optimizer is not None:
         for minibatch in minibatches(experience, critic.step, generator):
-            with passes.phases("critic_update"):
+            with passes.phases("critic_update"), attributed("critic", "activations"):
                 critic_gradient(learner, critic, minibatch, passes, collected)
-                for name, value in critic.step(Subproblem(learner.critic_optimizer)).items():
+                with attributed(kind="optimizer"):
+                    statistics = critic.step(Subproblem(learner.critic_optimizer))
+                for name, value in statistics.items():
                     collected[f"critic/{name}"].append(torch.as_tensor(value))
     learner.actor.network.eval()
+    return means(collected)
+
+
+def means(collected: Collected) -> dict[str, float]:
+    """The mean of each statistic over the steps; of some the largest or the first."""
     statistics = {name: float(torch.stack(values).mean()) for name, values in collected.items()}
     if "policy/ratio_max" in collected:
         statistics["policy/ratio_max"] = float(torch.stack(collected["policy/ratio_max"]).max())
@@ -65,8 +76,9 @@ def actor_gradient(learner: Learner, minibatch: Experience, passes: Passes, coll
     losses, value_losses, ratios, clipped = [], [], [], []
     for rows in micro_batches(len(minibatch), passes.micro_batch):
         part = minibatch[rows]
-        logits, values = logits_and_values(learner.actor, learner.head, part.sequences, passes.temperature)
-        logprobs = token_logprobs(logits, part.sequences.completion_ids)
+        logprobs, values = logprobs_and_values(
+            learner.actor, learner.head, part.sequences, passes.temperature, passes.logits_mb
+        )
         result = policy_loss(
             algorithm,
             logprobs,
@@ -89,12 +101,12 @@ def actor_gradient(learner: Learner, minibatch: Experience, passes: Passes, coll
     ratio = torch.cat(ratios)
     collected["policy/loss"].append(torch.stack(losses).sum())
     collected["policy/ratio_mean"].append(masked_mean(ratio, mask))
-    collected["policy/ratio_max"].append(ratio[mask].max())
+    collected["policy/ratio_max"].append(torch.where(mask, ratio, 0).max())
     share = masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask)
     collected["policy/effective_sample_size"].append(share)
     collected["policy/clip_fraction"].append(masked_mean(torch.cat(clipped).float(), mask))
     if not collected["policy/first_ratio_error"]:
-        collected["policy/first_ratio_error"].append((ratio[mask] - 1).abs().max())
+        collected["policy/first_ratio_error"].append(torch.where(mask, ratio - 1, 0).abs().max())
     if value_losses:
         collected["critic/value_loss"].append(torch.stack(value_losses).sum())
 
@@ -153,9 +165,8 @@ def actor_logprobs(learner: Learner, experience: Experience, passes: Passes) -> 
     """log π_θ [S, T] of the experience's tokens, without gradient."""
     sequences = experience.sequences
     parts = [
-        token_logprobs(completion_logits(learner.actor, part, passes.temperature), part.completion_ids)
+        completion_logprobs(learner.actor, sequences[rows], passes.temperature, passes.logits_mb)
         for rows in micro_batches(len(sequences), passes.micro_batch)
-        for part in [sequences[rows]]
     ]
     return torch.cat(parts)
 

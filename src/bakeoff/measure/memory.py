@@ -1,16 +1,10 @@
-"""Live tensor bytes on a device that has no counting allocator: the CPU."""
+"""The process's memory: what glibc keeps, and what is resident."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-import weakref
-from collections.abc import Iterable
-from typing import Any
-
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from pathlib import Path
 
 
 def keep_freed_memory() -> None:
@@ -25,44 +19,15 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
-class TensorTracker(TorchDispatchMode):
-    """Counts the bytes of every storage that operators create while the mode is on, until it is freed.
+def peak_resident_bytes() -> int | None:
+    """The largest resident memory of the process since the last call; none where the system does not say (not Linux).
 
-    Start it with the tensors that exist already (`held`). Each storage is counted once, whatever views it has.
-    Scratch memory inside an operator is not seen.
+    The kernel's mark is set back by every call, so that a large run leaves nothing in a later one's figure.
     """
-
-    def __init__(self, held: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.live = 0
-        self.peak = 0
-        self._seen: set[int] = set()
-        for tensor in held:
-            self.watch(tensor)
-
-    def reset_peak(self) -> None:
-        """The peak starts again from what is alive now."""
-        self.peak = self.live
-
-    def watch(self, tensor: Tensor) -> None:
-        """Counts the tensor's storage from now until it is freed."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.watch(leaf)
-        return result
+    try:
+        status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

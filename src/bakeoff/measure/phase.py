@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from bakeoff.measure.memory import TensorTracker
+from bakeoff.measure.ledger import Cells, Held, Ledger
 
-TRAINING = ("rollout", "reward", "experience", "actor_update", "fisher_product", "critic_update", "renewal")
+TRAINING = (
+    "rollout",
+    "reward",
+    "experience",
+    "actor_update",
+    "fisher_product",
+    "critic_update",
+    "renewal",
+    "offload",
+)
+PHASES = ("sft", *TRAINING, "measure")
+
+
+@dataclass
+class Peak:
+    """The most memory that a phase used on the device, in bytes.
+
+    allocated   CUDA: by the allocator's count. CPU: the sum of live tensors
+    reserved    what the allocator held from the device meanwhile; the CPU has no such thing
+    cells       what it was made of, where a ledger followed the phase
+    """
+
+    allocated: int = 0
+    reserved: int = 0
+    cells: Cells = field(default_factory=dict)
+
+    def join(self, other: Peak) -> None:
+        """The larger of both."""
+        if other.allocated > self.allocated:
+            self.allocated, self.cells = other.allocated, other.cells
+        self.reserved = max(self.reserved, other.reserved)
+
+    @property
+    def remainder(self) -> int:
+        """What the allocator counted and no tensor explains: workspaces of libraries."""
+        return self.allocated - sum(self.cells.values()) if self.cells else 0
+
+
+@dataclass
+class Measured:
+    """Seconds and peaks by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, Peak] = field(default_factory=dict)
 
 
 @dataclass
@@ -20,57 +62,79 @@ class Phases:
     """A stopwatch and a memory gauge that the loop reads once a step.
 
     On CUDA the peak is the allocator's, reset at every phase. On the CPU it is the largest sum of live tensor
-    bytes that the phase saw; following every tensor costs time, so the loop switches it on for single steps.
-    A phase inside another is not part of it: neither its time nor its peak.
+    bytes that the phase saw. Which tensors they were is known where a ledger follows: that costs time, so the loop
+    switches it on for single steps. A phase inside another is not part of it: neither its time nor its peak.
+    `before` is called with the name of every phase before it begins. `failed` is the phase that an exception
+    left, the innermost one; `followed` keeps the last peak of each phase of which the ledger knows the cells.
     """
 
     device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_bytes: dict[str, int] = field(default_factory=dict)
-    tracker: TensorTracker | None = None
+    ledger: Ledger | None = None
+    before: Callable[[str], None] | None = None
+    failed: str = ""
+    followed: dict[str, Peak] = field(default_factory=dict)
+    _measured: Measured = field(default_factory=Measured)
     _open: list[str] = field(default_factory=list)
     _since: float = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        if self.before is not None:
+            self.before(name)
         self._note()
         self._open.append(name)
         try:
             yield
+        except BaseException:
+            self.failed = self.failed or name
+            raise
         finally:
             self._note()
             self._open.pop()
 
     def _note(self) -> None:
         """Credits the innermost open phase with time and peak since the last note, and starts both anew."""
-        cuda, peak = self.device.type == "cuda", None
-        if cuda:
-            torch.cuda.synchronize(self.device)
-            peak = torch.cuda.max_memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.tracker is not None:
-            peak = self.tracker.peak
-            self.tracker.reset_peak()
+        peak = self._peak()
         now = time.perf_counter()
         if self._open:
-            name = self._open[-1]
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+            name, measured = self._open[-1], self._measured
+            measured.seconds[name] = measured.seconds.get(name, 0.0) + now - self._since
             if peak is not None:
-                self.peak_bytes[name] = max(peak, self.peak_bytes.get(name, 0))
+                measured.peaks.setdefault(name, Peak()).join(peak)
+                self.followed |= {name: peak} if peak.cells else {}
         self._since = now
 
+    def _peak(self) -> Peak | None:
+        """The peak since the last call, none where nothing counts."""
+        cells: Cells = {}
+        allocated = reserved = 0
+        if self.ledger is not None:
+            allocated, cells = self.ledger.peak, self.ledger.peak_cells
+            self.ledger.reset_peak()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            allocated = torch.cuda.max_memory_allocated(self.device)
+            reserved = torch.cuda.max_memory_reserved(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.ledger is None:
+            return None
+        return Peak(allocated, reserved, cells)
+
     @contextmanager
-    def following(self, held: Iterable[Tensor], on: bool) -> Iterator[None]:
-        """Follows every tensor inside, beginning with those that are `held`; on CUDA the allocator does that."""
-        if not on or self.device.type == "cuda":
+    def following(
+        self, held: Held, embedding: torch.Size | None = None, limit: int = 0, on: bool = True
+    ) -> Iterator[None]:
+        """Follows every tensor inside, beginning with those that are `held`: see `Ledger`."""
+        if not on:
             yield
             return
-        with TensorTracker(held) as self.tracker:
-            yield
-        self.tracker = None
+        with Ledger(held, embedding, limit) as self.ledger:
+            try:
+                yield
+            finally:
+                self.ledger = None
 
-    def take(self) -> tuple[dict[str, float], dict[str, int]]:
-        """Seconds and peak bytes by phase since the last call."""
-        taken = self.seconds, self.peak_bytes
-        self.seconds, self.peak_bytes = {}, {}
+    def take(self) -> Measured:
+        """Seconds and peaks by phase since the last call."""
+        taken, self._measured = self._measured, Measured()
         return taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bakeoff.batch import Rollout, Scores
+from bakeoff.measure.phase import TRAINING, Peak
 
 # name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
 METRICS: dict[str, tuple[str, str]] = {
@@ -82,7 +83,14 @@ METRICS: dict[str, tuple[str, str]] = {
     "speed/tokens_per_second": ("tokens/s", "completion tokens of this step over its training time"),
     "time/*": ("s", "time in one phase of this step"),
     "memory/weights_*_mb": ("MB", "parameters that a role adds (actor, reference, critic, reward_model), 10⁶ bytes"),
-    "memory/*_mb": ("MB", "peak of live tensor bytes in a phase (CUDA: of the allocator), 10⁶ bytes"),
+    "memory/peak_mb": ("MB", "the largest peak of the phases of training, 10⁶ bytes"),
+    "memory/rss_mb": ("MB", "CPU: peak resident memory of the whole process since the last update, Python included"),
+    "memory/*_reserved_mb": ("MB", "CUDA: what the allocator held from the device at most in a phase"),
+    "memory/*_mb": (
+        "MB",
+        "peak of a phase (CUDA: of the allocator; CPU: of live tensor bytes); `memory/PHASE/ROLE_KIND_mb`: what a role "
+        "holds of a kind at that peak; `memory/PHASE/remainder_mb`: what the allocator counts and no tensor explains",
+    ),
 }
 
 
@@ -122,9 +130,16 @@ def weight_megabytes(weight_bytes: dict[str, int]) -> dict[str, float]:
     return {f"memory/weights_{role}_mb": size / 1e6 for role, size in weight_bytes.items()}
 
 
-def peak_megabytes(peak_bytes: dict[str, int]) -> dict[str, float]:
-    """Peak bytes by phase as metrics in MB."""
-    return {f"memory/{phase}_mb": size / 1e6 for phase, size in peak_bytes.items()}
+def peak_megabytes(peaks: dict[str, Peak]) -> dict[str, float]:
+    """Peaks by phase as metrics in MB, and the cells that they are made of."""
+    sizes: dict[str, int] = {}
+    for phase, peak in peaks.items():
+        sizes[phase] = peak.allocated
+        sizes |= {f"{phase}/{role}_{kind}": size for (role, kind), size in peak.cells.items() if size}
+        sizes |= {f"{phase}/remainder": peak.remainder, f"{phase}_reserved": peak.reserved} if peak.reserved else {}
+    training = [peak.allocated for phase, peak in peaks.items() if phase in TRAINING]
+    sizes |= {"peak": max(training)} if training else {}
+    return {f"memory/{name}_mb": size / 1e6 for name, size in sizes.items()}
 
 
 if __name__ == "__main__":

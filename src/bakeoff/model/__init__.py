@@ -10,6 +10,8 @@ from omegaconf import MISSING
 
 from bakeoff.errors import UserError
 
+SCRATCH = "scratch"
+
 
 class Precision(Enum):
     """What the forward passes compute in; the weights and their optimiser stay in float32."""
@@ -34,7 +36,8 @@ class Model:
     """A causal language model, its precision and its prompts' dress.
 
     name                     a Hugging Face name, a folder, or `scratch`: built from `architecture`, random weights
-    architecture             transformers config values of a model from scratch, `model_type` among them
+    architecture             transformers config values, `model_type` among them: of a model from scratch, and of one
+                             whose memory is predicted without loading it
     characters               the alphabet of a model from scratch: one token a character
     precision                float32, or bfloat16: autocast over float32 weights
     chat                     prompts are a user's turn of the tokenizer's chat template
@@ -57,7 +60,7 @@ class Model:
     def __post_init__(self) -> None:
         if self.lora.rank < 0:
             raise UserError(f"model.lora.rank is {self.lora.rank}; it must be 0 (no adapter) or above.")
-        if self.name == "scratch" and not ("model_type" in self.architecture and self.characters):
+        if self.name == SCRATCH and not ("model_type" in self.architecture and self.characters):
             raise UserError(
                 "model.name is 'scratch', which needs model.architecture with a model_type and model.characters; "
                 "or it may be a Hugging Face name or a folder."

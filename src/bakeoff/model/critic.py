@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bakeoff.model.load import Policy
 from bakeoff.model.roles import Trunk
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ValueHead(nn.Module):
@@ -39,21 +42,29 @@ class Critic:
         return self.trunk.trained() | heads
 
 
-def separate_critic(policy: Policy, head_std: float) -> Critic:
+def separate_critic(policy: Policy, head_std: float, name: str = "critic") -> Critic:
     """A copy of the policy's backbone as it is, all of it trained."""
-    backbone = copy.deepcopy(policy.network.base_model).requires_grad_(True)
-    return Critic(Trunk(backbone, policy.precision), value_head(policy, head_std))
+    backbone = duplicate(policy.network.base_model).requires_grad_(True)
+    return Critic(Trunk(backbone, policy.precision, name), value_head(policy, head_std))
 
 
 def value_head(policy: Policy, std: float) -> ValueHead:
     """A scalar head for hidden states of the policy's size, on its device."""
-    return ValueHead(policy.network.config.get_text_config().hidden_size, std).to(policy.device)
+    with policy.device:
+        return ValueHead(policy.network.config.get_text_config().hidden_size, std)
 
 
 def frozen_copy(policy: Policy) -> Policy:
     """A copy that is never trained: the reference."""
-    network = copy.deepcopy(policy.network).eval().requires_grad_(False)
-    return replace(policy, network=network)
+    network = duplicate(policy.network).eval().requires_grad_(False)
+    return replace(policy, network=network, name="reference")
+
+
+def duplicate(module: M) -> M:
+    """A copy with weights of its own. Each is cloned: a deep copy goes by storage, and fake tensors have none."""
+    memo: dict[int, Any] = {id(b): b.clone() for b in module.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 def choose_device(name: str) -> torch.device:

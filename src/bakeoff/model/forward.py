@@ -1,4 +1,4 @@
-"""The passes over prompt + completion that every method uses: hidden states, logits, log-probs, values.
+"""The passes over prompt + completion that every method uses: hidden states, logits, values.
 
 The completions of a group stand side by side and have one prompt, which is read once for all of them: its keys and
 values are repeated, as in sampling, and gradients flow through them.
@@ -10,38 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bakeoff.batch import Sequences
-from bakeoff.model.critic import Critic, ValueHead
-from bakeoff.model.load import Policy
+from bakeoff.model.cache import KeyValueCache
+from bakeoff.model.critic import Critic
+from bakeoff.model.load import Policy, at_least_float32
 from bakeoff.model.roles import Trunk
 
 
 def completion_logits(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:
     """Logits [S, T, V] in float32, over the temperature, that predict each completion token."""
-    return logits_and_values(policy, None, sequences, temperature)[0]
-
-
-def logits_and_values(
-    policy: Policy, head: ValueHead | None, sequences: Sequences, temperature: float
-) -> tuple[Tensor, Tensor | None]:
-    """One pass over the actor's trunk: logits [S, T, V] and, where it has a value head, values [S, T]."""
-    hidden = completion_hidden(policy.trunk, sequences)
-    with policy.trunk.computing():
-        logits = policy.logits(hidden)
-    return at_least_float32(logits) / temperature, None if head is None else head(at_least_float32(hidden))
+    return policy.logits(completion_hidden(policy.trunk, sequences), temperature)
 
 
 def completion_values(critic: Critic, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
     values: Tensor = critic.head(at_least_float32(completion_hidden(critic.trunk, sequences)))
     return values
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """bfloat16 as float32, float64 as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def completion_hidden(trunk: Trunk, sequences: Sequences) -> Tensor:
@@ -67,15 +53,10 @@ def _completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tenso
     recomputes = any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
     if group == 1 or recomputes:  # a layer that recomputes its activations takes no cache
         return run(every, slice(0, last), use_cache=False)[:, width - 1 :]
-    cache = DynamicCache(config=backbone.config)
+    cache = KeyValueCache(config=backbone.config)
     first = run(slice(None, None, group), slice(0, width), past_key_values=cache, use_cache=True)[:, -1:]
     first = first.repeat_interleave(group, 0)
     if last == width:
         return first
     cache.batch_repeat_interleave(group)
     return torch.cat([first, run(every, slice(width, last), past_key_values=cache, use_cache=True)], 1)
-
-
-def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    """log π of each token: [S, T] from logits [S, T, V] and ids [S, T]."""
-    return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)

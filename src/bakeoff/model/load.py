@@ -21,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from bakeoff.attribution import attributed
 from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
-from bakeoff.model import Model, Precision
+from bakeoff.model import SCRATCH, Model, Precision
 from bakeoff.model.roles import Roles, Trunk
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -34,7 +35,10 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 
 @dataclass
 class Policy:
-    """A causal LM with its tokenizer, as rollout and learner use them; in a role where it has adapters."""
+    """A causal LM with its tokenizer, as rollout and learner use them; in a role where it has adapters.
+
+    name   actor or reference: to whom the memory of its passes is put down
+    """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -43,10 +47,11 @@ class Policy:
     system: str = ""
     roles: Roles | None = None
     role: str = ""
+    name: str = "actor"
 
     @property
     def trunk(self) -> Trunk:
-        return Trunk(self.network.base_model, self.precision, self.roles, self.role)
+        return Trunk(self.network.base_model, self.precision, self.name, self.roles, self.role)
 
     @property
     def device(self) -> torch.device:
@@ -59,17 +64,25 @@ class Policy:
         ids = {self.tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
         return torch.tensor(sorted(i for i in ids if i is not None), device=self.device)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] from last hidden states [..., H], as the network's own forward makes them."""
-        logits: Tensor = self.network.get_output_embeddings()(hidden)
+    @property
+    def embedding(self) -> torch.Size:
+        """[V, H], the shape of the output embedding."""
+        shape: torch.Size = self.network.get_output_embeddings().weight.shape
+        return shape
+
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits [..., V] in float32 from last hidden states [..., H], as the network makes them, over the temperature."""
         config = self.network.config.get_text_config()
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * scale
-        if divisor := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / divisor
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits = cap * torch.tanh(logits / cap)
-        return logits
+        with self.trunk.computing(), attributed(kind="logits"):
+            logits: Tensor = self.network.get_output_embeddings()(hidden)
+            if scale := getattr(config, "logit_scale", None):  # Cohere
+                logits = logits * scale
+            if divisor := getattr(config, "logits_scaling", None):  # Granite
+                logits = logits / divisor
+            if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+                logits = cap * torch.tanh(logits / cap)
+            logits = at_least_float32(logits)
+            return logits if temperature == 1 else logits / temperature
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser trains: the adapter of the role, or all weights."""
@@ -78,6 +91,11 @@ class Policy:
     def trained(self) -> dict[str, Tensor]:
         """The same by name, buffers included."""
         return self.trunk.trained() if self.roles else dict(self.network.state_dict())
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 as float32, float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
@@ -91,18 +109,11 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 def build(model: Model, seed: int = 0) -> Policy:
     """The policy that `model` describes, on the CPU in float32; raises UserError where it cannot be had."""
-    if model.name == "scratch":
+    if model.name == SCRATCH:
         tokenizer: PreTrainedTokenizerBase = character_tokenizer(model.characters)
-        ids = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("pad", "bos", "eos")}
-        values = {k: v for k, v in model.architecture.items() if k != "model_type"} | ids
-        try:
-            config = AutoConfig.for_model(model.architecture["model_type"], vocab_size=len(tokenizer), **values)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                network = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention)
-        except Exception as error:  # whatever transformers makes of a wrong value
-            reason = " ".join(str(error).split())
-            raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {reason}") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = from_architecture(model, tokenizer)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model.name)
@@ -120,23 +131,65 @@ def build(model: Model, seed: int = 0) -> Policy:
             tokenizer.pad_token = tokenizer.eos_token
         if model.chat and not tokenizer.chat_template:
             raise UserError(f"model.chat is true, but the tokenizer of '{model.name}' has no chat template.")
+    policy = prepared(network, tokenizer, model)
+    check_logits(policy, model.name)
+    return policy
+
+
+def skeleton(model: Model) -> Policy:
+    """The policy that `model` describes with whatever weights there are, for a prediction: in a mode of fake tensors.
+
+    Of a model that has an architecture nothing is loaded, not even a tokenizer (unless it is one of characters).
+    """
+    tokenizer = character_tokenizer(model.characters) if model.characters else None
+    if model.architecture:
+        return prepared(from_architecture(model, tokenizer), tokenizer, model)
+    try:
+        tokenizer, config = AutoTokenizer.from_pretrained(model.name), AutoConfig.from_pretrained(model.name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.name is '{model.name}', whose configuration is not here and model.architecture is empty; choose "
+            "one of the architectures in conf/model, or a folder with a model."
+        ) from error
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+    return prepared(network, tokenizer, model)
+
+
+def from_architecture(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    """The network of `model.architecture` in float32 with random weights; raises UserError where it cannot be built."""
+    values = {key: value for key, value in model.architecture.items() if key != "model_type"}
+    if tokenizer is not None:
+        values |= {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("pad", "bos", "eos")}
+        values.setdefault("vocab_size", len(tokenizer))
+    try:
+        config = AutoConfig.for_model(model.architecture["model_type"], **values)
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=model.attention
+        )
+    except Exception as error:  # whatever transformers makes of a wrong value
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {reason}") from error
+    return network
+
+
+def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> Policy:
+    """The network as every run has it: without dropout, and recomputing its activations where that is asked for."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
     if model.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(network, tokenizer, model.precision, model.chat, model.system)
-    check_logits(policy, model.name)
-    return policy
+    return Policy(network, tokenizer, model.precision, model.chat, model.system)
 
 
 @torch.no_grad()
 def check_logits(policy: Policy, name: str) -> None:
     """Raises UserError where the network makes its logits in a way that `Policy.logits` does not know."""
     ids = torch.tensor([[policy.tokenizer.eos_token_id or 0] * 2])
-    own = policy.network(input_ids=ids).logits
-    ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
-    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3):
+    with policy.trunk.computing():
+        own = policy.network(input_ids=ids).logits
+        ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
+    if not torch.allclose(at_least_float32(own), ours, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"model.name is '{name}', whose logits are not made of its last hidden states in a way that is known here; "
             "it must be a causal LM with a plain head, or one scaled or capped as in Cohere, Granite and Gemma."

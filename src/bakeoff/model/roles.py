@@ -5,6 +5,8 @@ Hu et al. 2022 (arXiv:2106.09685) for LoRA; peft holds the adapters, inside the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bakeoff.attribution import attributed
 from bakeoff.model import Precision
 
 
@@ -48,10 +51,15 @@ def add_role(network: PreTrainedModel, roles: Roles | None, role: str, rank: int
 
 @dataclass
 class Trunk:
-    """A backbone in one of its roles: what a pass runs through, of an actor, a reference or a critic."""
+    """A backbone in one of its roles: what a pass runs through.
+
+    name   the model whose trunk it is, to whom the memory of its passes is put down: actor, critic, …
+    role   its adapter among `roles`; empty: the base alone
+    """
 
     backbone: PreTrainedModel
     precision: Precision
+    name: str
     roles: Roles | None = None
     role: str = ""
 
@@ -60,11 +68,14 @@ class Trunk:
         device: torch.device = next(self.backbone.parameters()).device
         return device
 
-    def computing(self) -> torch.autocast:
+    @contextmanager
+    def computing(self) -> Iterator[None]:
         """The context of every pass; takes up the role."""
         if self.roles is not None:
             self.roles.use(self.role)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is Precision.bfloat16)
+        low = self.precision is Precision.bfloat16
+        with attributed(self.name, "activations"), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            yield
 
     def trained(self) -> dict[str, Tensor]:
         """What training changes, by name: the adapter of the role, or the whole backbone."""

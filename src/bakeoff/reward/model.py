@@ -10,7 +10,8 @@ from torch import Tensor
 from bakeoff.batch import Sequences, micro_batches
 from bakeoff.joining import pad_columns
 from bakeoff.model.critic import Critic
-from bakeoff.model.forward import at_least_float32, completion_hidden
+from bakeoff.model.forward import completion_hidden
+from bakeoff.model.load import at_least_float32
 
 
 @dataclass

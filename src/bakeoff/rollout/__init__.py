@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bakeoff.attribution import attributed
 from bakeoff.batch import Prompts, Rollout, Sequences
 from bakeoff.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import Cache
+
     from bakeoff.model.load import Policy
 
 
@@ -63,32 +66,12 @@ class Sampler:
 
         Each prompt is read once and its cache repeated for its group; decoding stops when all have ended.
         """
-        from transformers import DynamicCache  # 3 s, which --help, errors and reports need not wait for
-
-        network, device = policy.network, policy.device
-        count, width = prompts.ids.shape[0] * group_size, prompts.ids.shape[1]
-        attention = torch.ones(count, width + max_new_tokens, dtype=torch.bool, device=device)
-        attention[:, :width] = prompts.attention.repeat_interleave(group_size, 0)
-        lengths = prompts.attention.sum(1)
         with policy.trunk.computing():
-            cache = DynamicCache(config=network.config)
-            positions = (prompts.attention.long().cumsum(1) - 1).clamp(min=0)
-            out = network(
-                input_ids=prompts.ids,
-                attention_mask=prompts.attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache.batch_repeat_interleave(group_size)
-            logits = out.logits[:, -1].repeat_interleave(group_size, 0)
-            lengths = lengths.repeat_interleave(group_size)
+            decoding = Decoding.begin(policy, prompts, group_size, max_new_tokens)
             ids, logprobs, entropies = [], [], []
-            ended = torch.zeros(count, dtype=torch.bool, device=device)
+            ended = torch.zeros(len(decoding.lengths), dtype=torch.bool, device=policy.device)
             for step in range(max_new_tokens):
-                logits = logits.float() / self.temperature
-                token, logprob, entropy = self._choose(logits, generator, greedy)
+                token, logprob, entropy = self.choose(decoding.hidden, policy, generator, greedy)
                 token = torch.where(ended, policy.tokenizer.pad_token_id, token)
                 ids.append(token)
                 logprobs.append(logprob)
@@ -96,25 +79,74 @@ class Sampler:
                 ended = ended | torch.isin(token, policy.eos_ids)
                 if ended.all() or step + 1 == max_new_tokens:
                     break
-                logits = network(
-                    input_ids=token[:, None],
-                    attention_mask=attention[:, : width + step + 1],
-                    position_ids=(lengths + step)[:, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).logits[:, -1]
+                decoding.advance(token, step)
         columns = (torch.stack(column, 1) for column in (ids, logprobs, entropies))
         return _rollout(policy, prompts, group_size, *columns)
 
-    def _choose(self, logits: Tensor, generator: torch.Generator, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids, their log-probs and the distributions' entropies, each [S], from logits [S, V]."""
-        logprobs = logits.log_softmax(-1)
-        if greedy:
-            token = logits.argmax(-1)
-        else:
-            probabilities = truncated(logits, self.top_k, self.top_p).softmax(-1)
-            token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        return token, logprobs.gather(1, token[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+    def choose(
+        self, hidden: Tensor, policy: Policy, generator: torch.Generator, greedy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, their log-probs and the distributions' entropies, each [S], from last hidden states [S, H]."""
+        with attributed(policy.name, "logits"):
+            logits = policy.logits(hidden, self.temperature)
+            logprobs = logits.log_softmax(-1)
+            if greedy:
+                token = logits.argmax(-1)
+            else:
+                probabilities = truncated(logits, self.top_k, self.top_p).softmax(-1)
+                token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+            return token, logprobs.gather(1, token[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+
+
+@dataclass
+class Decoding:
+    """Where the sampling of S completions stands.
+
+    cache      keys and values of all that was read
+    attention  [S, L + T] bool, false on the prompts' padding
+    lengths    [S] tokens of each prompt
+    hidden     [S, H] last hidden states, which predict the next token
+    """
+
+    policy: Policy
+    cache: Cache
+    attention: Tensor
+    lengths: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def begin(cls, policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: int) -> Decoding:
+        """Reads each prompt once, and repeats what was read for its group."""
+        from bakeoff.model.cache import KeyValueCache  # 3 s, which --help, errors and reports need not wait for
+
+        network, count, width = policy.network, prompts.ids.shape[0] * group_size, prompts.ids.shape[1]
+        attention = torch.ones(count, width + max_new_tokens, dtype=torch.bool, device=policy.device)
+        attention[:, :width] = prompts.attention.repeat_interleave(group_size, 0)
+        cache = KeyValueCache(config=network.config)
+        with policy.trunk.computing():
+            out = network.base_model(
+                input_ids=prompts.ids,
+                attention_mask=prompts.attention,
+                position_ids=(prompts.attention.long().cumsum(1) - 1).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        cache.batch_repeat_interleave(group_size)
+        hidden = out.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
+        return cls(policy, cache, attention, prompts.attention.sum(1).repeat_interleave(group_size, 0), hidden)
+
+    def advance(self, token: Tensor, step: int) -> None:
+        """Reads one more token [S] of each completion, its number `step` (from 0)."""
+        read = self.cache.get_seq_length() + 1
+        with self.policy.trunk.computing():
+            out = self.policy.network.base_model(
+                input_ids=token[:, None],
+                attention_mask=self.attention[:, :read],
+                position_ids=(self.lengths + step)[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.hidden = out.last_hidden_state[:, -1]
 
 
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
