@@ -93,7 +93,7 @@ def test_a_learned_reward_of_four_models(method, lora, tmp_path):
     if method == "grpo_iterative":
         config.algorithm.kl_to_reference.iteration_updates = 1
     run = run_of(config, tmp_path)
-    with run.phases.following(run.learner.tensors(), on=True):
+    with run.phases.following(run.learner.held()):
         metrics, _, scores = step(run)
     assert scores.outcome.tolist() == pytest.approx(scores.terms["learned"].tolist())
     assert 0 <= metrics["reward/true"] <= 1

@@ -36,9 +36,11 @@ def app(cfg: DictConfig) -> float:
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
+    overrides = [str(override) for override in job.overrides.task]
     try:
         config = to_config(cfg)
-        return run_job(config, folder, choices, parent_run(folder.parent) if in_sweep else None, quiet=in_sweep)
+        parent = parent_run(folder.parent) if in_sweep else None
+        return run_job(config, folder, choices, overrides, parent, quiet=in_sweep)
     except BaseException as error:
         release(error)
         if in_sweep or not isinstance(error, UserError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import signal
 import traceback
 from collections.abc import Iterator
@@ -31,20 +32,24 @@ from bakeoff.progress import RunProgress, ledger_table, megabytes
 from bakeoff.randomness import derive
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run, train
+from bakeoff.sweep import job_name
 from bakeoff.tracking import Tracker, commit, start_run
 
 
-def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str | None, quiet: bool) -> float:
+def run_job(
+    config: Config, folder: Path, choices: dict[str, str], overrides: list[str], parent: str | None, quiet: bool
+) -> float:
     """Sets up, trains and closes one run in `folder`; goes on from the checkpoint that is there, if any.
 
-    `choices` are the Hydra options by group; `parent` is the MLflow run of the sweep. Returns the final held-out
+    `choices` are the Hydra options by group, `overrides` what the command or the sweep set; `parent` is the MLflow
+    run of the sweep. Returns the final held-out
     greedy accuracy, or of a prediction the peak in MB. Raises UserError for what a user can mend.
     """
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{choices.get('algorithm', 'run')} {'memory' if config.predict else f'seed {config.seed}'}"
+    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *overrides])
     progress = RunProgress(folder, name, quiet)
     with reported(progress), termination() as signals:
         device = choose_device("cpu" if config.predict else config.device)
@@ -57,7 +62,7 @@ def run_job(config: Config, folder: Path, choices: dict[str, str], parent: str |
                 f"{earlier['seed']}, not {identity['arm']}, {identity['seed']}); choose another hydra.run.dir."
             )
         bound_memory(config, device)
-        tags = run_tags(config, choices, identity, device, parent)
+        tags = run_tags(config, choices, identity, device, parent) | {"overrides": json.dumps(overrides)}
         tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
         identity["mlflow_run"] = tracker.run_id
         with tracker.running():
@@ -110,7 +115,7 @@ def set_up(
 
 
 def bound_memory(config: Config, device: torch.device) -> None:
-    """Frees what an earlier run of this process left on the GPU, and sets the limit there; the ledger keeps the CPU's."""
+    """Frees what an earlier run left on the GPU, and sets the limit there; on the CPU the ledger keeps it."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

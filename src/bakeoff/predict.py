@@ -73,8 +73,11 @@ class Prediction:
         return max(peak.allocated for phase, peak in self.peaks.items() if phase in TRAINING)
 
 
-def predict(config: Config) -> Prediction:
-    """What a run of this configuration needs; raises UserError where its model cannot be built from a configuration."""
+def predict(config: Config, limit: float = 0) -> Prediction:
+    """What a run of this configuration needs; raises UserError where its model cannot be built from a configuration.
+
+    Raises torch.OutOfMemoryError as soon as it needs more than `limit` bytes (0: no limit).
+    """
     # peft moves new adapters to the device on which they are already, by a swap that fake tensors do not know
     stays = mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)
     with FakeTensorMode(allow_non_fake_inputs=True), _NoValues(), stays:
@@ -91,7 +94,7 @@ def predict(config: Config) -> Prediction:
         if config.offload:
             phases.before = Offload(learner, phases)
             phases.before("measure")  # what an update before this one left on the device
-        with phases.following(learner.held(), policy.embedding):
+        with phases.following(learner.held(), policy.embedding, int(limit)):
             one_update(config, learner, prompt, completion, phases)
         return Prediction(phases.take().peaks, learner.weight_bytes(), prompt, completion)
 

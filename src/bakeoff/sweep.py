@@ -45,10 +45,11 @@ def parent_run(folder: Path) -> str | None:
 
 
 def job_name(overrides: list[str]) -> str:
-    """`grpo seed 1`, and whatever else the job sets."""
+    """`grpo seed 1`, and whatever else the job sets; an arm stands for its algorithm."""
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     values.pop("sweeps", None)
-    head = [values.pop("algorithm", "")] + ([f"seed {values.pop('seed')}"] if "seed" in values else [])
+    algorithm = values.pop("algorithm", "")
+    head = [values.pop("arm", algorithm)] + ([f"seed {values.pop('seed')}"] if "seed" in values else [])
     return " ".join(filter(None, head + [f"{key}={value}" for key, value in values.items()]))
 
 

@@ -1,60 +1,163 @@
-"""The tensor tracker counts what is alive, once, and forgets what is freed."""
+"""The ledger counts what is alive, once, under its label, and forgets what is freed."""
 
+import sys
+
+import numpy as np
+import pytest
 import torch
 
+from bakeoff.attribution import PARKED, Label, attributed, current_label
 from bakeoff.measure.ledger import Ledger
-from bakeoff.measure.phase import Phases
+from bakeoff.measure.memory import peak_resident_bytes
+from bakeoff.measure.phase import Peak, Phases
+from bakeoff.measure.statistics import peak_megabytes
+
+WEIGHT = Label("actor", "parameters")
 
 
 def test_live_and_peak_bytes_by_hand():
     weight = torch.zeros(1000)
-    with Ledger([weight, weight.view(10, 100)]) as tracker:
-        assert tracker.live == 4000, "a view holds nothing of its own"
+    with Ledger([(weight, WEIGHT), (weight.view(10, 100), WEIGHT)]) as ledger:
+        assert ledger.live == 4000, "a view holds nothing of its own"
         x = torch.ones(500)
         y = x * 2
-        assert tracker.live == 4000 + 2000 + 2000
+        assert ledger.live == 4000 + 2000 + 2000
         del y
         z = x.view(5, 100)
-        assert tracker.live == 4000 + 2000
+        assert ledger.live == 4000 + 2000
         del x
-        assert tracker.live == 6000, "the view keeps the storage"
+        assert ledger.live == 6000, "the view keeps the storage"
         del z
-        assert (tracker.live, tracker.peak) == (4000, 8000)
-        tracker.reset_peak()
-        assert tracker.peak == 4000
+        assert (ledger.live, ledger.peak) == (4000, 8000)
+        assert ledger.peak_cells == {WEIGHT: 4000, Label(): 4000}
+        ledger.reset_peak()
+        assert (ledger.peak, ledger.peak_cells[Label()]) == (4000, 0)
 
 
-def test_backward_is_followed():
+def test_backward_is_followed_and_gradients_are_told_from_activations():
     layer = torch.nn.Linear(100, 100)
-    with Ledger(layer.parameters()) as tracker:
-        before = tracker.live
-        layer(torch.ones(10, 100)).square().sum().backward()
-        assert tracker.live - before == 4 * (100 * 100 + 100), "what stays are the gradients"
-        assert tracker.peak > tracker.live
+    gradients = Label("actor", "gradients")
+    with Ledger([(p, WEIGHT) for p in layer.parameters()]) as ledger:
+        before = ledger.live
+        with attributed("actor", "activations"):
+            layer(torch.ones(10, 100)).square().sum().backward()
+        size = 4 * (100 * 100 + 100)
+        assert ledger.live - before == size, "what stays are the gradients"
+        assert ledger.cells[gradients] == size
+        assert ledger.peak > ledger.live
+        assert sum(ledger.peak_cells.values()) == ledger.peak
+        layer.zero_grad(set_to_none=True)
+        assert ledger.cells[gradients] == 0
+    layer(torch.ones(1, 100)).sum().backward()
+    assert ledger.cells[gradients] == 0, "its hooks are gone with it"
+
+
+def test_a_gradient_of_the_embedding_is_known_while_the_backward_pass_still_holds_it():
+    """A tied embedding's gradient from the logits waits for the other one: by shape alone it is no activation."""
+    embedding = torch.nn.Embedding(50, 8)
+    with Ledger([(embedding.weight, WEIGHT)], embedding.weight.shape) as ledger, attributed("actor", "activations"):
+        hidden = embedding(torch.arange(20)).tanh()
+        halfway = []
+        hidden.register_hook(lambda gradient: halfway.append(dict(ledger.cells)))
+        (hidden @ embedding.weight.T).logsumexp(-1).sum().backward()
+    assert halfway[0][Label("actor", "gradients")] == 50 * 8 * 4
+    assert ledger.peak_cells[Label("actor", "logits")] >= 20 * 50 * 4
+
+
+def test_scopes_nest_and_end():
+    with attributed("actor", "activations"):
+        with attributed(kind="logits"):
+            assert current_label() == ("actor", "logits")
+        with pytest.raises(ZeroDivisionError), attributed("critic"):
+            raise ZeroDivisionError
+        assert current_label() == ("actor", "activations")
+    assert current_label() == ("data", "other")
+
+
+def test_what_is_parked_is_not_on_the_device():
+    weight = torch.zeros(1000)
+    with Ledger([(weight, WEIGHT)]) as ledger:
+        with attributed("actor", PARKED):
+            weight.data = weight.data.clone()
+        assert ledger.live == 0
+        with attributed("actor", "parameters"):
+            weight.data = weight.data.clone()
+        assert ledger.cells == {WEIGHT: 4000}
+
+
+def test_a_cast_of_a_weight_is_the_weights():
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    with Ledger([(weight, WEIGHT)]) as ledger, attributed("critic", "activations"):
+        low = weight.to(torch.bfloat16)
+        x = torch.ones(10).to(torch.float64)
+    assert ledger.cells[WEIGHT] == 4000 + 2000
+    assert ledger.cells[Label("critic", "activations")] >= 80
+    assert low.sum() + x.sum() == 10
+
+
+def test_a_limit_ends_it():
+    with pytest.raises(torch.OutOfMemoryError, match=r"0.1 MB are needed, of 0.1"), Ledger(limit=50_000):
+        torch.zeros(20_000)
 
 
 def test_phases_do_not_contaminate_each_other():
     phases = Phases(torch.device("cpu"))
-    with phases.following([], on=True):
+    with phases.following([]):
         with phases("large"):
             torch.ones(100_000)
         with phases("small"):
             torch.ones(10)
-    seconds, peaks = phases.take()
-    assert peaks == {"large": 400_000, "small": 40}
-    assert set(seconds) == {"large", "small"}
-    assert phases.take() == ({}, {})
+    measured = phases.take()
+    assert {name: peak.allocated for name, peak in measured.peaks.items()} == {"large": 400_000, "small": 40}
+    assert set(measured.seconds) == {"large", "small"}
+    assert phases.take().peaks == {}
+    assert phases.followed["large"].cells == {Label(): 400_000}
 
 
 def test_a_phase_inside_another_is_told_apart():
     """The inner phase's peak includes what the outer holds, and the outer's does not include the inner's own."""
     phases = Phases(torch.device("cpu"))
-    with phases.following([], on=True), phases("outer"):
+    with phases.following([]), phases("outer"):
         held = torch.ones(10)
         with phases("inner"):
             torch.ones(1000)
         torch.ones(100)
-    seconds, peaks = phases.take()
-    assert peaks == {"outer": 440, "inner": 4040}
-    assert set(seconds) == {"outer", "inner"}
+    measured = phases.take()
+    assert {name: peak.allocated for name, peak in measured.peaks.items()} == {"outer": 440, "inner": 4040}
     assert held.sum() == 10
+
+
+def test_the_phase_that_failed_is_known_and_its_ledger_kept():
+    phases = Phases(torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError), phases.following([], limit=5000), phases("outer"), phases("inner"):
+        torch.ones(2000)
+    assert phases.failed == "inner"
+    assert phases.followed["inner"].cells == {Label(): 8000}
+
+
+def test_peaks_as_metrics():
+    peaks = {
+        "rollout": Peak(3_000_000, 5_000_000, {Label("actor", "kv_cache"): 2_000_000}),
+        "measure": Peak(9_000_000, 0, {}),
+    }
+    assert peak_megabytes(peaks) == {
+        "memory/rollout_mb": 3,
+        "memory/rollout/actor_kv_cache_mb": 2,
+        "memory/rollout/remainder_mb": 1,
+        "memory/rollout_reserved_mb": 5,
+        "memory/measure_mb": 9,
+        "memory/peak_mb": 3,  # measuring is not training
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark of resident memory is Linux's")
+def test_resident_memory_forgets_an_earlier_peak():
+    peak_resident_bytes()
+    large = np.ones(25_000_000)
+    assert peak_resident_bytes() > large.nbytes
+    del large
+    peak_resident_bytes()
+    assert peak_resident_bytes() < 10**12
+    small = peak_resident_bytes()
+    large = np.ones(25_000_000)
+    assert peak_resident_bytes() > small + 0.9 * large.nbytes

@@ -71,7 +71,7 @@ class Policy:
         return shape
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits [..., V] in float32 from last hidden states [..., H], as the network makes them, over the temperature."""
+        """Logits [..., V] in float32 over the temperature, as the network makes them of last hidden states [..., H]."""
         config = self.network.config.get_text_config()
         with self.trunk.computing(), attributed(kind="logits"):
             logits: Tensor = self.network.get_output_embeddings()(hidden)

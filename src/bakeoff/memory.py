@@ -1,0 +1,138 @@
+"""The command `bakeoff-memory`: what a configuration needs, and what fits, without weights, GPU or training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import hydra
+import joblib
+import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bakeoff.config import Config, register
+from bakeoff.errors import UserError, fail
+from bakeoff.paths import CONF
+from bakeoff.predict import UNKNOWN_LENGTH, predict
+from bakeoff.validation import to_config
+
+USAGE = """bakeoff-memory [key=value …]
+
+Predicts the memory of every phase by model and kind: the run's own code on tensors without values. For example:
+
+  bakeoff-memory model=qwen2_5_7b algorithm=grpo micro_batch=4 lengths.prompt=512 lengths.completion=1024
+  bakeoff-memory model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
+  bakeoff-memory --fits 80 micro_batch=4 arm=grpo_lora,ppo_lora       what fits in 80 GB, by arm
+  bakeoff-memory --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
+
+It takes what `bakeoff` takes. Lengths are the task's where the model's tokenizer is here, and 512 where it is not.
+"""
+ARMS = ("critic_separate", "critic_adapter", "critic_shared", "critic_none", "ppo_lora", "grpo_lora")
+MODELS = [
+    "smollm2_135m",
+    "smollm2_360m",
+    "qwen2_5_0_5b",
+    "llama3_2_1b",
+    "qwen2_5_1_5b",
+    "qwen2_5_3b",
+    "qwen2_5_7b",
+    "qwen2_5_14b",
+    "qwen2_5_32b",
+    "llama3_1_70b",
+]
+GROUPS = [str(2**power) for power in range(1, 9)]
+COMPLETIONS = [str(2**power) for power in range(6, 15)]
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked configuration of a command line, as a prediction."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_config(hydra.compose("config", overrides=["predict=true", *overrides]))
+
+
+def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
+    """The last of ascending values that fits, by bisection; `none` where not even the first does."""
+    low, high = -1, len(values)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(values[middle]) else (low, middle)
+    return values[low] if low >= 0 else "none"
+
+
+def what_fits(arm: str, model: str, gigabytes: float, overrides: list[str]) -> list[str]:
+    """A row of the table: the largest model, and around `model` the largest group and the longest completion."""
+    register()
+
+    def fits(override: str) -> bool:
+        settings = [f"model={model}", "task=largest", *overrides, arm, override]
+        try:
+            predict(compose(settings), gigabytes * 1e9)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    return [
+        arm.split("=")[1],
+        largest(MODELS, lambda name: fits(f"model={name}")),
+        largest(GROUPS, lambda size: fits(f"rollout.group_size={size}")),
+        largest(COMPLETIONS, lambda length: fits(f"lengths.completion={length}")),
+    ]
+
+
+def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console) -> Table:
+    """A row an arm, as many at a time as there are cores: an answer takes minutes."""
+    swept = next((o for o in overrides if o.split("=")[0] in ("arm", "algorithm")), f"arm={','.join(ARMS)}")
+    model = next((o.removeprefix("model=") for o in overrides if o.startswith("model=")), "qwen2_5_1_5b")
+    rest = [o for o in overrides if o != swept and not o.startswith("model=")]
+    key, _, values = swept.partition("=")
+    config = compose([f"model={model}", "task=largest", *rest])
+    prompt, completion = config.lengths.prompt or UNKNOWN_LENGTH, config.lengths.completion or UNKNOWN_LENGTH
+    table = Table(
+        title=f"what fits in {gigabytes:g} GB: {config.rollout.prompts} prompts of {prompt} tokens, "
+        f"{config.rollout.group_size} completions each of {completion}, micro_batch {config.micro_batch}, "
+        "unless the column says otherwise",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in (key, "largest model", f"largest group, {model}", f"longest completion, {model}"):
+        table.add_column(column, no_wrap=True)
+    arms = values.split(",")
+    jobs = (joblib.delayed(what_fits)(f"{key}={value}", model, gigabytes, rest) for value in arms)
+    with Progress(console=console, transient=True) as progress:
+        for row in progress.track(
+            joblib.Parallel(-1, return_as="generator")(jobs), len(arms), description="predicting"
+        ):
+            table.add_row(*row)
+    return table
+
+
+def main() -> None:
+    """Prints the ledger, as a run of its own in MLflow, or what fits; exit code 2 for a user's mistake."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(USAGE)
+        return
+    parser = argparse.ArgumentParser(prog="bakeoff-memory", add_help=False)
+    parser.add_argument("--fits", type=float, metavar="GB", default=0.0)
+    arguments, overrides = parser.parse_known_args()
+    if not arguments.fits:
+        from bakeoff.__main__ import main as bakeoff
+
+        sys.argv[1:] = ["predict=true", *overrides]
+        bakeoff()
+        return
+    register()
+    console = Console()
+    try:
+        console.print(table_of_what_fits(arguments.fits, overrides, console))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        fail(error, "bakeoff-memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Log-probs in chunks: the plain computation's values and gradients, without its memory."""
+
+import pytest
+import torch
+
+from bakeoff.algorithm import kl
+from bakeoff.attribution import Label
+from bakeoff.measure.ledger import Ledger
+from bakeoff.model.critic import frozen_copy, value_head
+from bakeoff.model.forward import completion_hidden, completion_logits
+from bakeoff.model.load import build
+from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, token_logprobs
+from tests.conftest import compose
+from tests.model.test_forward import grouped
+
+CHUNK_MB = 5 * 19 * 4 / 1e6  # five tokens of 19 logits
+
+
+@pytest.fixture
+def policy():
+    policy = build(compose().model, seed=3)
+    policy.network.eval().double()
+    return policy
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_are_those_of_the_plain_computation(policy, temperature):
+    sequences = grouped(policy)
+    plain = token_logprobs(completion_logits(policy, sequences, temperature), sequences.completion_ids)
+    chunked = completion_logprobs(policy, sequences, temperature, CHUNK_MB)
+    assert chunked.shape == plain.shape
+    assert torch.allclose(chunked, plain, atol=1e-12)
+    weights = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for logprobs in (plain, chunked):
+        gradients.append(torch.autograd.grad((logprobs * weights).sum(), list(policy.network.parameters())))
+    assert max(g.abs().max() for g in gradients[0]) > 0.1
+    for mine, its in zip(*gradients, strict=True):
+        assert torch.allclose(mine, its, atol=1e-11)
+
+
+def test_values_come_from_the_same_pass(policy):
+    sequences, head = grouped(policy), value_head(policy, 0.5).double()
+    logprobs, values = logprobs_and_values(policy, head, sequences, 1.0, CHUNK_MB)
+    assert torch.equal(values, head(completion_hidden(policy.trunk, sequences)))
+    assert torch.allclose(logprobs, completion_logprobs(policy, sequences, 1.0, 0), atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_exact_kl_in_chunks(policy):
+    sequences, other = grouped(policy), frozen_copy(policy)
+    for parameter in policy.network.parameters():
+        parameter.mul_(1.1)
+    logits, others = completion_logits(policy, sequences, 0.7), completion_logits(other, sequences, 0.7)
+    hidden = [completion_hidden(each.trunk, sequences) for each in (policy, other)]
+    mine, its, divergence = logprobs_and_kl(policy, other, *hidden, sequences.completion_ids, 0.7, CHUNK_MB)
+    assert torch.allclose(divergence, kl.exact(logits, others), atol=1e-12)
+    assert divergence.max() > 1e-3
+    assert torch.allclose(mine, token_logprobs(logits, sequences.completion_ids), atol=1e-12)
+    assert torch.allclose(its, token_logprobs(others, sequences.completion_ids), atol=1e-12)
+
+
+def test_the_saving_is_the_vocabularys():
+    """With 5000 tokens in the vocabulary the logits of a pass are most of its memory; a chunk bounds them."""
+    config = compose("+model.architecture.vocab_size=5000")
+    policy = build(config.model, seed=3)
+    sequences = grouped(policy)
+    whole = sequences.mask.numel() * 5000 * 4
+    peaks = {}
+    for limit in (0.0, 0.2):
+        with Ledger([(p, Label("actor", "parameters")) for p in policy.network.parameters()]) as ledger:
+            completion_logprobs(policy, sequences, 1.0, limit).sum().backward()
+        peaks[limit] = ledger.peak_cells.get(Label("actor", "logits"), 0), ledger.peak
+        policy.network.zero_grad(set_to_none=True)
+    assert peaks[0.0][1] > peaks[0.2][1] + whole
+    assert peaks[0.2][0] < 3 * 0.2e6

@@ -1,0 +1,144 @@
+"""A prediction against the ledger of real updates, for every method; known architectures have their known size."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bakeoff.memory import largest
+from bakeoff.model.load import skeleton
+from bakeoff.paths import CONF
+from bakeoff.predict import predict, savings
+from bakeoff.run import followed, step
+from tests.conftest import compose, run_of
+from tests.test_every_method import METHODS
+
+SMALL = ["tuned=none", "sft.steps=0", "rollout.prompts=16", "rollout.group_size=4"]
+OTHER = [
+    f"++model.architecture.{key}={value}"
+    for key, value in {
+        "model_type": "qwen2",
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 1500,
+        "tie_word_embeddings": "false",
+    }.items()
+]
+RUNS_A_MODEL = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
+SETTINGS = [
+    ["algorithm=ppo", "algorithm/critic=shared"],
+    ["algorithm=ppo", "algorithm/critic=adapter"],
+    ["algorithm=ppo", "algorithm/critic=adapter", "model.lora.rank=8"],
+    ["algorithm=grpo", "model.gradient_checkpointing=true", "model.lora.rank=8", "model.precision=bfloat16"],
+    ["algorithm=ppo", "offload=true", "micro_batch=16"],
+    ["algorithm=grpo", "logits_mb=0.2", "micro_batch=8"],
+    ["algorithm=grpo", "measure.kl_to_reference=false", "rollout.group_size=8"],
+]
+
+
+def compare(folder, *overrides):
+    """Largest relative error of a predicted peak, over the phases that run a model."""
+    config = compose(*SMALL, *overrides)
+    config.algorithm.critic.warmup_updates = 0
+    run = run_of(config, folder)
+    metrics = {}
+    for _ in range(2):
+        with followed(run):
+            metrics = step(run)[0]
+    predicted = predict(config).peaks
+    errors = {
+        phase: predicted[phase].allocated / 1e6 / metrics[f"memory/{phase}_mb"] - 1
+        for phase in RUNS_A_MODEL
+        if f"memory/{phase}_mb" in metrics
+    }
+    assert {"rollout", "experience", "actor_update"} <= set(errors)
+    return max(map(abs, errors.values()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_predicted_within_five_percent(method, tmp_path):
+    assert compare(tmp_path, f"algorithm={method}") < 0.05
+
+
+@pytest.mark.parametrize("overrides", [["algorithm=ppo"], ["algorithm=trpo"], *SETTINGS], ids=lambda o: " ".join(o))
+def test_on_another_model_with_every_setting(overrides, tmp_path):
+    """Grouped-query attention, untied embeddings, a vocabulary in which logits count."""
+    assert compare(tmp_path, *OTHER, *overrides) < 0.05
+
+
+def test_cells_sum_to_the_peak():
+    for peak in predict(compose(*SMALL, "algorithm=ppo", "sft.steps=2")).peaks.values():
+        assert sum(peak.cells.values()) == peak.allocated
+
+
+def test_the_supervised_stage_and_the_reward_model_are_phases_of_it():
+    prediction = predict(compose(*SMALL, "algorithm=ppo", "sft.steps=2", "reward=learned"))
+    assert prediction.peaks["sft"].cells["actor", "optimizer"] > 2 * prediction.weight_bytes["actor"] * 0.99
+    assert prediction.peaks["reward"].cells["reward_model", "activations"] > 0
+
+
+# Millions of parameters, as the models' cards and papers state them.
+PUBLISHED = {
+    "smollm2_135m": 134.5,
+    "smollm2_1_7b": 1711.4,
+    "qwen2_5_0_5b": 494.0,
+    "qwen2_5_7b": 7615.6,
+    "qwen2_5_72b": 72706.2,
+    "qwen3_0_6b": 596.0,
+    "qwen3_32b": 32762.1,
+    "llama3_2_1b": 1235.8,
+    "llama3_1_8b": 8030.3,
+    "llama3_1_70b": 70553.7,
+    "gemma2_2b": 2614.3,
+    "gemma3_1b": 999.9,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_architectures_have_the_published_number_of_parameters(name):
+    with FakeTensorMode():
+        network = skeleton(compose(f"model={name}", "task=largest").model).network
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], abs=0.06)
+
+
+def test_every_architecture_can_be_built():
+    for path in (CONF / "model").glob("*.yaml"):
+        model = compose(f"model={path.stem}", "task=largest", "model.name=anything").model
+        if path.stem != "hf":
+            with FakeTensorMode():
+                assert skeleton(model).embedding[0] > 0, path.stem
+
+
+def test_seventy_billion_parameters_without_one_of_them():
+    config = compose(
+        "model=llama3_1_70b", "task=largest", "algorithm=grpo", "rollout.prompts=1", "rollout.group_size=2"
+    )
+    config.model.architecture["num_hidden_layers"] = 4  # of 80: the same weights at the ends, in a few seconds
+    prediction = predict(config)
+    assert prediction.weight_bytes["actor"] > 20e9
+    assert prediction.peaks["actor_update"].cells["actor", "gradients"] > 10e9
+
+
+def test_a_limit_ends_a_prediction():
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(compose(*SMALL, "algorithm=ppo"), limit=2e6)
+
+
+def test_savings_are_predictions_of_cheaper_settings():
+    config = compose(*SMALL, "algorithm=ppo", *OTHER)
+    found = savings(config)
+    assert [peak for _, peak in found] == sorted(peak for _, peak in found)
+    settings = dict(found)
+    assert "algorithm/critic=adapter" in settings
+    setting = next(s for s in settings if s.startswith("micro_batch="))
+    assert settings[setting] == predict(compose(*SMALL, "algorithm=ppo", *OTHER, setting)).peak
+    assert settings["model.gradient_checkpointing=true"] < predict(config).peak
+
+
+def test_bisection_finds_the_largest_that_fits():
+    values = [str(2**n) for n in range(8)]
+    for limit in (0, 1, 5, 64, 1000):
+        fitting = [v for v in values if int(v) <= limit]
+        assert largest(values, lambda v, limit=limit: int(v) <= limit) == (fitting[-1] if fitting else "none")
