@@ -1,10 +1,15 @@
 """A prediction against the ledger of real updates, for every method; known architectures have their known size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bakeoff.algorithm.step import Trpo
 from bakeoff.memory import largest
+from bakeoff.model import Model
 from bakeoff.model.load import skeleton
 from bakeoff.paths import CONF
 from bakeoff.predict import predict, savings
@@ -12,7 +17,7 @@ from bakeoff.run import followed, step
 from tests.conftest import compose, run_of
 from tests.test_every_method import METHODS
 
-SMALL = ["tuned=none", "sft.steps=0", "rollout.prompts=16", "rollout.group_size=4"]
+SMALL = ["tuned=none", "sft.steps=0", "rollout.prompts=8", "rollout.group_size=4"]
 OTHER = [
     f"++model.architecture.{key}={value}"
     for key, value in {
@@ -42,6 +47,8 @@ def compare(folder, *overrides):
     """Largest relative error of a predicted peak, over the phases that run a model."""
     config = compose(*SMALL, *overrides)
     config.algorithm.critic.warmup_updates = 0
+    if isinstance(config.algorithm.step, Trpo):
+        config.algorithm.step = replace(config.algorithm.step, cg_iterations=3, backtracks=2, fisher_tokens=256)
     run = run_of(config, folder)
     metrics = {}
     for _ in range(2):
@@ -82,38 +89,47 @@ def test_the_supervised_stage_and_the_reward_model_are_phases_of_it():
 # Millions of parameters, as the models' cards and papers state them.
 PUBLISHED = {
     "smollm2_135m": 134.5,
+    "smollm2_360m": 361.8,
     "smollm2_1_7b": 1711.4,
     "qwen2_5_0_5b": 494.0,
+    "qwen2_5_1_5b": 1543.7,
+    "qwen2_5_3b": 3085.9,
     "qwen2_5_7b": 7615.6,
+    "qwen2_5_14b": 14770.0,
+    "qwen2_5_32b": 32763.9,
     "qwen2_5_72b": 72706.2,
     "qwen3_0_6b": 596.0,
+    "qwen3_1_7b": 1720.6,
+    "qwen3_4b": 4022.5,
+    "qwen3_8b": 8190.7,
+    "qwen3_14b": 14768.3,
     "qwen3_32b": 32762.1,
     "llama3_2_1b": 1235.8,
+    "llama3_2_3b": 3212.7,
     "llama3_1_8b": 8030.3,
     "llama3_1_70b": 70553.7,
     "gemma2_2b": 2614.3,
+    "gemma2_9b": 9241.7,
+    "gemma2_27b": 27227.1,
+    "gemma3_270m": 268.1,
     "gemma3_1b": 999.9,
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_architectures_have_the_published_number_of_parameters(name):
-    with FakeTensorMode():
-        network = skeleton(compose(f"model={name}", "task=largest").model).network
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], abs=0.06)
-
-
-def test_every_architecture_can_be_built():
+def test_architectures_have_the_published_number_of_parameters():
+    sizes = {}
     for path in (CONF / "model").glob("*.yaml"):
-        model = compose(f"model={path.stem}", "task=largest", "model.name=anything").model
-        if path.stem != "hf":
+        file = OmegaConf.load(path)
+        if path.stem not in ("hf", "tiny"):
+            model = Model(name="x", attention=file.get("attention", "sdpa"), architecture=dict(file.architecture))
             with FakeTensorMode():
-                assert skeleton(model).embedding[0] > 0, path.stem
+                sizes[path.stem] = sum(p.numel() for p in skeleton(model).network.parameters()) / 1e6
+    assert sizes == pytest.approx(PUBLISHED, abs=0.06)
 
 
 def test_seventy_billion_parameters_without_one_of_them():
     config = compose(
-        "model=llama3_1_70b", "task=largest", "algorithm=grpo", "rollout.prompts=1", "rollout.group_size=2"
+        "model=llama3_1_70b", "task=largest", "algorithm=grpo", "rollout.prompts=2", "rollout.group_size=2"
     )
     config.model.architecture["num_hidden_layers"] = 4  # of 80: the same weights at the ends, in a few seconds
     prediction = predict(config)
@@ -127,13 +143,13 @@ def test_a_limit_ends_a_prediction():
 
 
 def test_savings_are_predictions_of_cheaper_settings():
-    config = compose(*SMALL, "algorithm=ppo", *OTHER)
+    config = compose(*SMALL, "algorithm=ppo")
     found = savings(config)
     assert [peak for _, peak in found] == sorted(peak for _, peak in found)
     settings = dict(found)
     assert "algorithm/critic=adapter" in settings
     setting = next(s for s in settings if s.startswith("micro_batch="))
-    assert settings[setting] == predict(compose(*SMALL, "algorithm=ppo", *OTHER, setting)).peak
+    assert settings[setting] == predict(compose(*SMALL, "algorithm=ppo", setting)).peak
     assert settings["model.gradient_checkpointing=true"] < predict(config).peak
 
 

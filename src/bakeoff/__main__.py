@@ -29,6 +29,7 @@ register()
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.job import run_job
     from bakeoff.sweep import parent_run
 
@@ -72,7 +73,6 @@ def main() -> None:
     """Runs the command; a user's mistake ends it with one sentence and exit code 2."""
     from bakeoff import sweep
 
-    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
         with sweep.OPEN:

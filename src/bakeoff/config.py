@@ -68,11 +68,13 @@ class Measure:
 
     kl_to_reference    keep a reference for measuring, even where the method itself asks for none
     kl_sequences       of so many sequences the KL of the update is measured, by a pass after it; 0: of all
+    memory_prediction  log what was predicted beside what is measured
     memory_snapshot    CUDA: record every allocation of the followed updates, as an artifact for pytorch.org/memory_viz
     """
 
     kl_to_reference: bool = True
     kl_sequences: int = 64
+    memory_prediction: bool = False
     memory_snapshot: bool = False
 
 
@@ -167,6 +169,7 @@ def register() -> None:
     for name, schema in (tasks | others).items():
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def set_up(
         progress.say(f"going on from update {learner.counters.updates}")
     else:
         tracker.metrics(peak_megabytes(phases.take().peaks) | (learned.metrics() if learned else {}), 0)
+        if config.measure.memory_prediction:
+            peaks = predict(config).peaks
+            tracker.metrics({f"memory/predicted_{name}_mb": peak.allocated / 1e6 for name, peak in peaks.items()}, 0)
     phases.before = Offload(learner, phases) if config.offload else None
     pairs = learned.pairs if learned else []
     return Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs)

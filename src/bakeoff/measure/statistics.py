@@ -85,6 +85,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "memory/weights_*_mb": ("MB", "parameters that a role adds (actor, reference, critic, reward_model), 10⁶ bytes"),
     "memory/peak_mb": ("MB", "the largest peak of the phases of training, 10⁶ bytes"),
     "memory/rss_mb": ("MB", "CPU: peak resident memory of the whole process since the last update, Python included"),
+    "memory/predicted_*_mb": ("MB", "with measure.memory_prediction: the peak that was predicted for a phase"),
     "memory/*_reserved_mb": ("MB", "CUDA: what the allocator held from the device at most in a phase"),
     "memory/*_mb": (
         "MB",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from bakeoff.config import NOT_OF_THE_ARM, Tracking
 from bakeoff.report import store
 
 TRACKING_URI = "sqlite:///mlflow.db"
+NAMED_BY_OTHERS = ("algorithm", "arm", "seed", "sweeps", "tuned")
+SHORT = {"rollout.group_size": "G", "algorithm.kl_to_reference.beta": "β", "algorithm/kl_to_reference": "KL"}
 MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preferences", "evaluation")
 
 
@@ -58,9 +61,24 @@ def load_study(name: str, tracking: Tracking | None = None) -> Study:
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:
-    """The algorithm's name, with the arm's hash where two arms share an algorithm."""
-    shared = runs.groupby("algorithm")["arm"].transform("nunique") > 1
-    return runs["algorithm"].where(~shared, runs["algorithm"] + " " + runs["arm"].str[:4])
+    """The algorithm's name, or the arm's where the sweep names arms, and what else the sweep varied.
+
+    With the arm's hash where that does not tell two arms apart.
+    """
+    lists = runs["overrides"] if "overrides" in runs else pd.Series("[]", runs.index)
+    values = [dict(o.lstrip("+~").split("=", 1) for o in json.loads(each) if "=" in o) for each in lists.fillna("[]")]
+    keys = dict.fromkeys(key for each in values for key in each)
+    varied = [k for k in keys if k not in NAMED_BY_OTHERS and len({each.get(k) for each in values}) > 1]
+    heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
+    names = pd.Series(
+        [
+            " ".join([head, *(f"{SHORT.get(k, k)}={each[k]}" for k in varied if k in each)])
+            for head, each in zip(heads, values, strict=True)
+        ],
+        runs.index,
+    )
+    shared = runs.groupby(names)["arm"].transform("nunique") > 1
+    return names.where(~shared, names + " " + runs["arm"].str[:4])
 
 
 def mismatches(study: Study) -> list[str]:

@@ -1,0 +1,86 @@
+"""Memory through the commands a user types: predicted, measured, and too little of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+SHORT = ["budget.limit=64", "evaluation.every=9", "task.heldout=8", "checkpoint.every=0", "sft.steps=1", "sft.batch=8"]
+SMALL = ["rollout.prompts=4", "rollout.group_size=4", *SHORT]
+
+
+def runs(folder, query="tags.algorithm LIKE '%'"):
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("bakeoff")
+    return client, client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
+
+
+def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
+    result = command("algorithm=ppo", "micro_batch=2", *SMALL, module="bakeoff.memory")
+    assert result.returncode == 0, result.stderr
+    assert "kv_cache" in result.stdout
+    assert "4 prompts of 11 tokens, 4 completions each of" in result.stdout
+    (run,) = runs(tmp_path)[1]
+    assert (run.info.status, run.data.tags["kind"]) == ("FINISHED", "prediction")
+    assert run.data.metrics["memory/peak_mb"] > 1
+    assert not any(name.startswith(("reward/", "eval/")) for name in run.data.metrics)
+
+
+def test_a_bad_model_is_one_sentence(command):
+    result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.memory")
+    assert result.returncode == 2
+    assert "model.name is 'nowhere/nothing'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_out_of_memory_is_an_outcome(command, tmp_path):
+    result = command("algorithm=ppo", "memory_limit_mb=4", "rollout.prompts=16", "rollout.group_size=4", *SHORT)
+    assert result.returncode == 2
+    sentence = " ".join(result.stderr.split())
+    assert "out of memory in " in sentence
+    assert "saves most: its peak is predicted at" in sentence
+    assert "Traceback" not in sentence
+    client, (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["outcome"] == "out of memory"
+    assert run.data.tags["out_of_memory.phase"] in ("rollout", "experience", "actor_update")
+    rows = json.loads(Path(client.download_artifacts(run.info.run_id, "ledger.json", str(tmp_path))).read_text())
+    at = [row for row in rows if row["phase"] == run.data.tags["out_of_memory.phase"]]
+    assert max(at, key=lambda row: row["bytes"])["role"] == run.data.tags["out_of_memory.role"]
+    assert sum(row["bytes"] for row in at) > 4e6
+
+
+def test_a_sweep_goes_on_and_a_small_job_after_a_large_one_reports_small(command, tmp_path):
+    """In one process, one job after another: neither a large job nor one that failed is in a later one's peak."""
+    alone = command("seed=3", "algorithm=ppo", *SMALL)
+    assert alone.returncode == 0, alone.stderr
+    result = command(
+        *("-m", "hydra/launcher=basic", "algorithm=ppo", "memory_limit_mb=6", "seed=3"),
+        *("rollout.prompts=64,4", "rollout.group_size=4", *SHORT),
+    )
+    assert result.returncode == 2
+    assert "1 of 2 jobs did not finish" in result.stderr
+    _, found = runs(tmp_path)
+    small_alone, large, small_after = found
+    assert [run.info.status for run in found] == ["FINISHED", "FAILED", "FINISHED"]
+    assert large.data.metrics["memory/rollout_mb"] > 2 * small_alone.data.metrics["memory/rollout_mb"]
+    names = [name for name in small_alone.data.metrics if name.startswith("memory/") and "rss" not in name]
+    assert len(names) > 20
+    after = {name: small_after.data.metrics[name] for name in names}
+    assert after == pytest.approx({name: small_alone.data.metrics[name] for name in names})
+
+
+def test_a_snapshot_is_the_gpus(command):
+    result = command("measure.memory_snapshot=true", "device=cpu", *SMALL)
+    assert result.returncode == 2
+    assert "measure.memory_snapshot is true, but the device is cpu" in result.stderr
+
+
+def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path):
+    result = command("algorithm=grpo", "measure.memory_prediction=true", *SMALL)
+    assert result.returncode == 0, result.stderr
+    metrics = runs(tmp_path)[1][0].data.metrics
+    for phase in ("rollout", "experience", "actor_update"):
+        assert metrics[f"memory/predicted_{phase}_mb"] == pytest.approx(metrics[f"memory/{phase}_mb"], rel=0.05)
+    assert metrics["memory/rss_mb"] > metrics["memory/peak_mb"]
