@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf report ui test lint check bench smollm2 docs lock clean
+.PHONY: bakeoff league rlhf report ui test lint check memory bench smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -33,6 +33,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 check: lint test
+
+memory: $(READY)  ## predicted against measured memory, every method on two models
+	$(BIN)/python -m bakeoff.memory_check
 
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m bakeoff.bench

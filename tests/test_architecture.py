@@ -26,7 +26,7 @@ ORDER = [
     {"job"},
     {"bench", "reward_model"},
     {"__main__"},
-    {"memory"},
+    {"memory", "memory_check"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.config import register
+from bakeoff.config import Config, Tracking, register
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.memory import keep_freed_memory
@@ -29,24 +29,28 @@ METHODS = {"grpo": REUSE, "ppo": REUSE + CRITIC, "ppo_kl": REUSE + CRITIC}
 UPDATES, WARM_UP = 20, 3
 
 
-def seconds(method: str, folder: Path) -> dict[str, float]:
-    """Median seconds of each phase over some updates of sort-10 on `tiny`, one thread."""
-    overrides = [f"algorithm={method}", *METHODS[method], f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = to_config(hydra.compose("config", overrides=overrides))
+def untracked_run(config: Config, folder: Path) -> Run:
+    """A run set up as the command does it on the CPU, whose metrics go to a store in `folder`."""
     phases = Phases(torch.device("cpu"))
     actor = starting_policy(config, phases, lambda message: None)
-    run = Run(
+    return Run(
         config=config,
         folder=folder,
         learner=make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0),
         heldout=encode(actor, config.task.heldout_examples(), []),
         phases=phases,
-        tracker=start_run(config.tracking, method, {}),
-        progress=RunProgress(folder, method, quiet=True),
+        tracker=start_run(Tracking(uri=f"sqlite:///{folder / 'mlflow.db'}"), "bench", {}),
+        progress=RunProgress(folder, "bench", quiet=True),
         identity={},
         signals=[],
     )
+
+
+def seconds(method: str, folder: Path) -> dict[str, float]:
+    """Median seconds of each phase over some updates of sort-10 on `tiny`, one thread."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = to_config(hydra.compose("config", overrides=[f"algorithm={method}", *METHODS[method]]))
+    run = untracked_run(config, folder)
     rows = []
     for _ in range(WARM_UP + UPDATES):
         metrics, _, _ = step(run)

@@ -15,9 +15,7 @@ from bakeoff.measure.phase import Peak, Phases
 from bakeoff.measure.statistics import peak_megabytes
 from bakeoff.predict import savings
 from bakeoff.progress import RunProgress, megabytes
-from bakeoff.tracking import Tracker
-
-OUTCOME = "out of memory"
+from bakeoff.tracking import OUT_OF_MEMORY, Tracker
 
 
 class OutOfMemory(UserError):
@@ -41,7 +39,7 @@ def told(config: Config, phases: Phases, tracker: Tracker, progress: RunProgress
         peaks = phases.take().peaks
         peak = phases.followed.get(phase, peaks.get(phase, Peak()))
         largest = max(peak.cells, key=lambda label: peak.cells[label], default=Label("unknown", "unknown"))
-        tracker.tags({"outcome": OUTCOME, "out_of_memory.phase": phase, "out_of_memory.role": largest.role})
+        tracker.tags({"outcome": OUT_OF_MEMORY, "out_of_memory.phase": phase, "out_of_memory.role": largest.role})
         tracker.metrics(peak_megabytes(peaks), 0)
         rows = [
             {"phase": name, "role": label.role, "kind": label.kind, "bytes": size}
@@ -53,7 +51,7 @@ def told(config: Config, phases: Phases, tracker: Tracker, progress: RunProgress
         tracker.artifact(path)
         held = ", where {} {} are the largest part, {}".format(*largest, megabytes(peak.cells[largest])) if rows else ""
         reason = " ".join(str(error).split())[:200]
-        raise OutOfMemory(f"{OUTCOME} in {phase}{held} ({reason}); {hint(config, progress)}") from None
+        raise OutOfMemory(f"{OUT_OF_MEMORY} in {phase}{held} ({reason}); {hint(config, progress)}") from None
 
 
 def hint(config: Config, progress: RunProgress) -> str:

@@ -25,6 +25,7 @@ from bakeoff.errors import UserError
 from bakeoff.paths import ROOT
 
 SQLITE = "sqlite:///"
+OUT_OF_MEMORY = "out of memory"  # the tag `outcome` of a run that ended so
 
 for noisy in ("alembic", "mlflow"):
     logging.getLogger(noisy).setLevel(logging.ERROR)

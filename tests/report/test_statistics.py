@@ -9,7 +9,16 @@ import pytest
 from bakeoff.config import Tracking
 from bakeoff.report import overoptimisation, tables
 from bakeoff.report.figures import colours, curves
-from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.statistics import (
+    area_under_curve,
+    first_at,
+    interquartile_mean,
+    mean_interval,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    stratified_interval,
+)
 from bakeoff.report.study import Study, config_diff, mismatches
 
 
@@ -34,14 +43,58 @@ def test_paired_difference_uses_only_common_seeds():
     assert low < 0 < high
 
 
-def study(greedy, status="FINISHED", tuned="yes", group=("4", "4")):
+def test_interquartile_mean_by_hand():
+    """Of 1 … 8 a quarter goes at either end: the mean of 3, 4, 5, 6. Of three nothing goes."""
+    assert interquartile_mean(np.array([8, 1, 7, 2, 6, 3, 5, 4.0])) == 4.5
+    assert interquartile_mean(np.array([[1.0, 2.0], [3.0, 100.0]])) == 2.5, "runs of all tasks together"
+    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3
+
+
+def test_the_stratified_bootstrap_draws_within_tasks():
+    """Two tasks of two runs each: a mean of {0, 1} and {10, 11} is never below 5 or above 6, and often is either."""
+    tasks = [np.array([0.0, 1.0]), np.array([10.0, 11.0])]
+    value, low, high = stratified_interval(tasks, lambda x: float(x.mean()))
+    assert (value, low, high) == (5.5, 5.0, 6.0)
+    assert np.isnan(stratified_interval([np.array([1.0])])[1:]).all()
+
+
+def test_the_bootstrap_interval_is_the_exact_one():
+    """Three runs 0, 0, 1: a resampled mean is 0 with probability 8/27, and 1 with 1/27 > 2.5 %."""
+    value, low, high = stratified_interval([np.array([0.0, 0.0, 1.0])], lambda x: float(x.mean()))
+    assert value == pytest.approx(1 / 3)
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_probability_of_improvement_by_hand():
+    """Against {1, 3}: 2 wins once of twice, 3 wins once and ties once: 2.5 of 4. A second task is all wins."""
+    a, b = np.array([2.0, 3.0]), np.array([1.0, 3.0])
+    assert probability_of_improvement([a], [b]) == 2.5 / 4
+    assert probability_of_improvement([a, a], [b, b - 9]) == (2.5 / 4 + 1) / 2
+    assert probability_of_improvement([a], [b]) + probability_of_improvement([b], [a]) == 1
+
+
+def test_performance_profile_by_hand():
+    profile = performance_profile(np.array([0.2, 0.5, 0.5, 0.9]), np.array([0.0, 0.2, 0.5, 1.0]))
+    assert profile.tolist() == [1.0, 0.75, 0.25, 0.0]
+
+
+def test_area_and_threshold_by_hand():
+    x, y = np.array([0.0, 1.0, 3.0]), np.array([0.0, 1.0, 0.5])
+    assert area_under_curve(x, y) == pytest.approx((0.5 + 1.5) / 3)
+    assert first_at(x, y, 0.25) == 0.25
+    assert first_at(x, y, 0.0) == 0.0
+    assert np.isnan(first_at(x, y, 1.1))
+    assert first_at(x, np.array([0.2, 0.1, 0.3]), 0.2) == 0
+
+
+def study(greedy, failed=(), tuned="yes", group=("4", "4")):
     """Two arms; greedy[arm] is the final accuracy of each seed."""
     runs, params, metrics = [], [], []
     for arm, size in zip(greedy, group, strict=True):
         for seed, value in greedy[arm].items():
             run = f"{arm}{seed}"
             runs.append({"run": run, "arm": arm, "name": arm, "algorithm": arm, "seed": seed, "start": "same"})
-            runs[-1] |= {"status": status, "tuned": tuned}
+            runs[-1] |= {"status": "FINISHED", "tuned": tuned}
             params += [(run, "rollout.group_size", size), (run, "algorithm.step.lr", "1" if arm == "grpo" else "2")]
             params += [(run, "seed", str(seed))]
             for step, share in ((0, 0.0), (1, 0.5), (2, 1.0)):
@@ -50,14 +103,17 @@ def study(greedy, status="FINISHED", tuned="yes", group=("4", "4")):
                 metrics.append((run, "kl/reference_k3_per_sequence", step, share, arm, seed))
                 if step:
                     metrics.append((run, "progress/seconds", step, 10.0 * step * seed, arm, seed))
-                    metrics.append((run, "memory/rollout_mb", step, 7.0, arm, seed))
+                    metrics.append((run, "memory/peak_mb", step, 7.0, arm, seed))
+    frame = pd.DataFrame(runs)
+    failed = frame["run"].isin(failed)
     return Study(
         "methods",
         "which?",
         "methods",
         "parent",
         Tracking(uri=""),
-        pd.DataFrame(runs),
+        frame[~failed],
+        frame[failed].assign(status="FAILED", outcome="out of memory", failure="OutOfMemory: in rollout"),
         pd.DataFrame(params, columns=["run", "key", "value"]),
         pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"]),
     )
@@ -125,11 +181,11 @@ def test_matched_arms_have_nothing_to_say():
 
 
 def test_unmatched_arms_are_named():
-    found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, "FAILED", "untuned", ("4", "8")))
+    found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, ["ppo1"], "untuned", ("4", "8")))
     text = "; ".join(found)
     assert "rollout.group_size differs: ppo 4; grpo 8" in text
-    assert "grpo has no run with seed 2" in text
-    assert "ppo seed 1 is FAILED" in text
+    assert "ppo seed 1 is OOM: OutOfMemory: in rollout" in text
+    assert "ppo has no run with seed 1" in text
     assert "ppo was not tuned" in text
 
 
@@ -155,3 +211,11 @@ def test_curves_against_seconds_interpolate_the_counter():
 def test_a_method_keeps_its_colour():
     assert colours(["grpo", "new"])["grpo"] == colours(["ppo", "grpo"])["grpo"]
     assert len(set(colours(["ppo", "ppo_kl", "grpo", "a", "b"]).values())) == 5
+
+
+def test_an_arm_without_a_finished_run_is_in_the_league_as_what_became_of_it():
+    data = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}}, ["grpo1", "grpo2"])
+    assert data.arms == ["ppo"]
+    table = tables.league(data)[["method", "seeds", "against the best"]]
+    assert table.values.tolist() == [["ppo", 2, "best mean"], ["grpo", 0, "OOM"]]
+    assert "`grpo`   | –" in tables.league_markdown(data)

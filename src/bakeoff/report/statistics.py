@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -21,3 +23,64 @@ def paired_difference(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> t
     """Mean and interval of a − b over the seeds (index) that both have: the seeds share their prompts."""
     both = pd.concat([a.rename("a"), b.rename("b")], axis=1).dropna()
     return mean_interval(both["a"] - both["b"], confidence)
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half of all scores, runs of all tasks together: Agarwal et al. 2021 (arXiv:2108.13264) §4.3.
+
+    A quarter of the number of scores, rounded down, is left out at either end.
+    """
+    return float(stats.trim_mean(np.ravel(scores), 0.25))
+
+
+def stratified_interval(
+    strata: Sequence[np.ndarray],
+    statistic: Callable[[np.ndarray], float] = interquartile_mean,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A statistic of runs and its percentile-bootstrap interval; runs are drawn anew within each stratum (task).
+
+    Agarwal et al. 2021 §4.1. The interval is NaN where a stratum has fewer than two runs; of three or so it is too
+    narrow, as any bootstrap's is: say so beside it.
+    """
+    value = statistic(np.concatenate([np.ravel(runs) for runs in strata]))
+    if any(len(runs) < 2 for runs in strata):
+        return value, float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(np.concatenate([rng.choice(runs, len(runs)) for runs in strata])) for _ in range(resamples)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return value, float(low), float(high)
+
+
+def probability_of_improvement(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    """How often a run of A is better than one of B, ties counted half, mean over tasks: Agarwal et al. 2021 §4.4."""
+    shares = []
+    for mine, its in zip(a, b, strict=True):
+        difference = np.subtract.outer(mine, its)
+        shares.append((difference > 0).mean() + 0.5 * (difference == 0).mean())
+    return float(np.mean(shares))
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The share of runs whose score is above each threshold: Agarwal et al. 2021 §4.2."""
+    return np.asarray((np.ravel(scores)[None, :] > thresholds[:, None]).mean(1))
+
+
+def area_under_curve(x: np.ndarray, y: np.ndarray) -> float:
+    """The curve's mean height between its first and last x, by trapezoids."""
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
+
+
+def first_at(x: np.ndarray, y: np.ndarray, threshold: float) -> float:
+    """The x at which the curve first reaches a threshold, on a straight line between its points; NaN where never."""
+    reached = np.flatnonzero(y >= threshold)
+    if not len(reached):
+        return float("nan")
+    at = int(reached[0])
+    if at == 0:
+        return float(x[0])
+    share = (threshold - y[at - 1]) / (y[at] - y[at - 1])
+    return float(x[at - 1] + share * (x[at] - x[at - 1]))

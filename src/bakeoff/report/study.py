@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bakeoff.config import NOT_OF_THE_ARM, Tracking
+from bakeoff.errors import UserError
 from bakeoff.report import store
+from bakeoff.tracking import OUT_OF_MEMORY
 
 TRACKING_URI = "sqlite:///mlflow.db"
 NAMED_BY_OTHERS = ("algorithm", "arm", "seed", "sweeps", "tuned")
@@ -21,9 +23,10 @@ MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preference
 class Study:
     """A sweep as read from the store.
 
-    runs      a row a run: run, arm, algorithm, seed, status and the other tags
-    params    run, key, value
-    metrics   run, metric, step, value, and the run's arm name and seed
+    runs         a row a finished run: run, arm, algorithm, seed, status and the other tags
+    unfinished   the same of runs that failed, ran out of memory or were stopped
+    params       run, key, value, of finished runs
+    metrics      run, metric, step, value, and the run's arm name and seed, of finished runs
     """
 
     name: str
@@ -32,12 +35,13 @@ class Study:
     run_id: str
     tracking: Tracking
     runs: pd.DataFrame
+    unfinished: pd.DataFrame
     params: pd.DataFrame
     metrics: pd.DataFrame
 
     @property
     def arms(self) -> list[str]:
-        """Names of the arms, in the order in which the sweep names them."""
+        """Names of the arms that finished a run, in the order in which the sweep names them."""
         return list(dict.fromkeys(self.runs["name"]))
 
 
@@ -47,17 +51,24 @@ def default_tracking() -> Tracking:
 
 
 def load_study(name: str, tracking: Tracking | None = None) -> Study:
-    """Reads the newest sweep of a study; raises UserError where there is none."""
+    """Reads the newest sweep of a study; raises UserError where there is none, or none of its runs has finished.
+
+    Of runs of one arm and seed, as a sweep leaves them that was gone on with, the last counts.
+    """
     tracking = tracking or default_tracking()
     parent = store.find_sweep(tracking, name)
     children = store.children(tracking, parent)
-    runs = store.runs_frame(children)
-    params = store.params_frame(children)
-    runs["name"] = arm_names(runs)
-    metrics = store.metrics_frame(tracking, children).merge(runs[["run", "name", "seed"]], on="run")
-    tags = parent.data.tags
+    every = store.runs_frame(children)
+    if not any(run.info.status == "FINISHED" for run in children):
+        raise UserError(f"no run of the study '{name}' has finished yet; the sweep says how to go on with it.")
+    every = every.drop_duplicates(["arm", "seed"], keep="last").reset_index(drop=True)
+    every["name"], finished = arm_names(every), every["status"] == "FINISHED"
+    runs, unfinished = every[finished].reset_index(drop=True), every[~finished].reset_index(drop=True)
+    kept = [run for run in children if run.info.run_id in set(runs["run"])]
+    metrics = store.metrics_frame(tracking, kept).merge(runs[["run", "name", "seed"]], on="run")
+    tags, params = parent.data.tags, store.params_frame(kept)
     question, notebook = tags.get("question", ""), tags.get("notebook", "methods")
-    return Study(name, question, notebook, parent.info.run_id, tracking, runs, params, metrics)
+    return Study(name, question, notebook, parent.info.run_id, tracking, runs, unfinished, params, metrics)
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:
@@ -101,12 +112,17 @@ def mismatches(study: Study) -> list[str]:
         if own != everyone:
             missing = ", ".join(map(str, sorted(everyone - own)))
             found.append(f"{name!s} has no run with seed {missing}")
-    for _, run in study.runs[study.runs["status"] != "FINISHED"].iterrows():
-        found.append(f"{run['name']} seed {run['seed']} is {run['status']}: {run.get('failure') or 'no reason given'}")
+    for _, run in study.unfinished.iterrows():
+        found.append(f"{run['name']} seed {run['seed']} is {outcome(run)}: {run.get('failure') or 'no reason given'}")
     for name, rows in study.runs.groupby("name"):
         if (rows["tuned"] == "untuned").any():
             found.append(f"{name!s} was not tuned for this task")
     return found
+
+
+def outcome(run: pd.Series) -> str:
+    """`OOM` where a run ran out of memory, else its status."""
+    return "OOM" if run.get("outcome") == OUT_OF_MEMORY else str(run["status"])
 
 
 def config_diff(study: Study) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bakeoff.measure.phase import TRAINING
 from bakeoff.report.statistics import mean_interval, paired_difference
-from bakeoff.report.study import Study
+from bakeoff.report.study import Study, outcome
 
 ACCURACY = "eval/greedy_accuracy"
 
@@ -33,7 +33,7 @@ def by_seed(study: Study, metric: str, name: str) -> pd.Series:
 
 def comparison(study: Study) -> pd.DataFrame:
     """A row an arm: seeds, accuracies with their 95 % intervals, KL, training time and peak memory."""
-    peak = study.metrics[study.metrics["metric"].str.startswith("memory/")]
+    peak = study.metrics[study.metrics["metric"] == "memory/peak_mb"]
     rows = []
     for name in study.arms:
         greedy, low, high = mean_interval(by_seed(study, ACCURACY, name))
@@ -80,7 +80,12 @@ def league(study: Study) -> pd.DataFrame:
     table.insert(
         5, "against the best", ["best mean", *(against_best(study, table, name) for name in table["method"][1:])]
     )
-    return table
+    missing = [
+        {"method": name, "seeds": 0, "against the best": outcome(rows.iloc[-1])}
+        for name, rows in study.unfinished.groupby("name", sort=False)
+        if name not in study.arms
+    ]
+    return pd.concat([table, pd.DataFrame(missing)], ignore_index=True) if missing else table
 
 
 def league_markdown(study: Study) -> str:
@@ -89,7 +94,8 @@ def league_markdown(study: Study) -> str:
     rows = {
         "method": "`" + table["method"] + "`",
         "held-out greedy accuracy [95 %]": [
-            f"{row['held-out greedy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for _, row in table.iterrows()
+            f"{row['held-out greedy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if row["seeds"] else "–"
+            for _, row in table.iterrows()
         ],
         "against the best": table["against the best"],
         "training time": table["training time (s)"].map("{:.0f} s".format),

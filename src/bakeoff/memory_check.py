@@ -1,0 +1,85 @@
+"""Prediction against measurement for every method on two models: the table of docs/memory.md."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import hydra
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from bakeoff.bench import untracked_run
+from bakeoff.config import Config, register
+from bakeoff.measure.memory import keep_freed_memory
+from bakeoff.paths import CONF
+from bakeoff.predict import predict
+from bakeoff.run import followed, step
+from bakeoff.validation import to_config
+
+PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
+BATCH = ["tuned=none", "sft.steps=0", "rollout.prompts=16", "rollout.group_size=4"]
+# tied embeddings and as many key heads as heads; then neither, and a vocabulary in which logits count
+QWEN = {
+    "model_type": "qwen2",
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 1500,
+    "tie_word_embeddings": "false",
+}
+MODELS: dict[str, list[str]] = {"tiny": [], "Qwen2": [f"++model.architecture.{k}={v}" for k, v in QWEN.items()]}
+
+
+def measured(config: Config, folder: Path) -> dict[str, float]:
+    """Peaks in MB by phase of the second of two real updates, which has optimiser state."""
+    run = untracked_run(config, folder)
+    metrics: dict[str, float] = {}
+    for _ in range(2):
+        with followed(run):
+            metrics, _, _ = step(run)
+    return {phase: metrics[f"memory/{phase}_mb"] for phase in PHASES if f"memory/{phase}_mb" in metrics}
+
+
+def check(method: str, settings: list[str], folder: Path) -> dict[str, float | str]:
+    """Largest measured peak of a method, what was predicted for it, and the largest error of any of its phases."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = to_config(hydra.compose("config", overrides=[f"algorithm={method}", *BATCH, *settings]))
+    config.algorithm.critic.warmup_updates = 0
+    real = measured(config, folder)
+    peaks = predict(config).peaks
+    predicted = {phase: peaks[phase].allocated / 1e6 for phase in real}
+    largest = max(real, key=lambda phase: real[phase])
+    worst = max(real, key=lambda phase: abs(predicted[phase] / real[phase] - 1))
+    return {
+        "method": f"`{method}`",
+        "largest peak in": largest.replace("_", " "),
+        "measured (MB)": f"{real[largest]:.2f}",
+        "predicted (MB)": f"{predicted[largest]:.2f}",
+        "error": f"{predicted[largest] / real[largest] - 1:+.1%}",
+        "largest error of a phase": f"{predicted[worst] / real[worst] - 1:+.1%} ({worst.replace('_', ' ')})",
+    }
+
+
+def main() -> None:
+    """Prints a table a model, as Markdown."""
+    register()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    methods = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
+    for model, settings in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [
+                check(method, settings, Path(folder))
+                for method in track(methods, description=model, console=Console(stderr=True), transient=True)
+            ]
+        print(f"{model}, 16 prompts × 4 completions of sort-10:\n")
+        print(pd.DataFrame(rows).to_markdown(index=False), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
