@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
+from bakeoff.report.memory import peaks_markdown
 from bakeoff.report.render import execute, to_html
 from bakeoff.report.study import Study, load_study, mismatches
 from bakeoff.report.tables import comparison, league_markdown, verdict
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 def report(name: str, out: Path, console: Console) -> Path:
-    """Writes <out>/<name>.html and, as <name>.md, its league table; logs both to the sweep's run; returns the page."""
+    """Writes <out>/<name>.html and, as <name>.md, its table; logs both to the sweep's run; returns the page."""
     if not (SWEEPS / f"{name}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none"))
         raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {known}.")
@@ -45,7 +46,7 @@ def report(name: str, out: Path, console: Console) -> Path:
     path = out / f"{name}.html"
     path.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
     table = out / f"{name}.md"
-    table.write_text(league_markdown(study), encoding="utf-8")
+    table.write_text(league_markdown(study) if study.trained else peaks_markdown(study), encoding="utf-8")
     tracker = Tracker(open_store(study.tracking)[0], study.run_id)
     for each in (path, table):
         tracker.artifact(each, "report")
@@ -54,7 +55,10 @@ def report(name: str, out: Path, console: Console) -> Path:
 
 
 def show(study: Study, console: Console) -> None:
-    """Prints the comparison, what is not matched, and what the data say."""
+    """Prints the comparison, what is not matched, and what the data say; of a prediction, the peaks."""
+    if not study.trained:
+        console.print(peaks_markdown(study), highlight=False)
+        return
     frame = comparison(study)
     table = Table(title=study.question, title_justify="left", box=None, pad_edge=False)
     headers = {

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from bakeoff.paths import CONF
 from bakeoff.report.statistics import mean_interval
-from bakeoff.report.study import Study
-from bakeoff.report.tables import ACCURACY, by_seed, phases
+from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.tables import by_seed, phases
 
 # Okabe and Ito's palette, told apart with any kind of colour vision: for the methods that most studies compare.
 COLOURS = {

@@ -11,8 +11,8 @@ from bakeoff.attribution import KINDS, ROLES
 from bakeoff.measure.phase import TRAINING
 from bakeoff.report.figures import colours, stacked_bars, style
 from bakeoff.report.statistics import mean_interval, paired_difference
-from bakeoff.report.study import Study
-from bakeoff.report.tables import ACCURACY, by_seed
+from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.tables import by_seed
 
 ROLE_SHADES = {
     "actor": "#0072B2",
@@ -59,6 +59,17 @@ def largest_peaks(study: Study) -> pd.DataFrame:
     best = means.loc[means.groupby("name", sort=False)["mean"].idxmax()]
     table = best.rename(columns={"mean": "mb", "count": "seeds"}).set_index("name")
     return table.reindex([arm for arm in study.arms if arm in table.index]).reset_index()
+
+
+def peaks_markdown(study: Study) -> str:
+    """The largest peak of each arm as a Markdown table."""
+    table = largest_peaks(study)
+    rows = {
+        "arm": "`" + table["name"] + "`",
+        "largest peak": [f"{mb / 1000:,.1f} GB" if mb > GIGA else f"{mb:,.1f} MB" for mb in table["mb"]],
+        "in": table["phase"].str.replace("_", " "),
+    }
+    return pd.DataFrame(rows).to_markdown(index=False) + "\n"
 
 
 def at_peak(study: Study, by: str) -> pd.DataFrame:
@@ -126,11 +137,6 @@ def prediction(study: Study) -> pd.DataFrame:
     table = pd.concat([measured, predicted], axis=1, join="inner").reset_index()
     table = table[~table["phase"].isin(["reward", "offload"])]  # there no model runs
     return table.assign(error=table["predicted (MB)"] / table["measured (MB)"] - 1)
-
-
-def trained(study: Study) -> bool:
-    """Whether its runs trained, and have something to set against memory."""
-    return bool((study.metrics["metric"] == ACCURACY).any())
 
 
 def pareto(study: Study) -> pd.DataFrame:

@@ -13,9 +13,10 @@ from bakeoff.errors import UserError
 from bakeoff.report import store
 from bakeoff.tracking import OUT_OF_MEMORY
 
+ACCURACY = "eval/greedy_accuracy"
 TRACKING_URI = "sqlite:///mlflow.db"
 NAMED_BY_OTHERS = ("algorithm", "arm", "seed", "sweeps", "tuned")
-SHORT = {"rollout.group_size": "G", "algorithm.kl_to_reference.beta": "β", "algorithm/kl_to_reference": "KL"}
+SHORT = {"model": "", "rollout.group_size": "G", "algorithm.kl_to_reference.beta": "β", "algorithm/kl_to_reference": "KL"}
 MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preferences", "evaluation")
 
 
@@ -43,6 +44,11 @@ class Study:
     def arms(self) -> list[str]:
         """Names of the arms that finished a run, in the order in which the sweep names them."""
         return list(dict.fromkeys(self.runs["name"]))
+
+    @property
+    def trained(self) -> bool:
+        """Whether its runs trained a policy; those of a prediction did not."""
+        return bool((self.metrics["metric"] == ACCURACY).any())
 
 
 def default_tracking() -> Tracking:
@@ -83,7 +89,7 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
     heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
     names = pd.Series(
         [
-            " ".join([head, *(f"{SHORT.get(k, k)}={each[k]}" for k in varied if k in each)])
+            " ".join([head, *(f"{SHORT.get(k, k)}={each[k]}".lstrip("=") for k in varied if k in each)])
             for head, each in zip(heads, values, strict=True)
         ],
         runs.index,
@@ -104,6 +110,8 @@ def mismatches(study: Study) -> list[str]:
         most = len(fewest_first[-1][1])
         shown = [f"{'the others' if len(own) == most > 2 else ', '.join(own)} {value}" for value, own in fewest_first]
         found.append(f"{key} differs: {'; '.join(shown)}")
+    if not study.trained:
+        return found
     if study.runs["start"].nunique() > 1:
         found.append("the arms start from different weights")
     seeds = {name: set(rows["seed"]) for name, rows in study.runs.groupby("name")}

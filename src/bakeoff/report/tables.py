@@ -8,9 +8,7 @@ import pandas as pd
 
 from bakeoff.measure.phase import TRAINING
 from bakeoff.report.statistics import mean_interval, paired_difference
-from bakeoff.report.study import Study, outcome
-
-ACCURACY = "eval/greedy_accuracy"
+from bakeoff.report.study import ACCURACY, Study, outcome
 
 
 def final(study: Study, metric: str) -> pd.DataFrame:
