@@ -28,7 +28,7 @@ from bakeoff.model.load import encode, weights_hash
 from bakeoff.out_of_memory import told
 from bakeoff.paths import ROOT
 from bakeoff.predict import predict
-from bakeoff.progress import RunProgress, ledger_table, megabytes
+from bakeoff.progress import RunProgress, ledger_table, megabytes, read
 from bakeoff.randomness import derive
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run, train
@@ -51,10 +51,13 @@ def run_job(
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *overrides])
     progress = RunProgress(folder, name, quiet)
+    identity = {"arm": arm_id(config), "seed": config.seed}
+    last = read(folder)
+    if parent and last and last["state"] == "done" and {k: last.get(k) for k in identity} == identity:
+        return float(last["result"])  # a sweep that is gone on with has this job behind it
     with reported(progress), termination() as signals:
         device = choose_device("cpu" if config.predict else config.device)
         found = checkpoints(folder / "checkpoints")
-        identity = {"arm": arm_id(config), "seed": config.seed}
         earlier = read_run(found[-1]) if found else None
         if earlier is not None and {k: earlier[k] for k in identity} != identity:
             raise UserError(
@@ -72,10 +75,13 @@ def run_job(
                     if path.is_file():
                         tracker.artifact(path, "config")
             if config.predict:
-                return predicted(config, tracker, progress)
-            phases = Phases(device)
-            with told(config, phases, tracker, progress):
-                return train(set_up(config, folder, phases, tracker, progress, identity, signals, found))
+                result = predicted(config, tracker, progress)
+            else:
+                phases = Phases(device)
+                with told(config, phases, tracker, progress):
+                    result = train(set_up(config, folder, phases, tracker, progress, identity, signals, found))
+        progress.keep(result=result, **{key: identity[key] for key in ("arm", "seed")})
+        return result
 
 
 def set_up(

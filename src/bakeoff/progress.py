@@ -102,6 +102,10 @@ class RunProgress:
             self._printed = share
             self.console.print(self._line(), highlight=False)
 
+    def keep(self, **values: Any) -> None:
+        """Values that stay in the run's file."""
+        self._last |= values
+
     def end(self, state: str, reason: str = "") -> None:
         """done, failed or killed, and why."""
         self._last["reason"] = reason
@@ -132,13 +136,25 @@ def read(folder: Path) -> dict[str, Any] | None:
     return report
 
 
-def sweep_table(names: list[str], folders: list[Path]) -> Table:
-    """A row for each job of a sweep, as its folder reports it."""
+def has_ended(report: dict[str, Any] | None) -> bool:
+    """Whether the job of a report has ended, well or not."""
+    return report is not None and report["state"] in ("done", "failed", "killed")
+
+
+def sweep_table(names: list[str], folders: list[Path], elapsed: float = 0.0, before: int = 0) -> Table:
+    """A row for each job of a sweep, as its folder reports it.
+
+    After so many seconds `elapsed` the jobs that ended since tell how long the others take; `before` had ended already.
+    """
     reports = [read(folder) for folder in folders]
     states = [report["state"] if report else "waiting" for report in reports]
     finished = sum(state == "done" for state in states)
     failed = sum(state in ("failed", "killed") for state in states)
-    title = f"{finished} of {len(names)} jobs done" + (f", {failed} failed" if failed else "")
+    running = sum(state not in ("done", "failed", "killed", "waiting") for state in states)
+    title = f"{finished} of {len(names)} jobs done, {running} running" + (f", {failed} failed" if failed else "")
+    ended = finished + failed - before
+    if ended > 0 and ended < len(names) - before:
+        title += f"; about {duration(elapsed / ended * (len(names) - before - ended))} left"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("job", "state", "done", "reward", "held-out", "KL", "tokens/s", "MB", "left"):
         table.add_column(column, justify="left" if column in ("job", "state") else "right", no_wrap=True)
@@ -167,20 +183,22 @@ def sweep_table(names: list[str], folders: list[Path]) -> Table:
 def watching(names: list[str], folders: list[Path], console: Console) -> Iterator[None]:
     """Shows the jobs of a sweep while they run: live on a terminal, a line for each finished job elsewhere."""
     stop = threading.Event()
+    began = time.monotonic()
+    ended = {name for name, folder in zip(names, folders, strict=True) if has_ended(read(folder))}
 
     def watch() -> None:
         if console.is_terminal:
             with Live(console=console, refresh_per_second=2) as live:
                 while not stop.wait(0.5):
-                    live.update(sweep_table(names, folders))
-                live.update(sweep_table(names, folders))
+                    live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
+                live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
             return
         told: set[str] = set()
         while True:
             last = stop.wait(1.0)
             for name, folder in zip(names, folders, strict=True):
                 report = read(folder)
-                if report and name not in told and report["state"] in ("done", "failed", "killed"):
+                if report and name not in told and has_ended(report):
                     told.add(name)
                     held_out = report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""

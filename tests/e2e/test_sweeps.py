@@ -102,6 +102,24 @@ def test_a_mistake_ends_the_command_with_one_sentence(command):
     assert result.stderr.count("\n") == 1
 
 
+def test_a_sweep_that_is_gone_on_with_runs_only_what_is_missing(command, tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "import os\ndef f(completions, **_):\n    if not os.path.exists('ready'):\n        raise OSError('not yet')\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    choices = "+reward.functions={verifier: 2},{bad.f: 1}"
+    limit = ["budget={unit: updates, limit: 1}", "checkpoint.every=0"]
+    arguments = ["-m", choices, *SHORT, *limit, "hydra/launcher=basic", "algorithm=grpo", "hydra.sweep.dir=sweep"]
+    assert command(*arguments).returncode == 2
+    (tmp_path / "ready").touch()
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    _, runs = runs_in(tmp_path)
+    jobs = [run for run in runs if run.data.tags.get("kind") != "sweep"]
+    assert sorted(run.info.status for run in jobs) == ["FAILED", "FINISHED", "FINISHED"], "the first ran once"
+    assert len({run.data.tags["mlflow.parentRunId"] for run in jobs}) == 1
+
+
 def test_a_report_on_an_empty_store_says_what_fills_it(command):
     result = command("methods", module="bakeoff.report")
     assert result.returncode == 2
@@ -112,7 +130,8 @@ def test_a_report_on_an_empty_store_says_what_fills_it(command):
 def test_a_report_on_an_unknown_study_lists_what_there_is(command):
     result = command("no_such", module="bakeoff.report")
     assert result.returncode == 2
-    assert "all_methods, methods, rlhf" in result.stderr
+    assert "all_methods" in result.stderr
+    assert "methods, rlhf" in result.stderr
 
 
 def test_the_reward_models_stage_alone(command, tmp_path):

@@ -27,6 +27,17 @@ COLOURS = {
     "rloo": "#CC79A7",
     "dapo": "#56B4E9",
 }
+# What an arm of sweeps/critic.yaml and its relatives is: a method, and how it is told apart from it.
+COLOURS |= {
+    "critic_none": COLOURS["grpo"],
+    "critic_separate": COLOURS["ppo"],
+    "critic_shared": "#CC79A7",
+    "critic_adapter": "#56B4E9",
+    "grpo_lora": "#117733",
+    "ppo_lora": "#332288",
+    "grpo_checkpointing": "#999933",
+    "ppo_checkpointing": "#6699CC",
+}
 # Eighteen colours cannot all be told apart: the others share shades, and figures name every line.
 OTHERS = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC", "#888888"]
 MANY = 6  # arms, above which each has a panel of its own
@@ -46,7 +57,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     others = [path.stem for path in sorted((CONF / "algorithm").glob("*.yaml")) if path.stem not in COLOURS]
     fixed = COLOURS | {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
     spare = iter(OTHERS[::-1] * 10)
-    return {name: fixed.get(name) or next(spare) for name in names}
+    return {name: fixed.get(name) or fixed.get(name.split()[0]) or next(spare) for name in names}
 
 
 def curves(study: Study, metric: str, against: str = "update", smooth: int = 1) -> pd.DataFrame:

@@ -16,7 +16,12 @@ from bakeoff.tracking import OUT_OF_MEMORY
 ACCURACY = "eval/greedy_accuracy"
 TRACKING_URI = "sqlite:///mlflow.db"
 NAMED_BY_OTHERS = ("algorithm", "arm", "seed", "sweeps", "tuned")
-SHORT = {"model": "", "rollout.group_size": "G", "algorithm.kl_to_reference.beta": "β", "algorithm/kl_to_reference": "KL"}
+SHORT = {
+    "model": "",
+    "rollout.group_size": "G",
+    "algorithm.kl_to_reference.beta": "β",
+    "algorithm/kl_to_reference": "KL",
+}
 MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preferences", "evaluation")
 
 
