@@ -70,6 +70,10 @@ class Tracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
+    def artifacts(self, source: Path, folder: str) -> None:
+        """Every file of a folder."""
+        self.client.log_artifacts(self.run_id, str(source), folder)
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Ends the run: FINISHED, FAILED by an exception, KILLED by a signal or an interrupt."""

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
@@ -39,9 +40,30 @@ def test_a_sweep_and_its_report(command, tmp_path):
     assert "Traceback" not in page
     assert 'src="http' not in page, "the page needs nothing beside it"
     assert [f.path for f in client.list_artifacts(parent.info.run_id, "report")] == [
+        "report/methods",
         "report/methods.html",
         "report/methods.md",
     ]
+    folder = tmp_path / "reports" / "methods"
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    assert set(metrics["name"]) == {"ppo", "ppo_kl", "grpo"}
+    assert len(pd.read_csv(folder / "runs.csv")) == 6
+    names = sorted(path.name for path in folder.iterdir())
+    assert "01_final_held_out_accuracy.svg" in names
+    assert "01_final_held_out_accuracy.png" in names
+
+    before = {path: path.read_bytes() for path in (tmp_path / "reports").rglob("*") if path.is_file()}
+    again = command("--all", module="bakeoff.report")
+    assert again.returncode == 0, again.stderr
+    assert "bakeoff sweeps=rlhf" in again.stdout, "what the store does not hold, and how it is made"
+    assert {path: path.read_bytes() for path in before} == before, "the same store, the same bytes"
+
+    fewer = command("methods", "--where", "algorithm != 'ppo' and seed == 1", "--out", "fewer", module="bakeoff.report")
+    assert fewer.returncode == 0, fewer.stderr
+    assert set(pd.read_csv(tmp_path / "fewer" / "methods" / "runs.csv")["algorithm"]) == {"ppo_kl", "grpo"}
+    refused = command("methods", "--where", "seeds == 1", module="bakeoff.report")
+    assert refused.returncode == 2
+    assert "where is 'seeds == 1', which cannot be read" in refused.stderr
 
 
 def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):

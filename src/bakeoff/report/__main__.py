@@ -12,46 +12,79 @@ from rich.table import Table
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
 from bakeoff.report.memory import peaks_markdown
-from bakeoff.report.render import execute, to_html
+from bakeoff.report.render import execute, figures, to_html
 from bakeoff.report.study import Study, load_study, mismatches
 from bakeoff.report.tables import comparison, league_markdown, verdict
 from bakeoff.tracking import Tracker, open_store
 
 
 def main() -> None:
-    """Parses the arguments, writes the report, prints its table and its path; exit code 2 for a user's mistake."""
+    """Parses the arguments, writes the reports, prints their tables and paths; exit code 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="bakeoff-report", description=__doc__)
     parser.add_argument("study", nargs="?", default="methods", help="a study of sweeps/ (default: methods)")
+    parser.add_argument("--all", action="store_true", help="every study of sweeps/ that the store holds")
+    parser.add_argument("--where", default="", help="""a choice of runs, such as "seed < 3 and algorithm != 'trpo'" """)
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
     arguments = parser.parse_args()
     console = Console()
     try:
-        path = report(arguments.study, arguments.out, console)
+        for name in studies_held(console) if arguments.all else [arguments.study]:
+            path = report(name, arguments.out, arguments.where, console)
+            console.print(f"report: {path}", highlight=False, soft_wrap=True)
     except UserError as error:
         fail(error, "bakeoff-report")
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def report(name: str, out: Path, console: Console) -> Path:
-    """Writes <out>/<name>.html and, as <name>.md, its table; logs both to the sweep's run; returns the page."""
-    if not (SWEEPS / f"{name}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none"))
-        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {known}.")
-    study = load_study(name)
+def studies() -> list[str]:
+    """The studies of sweeps/."""
+    return sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
+
+
+def studies_held(console: Console) -> list[str]:
+    """The studies of which the store holds a finished run; says of the others how they are made."""
+    held = []
+    for name in studies():
+        try:
+            load_study(name)
+            held.append(name)
+        except UserError as error:
+            console.print(f"[dim]{error}[/]", highlight=False)
+    if not held:
+        raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
+    return held
+
+
+def report(name: str, out: Path, where: str, console: Console) -> Path:
+    """Writes <out>/<name>.html, its table as <name>.md, and figures and frames to <out>/<name>/; returns the page.
+
+    All of it goes to the sweep's run too. The same store gives the same bytes.
+    """
+    if name not in studies():
+        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {', '.join(studies())}.")
+    study = load_study(name, where=where)
     notebook = ANALYSIS / f"{study.notebook}.ipynb"
     os.environ["MLFLOW_TRACKING_URI"] = study.tracking.uri
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
+    parameters = {"study_name": name, "where": where}
     with console.status(f"{notebook.name}: starting") as status:
-        book = execute(notebook, {"study_name": name}, lambda message: status.update(f"{notebook.name}: {message}"))
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.html"
-    path.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-    table = out / f"{name}.md"
+        book = execute(notebook, parameters, lambda message: status.update(f"{notebook.name}: {message}"))
+    page, table, folder = out / f"{name}.html", out / f"{name}.md", out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
     table.write_text(league_markdown(study) if study.trained else peaks_markdown(study), encoding="utf-8")
+    for file, content in figures(book):
+        (folder / file).write_bytes(content)
+    study.runs.to_csv(folder / "runs.csv", index=False)
+    study.params.to_csv(folder / "params.csv", index=False)
+    study.metrics.to_parquet(folder / "metrics.parquet", index=False)
     tracker = Tracker(open_store(study.tracking)[0], study.run_id)
-    for each in (path, table):
+    for each in (page, table):
         tracker.artifact(each, "report")
+    tracker.artifacts(folder, f"report/{name}")
     show(study, console)
-    return path.resolve()
+    return page.resolve()
 
 
 def show(study: Study, console: Console) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def execute(notebook: Path, parameters: dict[str, Any], show: Callable[[str], No
     book = nbformat.read(notebook, as_version=4)
     lines = [f"{name} = {value!r}" for name, value in parameters.items()]
     at = next((i for i, c in enumerate(book.cells) if PARAMETERS in c.metadata.get("tags", [])), -1)
-    book.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    given = nbformat.v4.new_code_cell("\n".join(lines))
+    given["id"] = "given"  # nbformat draws ids: the same store makes the same page
+    book.cells.insert(at + 1, given)
     client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}})
     client.extra_arguments = ["--IPKernelApp.log_level=40"]
     client.on_cell_start = lambda cell, cell_index: show(f"cell {cell_index + 1} of {len(book.cells)}")
@@ -35,6 +38,29 @@ def execute(notebook: Path, parameters: dict[str, Any], show: Callable[[str], No
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]  # warnings are for developers
     return book
+
+
+def figures(book: Any) -> Iterator[tuple[str, bytes]]:
+    """File name and content of every figure of an executed notebook, as SVG and PNG, named after the heading above."""
+    heading, number = "figure", 0
+    for cell in book.cells:
+        for text in [cell.source] if cell.cell_type == "markdown" else shown_markdown(cell):
+            titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+            heading = titles[-1] if titles else heading
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            number += "image/svg+xml" in data
+            name = f"{number:02d}_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}"
+            if "image/svg+xml" in data:
+                yield f"{name}.svg", data["image/svg+xml"].encode()
+            if "image/png" in data:
+                yield f"{name}.png", base64.b64decode(data["image/png"])
+
+
+def shown_markdown(cell: Any) -> list[str]:
+    """The Markdown that a code cell displayed."""
+    texts = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
+    return [text if isinstance(text, str) else "".join(text) for text in texts]
 
 
 def to_html(book: Any, title: str) -> str:

@@ -61,9 +61,10 @@ def default_tracking() -> Tracking:
     return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI))
 
 
-def load_study(name: str, tracking: Tracking | None = None) -> Study:
+def load_study(name: str, tracking: Tracking | None = None, where: str = "") -> Study:
     """Reads the newest sweep of a study; raises UserError where there is none, or none of its runs has finished.
 
+    `where` chooses among them: a pandas expression over the columns of `runs` (name, algorithm, seed, other tags).
     Of runs of one arm and seed, as a sweep leaves them that was gone on with, the last counts.
     """
     tracking = tracking or default_tracking()
@@ -73,13 +74,31 @@ def load_study(name: str, tracking: Tracking | None = None) -> Study:
     if not any(run.info.status == "FINISHED" for run in children):
         raise UserError(f"no run of the study '{name}' has finished yet; the sweep says how to go on with it.")
     every = every.drop_duplicates(["arm", "seed"], keep="last").reset_index(drop=True)
-    every["name"], finished = arm_names(every), every["status"] == "FINISHED"
+    every["name"] = arm_names(every)
+    every = chosen(every, where) if where else every
+    finished = every["status"] == "FINISHED"
     runs, unfinished = every[finished].reset_index(drop=True), every[~finished].reset_index(drop=True)
     kept = [run for run in children if run.info.run_id in set(runs["run"])]
     metrics = store.metrics_frame(tracking, kept).merge(runs[["run", "name", "seed"]], on="run")
     tags, params = parent.data.tags, store.params_frame(kept)
     question, notebook = tags.get("question", ""), tags.get("notebook", "methods")
     return Study(name, question, notebook, parent.info.run_id, tracking, runs, unfinished, params, metrics)
+
+
+def chosen(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The runs of which an expression is true; raises UserError where it cannot be read, or none is left."""
+    try:
+        kept = runs.query(where).reset_index(drop=True)
+    except Exception as error:  # whatever pandas makes of it
+        raise UserError(
+            f"where is '{where}', which cannot be read ({error}); it is an expression over "
+            f"{', '.join(sorted(column for column in runs.columns if column.isidentifier()))}."
+        ) from error
+    if not (kept["status"] == "FINISHED").any():
+        raise UserError(
+            f"where is '{where}', of which no finished run is true; names are {', '.join(runs['name'].unique())}."
+        )
+    return kept
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:

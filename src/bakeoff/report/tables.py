@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from bakeoff.measure.phase import TRAINING
 from bakeoff.report.statistics import mean_interval, paired_difference
 from bakeoff.report.study import ACCURACY, Study, outcome
+
+
+def shown(frame: pd.DataFrame, precision: int = 3, **formats: str) -> Styler:
+    """A frame as a page shows it; `formats` are those of single columns. The same frame gives the same bytes."""
+    styled = frame.style.hide(axis="index").format(precision=precision)
+    for column, form in formats.items():
+        styled = styled.format(form, subset=[column])
+    return styled.set_uuid(hashlib.sha256(frame.to_csv().encode()).hexdigest()[:8])
 
 
 def final(study: Study, metric: str) -> pd.DataFrame:
