@@ -39,6 +39,7 @@ SETTINGS = [
     ["algorithm=grpo", "model.gradient_checkpointing=true", "model.lora.rank=8", "model.precision=bfloat16"],
     ["algorithm=ppo", "offload=true", "micro_batch=16"],
     ["algorithm=grpo", "logits_mb=0.2", "micro_batch=8"],
+    ["algorithm=grpo", "algorithm/step=adafactor"],
     ["algorithm=grpo", "measure.kl_to_reference=false", "rollout.group_size=8"],
 ]
 

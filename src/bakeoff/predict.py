@@ -39,11 +39,11 @@ UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where there is no to
 
 
 class _NoValues(TorchDispatchMode):
-    """A number asked of a fake tensor is 0: statistics and conditions of loops need one, and memory depends on none."""
+    """A number asked of a fake tensor is 1.0, 0 or false: statistics and conditions of loops need one, memory none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return args[0].dtype.is_floating_point and 0.0
+            return 1.0 if args[0].dtype.is_floating_point else 0
         return func(*args, **(kwargs or {}))
 
 

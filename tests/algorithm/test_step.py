@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bakeoff.algorithm.step import Subproblem, Trpo, conjugate_gradient
+from bakeoff.algorithm.step import Adafactor, Adam, Subproblem, Trpo, conjugate_gradient
 
 
 def positive_definite(size, seed=0):
@@ -93,3 +93,27 @@ def test_a_step_that_is_not_accepted_leaves_the_parameters_bit_for_bit(problem):
     assert statistics["accepted"] == 0
     assert statistics["step_norm"] == 0
     assert all(torch.equal(p, b) for p, b in zip(problem.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("step", [Adam(lr=0.05), Adafactor(lr=0.05)], ids=["adam", "adafactor"])
+def test_gradient_steps_descend_and_clip(step):
+    weight = torch.nn.Parameter(torch.full((30, 20), 2.0))
+    optimizer = step.optimizer([weight])
+    norms = []
+    for _ in range(100):
+        weight.square().sum().backward()
+        norms.append(float(step(Subproblem(optimizer))["gradient_norm"]))
+        assert weight.grad is None
+    assert norms[0] == pytest.approx(4 * 600**0.5), "before clipping"
+    assert weight.square().sum() < 0.3 * 2400
+
+
+def test_adafactor_keeps_rows_and_columns_where_adam_keeps_two_copies():
+    kept = {}
+    for step in (Adam(), Adafactor()):
+        weight = torch.nn.Parameter(torch.ones(30, 20))
+        optimizer = step.optimizer([weight])
+        weight.sum().backward()
+        step(Subproblem(optimizer))
+        kept[type(step)] = sum(value.numel() for value in optimizer.state[weight].values())
+    assert kept == {Adam: 2 * 600 + 1, Adafactor: 30 + 20 + 1}

@@ -110,6 +110,7 @@ AXES: dict[str, dict[str, Any]] = {
     "step": {
         "adam": step.Adam(),
         "adam_once": step.Adam(epochs=1, minibatches=1),
+        "adafactor": step.Adafactor(),
         "trpo": step.Trpo(),
     },
 }

@@ -68,24 +68,41 @@ class Step:
 
 
 @dataclass
-class Adam(Step):
-    """AdamW (Loshchilov & Hutter 2019) with gradient clipping."""
+class GradientStep(Step):
+    """A step along the gradient, clipped to a norm, as an optimiser takes it."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
-
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        betas = (self.beta1, self.beta2)
-        # fused: the other implementations need scratch memory of the size of all weights
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
     def __call__(self, problem: Subproblem) -> dict[str, float | Tensor]:
         norm = clip_gradients(problem.optimizer, self.max_gradient_norm)
         problem.optimizer.step()
         problem.optimizer.zero_grad(set_to_none=True)
         return {"gradient_norm": norm}
+
+
+@dataclass
+class Adam(GradientStep):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        betas = (self.beta1, self.beta2)
+        # fused: the other implementations need scratch memory of the size of all weights
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass
+class Adafactor(GradientStep):
+    """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235): second moments by row and column, and no first moment.
+
+    Its state is a few thousandths of AdamW's. As torch has it, which scales each step to the size of its weights.
+    """
+
+    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass
