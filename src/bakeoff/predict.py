@@ -13,16 +13,16 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate
 from bakeoff.algorithm.step import Adam, Step, Trpo
 from bakeoff.attribution import Label, attributed
-from bakeoff.batch import Experience, Prompts, Rollout, Scores, Sequences, Steps
+from bakeoff.batch import Experience, Prompts, Rollout, Sequences
 from bakeoff.config import Config
-from bakeoff.learner.experience import make_experience
+from bakeoff.learner.experience import evaluate
 from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import untrained
 from bakeoff.learner.sft import demonstrations, train_step
@@ -133,25 +133,22 @@ def one_update(config: Config, learner: Learner, prompt: int, completion: int, p
         rollout = imagined_rollout(config, prompt, completion)
         others = [imagined_rollout(config, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
 
-    def read(groups: int) -> int:
-        """How many of so many groups a micro-batch has, in whole groups."""
-        return min(groups, math.ceil(config.micro_batch / size)) if config.micro_batch else groups
+    def read(sequences: int) -> int:
+        """How many of so many sequences are read at once."""
+        return min(sequences, config.micro_batch or sequences)
 
-    part = first_groups(rollout, read(prompts))
     with phases("reward"):
-        outcome = torch.zeros(len(part.sequences))
         if learner.reward_model is not None:
-            outcome = learner.reward_model.score(part.sequences, config.micro_batch)
+            learner.reward_model.score(rollout.sequences[: read(len(rollout.sequences))], config.micro_batch)
     with phases("experience"):
-        make_experience(learner, part, imagined_scores(config, outcome), greedy_scores(config, part), passes)
+        evaluate(learner, rollout.sequences[: read(len(rollout.sequences))], passes)
     experience = imagined_experience(learner, rollout.sequences)
 
     def train(role: str, step: Step, optimizer: torch.optim.Optimizer, learner: Learner) -> None:
         minibatch = math.ceil(prompts / step.minibatches) * size
-        rows = read(math.ceil(prompts / step.minibatches)) * size
-        if rows < minibatch or 0 < config.micro_batch < minibatch:
+        if read(minibatch) < minibatch:
             with_gradients(role, optimizer)
-        update(learner, experience[:rows], passes, torch.Generator())
+        update(learner, experience[: read(minibatch)], passes, torch.Generator())
 
     step, critic = learner.algorithm.step, learner.algorithm.critic
     brief = {"cg_iterations": 2, "backtracks": 1} if isinstance(step, Trpo) else {}  # the others need no more memory
@@ -163,7 +160,7 @@ def one_update(config: Config, learner: Learner, prompt: int, completion: int, p
         waiting = replace(learner, algorithm=once, counters=Counters(-1))  # before any update the actor waits
         train("critic", critic.step, learner.critic_optimizer, waiting)
     with phases("measure"):
-        measure_step(learner, experience, min(config.measure.kl_sequences, read(prompts) * size), passes)
+        measure_step(learner, experience, read(config.measure.kl_sequences or len(experience)), passes)
     del others  # groups that dynamic sampling kept, or left, until here
 
 
@@ -220,31 +217,6 @@ def fill(decoding: Decoding, tokens: int) -> None:
                 old = getattr(layer, name)
                 setattr(layer, name, old.new_empty(0))  # freed first: a real cache never holds both for all tokens
                 setattr(layer, name, old.new_empty(batch, heads, grown, width))
-
-
-def first_groups(rollout: Rollout, groups: int) -> Rollout:
-    """The rollout of so many prompts."""
-    rows = slice(0, groups * rollout.group_size)
-    return replace(
-        rollout,
-        sequences=rollout.sequences[rows],
-        sampler_logprobs=rollout.sampler_logprobs[rows],
-        entropy=rollout.entropy[rows],
-        ended=rollout.ended[rows],
-    )
-
-
-def imagined_scores(config: Config, outcome: Tensor) -> Scores:
-    """Scores of this outcome [S], with one step each where the reward has steps."""
-    rows = torch.arange(len(outcome))
-    steps = Steps(rows, torch.zeros_like(rows), outcome) if config.reward.steps else None
-    return Scores(outcome, outcome > 0, outcome, {}, steps)
-
-
-def greedy_scores(config: Config, rollout: Rollout) -> Tensor | None:
-    """A score for each prompt [P], where the baseline asks for them."""
-    groups = len(rollout.sequences) // rollout.group_size
-    return torch.zeros(groups) if config.algorithm.baseline.needs_greedy else None
 
 
 def imagined_experience(learner: Learner, sequences: Sequences) -> Experience:

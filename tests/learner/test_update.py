@@ -134,3 +134,14 @@ def test_sampled_entropy_is_that_of_the_training_forward():
     entropies = torch.distributions.Categorical(logits=logits).entropy()
     expected = entropies[experience.sequences.mask].mean().item()
     assert statistics["policy/entropy"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_critic_recomputes_its_activations_as_the_actor_does():
+    """Were it not in training mode, it would recompute nothing, and read every prompt of a group besides."""
+    learner, experience, _ = prepared("algorithm=ppo", "model.gradient_checkpointing=true")
+    settings = passes()
+    with settings.phases.following(learner.held()):
+        update(learner, experience, settings, generator(CPU, 0, "m"))
+    peaks = settings.phases.take().peaks
+    actor, critic = (peaks[f"{role}_update"].cells[role, "activations"] for role in ("actor", "critic"))
+    assert critic == pytest.approx(actor, rel=0.05)

@@ -29,7 +29,9 @@ def update(learner: Learner, experience: Experience, passes: Passes, generator: 
     """
     collected: Collected = defaultdict(list)
     critic = learner.algorithm.critic
-    learner.actor.network.train()
+    trained = [module for role in ("actor", "critic") for module in learner.modules()[role]]
+    for module in trained:
+        module.train()  # there is no dropout: it only lets layers recompute their activations, where that is asked for
     if learner.counters.updates >= critic.warmup_updates:
         for minibatch in minibatches(experience, learner.algorithm.step, generator):
             with passes.phases("actor_update"), attributed("actor", "activations"):
@@ -46,7 +48,8 @@ def update(learner: Learner, experience: Experience, passes: Passes, generator: 
                     statistics = critic.step(Subproblem(learner.critic_optimizer))
                 for name, value in statistics.items():
                     collected[f"critic/{name}"].append(torch.as_tensor(value))
-    learner.actor.network.eval()
+    for module in trained:
+        module.eval()
     return means(collected)
 
 

@@ -50,7 +50,7 @@ def _completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tenso
         return hidden
 
     every, last = slice(None), sequences.ids.shape[1] - 1  # the last token predicts nothing: no pass reads it
-    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
+    recomputes = any(getattr(m, "gradient_checkpointing", False) and m.training for m in backbone.modules())
     if group == 1 or recomputes:  # a layer that recomputes its activations takes no cache
         return run(every, slice(0, last), use_cache=False)[:, width - 1 :]
     cache = KeyValueCache(config=backbone.config)

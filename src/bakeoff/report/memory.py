@@ -164,21 +164,15 @@ def plot_pareto(study: Study) -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     front = table[table["front"]]
     axes.plot(front["mb"], front["accuracy"], color="0.6", lw=1, ls="--", zorder=0)
-    for number, (_, row) in enumerate(table.iterrows()):
+    for _, row in table.iterrows():
         colour = palette[row["name"]]
         axes.plot([row["mb"]] * 2, [row["low"], row["high"]], color=colour, lw=2, alpha=0.5)
         axes.plot(row["mb"], row["accuracy"], "o", color=colour, ms=7, mec="white")
-        above = number % 2 == 0
+        text = f"{row['name']} {row['accuracy']:.3f}"
         axes.annotate(
-            row["name"],
-            (row["mb"], row["high"] if above else row["low"]),
-            (0, 4 if above else -4),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=9,
+            text, (row["mb"], row["high"]), (2, 4), textcoords="offset points", rotation=50, fontsize=8, color=colour
         )
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.15, y=0.5)
     axes.set_xlabel("peak memory (MB)")
     seeds = int(table["seeds"].min())
     axes.set_ylabel("held-out greedy accuracy")
@@ -256,6 +250,8 @@ def crossing(study: Study, expensive: str, cheap: str) -> pd.DataFrame:
     table = over(study, "rollout.group_size")
     rows = []
     for model, own in table.groupby("model", sort=False):
+        if not {expensive, cheap} <= set(own["arm"]):
+            continue  # of a sweep that is not finished
         bar = own[own["arm"] == expensive].sort_values("x")["mb"].iloc[0]
         beyond = own[(own["arm"] == cheap) & (own["mb"] > bar)]["x"]
         rows.append({"model": model, "bar (MB)": bar, "group": beyond.min()})
@@ -292,6 +288,8 @@ def group_verdict(study: Study) -> str:
         group = float(row["group"])
         tried = "at no size that was tried" if np.isnan(group) else f"from {group:.0f} completions a prompt on"
         parts.append(f"{tried} with {row['model']}")
+    if not parts:
+        return "The study of the group has not finished."
     return (
         f"Predicted for eight prompts of 512 tokens and answers of 512, GRPO needs more memory than PPO with "
         f"{smallest} completions a prompt {', and '.join(parts)}: the group's cache takes what the critic held."
