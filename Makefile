@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf report ui test lint check memory bench smollm2 docs lock clean
+.PHONY: bakeoff league rlhf report ui test lint check memory critic bench smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -36,6 +36,11 @@ check: lint test
 
 memory: $(READY)  ## predicted against measured memory, every method on two models
 	$(BIN)/python -m bakeoff.memory_check
+
+critic: $(READY)  ## what a critic costs and earns, and the memory page
+	$(BIN)/bakeoff sweeps=memory_group
+	$(BIN)/bakeoff sweeps=critic
+	$(BIN)/bakeoff-report critic
 
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m bakeoff.bench

@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.config import arm_id, flatten, plain
 from bakeoff.errors import UserError
-from bakeoff.paths import CONF, SWEEPS
+from bakeoff.paths import ANALYSIS, CONF, SWEEPS
+from bakeoff.sweep import jobs
 from tests.conftest import compose
 
 AXES = [
@@ -157,3 +160,18 @@ def test_types_are_checked():
 
 def test_conf_travels_with_the_package():
     assert (Path(CONF) / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none"))
+def test_every_study_names_itself_and_its_jobs_can_run(study):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        sweep = hydra.compose("config", overrides=[f"sweeps={study}"], return_hydra_config=True)
+        sweep.hydra.overrides.task = [f"sweeps={study}"]
+        every = list(jobs(sweep))
+    assert sweep.study.name == study
+    assert (ANALYSIS / f"{sweep.study.notebook}.ipynb").is_file()
+    assert sweep.study.question.endswith("?")
+    assert len(every) >= 9
+    for overrides in (every[0], every[-1]):
+        compose(*overrides)
