@@ -112,7 +112,8 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
             if found is not None:
                 return client, str(found.experiment_id)
             artifacts = (database.parent / "mlartifacts").as_uri() if database else None
-            return client, str(client.create_experiment(tracking.experiment, artifact_location=artifacts))
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and charts, not traces
+            return client, str(client.create_experiment(tracking.experiment, artifacts, tags=kind))
     except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
         reason = str(error).strip().split("\n")[0]
         raise UserError(

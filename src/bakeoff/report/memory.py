@@ -5,7 +5,9 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bakeoff.attribution import KINDS, ROLES
 from bakeoff.measure.phase import TRAINING
@@ -181,6 +183,14 @@ def plot_pareto(study: Study) -> Figure:
     return figure
 
 
+def plain_log(axes: Axes) -> None:
+    """A logarithmic y axis with numbers as a person writes them."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def plot_over(study: Study, key: str, label: str) -> Figure:
     """Largest peaks over a numeric parameter (`rollout.group_size`), a line for each arm and model."""
     style()
@@ -199,7 +209,7 @@ def plot_over(study: Study, key: str, label: str) -> Figure:
             color=colour,
         )
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    plain_log(axes)
     axes.set_xticks(sorted(set(table["x"])), [f"{x:g}" for x in sorted(set(table["x"]))])
     axes.set_xlim(right=max(table["x"]) * 4)
     axes.set_xlabel(label)
@@ -222,9 +232,9 @@ def plot_sizes(study: Study) -> Figure:
         axes.axhline(limit, color="0.8", lw=1, zorder=0)
         axes.annotate(f"{limit} GB", (float(billions.iloc[0]), limit), va="bottom", fontsize=8, color="0.5")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    plain_log(axes)
     axes.set_xticks(billions, [str(model) for model in table.columns], rotation=30, ha="right", fontsize=8)
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("largest peak (GB)")
     axes.legend(frameon=False, fontsize=9)
     plt.close(figure)
