@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def test_metrics_are_the_documented_ones_and_the_same_for_every_method(finished)
     for found in names.values():
         for metric in found:
             assert any(known(metric, pattern) for pattern in METRICS), f"{metric} is not documented in {patterns}"
+    # cells of the ledger are where there are bytes, and the supervised stage where the start was not there yet
+    names = {name: {m for m in found if not re.match(r"memory/(\w+/|sft)", m)} for name, found in names.items()}
     without_critic = {m for m in names["ppo"] if "critic" not in m}
     assert {m for m in names["grpo"] if "critic" not in m} == without_critic
     assert names["ppo"] == names["ppo_kl"]

@@ -172,9 +172,18 @@ def plot_pareto(study: Study) -> Figure:
         axes.plot(row["mb"], row["accuracy"], "o", color=colour, ms=7, mec="white")
         text = f"{row['name']} {row['accuracy']:.3f}"
         axes.annotate(
-            text, (row["mb"], row["high"]), (2, 4), textcoords="offset points", rotation=50, fontsize=8, color=colour
+            text,
+            (row["mb"], np.nanmax([row["high"], row["accuracy"]])),
+            (2, 4),
+            textcoords="offset points",
+            rotation=50,
+            fontsize=8,
+            color=colour,
         )
-    axes.margins(x=0.15, y=0.5)
+    axes.margins(x=0.15)
+    values = table[["low", "accuracy", "high"]].to_numpy()  # one seed has no interval
+    low, high = float(np.nanmin(values)), float(np.nanmax(values)) + 0.01
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.7 * (high - low))  # names stand above their intervals
     axes.set_xlabel("peak memory (MB)")
     seeds = int(table["seeds"].min())
     axes.set_ylabel("held-out greedy accuracy")
