@@ -231,8 +231,7 @@ def plot_sizes(study: Study) -> Figure:
     """Largest peaks over the model's weights, a line an arm; both axes logarithmic."""
     style()
     table = sizes(study)
-    weights = study.metrics[study.metrics["metric"] == "memory/weights_actor_mb"].merge(study.runs[["run", "model"]])
-    billions = weights.groupby("model")["value"].max().reindex(table.columns) / 4000  # float32
+    billions = actor_weights(study) / 4000  # float32
     figure, axes = plt.subplots(figsize=(7.2, 5.0), layout="constrained")
     palette = colours(list(table.index))
     for arm, row in table.iterrows():
@@ -315,7 +314,14 @@ def group_verdict(study: Study) -> str:
     )
 
 
+def actor_weights(study: Study) -> pd.Series:
+    """MB of the actor's weights by model, the smallest first."""
+    rows = study.metrics[study.metrics["metric"] == "memory/weights_actor_mb"].merge(study.runs[["run", "model"]])
+    return rows.groupby("model")["value"].max().sort_values()
+
+
 def sizes(study: Study) -> pd.DataFrame:
-    """Largest peak in GB of each arm (row) with each model (column), in the order of the sweep."""
+    """Largest peak in GB of each arm (row) with each model (column), the smallest model first."""
     table = over(study, "rollout.group_size")
-    return table.pivot_table(index="arm", columns="model", values="mb", sort=False) / 1000
+    wide = table.pivot_table(index="arm", columns="model", values="mb", sort=False) / 1000
+    return wide[actor_weights(study).index]
