@@ -95,12 +95,12 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     table = Table(
         title=f"what fits in {gigabytes:g} GB: {config.rollout.prompts} prompts of {prompt} tokens, "
         f"{config.rollout.group_size} completions each of {completion}, micro_batch {config.micro_batch}, "
-        "unless the column says otherwise",
+        f"of {model} unless the column says otherwise",
         title_justify="left",
         box=None,
         pad_edge=False,
     )
-    for column in (key, "largest model", f"largest group, {model}", f"longest completion, {model}"):
+    for column in (key, "largest model", "largest group", "longest completion"):
         table.add_column(column, no_wrap=True)
     arms = values.split(",")
     jobs = (joblib.delayed(what_fits)(f"{key}={value}", model, gigabytes, rest) for value in arms)
