@@ -42,8 +42,8 @@ def run_job(
     """Sets up, trains and closes one run in `folder`; goes on from the checkpoint that is there, if any.
 
     `choices` are the Hydra options by group, `overrides` what the command or the sweep set; `parent` is the MLflow
-    run of the sweep. Returns the final held-out
-    greedy accuracy, or of a prediction the peak in MB. Raises UserError for what a user can mend.
+    run of the sweep. Returns the final held-out greedy accuracy, or of a prediction the peak in MB. Raises UserError
+    for what a user can mend.
     """
     keep_freed_memory()
     if config.threads:

@@ -25,7 +25,7 @@ from bakeoff.config import Config
 from bakeoff.learner.experience import evaluate
 from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import untrained
-from bakeoff.learner.sft import demonstrations, train_step
+from bakeoff.learner.sft import demonstrations, held_weights, train_step
 from bakeoff.learner.state import Counters, Learner, make_learner, optimizer_tensors, passes_of
 from bakeoff.learner.update import measure_step, update
 from bakeoff.measure.phase import TRAINING, Peak, Phases
@@ -112,8 +112,7 @@ def supervised(config: Config, policy: Policy, phases: Phases) -> None:
     optimizer = adam.optimizer(policy.network.parameters())
     with_state("actor", optimizer)
     examples = config.task.training_examples(config.sft.batch, stdlib_random(config.sft.seed, "sft", 0))
-    held = [(t, Label("actor", "parameters")) for t in (*policy.network.parameters(), *policy.network.buffers())]
-    held += [(t, Label("actor", "optimizer")) for t in optimizer_tensors(optimizer)]
+    held = held_weights(policy) + [(t, Label("actor", "optimizer")) for t in optimizer_tensors(optimizer)]
     policy.network.train()
     with phases.following(held, policy.embedding), phases("sft"):
         train_step(policy, demonstrations(policy, config.task, examples), adam, optimizer, config.logits_mb)
@@ -235,10 +234,7 @@ def imagined_experience(learner: Learner, sequences: Sequences) -> Experience:
 
 def savings(config: Config) -> list[tuple[str, int]]:
     """Settings that would lower the peak, with the peak in bytes that each would have alone; the lowest first."""
-    found = []
-    for setting, changed in cheaper(config):
-        peak = predict(changed).peak
-        found.append((setting, peak))
+    found = [(setting, predict(changed).peak) for setting, changed in cheaper(config)]
     return sorted(found, key=lambda each: each[1])
 
 

@@ -79,7 +79,6 @@ def train(policy: Policy, config: Config, phases: Phases, show: Callable[[str], 
     sft, network = config.sft, policy.network
     adam = Adam(lr=sft.lr, weight_decay=0.01)
     optimizer = adam.optimizer(network.parameters())
-    held = [(tensor, Label("actor", "parameters")) for tensor in (*network.parameters(), *network.buffers())]
 
     def steps(first: int, last: int) -> None:
         for step in range(first, min(last, sft.steps)):
@@ -91,10 +90,16 @@ def train(policy: Policy, config: Config, phases: Phases, show: Callable[[str], 
                 show(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
 
     network.train()
-    with phases.following(held, policy.embedding):
+    with phases.following(held_weights(policy), policy.embedding):
         steps(0, 2)
     steps(2, sft.steps)
     network.eval()
+
+
+def held_weights(policy: Policy) -> list[tuple[Tensor, Label]]:
+    """What the stage holds besides its optimiser's state, as the ledger counts it: the actor's weights."""
+    network = policy.network
+    return [(tensor, Label("actor", "parameters")) for tensor in (*network.parameters(), *network.buffers())]
 
 
 def train_step(
