@@ -28,8 +28,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     try:
-        for name in studies_held(console) if arguments.all else [arguments.study]:
-            path = report(name, arguments.out, arguments.where, console)
+        held = studies_held(arguments.where, console) if arguments.all else [known(arguments.study, arguments.where)]
+        for study in held:
+            path = report(study, arguments.out, arguments.where, console)
             console.print(f"report: {path}", highlight=False, soft_wrap=True)
     except UserError as error:
         fail(error, "bakeoff-report")
@@ -40,13 +41,19 @@ def studies() -> list[str]:
     return sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
 
 
-def studies_held(console: Console) -> list[str]:
+def known(name: str, where: str) -> Study:
+    """A study of sweeps/ as the store holds it; raises UserError where there is none."""
+    if name not in studies():
+        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {', '.join(studies())}.")
+    return load_study(name, where=where)
+
+
+def studies_held(where: str, console: Console) -> list[Study]:
     """The studies of which the store holds a finished run; says of the others how they are made."""
     held = []
     for name in studies():
         try:
-            load_study(name)
-            held.append(name)
+            held.append(load_study(name, where=where))
         except UserError as error:
             console.print(f"[dim]{error}[/]", highlight=False)
     if not held:
@@ -54,15 +61,12 @@ def studies_held(console: Console) -> list[str]:
     return held
 
 
-def report(name: str, out: Path, where: str, console: Console) -> Path:
+def report(study: Study, out: Path, where: str, console: Console) -> Path:
     """Writes <out>/<name>.html, its table as <name>.md, and figures and frames to <out>/<name>/; returns the page.
 
     All of it goes to the sweep's run too. The same store gives the same bytes.
     """
-    if name not in studies():
-        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {', '.join(studies())}.")
-    study = load_study(name, where=where)
-    notebook = ANALYSIS / f"{study.notebook}.ipynb"
+    name, notebook = study.name, ANALYSIS / f"{study.notebook}.ipynb"
     os.environ["MLFLOW_TRACKING_URI"] = study.tracking.uri
     os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
     parameters = {"study_name": name, "where": where}
