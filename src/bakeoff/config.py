@@ -28,7 +28,8 @@ from bakeoff.task.sort import Sort
 class Sft:
     """Supervised fine-tuning on the task's demonstrations: it makes the actor's and the reference's start.
 
-    Its seed is not the run's: every run of a comparison starts from the same weights. 0 steps: no such stage.
+    Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison holds
+    over starts too and not only from one. 0 steps: no such stage.
     """
 
     steps: int = 0
@@ -195,8 +196,9 @@ def digest(value: Any) -> str:
 
 
 def arm_id(config: Config) -> str:
-    """The hash of what makes an arm: the configuration without seed, bookkeeping and hardware."""
-    return digest({k: v for k, v in plain(config).items() if k not in NOT_OF_THE_ARM})
+    """The hash of what makes an arm: the configuration without seeds, bookkeeping and hardware."""
+    arm = {k: v for k, v in plain(config).items() if k not in NOT_OF_THE_ARM}
+    return digest(arm | {"sft": arm["sft"] | {"seed": None}})
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

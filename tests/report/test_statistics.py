@@ -1,5 +1,6 @@
 """Small-sample statistics and the frames of a study, against numbers worked out by hand."""
 
+import json
 import math
 
 import numpy as np
@@ -19,7 +20,7 @@ from bakeoff.report.statistics import (
     probability_of_improvement,
     stratified_interval,
 )
-from bakeoff.report.study import Study, config_diff, mismatches
+from bakeoff.report.study import Study, config_diff, mismatches, varied
 
 
 def test_mean_interval_by_hand():
@@ -194,6 +195,19 @@ def test_a_value_that_only_one_arm_has_is_a_difference():
     extra = pd.DataFrame({"run": ["grpo1", "grpo2"], "key": "reward.steps.verifier", "value": "1.0"})
     data.params = pd.concat([data.params, extra])
     assert mismatches(data) == ["reward.steps.verifier differs: grpo 1.0; ppo none"]
+
+
+def test_what_a_sweep_varies_and_what_a_seed_draws_is_no_mismatch():
+    data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}}, group=("4", "8"))
+    sizes = {"ppo": "4", "grpo": "8"}
+    data.runs["overrides"] = [json.dumps([f"rollout.group_size={sizes[name]}"]) for name in data.runs["name"]]
+    seeds = [(run, "sft.seed", run[-1]) for run in data.runs["run"]]
+    data.params = pd.concat([data.params, pd.DataFrame(seeds, columns=["run", "key", "value"])])
+    data.runs["start"] = data.runs["seed"].astype(str)
+    assert varied(data.runs) == ["rollout.group_size"]
+    assert mismatches(data) == []
+    data.runs.loc[data.runs["run"] == "ppo1", "start"] = "other"
+    assert mismatches(data) == ["the arms start from different weights"]
 
 
 def test_config_diff_shows_what_differs_and_no_seed():

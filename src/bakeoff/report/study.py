@@ -101,19 +101,29 @@ def chosen(runs: pd.DataFrame, where: str) -> pd.DataFrame:
     return kept
 
 
+def settings(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """What the command or the sweep set, for each run: key → value."""
+    lists = runs["overrides"] if "overrides" in runs else pd.Series("[]", runs.index)
+    return [dict(o.lstrip("+~").split("=", 1) for o in json.loads(each) if "=" in o) for each in lists.fillna("[]")]
+
+
+def varied(runs: pd.DataFrame) -> list[str]:
+    """The keys to which a sweep gives several values, but for method, arm and seed."""
+    values = settings(runs)
+    keys = dict.fromkeys(key for each in values for key in each)
+    return [k for k in keys if k not in NAMED_BY_OTHERS and len({each.get(k) for each in values}) > 1]
+
+
 def arm_names(runs: pd.DataFrame) -> pd.Series:
     """The algorithm's name, or the arm's where the sweep names arms, and what else the sweep varied.
 
     With the arm's hash where that does not tell two arms apart.
     """
-    lists = runs["overrides"] if "overrides" in runs else pd.Series("[]", runs.index)
-    values = [dict(o.lstrip("+~").split("=", 1) for o in json.loads(each) if "=" in o) for each in lists.fillna("[]")]
-    keys = dict.fromkeys(key for each in values for key in each)
-    varied = [k for k in keys if k not in NAMED_BY_OTHERS and len({each.get(k) for each in values}) > 1]
+    values, keys = settings(runs), varied(runs)
     heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
     names = pd.Series(
         [
-            " ".join([head, *(f"{SHORT.get(k, k)}={each[k]}".lstrip("=") for k in varied if k in each)])
+            " ".join([head, *(f"{SHORT.get(k, k)}={each[k]}".lstrip("=") for k in keys if k in each)])
             for head, each in zip(heads, values, strict=True)
         ],
         runs.index,
@@ -122,13 +132,22 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
     return names.where(~shared, names + " " + runs["arm"].str[:4])
 
 
+def covers(keys: list[str], key: str) -> bool:
+    """Whether one of the keys is this key, or a group that holds it: `model` holds model.name."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
+
+
 def mismatches(study: Study) -> list[str]:
-    """Sentences that name what differs between arms and must not, and what is missing; empty if all is matched."""
+    """Sentences that name what differs between arms of a seed and must not, and what is missing; empty if all is matched.
+
+    What the sweep itself varies is its question and no mismatch: `varied` names it.
+    """
     found = []
-    shared = study.params[study.params["key"].str.split(".").str[0].isin(MUST_MATCH)]
+    key, asked = study.params["key"], varied(study.runs)
+    shared = study.params[key.str.split(".").str[0].isin(MUST_MATCH) & ~key.map(lambda each: covers(asked, each))]
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
-    names = study.runs.set_index("run")["name"]
-    for key in wide.columns[wide.nunique() > 1]:
+    names, seeds = study.runs.set_index("run")["name"], study.runs.set_index("run")["seed"]
+    for key in wide.columns[(wide.groupby(seeds).nunique() > 1).any()]:
         arms = {value: list(dict.fromkeys(names[own.index])) for value, own in wide[key].groupby(wide[key])}
         fewest_first = sorted(arms.items(), key=lambda item: len(item[1]))
         most = len(fewest_first[-1][1])
@@ -136,11 +155,11 @@ def mismatches(study: Study) -> list[str]:
         found.append(f"{key} differs: {'; '.join(shown)}")
     if not study.trained:
         return found
-    if study.runs["start"].nunique() > 1:
+    if (study.runs.groupby("seed")["start"].nunique() > 1).any() and study.runs["model"].nunique() == 1:
         found.append("the arms start from different weights")
-    seeds = {name: set(rows["seed"]) for name, rows in study.runs.groupby("name")}
-    everyone = set.union(*seeds.values())
-    for name, own in seeds.items():
+    own_seeds = {name: set(rows["seed"]) for name, rows in study.runs.groupby("name")}
+    everyone = set.union(*own_seeds.values())
+    for name, own in own_seeds.items():
         if own != everyone:
             missing = ", ".join(map(str, sorted(everyone - own)))
             found.append(f"{name!s} has no run with seed {missing}")
