@@ -21,7 +21,7 @@ ORDER = [
     {"validation"},
     {"measure"},
     {"learner"},
-    {"tracking", "progress", "predict"},
+    {"tracking", "progress", "predict", "quality"},
     {"run", "sweep", "out_of_memory"},
     {"job"},
     {"bench", "reward_model"},

@@ -28,8 +28,8 @@ from bakeoff.task.sort import Sort
 class Sft:
     """Supervised fine-tuning on the task's demonstrations: it makes the actor's and the reference's start.
 
-    Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison holds
-    over starts too and not only from one. 0 steps: no such stage.
+    Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison is
+    over starts and not from one. 0 steps: no such stage.
     """
 
     steps: int = 0
@@ -119,6 +119,36 @@ class Lengths:
     completion: int = 0
 
 
+class Mode(Enum):
+    """What is done: a training run, or something else with the same configuration.
+
+    predict             the memory of every phase, without weights and device
+    gradient_quality    the method's gradient at the start, against that of a large sample
+    advantage_quality   the method's advantages at the start, against the mean scores of many continuations
+    """
+
+    train = "train"
+    predict = "predict"
+    gradient_quality = "gradient_quality"
+    advantage_quality = "advantage_quality"
+
+
+@dataclass
+class Quality:
+    """What the modes of that name measure, in rollouts of `rollout.prompts` × `rollout.group_size` completions.
+
+    critic_updates      updates that train a critic alone, before anything is measured
+    batches             rollouts whose gradients are compared
+    reference_batches   rollouts whose mean gradient they are compared with
+    continuations       completions from every state, twice
+    """
+
+    critic_updates: int = 40
+    batches: int = 64
+    reference_batches: int = 256
+    continuations: int = 32
+
+
 @dataclass
 class Config:
     """One run. `arm_id` names what stays when the seed is taken away.
@@ -127,7 +157,7 @@ class Config:
     logits_mb         so many 10⁶ bytes of float32 logits exist at once in a pass; 0: those of all its tokens
     offload           models and optimisers that a phase does not use wait in the host's memory
     memory_limit_mb   a run that needs more than 10⁶ bytes times this ends as out of memory; 0: what there is
-    predict           instead of training, predict the memory of every phase: no weights, no device
+    mode              train, or what else to do with this configuration
     """
 
     task: Task = MISSING
@@ -150,7 +180,8 @@ class Config:
     logits_mb: float = 128.0
     offload: bool = False
     memory_limit_mb: float = 0.0
-    predict: bool = False
+    mode: Mode = Mode.train
+    quality: Quality = field(default_factory=Quality)
     lengths: Lengths = field(default_factory=Lengths)
     tuned: str = ""
 

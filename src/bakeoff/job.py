@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from bakeoff.config import Config, arm_id, flatten, plain
+from bakeoff.config import Config, Mode, arm_id, flatten, plain
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
 from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
-from bakeoff.learner.state import make_learner
+from bakeoff.learner.state import make_learner, passes_of
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
 from bakeoff.measure.statistics import peak_megabytes, weight_megabytes
@@ -29,6 +29,8 @@ from bakeoff.out_of_memory import told
 from bakeoff.paths import ROOT
 from bakeoff.predict import predict
 from bakeoff.progress import RunProgress, ledger_table, megabytes, read
+from bakeoff.quality.advantage import advantage_quality
+from bakeoff.quality.gradient import gradient_quality
 from bakeoff.randomness import derive
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run, train
@@ -56,7 +58,7 @@ def run_job(
     if parent and last and last["state"] == "done" and {k: last.get(k) for k in identity} == identity:
         return float(last["result"])  # a sweep that is gone on with has this job behind it
     with reported(progress), termination() as signals:
-        device = choose_device("cpu" if config.predict else config.device)
+        device = choose_device("cpu" if config.mode is Mode.predict else config.device)
         found = checkpoints(folder / "checkpoints")
         earlier = read_run(found[-1]) if found else None
         if earlier is not None and {k: earlier[k] for k in identity} != identity:
@@ -74,12 +76,13 @@ def run_job(
                 for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
                     if path.is_file():
                         tracker.artifact(path, "config")
-            if config.predict:
+            if config.mode is Mode.predict:
                 result = predicted(config, tracker, progress)
             else:
                 phases = Phases(device)
                 with told(config, phases, tracker, progress):
-                    result = train(set_up(config, folder, phases, tracker, progress, identity, signals, found))
+                    run = set_up(config, folder, phases, tracker, progress, identity, signals, found)
+                    result = train(run) if config.mode is Mode.train else measured(run)
         progress.keep(result=result, **{key: identity[key] for key in ("arm", "seed")})
         return result
 
@@ -135,6 +138,23 @@ def bound_memory(config: Config, device: torch.device) -> None:
             f"measure.memory_snapshot is true, but the device is {device.type}, whose allocator keeps no record; it "
             "must be false, or the device cuda."
         )
+
+
+def measured(run: Run) -> float:
+    """Logs the quality of the method's gradient or advantages; returns the mean cosine or the correlation."""
+    config, learner, say = run.config, run.learner, run.progress.say
+    passes = passes_of(config, run.phases)
+    run.tracker.tags({"kind": config.mode.value})
+    if config.mode is Mode.gradient_quality:
+        metrics, head = gradient_quality(config, learner, passes, say), "gradient/cosine"
+    else:
+        metrics, positions = advantage_quality(config, learner, passes, say)
+        head = "advantage/correlation"
+        for position, values in positions.items():
+            run.tracker.metrics(values, position)
+    run.tracker.metrics(metrics, 0)
+    say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
+    return metrics[head]
 
 
 def predicted(config: Config, tracker: Tracker, progress: RunProgress) -> float:

@@ -52,7 +52,7 @@ COMPLETIONS = [str(2**power) for power in range(6, 15)]
 def compose(overrides: Sequence[str]) -> Config:
     """The checked configuration of a command line, as a prediction."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(hydra.compose("config", overrides=["predict=true", *overrides]))
+        return to_config(hydra.compose("config", overrides=["mode=predict", *overrides]))
 
 
 def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
@@ -123,7 +123,7 @@ def main() -> None:
     if not arguments.fits:
         from bakeoff.__main__ import main as bakeoff
 
-        sys.argv[1:] = ["predict=true", *overrides]
+        sys.argv[1:] = ["mode=predict", *overrides]
         bakeoff()
         return
     register()

@@ -10,9 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep, Shared
-from bakeoff.config import Config
+from bakeoff.config import Config, Mode
 from bakeoff.errors import UserError
 from bakeoff.reward import LEARNED, VERIFIER
+
+QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
 
 
 def to_config(cfg: DictConfig) -> Config:
@@ -63,6 +65,10 @@ def impossible_values(config: Config) -> Iterator[str]:
         "lengths.completion": (config.lengths.completion, 0),
         "threads": (config.threads, 0),
         "measure.kl_sequences": (config.measure.kl_sequences, 0),
+        "quality.critic_updates": (config.quality.critic_updates, 0),
+        "quality.batches": (config.quality.batches, 2),
+        "quality.reference_batches": (config.quality.reference_batches, 2),
+        "quality.continuations": (config.quality.continuations, 1),
         "tracking.completions_every": (config.tracking.completions_every, 1),
         "algorithm.sampling.rounds": (algorithm.sampling.rounds, 1),
     }
@@ -98,6 +104,11 @@ def impossible_methods(config: Config) -> Iterator[str]:
         yield (
             "algorithm/critic is none, but the advantage is GAE, which needs values; choose "
             "algorithm/critic=separate, shared or adapter, or algorithm/advantage=sequence_return."
+        )
+    if isinstance(critic, Shared) and config.mode in QUALITY and config.quality.critic_updates:
+        yield (
+            f"mode is {config.mode.value}, which trains a critic while the policy stands still, but algorithm/critic "
+            "is shared, whose steps move it; choose algorithm/critic=separate or adapter, or quality.critic_updates=0."
         )
     if critic.exists and not algorithm.advantage.needs_critic:
         yield (

@@ -138,7 +138,7 @@ def covers(keys: list[str], key: str) -> bool:
 
 
 def mismatches(study: Study) -> list[str]:
-    """Sentences that name what differs between arms of a seed and must not, and what is missing; empty if all is matched.
+    """Sentences that name what differs between arms of a seed and must not, and what is missing; empty if matched.
 
     What the sweep itself varies is its question and no mismatch: `varied` names it.
     """

@@ -81,7 +81,7 @@ class Sampler:
                     break
                 decoding.advance(token, step)
         columns = (torch.stack(column, 1) for column in (ids, logprobs, entropies))
-        return _rollout(policy, prompts, group_size, *columns)
+        return assembled(policy, prompts, group_size, *columns)
 
     def choose(
         self, hidden: Tensor, policy: Policy, generator: torch.Generator, greedy: bool
@@ -162,10 +162,10 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _rollout(
+def assembled(
     policy: Policy, prompts: Prompts, group_size: int, ids: Tensor, logprobs: Tensor, entropy: Tensor
 ) -> Rollout:
-    """Masks and decodes what was sampled: ids, logprobs and entropy are [S, T]."""
+    """A rollout of what was sampled, masked and decoded: ids, logprobs and entropy are [S, T]."""
     is_end = torch.isin(ids, policy.eos_ids)
     ends_before = is_end.long().cumsum(1) - is_end.long()
     mask = ends_before == 0
