@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bakeoff.algorithm.critic import OwnStep
 from bakeoff.config import Config
 from bakeoff.learner.collect import collect
 from bakeoff.learner.experience import make_experience
@@ -23,7 +24,7 @@ def elsewhere(config: Config, stream: str) -> Config:
 def train_critic(config: Config, learner: Learner, passes: Passes) -> None:
     """Trains the critic on the policy as it is, for `quality.critic_updates` rollouts; without a critic, nothing."""
     critic, updates = learner.algorithm.critic, config.quality.critic_updates
-    if not critic.exists:
+    if not isinstance(critic, OwnStep):
         return
     waiting = replace(critic, warmup_updates=updates)  # before that many updates the actor does not move
     pupil = replace(learner, algorithm=replace(learner.algorithm, critic=waiting), counters=Counters())

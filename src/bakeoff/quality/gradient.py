@@ -107,15 +107,16 @@ def gradient_quality(config: Config, learner: Learner, passes: Passes, say: Call
 def quality(moments: Moments, reference: Moments, cosines: list[float]) -> dict[str, float]:
     """Bias, variance and signal of gradients with these moments, against a reference's; each is free of scale.
 
-    Both means are noisy; what their noise adds to their norms is taken off, and their draws are independent, so that
+    Both means are noisy; what their noise adds to their norms is taken off, which can leave an alignment above one, and
+    their draws are independent, so that
     their product has none.
     """
     norms = (moments.signal * reference.signal) ** 0.5
-    alignment = min(float(moments.mean @ reference.mean) / norms, 1.0) if norms else 0.0
+    alignment = float(moments.mean @ reference.mean) / norms if norms else 0.0
     return {
         "gradient/cosine": sum(cosines) / len(cosines),
         "gradient/alignment": alignment,
-        "gradient/bias": (1 - alignment**2) ** 0.5,
+        "gradient/bias": max(1 - alignment**2, 0.0) ** 0.5,
         "gradient/relative_variance": moments.variance / moments.signal if moments.signal else float("inf"),
         "gradient/snr": moments.signal / moments.variance,
         "gradient/norm": moments.signal**0.5,
@@ -138,6 +139,5 @@ def gradients(config: Config, learner: Learner, passes: Passes, count: int) -> I
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """The cosine of the angle between two vectors; zero where one of them is zero."""
-    norms = float(a.norm() * b.norm())
-    return float(a @ b) / norms if norms else 0.0
+    """The cosine of the angle between two vectors; zero where the first is zero but for rounding."""
+    return float(a @ b) / float(a.norm() * b.norm()) if a.norm() > 1e-6 * b.norm() else 0.0

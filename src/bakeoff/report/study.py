@@ -143,11 +143,11 @@ def mismatches(study: Study) -> list[str]:
     What the sweep itself varies is its question and no mismatch: `varied` names it.
     """
     found = []
-    key, asked = study.params["key"], varied(study.runs)
-    shared = study.params[key.str.split(".").str[0].isin(MUST_MATCH) & ~key.map(lambda each: covers(asked, each))]
+    keys, asked = study.params["key"], varied(study.runs)
+    shared = study.params[keys.str.split(".").str[0].isin(MUST_MATCH) & ~keys.map(lambda each: covers(asked, each))]
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
-    names, seeds = study.runs.set_index("run")["name"], study.runs.set_index("run")["seed"]
-    for key in wide.columns[(wide.groupby(seeds).nunique() > 1).any()]:
+    names, seed = study.runs.set_index("run")["name"], study.runs.set_index("run")["seed"]
+    for key in wide.columns[(wide.groupby(seed.to_numpy()).nunique() > 1).any()]:
         arms = {value: list(dict.fromkeys(names[own.index])) for value, own in wide[key].groupby(wide[key])}
         fewest_first = sorted(arms.items(), key=lambda item: len(item[1]))
         most = len(fewest_first[-1][1])
