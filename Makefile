@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf report ui test lint check memory critic bench smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui test lint check memory critic bench smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -17,6 +17,17 @@ league: $(READY)  ## every method at equal samples: twenty minutes, and the tabl
 rlhf: $(READY)  ## the four models of RLHF: the learned reward against the true one
 	$(BIN)/bakeoff sweeps=rlhf
 	$(BIN)/bakeoff-report rlhf
+
+tuning: $(READY)  ## the rates of the three methods of the headline, equally many trials each
+	$(BIN)/bakeoff sweeps=tuning algorithm=ppo
+	$(BIN)/bakeoff sweeps=tuning algorithm=ppo_kl
+	$(BIN)/bakeoff sweeps=tuning algorithm=grpo
+	$(BIN)/bakeoff-report tuning --sweeps 3
+
+claims: $(READY)  ## every study that a claim needs (about an hour and a half), and the page of claims
+	for study in methods baselines sample_reuse clip_vs_adaptive gradient_quality advantage_quality rlhf all_methods; \
+	do $(BIN)/bakeoff sweeps=$$study || exit 1; done
+	$(BIN)/bakeoff-report claims
 
 report: $(READY)  ## the headline report again, from the store alone
 	$(BIN)/bakeoff-report methods

@@ -28,8 +28,12 @@ PARENT = "parent_run.json"
 
 
 def jobs(cfg: DictConfig) -> Iterator[list[str]]:
-    """The overrides of each job that Hydra's basic sweeper will run."""
+    """The overrides of each job that Hydra's basic sweeper will run; of an optimiser's trials, what they share."""
+    trials = cfg.hydra.sweeper.get("n_trials")
     params = cfg.hydra.sweeper.params or {}
+    if trials:
+        yield from [list(cfg.hydra.overrides.task)] * trials
+        return
     arguments = [f"{key}={value}" for key, value in params.items()] + list(cfg.hydra.overrides.task)
     parsed = OverridesParser.create().parse_overrides(arguments)
     for batch in BasicSweeper.split_arguments(parsed, None):
@@ -86,6 +90,8 @@ def start(config: Config, folder: Path, overrides: list[list[str]], console: Con
     if config.study.question:
         console.print(config.study.question, highlight=False)
     names = [job_name(job) for job in overrides]
+    if len(set(names)) < len(names):  # trials: their values are not known yet
+        names = [f"{name} trial {number}" for number, name in enumerate(names, start=1)]
     folders = [folder / str(number) for number in range(len(overrides))]
     OPEN.enter_context(tracker.running())
     OPEN.callback(tell_unfinished, dict(zip(names, folders, strict=True)))

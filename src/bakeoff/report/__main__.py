@@ -5,33 +5,52 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
-from bakeoff.report.memory import peaks_markdown
+from bakeoff.report.claims import claims_markdown, claims_verdict, verdicts
 from bakeoff.report.render import execute, figures, to_html
-from bakeoff.report.study import Study, load_study, mismatches
-from bakeoff.report.tables import comparison, league_markdown, verdict
+from bakeoff.report.study import Study, default_tracking, load_study, mismatches
+from bakeoff.report.summary import study_table, study_verdict
+from bakeoff.report.tables import comparison
 from bakeoff.tracking import Tracker, open_store
+
+CLAIMS = "claims"  # the page that is made of all studies
 
 
 def main() -> None:
     """Parses the arguments, writes the reports, prints their tables and paths; exit code 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="bakeoff-report", description=__doc__)
-    parser.add_argument("study", nargs="?", default="methods", help="a study of sweeps/ (default: methods)")
+    parser.add_argument(
+        "study", nargs="?", default="methods", help="a study of sweeps/, or `claims` (default: methods)"
+    )
     parser.add_argument("--all", action="store_true", help="every study of sweeps/ that the store holds")
     parser.add_argument("--where", default="", help="""a choice of runs, such as "seed < 3 and algorithm != 'trpo'" """)
+    parser.add_argument(
+        "--sweeps", type=int, default=1, help="so many of the study's newest sweeps as one (default: 1)"
+    )
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
     arguments = parser.parse_args()
     console = Console()
     try:
-        held = studies_held(arguments.where, console) if arguments.all else [known(arguments.study, arguments.where)]
+        if arguments.sweeps < 1:
+            raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
+        held = studies_held(arguments.where, console) if arguments.all else []
+        if arguments.study != CLAIMS and not arguments.all:
+            held = [known(arguments.study, arguments.where, arguments.sweeps)]
         for study in held:
-            path = report(study, arguments.out, arguments.where, console)
+            path = report(study, arguments.out, arguments.where, arguments.sweeps, console)
             console.print(f"report: {path}", highlight=False, soft_wrap=True)
+        table = verdicts() if arguments.study == CLAIMS or arguments.all else None
+        if table is not None and table["value"].notna().any():
+            console.print(f"report: {report_claims(table, arguments.out, console)}", highlight=False, soft_wrap=True)
+        elif arguments.study == CLAIMS:
+            raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
     except UserError as error:
         fail(error, "bakeoff-report")
 
@@ -41,11 +60,11 @@ def studies() -> list[str]:
     return sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
 
 
-def known(name: str, where: str) -> Study:
+def known(name: str, where: str, sweeps: int) -> Study:
     """A study of sweeps/ as the store holds it; raises UserError where there is none."""
     if name not in studies():
-        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {', '.join(studies())}.")
-    return load_study(name, where=where)
+        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {', '.join([*studies(), CLAIMS])}.")
+    return load_study(name, where=where, sweeps=sweeps)
 
 
 def studies_held(where: str, console: Console) -> list[Study]:
@@ -61,25 +80,15 @@ def studies_held(where: str, console: Console) -> list[Study]:
     return held
 
 
-def report(study: Study, out: Path, where: str, console: Console) -> Path:
+def report(study: Study, out: Path, where: str, sweeps: int, console: Console) -> Path:
     """Writes <out>/<name>.html, its table as <name>.md, and figures and frames to <out>/<name>/; returns the page.
 
     All of it goes to the sweep's run too. The same store gives the same bytes.
     """
-    name, notebook = study.name, ANALYSIS / f"{study.notebook}.ipynb"
-    os.environ["MLFLOW_TRACKING_URI"] = study.tracking.uri
-    os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
-    parameters = {"study_name": name, "where": where}
-    with console.status(f"{notebook.name}: starting") as status:
-        book = execute(notebook, parameters, lambda message: status.update(f"{notebook.name}: {message}"))
-    page, table, folder = out / f"{name}.html", out / f"{name}.md", out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-    table.write_text(league_markdown(study) if study.trained else peaks_markdown(study), encoding="utf-8")
-    for file, content in figures(book):
-        (folder / file).write_bytes(content)
+    name = study.name
+    page, folder = publish(name, study.notebook, {"study_name": name, "where": where, "sweeps": sweeps}, out, console)
+    table = out / f"{name}.md"
+    table.write_text(study_table(study), encoding="utf-8")
     study.runs.to_csv(folder / "runs.csv", index=False)
     study.params.to_csv(folder / "params.csv", index=False)
     study.metrics.to_parquet(folder / "metrics.parquet", index=False)
@@ -91,10 +100,37 @@ def report(study: Study, out: Path, where: str, console: Console) -> Path:
     return page.resolve()
 
 
+def report_claims(table: pd.DataFrame, out: Path, console: Console) -> Path:
+    """The page of claims, from every study that tests one; beside it the table and the figure."""
+    page, folder = publish("claims", "claims", {}, out, console)
+    (out / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
+    table.to_csv(folder / "claims.csv", index=False)
+    console.print(claims_verdict(table), highlight=False)
+    return page.resolve()
+
+
+def publish(name: str, notebook: str, parameters: dict[str, Any], out: Path, console: Console) -> tuple[Path, Path]:
+    """Runs a notebook and writes <out>/<name>.html and its figures to <out>/<name>/, emptied first; returns both."""
+    os.environ["MLFLOW_TRACKING_URI"] = default_tracking().uri
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
+    file = ANALYSIS / f"{notebook}.ipynb"
+    with console.status(f"{file.name}: starting") as status:
+        book = execute(file, parameters, lambda message: status.update(f"{file.name}: {message}"))
+    page, folder = out / f"{name}.html", out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
+    for figure, content in figures(book):
+        (folder / figure).write_bytes(content)
+    return page, folder
+
+
 def show(study: Study, console: Console) -> None:
-    """Prints the comparison, what is not matched, and what the data say; of a prediction, the peaks."""
+    """Prints the comparison, what is not matched, and what the data say; where nothing was trained, the table."""
     if not study.trained:
-        console.print(peaks_markdown(study), highlight=False)
+        console.print(study_table(study), highlight=False)
+        console.print(study_verdict(study), highlight=False)
         return
     frame = comparison(study)
     table = Table(title=study.question, title_justify="left", box=None, pad_edge=False)
@@ -118,7 +154,7 @@ def show(study: Study, console: Console) -> None:
     console.print(table)
     for problem in mismatches(study):
         console.print(f"[red]unmatched:[/] {problem}", highlight=False)
-    console.print(verdict(study), highlight=False)
+    console.print(study_verdict(study), highlight=False)
 
 
 if __name__ == "__main__":

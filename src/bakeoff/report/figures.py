@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.paths import CONF
 from bakeoff.report.statistics import mean_interval
-from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import by_seed, phases
 
 # Okabe and Ito's palette, told apart with any kind of colour vision: for the methods that most studies compare.
@@ -26,6 +26,9 @@ COLOURS = {
     "reinforce": "#D55E00",
     "rloo": "#CC79A7",
     "dapo": "#56B4E9",
+    "reinforce_baseline": "#882255",
+    "ppo_penalty": "#44AA99",
+    "grpo_process": "#999933",
 }
 # What an arm of sweeps/critic.yaml and its relatives is: a method, and how it is told apart from it.
 COLOURS |= {
@@ -37,6 +40,20 @@ COLOURS |= {
     "ppo_lora": "#332288",
     "grpo_checkpointing": "#999933",
     "ppo_checkpointing": "#6699CC",
+}
+# Of the other studies: the arm's method, and shades of it.
+COLOURS |= {
+    "baseline_none": COLOURS["reinforce"],
+    "baseline_batch_mean": COLOURS["reinforce_baseline"],
+    "baseline_group_mean": COLOURS["grpo"],
+    "baseline_leave_one_out": COLOURS["rloo"],
+    "baseline_critic": COLOURS["ppo"],
+    "grpo_outcome": COLOURS["grpo"],
+    "ppo_outcome": COLOURS["ppo"],
+    "ppo_process": "#56B4E9",
+    **dict.fromkeys(("clip_0_1", "clip_0_2", "clip_0_4"), COLOURS["ppo"]),
+    **dict.fromkeys(("adaptive_0_002", "adaptive_0_006", "adaptive_0_018"), COLOURS["ppo_kl"]),
+    **dict.fromkeys(("penalty_0_1", "penalty_1", "penalty_10"), COLOURS["ppo_penalty"]),
 }
 # Eighteen colours cannot all be told apart: the others share shades, and figures name every line.
 OTHERS = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC", "#888888"]
@@ -120,7 +137,7 @@ def plot_curves(
     for row in panels:
         row[0].set_ylabel(unit)
     panels.flat[0].legend(frameon=False)
-    figure.suptitle(f"{title}: mean and range over {seeds_of(study)} seeds", x=0.01, ha="left", fontsize=12)
+    figure.suptitle(f"{title}: mean and range. {provenance(study)}", x=0.01, ha="left", fontsize=11)
     plt.close(figure)  # a notebook shows what a cell returns, and would show open figures once more
     return figure
 
@@ -150,36 +167,43 @@ def plot_many(study: Study, metric: str, title: str, unit: str, against: str, sm
         axes.set_xlim(left=0)
     figure.supxlabel(AXES[against], fontsize=11)
     figure.supylabel(unit, fontsize=11)
-    figure.suptitle(
-        f"{title}: mean and range over {seeds_of(study)} seeds, others in grey", x=0.01, ha="left", fontsize=12
-    )
+    figure.suptitle(f"{title}: mean and range, others in grey. {provenance(study)}", x=0.01, ha="left", fontsize=11)
     plt.close(figure)
     return figure
 
 
-def seeds_of(study: Study) -> int:
-    """The least number of seeds that an arm has."""
-    return int(study.runs.groupby("name")["seed"].nunique().min())
-
-
 def plot_final(study: Study, metric: str = ACCURACY, label: str = "held-out greedy accuracy") -> Figure:
-    """Every run as a dot, the mean with its 95 % interval beside it, the highest mean above. Figures are closed."""
+    """Every run as a dot, the mean with its 95 % interval, the highest mean above. Figures are closed."""
+    order = sorted(study.arms, key=lambda name: float(by_seed(study, metric, name).mean()))
+    return plot_dots(study, {metric: label}, order)
+
+
+def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (), digits: int = 3) -> Figure:
+    """A panel for each final metric (metric: label), a row an arm: dots are seeds, the bar is mean and 95 % interval.
+
+    `order` is from the lowest row up; without it the first arm is above.
+    """
     style()
-    arms = sorted(study.arms, key=lambda name: float(by_seed(study, metric, name).mean()))
-    figure, axes = plt.subplots(
-        figsize=(7.2, (0.7 if len(arms) <= MANY else 0.5) * len(arms) + 1.4), layout="constrained"
+    arms = list(order) or study.arms[::-1]
+    height = (0.7 if len(arms) <= MANY else 0.5) * len(arms) + 1.6
+    width = 7.2 if len(metrics) == 1 else 1.6 + 3.4 * len(metrics)
+    figure, panels = plt.subplots(
+        1, len(metrics), figsize=(width, height), sharey=True, squeeze=False, layout="constrained"
     )
     palette = colours(study.arms)
-    for row, name in enumerate(arms):
-        values = by_seed(study, metric, name)
-        mean, low, high = mean_interval(values)
-        axes.plot([low, high], [row, row], color=palette[name], lw=3, alpha=0.5, solid_capstyle="round")
-        axes.plot(values, np.full(len(values), row), "o", color=palette[name], ms=5, mec="white", mew=0.7)
-        axes.plot(mean, row, "|", color="black", ms=16, mew=2)
-        axes.annotate(f"{mean:.3f}", (mean, row), (0, 10), textcoords="offset points", ha="center", fontsize=10)
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set_ylim(-0.5, len(arms) - 0.3)
-    axes.set_xlabel(f"{label} (dots: seeds; bar: mean and 95 % interval)")
+    for axes, (metric, label) in zip(panels[0], metrics.items(), strict=True):
+        for row, name in enumerate(arms):
+            values = by_seed(study, metric, name)
+            mean, low, high = mean_interval(values)
+            axes.plot([low, high], [row, row], color=palette[name], lw=3, alpha=0.5, solid_capstyle="round")
+            axes.plot(values, np.full(len(values), row), "o", color=palette[name], ms=5, mec="white", mew=0.7)
+            axes.plot(mean, row, "|", color="black", ms=16, mew=2)
+            text = f"{mean:.{digits}f}"
+            axes.annotate(text, (mean, row), (0, 10), textcoords="offset points", ha="center", fontsize=10)
+        axes.set_xlabel(label)
+    panels[0][0].set_yticks(range(len(arms)), arms)
+    panels[0][0].set_ylim(-0.5, len(arms) - 0.3)
+    figure.suptitle(f"Dots: seeds; bar: mean and 95 % interval. {provenance(study)}", x=0.01, ha="left", fontsize=10)
     plt.close(figure)
     return figure
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import curves, seeds_of, style
+from bakeoff.report.figures import curves, style
 from bakeoff.report.statistics import mean_interval
-from bakeoff.report.study import Study
+from bakeoff.report.study import Study, provenance
 
 
 def overoptimisation(study: Study, window: int = 10) -> pd.DataFrame:
@@ -101,6 +101,6 @@ def plot_overoptimisation(study: Study, smooth: int = 10) -> Figure:
         axes.set_xlabel("√KL to the start (√nats per sequence)")
     panels.flat[0].set_ylabel("learned reward (deviations)", color="#D55E00")
     twins[-1].set_ylabel("true reward", color="#0072B2")
-    figure.suptitle(f"Learned and true reward, {seeds_of(study)} seeds, a line each", x=0.01, ha="left", fontsize=12)
+    figure.suptitle(f"Learned and true reward, a line a seed. {provenance(study)}", x=0.01, ha="left", fontsize=12)
     plt.close(figure)
     return figure

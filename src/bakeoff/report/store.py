@@ -17,21 +17,21 @@ from bakeoff.errors import UserError
 from bakeoff.tracking import open_store, store_uri
 
 
-def find_sweep(tracking: Tracking, study: str) -> Run:
-    """The newest parent run of a study; raises UserError that says which command makes one."""
+def find_sweeps(tracking: Tracking, study: str, count: int = 1) -> list[Run]:
+    """The newest parent runs of a study, the newest first; raises UserError that says which command makes one."""
     client, experiment = open_store(tracking)
     found = client.search_runs(
         [experiment],
         f"tags.study = '{study}' and tags.kind = 'sweep'",
         order_by=["attributes.start_time DESC"],
-        max_results=1,
+        max_results=count,
     )
     if not found:
         raise UserError(
             f"the store '{tracking.uri}' holds no run of the study '{study}'; "
             f"`bakeoff sweeps={study}` makes one, and MLFLOW_TRACKING_URI names another store."
         )
-    return found[0]
+    return list(found)
 
 
 def children(tracking: Tracking, parent: Run) -> list[Run]:
@@ -87,9 +87,11 @@ def metrics_frame(tracking: Tracking, runs: Iterable[Run]) -> pd.DataFrame:
 def _from_database(uri: str, run_ids: list[str]) -> pd.DataFrame:
     import sqlalchemy
 
-    table = sqlalchemy.table("metrics", *map(sqlalchemy.column, ("run_uuid", "key", "step", "value", "timestamp")))
+    names = ("run_uuid", "key", "step", "value", "is_nan", "timestamp")
+    table = sqlalchemy.table("metrics", *map(sqlalchemy.column, names))
+    value = sqlalchemy.case((table.c.is_nan, None), else_=table.c.value).label("value")  # a store's NaN is a flagged 0
     query = sqlalchemy.select(
-        table.c.run_uuid.label("run"), table.c.key.label("metric"), table.c.step, table.c.value, table.c.timestamp
+        table.c.run_uuid.label("run"), table.c.key.label("metric"), table.c.step, value, table.c.timestamp
     ).where(table.c.run_uuid.in_(run_ids))
     engine = sqlalchemy.create_engine(uri)
     try:

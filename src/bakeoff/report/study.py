@@ -61,15 +61,15 @@ def default_tracking() -> Tracking:
     return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI))
 
 
-def load_study(name: str, tracking: Tracking | None = None, where: str = "") -> Study:
-    """Reads the newest sweep of a study; raises UserError where there is none, or none of its runs has finished.
+def load_study(name: str, tracking: Tracking | None = None, where: str = "", sweeps: int = 1) -> Study:
+    """Reads the newest sweep of a study, or so many as one; raises UserError where no run of it has finished.
 
     `where` chooses among them: a pandas expression over the columns of `runs` (name, algorithm, seed, other tags).
     Of runs of one arm and seed, as a sweep leaves them that was gone on with, the last counts.
     """
     tracking = tracking or default_tracking()
-    parent = store.find_sweep(tracking, name)
-    children = store.children(tracking, parent)
+    parents = store.find_sweeps(tracking, name, sweeps)
+    parent, children = parents[0], [run for each in reversed(parents) for run in store.children(tracking, each)]
     every = store.runs_frame(children)
     if not any(run.info.status == "FINISHED" for run in children):
         raise UserError(f"no run of the study '{name}' has finished yet; the sweep says how to go on with it.")
@@ -169,6 +169,29 @@ def mismatches(study: Study) -> list[str]:
         if (rows["tuned"] == "untuned").any():
             found.append(f"{name!s} was not tuned for this task")
     return found
+
+
+def matched(study: Study) -> str:
+    """What the arms of a trained study share, or how they are not matched, in Markdown; and what the sweep varies."""
+    problems, asked = mismatches(study), varied(study.runs)
+    text = (
+        "**Not matched:** " + "; ".join(problems) + "."
+        if problems
+        else "**Matched:** arms of a seed share start weights, prompts, completions a step, budget and evaluation."
+    )
+    return text + (f" **Varied by the study:** {', '.join(f'`{key}`' for key in asked)}." if asked else "")
+
+
+FEW_SEEDS = 10
+
+
+def provenance(study: Study) -> str:
+    """How many seeds an arm has, and on which seeds its values were tuned: printed on every figure."""
+    seeds = int(study.runs.groupby("name")["seed"].nunique().min())
+    small = ", a small number" if seeds < FEW_SEEDS else ""
+    tuned = study.params[study.params["key"] == "study.tuning_seeds"]["value"]
+    on = tuned.iloc[0].strip("[]") if len(tuned) else ""
+    return f"{seeds} seed{'s' * (seeds > 1)}{small}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
 
 
 def outcome(run: pd.Series) -> str:
