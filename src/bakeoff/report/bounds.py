@@ -92,11 +92,11 @@ def plot_bounds(study: Study) -> Figure:
                 axes.annotate(f"{strength:g}", (x, mean), (4, 5), textcoords="offset points", fontsize=8, color=colour)
             axes.plot(*zip(*points, strict=True), "o-", color=colour, ms=6, mec="white", label=str(way))
         axes.set_xticks(range(3), ["smallest", "middle", "largest"])
-        axes.set_xlabel("strength: ε, target or β, whose value is beside the dot")
     panels[0].set_ylabel("held-out greedy accuracy")
     panels[1].set_ylabel("median KL of an update (nats per token)")
     panels[1].set_yscale("log")
     panels[0].legend(frameon=False)
+    figure.supxlabel("strength (ε, target in nats per token, or β: its value is beside the dot)", fontsize=11)
     figure.suptitle(f"Means with 95 % intervals. {provenance(study)}", x=0.01, ha="left", fontsize=10)
     plt.close(figure)
     return figure

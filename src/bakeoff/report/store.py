@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -71,44 +72,57 @@ def params_frame(runs: Iterable[Run]) -> pd.DataFrame:
 def metrics_frame(tracking: Tracking, runs: Iterable[Run]) -> pd.DataFrame:
     """Columns run, metric, step, value: every metric of every run, in one query where the store is a database.
 
-    A resumed run writes the steps after its checkpoint twice; the later of the two is kept.
+    Run and metric are categories, since millions of rows name a few of them. A resumed run writes the steps after its
+    checkpoint twice; the later of the two is kept.
     """
-    run_ids = [run.info.run_id for run in runs]
+    runs = list(runs)
     uri = store_uri(tracking)
     if "://" in uri and uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        frame = _from_database(uri, run_ids)
+        parts = _from_database(uri, [run.info.run_id for run in runs])
     else:
-        frame = _from_server(MlflowClient(tracking_uri=uri), runs)
-    frame = frame.sort_values(["run", "metric", "step", "timestamp"], kind="stable")
-    frame = frame.drop_duplicates(["run", "metric", "step"], keep="last")
-    return frame.drop(columns="timestamp").reset_index(drop=True)
+        parts = _from_server(MlflowClient(tracking_uri=uri), runs)
+    ids = pd.CategoricalDtype([run.info.run_id for run in runs])
+    keys = pd.CategoricalDtype(sorted({key for run in runs for key in run.data.metrics}))
+    typed = (part.astype({"run": ids, "metric": keys, "value": float}) for part in parts)
+    frame: pd.DataFrame = pd.concat(typed, ignore_index=True)
+    size = int(frame["step"].max()) + 1 if len(frame) else 1
+    place = (frame["run"].cat.codes.to_numpy(np.int64) * len(keys.categories) + frame["metric"].cat.codes) * size
+    order = np.lexsort((frame["timestamp"], place + frame["step"]))
+    place = (place + frame["step"]).to_numpy()[order]
+    last = np.append(place[1:] != place[:-1], True)[: len(frame)]
+    return frame[["run", "metric", "step", "value"]].take(order[last]).reset_index(drop=True)
 
 
-def _from_database(uri: str, run_ids: list[str]) -> pd.DataFrame:
+COLUMNS = ["run", "metric", "step", "value", "timestamp"]
+CHUNK = 200_000  # rows: strings of so many exist at once
+
+
+def _from_database(uri: str, run_ids: list[str]) -> Iterator[pd.DataFrame]:
     import sqlalchemy
 
-    names = ("run_uuid", "key", "step", "value", "is_nan", "timestamp")
+    names = ("run_uuid", "key", "step", "value", "timestamp", "is_nan")
     table = sqlalchemy.table("metrics", *map(sqlalchemy.column, names))
-    value = sqlalchemy.case((table.c.is_nan, None), else_=table.c.value).label("value")  # a store's NaN is a flagged 0
-    query = sqlalchemy.select(
-        table.c.run_uuid.label("run"), table.c.key.label("metric"), table.c.step, value, table.c.timestamp
-    ).where(table.c.run_uuid.in_(run_ids))
+    value = sqlalchemy.case((table.c.is_nan, None), else_=table.c.value)  # a store's NaN is a flagged 0
+    query = sqlalchemy.select(table.c.run_uuid, table.c.key, table.c.step, value, table.c.timestamp)
     engine = sqlalchemy.create_engine(uri)
     try:
         with engine.connect() as connection:
-            return pd.read_sql(query, connection)
+            result = connection.execute(query.where(table.c.run_uuid.in_(run_ids)))
+            yield pd.DataFrame(columns=COLUMNS).astype({"step": int, "timestamp": int})
+            while rows := result.cursor.fetchmany(CHUNK):  # the driver's: SQLAlchemy's rows take half the time
+                yield pd.DataFrame(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
     finally:
         engine.dispose()
 
 
-def _from_server(client: MlflowClient, runs: Iterable[Run]) -> pd.DataFrame:
-    rows = [
-        (run.info.run_id, m.key, m.step, m.value, m.timestamp)
-        for run in runs
-        for key in run.data.metrics
-        for m in client.get_metric_history(run.info.run_id, key)
-    ]
-    return pd.DataFrame(rows, columns=["run", "metric", "step", "value", "timestamp"])
+def _from_server(client: MlflowClient, runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
+    for run in runs:
+        rows = [
+            (run.info.run_id, m.key, m.step, m.value, m.timestamp)
+            for key in run.data.metrics
+            for m in client.get_metric_history(run.info.run_id, key)
+        ]
+        yield pd.DataFrame(rows, columns=COLUMNS).astype({"step": int, "timestamp": int})
 
 
 def completions_frame(tracking: Tracking, run_id: str) -> pd.DataFrame:

@@ -79,7 +79,10 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     finished = every["status"] == "FINISHED"
     runs, unfinished = every[finished].reset_index(drop=True), every[~finished].reset_index(drop=True)
     kept = [run for run in children if run.info.run_id in set(runs["run"])]
-    metrics = store.metrics_frame(tracking, kept).merge(runs[["run", "name", "seed"]], on="run")
+    metrics = store.metrics_frame(tracking, kept)
+    of_run, code = runs.set_index("run").loc[metrics["run"].cat.categories], metrics["run"].cat.codes.to_numpy()
+    metrics["name"] = pd.Categorical(of_run["name"], categories=list(dict.fromkeys(runs["name"])))[code]
+    metrics["seed"] = of_run["seed"].to_numpy()[code]
     tags, params = parent.data.tags, store.params_frame(kept)
     question, notebook = tags.get("question", ""), tags.get("notebook", "methods")
     return Study(name, question, notebook, parent.info.run_id, tracking, runs, unfinished, params, metrics)
@@ -147,7 +150,10 @@ def mismatches(study: Study) -> list[str]:
     shared = study.params[keys.str.split(".").str[0].isin(MUST_MATCH) & ~keys.map(lambda each: covers(asked, each))]
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
     names, seed = study.runs.set_index("run")["name"], study.runs.set_index("run")["seed"]
-    for key in wide.columns[(wide.groupby(seed.to_numpy()).nunique() > 1).any()]:
+    in_seed, in_arm = (wide.groupby(by.to_numpy()).nunique().max() > 1 for by in (seed, names))
+    for key in wide.columns[
+        in_seed | ((wide.nunique() > 1) & ~in_arm)
+    ]:  # what varies with the seed alone is drawn by it
         arms = {value: list(dict.fromkeys(names[own.index])) for value, own in wide[key].groupby(wide[key])}
         fewest_first = sorted(arms.items(), key=lambda item: len(item[1]))
         most = len(fewest_first[-1][1])
@@ -155,7 +161,7 @@ def mismatches(study: Study) -> list[str]:
         found.append(f"{key} differs: {'; '.join(shown)}")
     if not study.trained:
         return found
-    if (study.runs.groupby("seed")["start"].nunique() > 1).any() and study.runs["model"].nunique() == 1:
+    if (study.runs.groupby("seed")["start"].nunique() > 1).any() and "model" not in asked:
         found.append("the arms start from different weights")
     own_seeds = {name: set(rows["seed"]) for name, rows in study.runs.groupby("name")}
     everyone = set.union(*own_seeds.values())
