@@ -210,6 +210,6 @@ def config_diff(study: Study) -> pd.DataFrame:
     names = study.runs.set_index("run")["name"]
     params = study.params.assign(name=study.params["run"].map(names))
     params = params[~params["key"].str.split(".").str[0].isin(NOT_OF_THE_ARM) & ~params["key"].str.endswith("_option_")]
-    wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first")[study.arms]
+    wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first").reindex(columns=study.arms)
     differs = wide.fillna("–").nunique(axis=1) > 1
     return wide[differs].fillna("–").sort_index()
