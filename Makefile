@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf claims tuning report ui test lint check memory critic bench smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test lint check memory critic bench smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -37,6 +37,9 @@ ui: $(READY)  ## the MLflow UI on the store of this folder
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+ui-test: $(READY)  ## the MLflow UI in headless Chromium
+	$(BIN)/python -m pytest -m ui tests/ui
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -83,7 +83,13 @@ def start(config: Config, folder: Path, overrides: list[list[str]], console: Con
     study = config.study.name or "sweep"
     tags = {"study": study, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["notebook"] = config.study.notebook
-    tags["mlflow.note.content"] = f"**{study}**: {len(overrides)} jobs, the child runs. {config.study.question}"
+    tags["mlflow.note.content"] = (
+        f"**{study}**: {len(overrides)} jobs, the child runs. {config.study.question}\n\n"
+        "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
+        "*Group by* → `algorithm` one line a method. Search the charts for `reward/mean`, `eval/`, `kl/`, "
+        "`memory/peak_mb`, or `memory/PHASE/ROLE_KIND_mb` for memory by role. The report is an artifact of this run, "
+        f"once `bakeoff-report {study}` has made it."
+    )
     tracker = start_run(config.tracking, f"{study} {folder.name}", tags, parent_run(folder))
     (folder / PARENT).write_text(json.dumps({"run_id": tracker.run_id}))
     console.print(f"[bold]{study}[/]: {len(overrides)} jobs, results in {folder}", highlight=False)

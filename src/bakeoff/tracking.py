@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -63,9 +65,24 @@ class Tracker:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Appends rows to a table that the MLflow UI shows."""
-        columns = {key: [row[key] for row in rows] for key in rows[0]}
-        self.client.log_table(self.run_id, columns, name)
+        """Appends rows to a table that the MLflow UI shows.
+
+        MLflow's own `log_table` appends through pandas, which makes a number of a text of digits: 0123 becomes 123.
+        """
+        columns = list(rows[0])
+        held = self.read_table(name)
+        data = (held["data"] if held else []) + [[row[key] for key in columns] for row in rows]
+        self.client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), name)
+        self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+
+    def read_table(self, name: str) -> dict[str, Any] | None:
+        """A table that was logged, as columns and data; none where there is none."""
+        if name not in {file.path for file in self.client.list_artifacts(self.run_id)}:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(self.run_id, name, folder)
+            table: dict[str, Any] = json.loads(Path(path).read_text())
+            return table
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +11,7 @@ from mlflow.entities import Run
 
 from bakeoff.config import Tracking
 from bakeoff.errors import UserError
-from bakeoff.tracking import open_store, store_uri
+from bakeoff.tracking import Tracker, open_store, store_uri
 
 
 def find_sweeps(tracking: Tracking, study: str, count: int = 1) -> list[Run]:
@@ -127,12 +123,7 @@ def _from_server(client: MlflowClient, runs: Iterable[Run]) -> Iterator[pd.DataF
 
 def completions_frame(tracking: Tracking, run_id: str) -> pd.DataFrame:
     """The completions that a run logged: update, prompt, completion, answer, reward, ended; empty if none."""
-    client, _ = open_store(tracking)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            table: dict[str, Any] = json.loads(
-                Path(client.download_artifacts(run_id, "completions.json", folder)).read_text()
-            )
-        except Exception:  # the store's own kinds of "not there"
-            return pd.DataFrame(columns=["update", "prompt", "completion", "answer", "reward", "ended"])
+    table = Tracker(open_store(tracking)[0], run_id).read_table("completions.json")
+    if table is None:
+        return pd.DataFrame(columns=["update", "prompt", "completion", "answer", "reward", "ended"])
     return pd.DataFrame(table["data"], columns=table["columns"])
