@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
 
@@ -93,9 +94,14 @@ def report(study: Study, out: Path, where: str, sweeps: int, console: Console) -
     study.params.to_csv(folder / "params.csv", index=False)
     study.metrics.to_parquet(folder / "metrics.parquet", index=False)
     tracker = Tracker(open_store(study.tracking)[0], study.run_id)
-    for each in (page, table):
-        tracker.artifact(each, "report")
-    tracker.artifacts(folder, f"report/{name}")
+    try:
+        for each in (page, table):
+            tracker.artifact(each, "report")
+        tracker.artifacts(folder, f"report/{name}")
+    except MlflowException:
+        console.print(
+            "The store keeps its artifacts behind a server: the report is only here, unless MLFLOW_TRACKING_URI names it."
+        )
     show(study, console)
     return page.resolve()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from bakeoff.config import Tracking
 from bakeoff.errors import UserError
@@ -123,7 +124,10 @@ def _from_server(client: MlflowClient, runs: Iterable[Run]) -> Iterator[pd.DataF
 
 def completions_frame(tracking: Tracking, run_id: str) -> pd.DataFrame:
     """The completions that a run logged: update, prompt, completion, answer, reward, ended; empty if none."""
-    table = Tracker(open_store(tracking)[0], run_id).read_table("completions.json")
+    try:
+        table = Tracker(open_store(tracking)[0], run_id).read_table("completions.json")
+    except MlflowException:  # a database whose artifacts are behind a server
+        table = None
     if table is None:
         return pd.DataFrame(columns=["update", "prompt", "completion", "answer", "reward", "ended"])
     return pd.DataFrame(table["data"], columns=table["columns"])
