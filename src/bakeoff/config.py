@@ -99,11 +99,17 @@ class Tracking:
 
 @dataclass
 class Study:
-    """What a file in sweeps/ says of itself; no name: not part of a study. `notebook` of analysis/ reports it."""
+    """What a file in sweeps/ says of itself; no name: not part of a study.
+
+    tuning_seeds   on which its values were chosen, apart from those that it reports
+    varies         keys or groups that its arms set and that are its question, so that no report calls them unmatched
+    notebook       of analysis/, which reports it
+    """
 
     name: str = ""
     question: str = ""
     tuning_seeds: list[int] = field(default_factory=list)
+    varies: list[str] = field(default_factory=list)
     notebook: str = "methods"
 
 

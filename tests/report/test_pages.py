@@ -205,7 +205,9 @@ def test_what_reuse_saves(store):
     assert own.loc[4, "sequences"] == pytest.approx(2560 * (level - 0.2) / (0.999 - 0.2))
     assert np.isnan(own.loc[1, "sequences"])
     assert own["sampling"].tolist() == pytest.approx([0.25] * 4)
-    assert math.isnan(reuse.saved(study, "sequences", "ratio", 4)[0]), "one epoch never gets there"
+    share = (level - 0.2) / (0.998 - 0.2)  # one epoch never gets there, and counts with all that it used
+    assert reuse.saved(study, "sequences", "ratio", 4)[0] == pytest.approx(share, rel=1e-3)
+    assert reuse.saved(study, "seconds", "ratio", 4)[0] == pytest.approx(4 * share, rel=1e-3)
     assert reuse.saved(study, "accuracy", "ratio", 4)[0] == pytest.approx(1.0 / 0.6, rel=1e-2)
     assert "the highest mean is with 4 epochs (0.998; with 1: 0.598, with 8: 0.698)" in reuse.reuse_verdict(study)
 

@@ -206,6 +206,10 @@ def test_what_a_sweep_varies_and_what_a_seed_draws_is_no_mismatch():
     data.runs["start"] = data.runs["seed"].astype(str)
     assert varied(data.runs) == ["rollout.group_size"]
     assert mismatches(data) == []
+    declared = [(run, "study.varies", "['reward']") for run in data.runs["run"]]
+    declared += [(run, "reward.steps.verifier", "1.0") for run in ("ppo1", "ppo2")]
+    data.params = pd.concat([data.params, pd.DataFrame(declared, columns=["run", "key", "value"])])
+    assert mismatches(data) == [], "the study says that its arms differ in the reward"
     data.runs.loc[data.runs["run"] == "ppo1", "start"] = "other"
     assert mismatches(data) == ["the arms start from different weights"]
 

@@ -100,7 +100,7 @@ def report(study: Study, out: Path, where: str, sweeps: int, console: Console) -
         tracker.artifacts(folder, f"report/{name}")
     except MlflowException:
         console.print(
-            "The store keeps its artifacts behind a server: the report is only here, unless MLFLOW_TRACKING_URI names it."
+            "The store keeps artifacts behind a server: the report is only here, unless MLFLOW_TRACKING_URI names that."
         )
     show(study, console)
     return page.resolve()
@@ -153,7 +153,7 @@ def show(study: Study, console: Console) -> None:
     frame["interval"] = [f"[{low:.3f}, {high:.3f}]" for low, high in zip(frame["low"], frame["high"], strict=True)]
     digits = {"training time (s)": 0, "peak memory (MB)": 0, "KL to reference (nats/sequence)": 2}
     for title in headers.values():
-        table.add_column(title, justify="left" if title == "method" else "right")
+        table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
     for _, row in frame.iterrows():
         cells = [row[c] if isinstance(row[c], str) else f"{row[c]:.{digits.get(c, 3)}f}" for c in headers]
         table.add_row(*cells)

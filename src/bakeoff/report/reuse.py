@@ -53,15 +53,18 @@ def reuse(study: Study) -> pd.DataFrame:
 def saved(study: Study, measure: str, objective: str, more: int, fewer: int = 1) -> tuple[float, float, float]:
     """The ratio of a measure with `more` epochs to that with `fewer`, with 95 % interval, paired by seed in logarithms.
 
-    NaN where fewer than two seeds have both.
+    A run that never reaches the threshold counts with all that it used, the least that it would have needed.
     """
     table = reuse(study)
+    for unit in ("sequences", "seconds"):
+        used = final(study, f"progress/{unit}").set_index(["name", "seed"])["value"]
+        table[unit] = table[unit].fillna(
+            pd.Series(used[list(zip(table["name"], table["seed"], strict=True))].to_numpy())
+        )
     own = table[table["objective"] == objective].pivot(index="seed", columns="epochs", values=measure)
     if not {more, fewer} <= set(own.columns):
         return float("nan"), float("nan"), float("nan")
-    logs = pd.Series(np.log(own[more] / own[fewer])).dropna()
-    if logs.empty:
-        return float("nan"), float("nan"), float("nan")
+    logs = pd.Series(np.log(own[more] / own[fewer]))
     mean, low, high = (float(np.exp(x)) for x in mean_interval(logs))
     return mean, low, high
 

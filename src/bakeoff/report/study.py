@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,6 +22,9 @@ SHORT = {
     "rollout.group_size": "G",
     "algorithm.kl_to_reference.beta": "β",
     "algorithm/kl_to_reference": "KL",
+    "algorithm/objective": "",
+    "algorithm.step.epochs": "epochs",
+    "algorithm.step.lr": "lr",
 }
 MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preferences", "evaluation")
 
@@ -135,6 +139,12 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
     return names.where(~shared, names + " " + runs["arm"].str[:4])
 
 
+def question_of(study: Study) -> list[str]:
+    """The keys and groups in which the arms differ on purpose: what the sweep varies, and what the study declares."""
+    declared = study.params[study.params["key"] == "study.varies"]["value"]
+    return varied(study.runs) + [key for each in declared.unique() for key in re.findall(r"[\w./]+", each)]
+
+
 def covers(keys: list[str], key: str) -> bool:
     """Whether one of the keys is this key, or a group that holds it: `model` holds model.name."""
     return any(key == each or key.startswith(f"{each}.") for each in keys)
@@ -143,10 +153,10 @@ def covers(keys: list[str], key: str) -> bool:
 def mismatches(study: Study) -> list[str]:
     """Sentences that name what differs between arms of a seed and must not, and what is missing; empty if matched.
 
-    What the sweep itself varies is its question and no mismatch: `varied` names it.
+    What the study varies is its question and no mismatch: `question_of` names it.
     """
     found = []
-    keys, asked = study.params["key"], varied(study.runs)
+    keys, asked = study.params["key"], question_of(study)
     shared = study.params[keys.str.split(".").str[0].isin(MUST_MATCH) & ~keys.map(lambda each: covers(asked, each))]
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
     names, seed = study.runs.set_index("run")["name"], study.runs.set_index("run")["seed"]
@@ -179,7 +189,7 @@ def mismatches(study: Study) -> list[str]:
 
 def matched(study: Study) -> str:
     """What the arms of a trained study share, or how they are not matched, in Markdown; and what the sweep varies."""
-    problems, asked = mismatches(study), varied(study.runs)
+    problems, asked = mismatches(study), question_of(study)
     text = (
         "**Not matched:** " + "; ".join(problems) + "."
         if problems
