@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test lint check memory critic bench smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test lint check memory critic bench bench-report smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -58,6 +58,9 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m bakeoff.bench
+
+bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
+	$(BIN)/python -m bakeoff.report.bench
 
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch

@@ -106,6 +106,7 @@ def plot_pareto(study: Study) -> Figure:
     values = table[["low", "accuracy", "high"]].to_numpy()  # one seed has no interval
     low, high = float(np.nanmin(values)), float(np.nanmax(values)) + 0.01
     axes.set_ylim(low - 0.1 * (high - low), high + 0.7 * (high - low))  # names stand above their intervals
+    axes.set_yticks([tick for tick in axes.get_yticks() if low - 0.1 * (high - low) <= tick <= 1])
     axes.set_xlabel("peak memory (MB)")
     axes.set_ylabel("held-out greedy accuracy")
     axes.set_title(f"Means with 95 % intervals; dashed: the front. {provenance(study)}", fontsize=10)
@@ -125,15 +126,16 @@ def plot_over(study: Study, key: str, label: str) -> Figure:
     """Largest peaks over a numeric parameter (`rollout.group_size`), a line for each arm and model."""
     style()
     table = over(study, key)
+    scale, unit = (1000, "GB") if table["mb"].max() > GIGA else (1, "MB")
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     palette = colours(list(dict.fromkeys(table["arm"])))
     styles = dict(zip(dict.fromkeys(table["model"]), ["-", "--", ":", "-."], strict=False))
     for (arm, model), rows in table.groupby(["arm", "model"], sort=False):
         line, colour = rows.sort_values("x"), palette[str(arm)]
-        axes.plot(line["x"], line["mb"] / 1000, styles[str(model)], color=colour, marker="o", ms=4)
+        axes.plot(line["x"], line["mb"] / scale, styles[str(model)], color=colour, marker="o", ms=4)
         axes.annotate(
             f" {arm}, {model}",
-            (line["x"].iloc[-1], line["mb"].iloc[-1] / 1000),
+            (line["x"].iloc[-1], line["mb"].iloc[-1] / scale),
             va="center",
             fontsize=8,
             color=colour,
@@ -143,7 +145,7 @@ def plot_over(study: Study, key: str, label: str) -> Figure:
     axes.set_xticks(sorted(set(table["x"])), [f"{x:g}" for x in sorted(set(table["x"]))])
     axes.set_xlim(right=max(table["x"]) * 4)
     axes.set_xlabel(label)
-    axes.set_ylabel("largest peak (GB)")
+    axes.set_ylabel(f"largest peak ({unit})")
     plt.close(figure)
     return figure
 

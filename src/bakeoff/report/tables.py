@@ -124,7 +124,7 @@ def verdict(study: Study) -> str:
     """What the final held-out accuracies show, and what they do not, in sentences."""
     table = comparison(study)
     seeds = int(table["seeds"].min())
-    best = table.sort_values("held-out greedy")["method"].iloc[-1]
+    best = league(study)["method"][0]
     told = all_against_best(study) if len(study.arms) > FEW else all_pairs(study, seeds)
     times = table.set_index("method")["training time (s)"]
     return told + (
