@@ -194,3 +194,27 @@ def test_help_reads_well(command):
     assert shown.returncode == 0
     for word in ("algorithm", "grpo, grpo_iterative, grpo_process", "sweeps", "resume="):
         assert word in shown.stdout
+
+
+def test_optuna_searches_a_rate(command, tmp_path):
+    """Two trials of one method: each is a job with a rate of its own, below one parent."""
+    few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.n_trials=2"]
+    ran = command("sweeps=tuning", "algorithm=grpo", *few)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 jobs" in ran.stdout
+    assert "trial 2" in ran.stdout
+    _, runs = runs_in(tmp_path)
+    children = [run for run in runs if run.data.tags.get("kind") != "sweep"]
+    rates = [float(run.data.params["algorithm.step.lr"]) for run in children]
+    assert len(set(rates)) == 2
+    assert all(1e-4 <= rate <= 2e-3 for rate in rates)
+
+
+def test_a_study_of_gradients_is_a_sweep(command, tmp_path):
+    few = ["quality.batches=2", "quality.reference_batches=3", "rollout.prompts=4", "task.heldout=4", "sft.steps=0"]
+    ran = command("sweeps=gradient_quality", "algorithm=grpo,rloo", "seed=1", *few)
+    assert ran.returncode == 0, ran.stderr
+    _, runs = runs_in(tmp_path)
+    children = [run for run in runs if run.data.tags.get("kind") == "gradient_quality"]
+    assert len(children) == 2
+    assert all({"gradient/cosine", "gradient/snr_per_second"} <= set(run.data.metrics) for run in children)

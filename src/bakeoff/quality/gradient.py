@@ -96,11 +96,13 @@ def gradient_quality(config: Config, learner: Learner, passes: Passes, say: Call
     moments = Moments.of(judged())
     seconds = passes.phases.take().seconds
     spent = sum(seconds.get(phase, 0.0) for phase in TRAINING) / moments.count
-    return quality(moments, reference, cosines) | {
-        "gradient/tokens": sum(tokens) / moments.count,
+    metrics = quality(moments, reference, cosines)
+    sampled = sum(tokens) / moments.count
+    return metrics | {
+        "gradient/tokens": sampled,
         "gradient/seconds": spent,
-        "gradient/snr_per_1000_tokens": moments.signal / moments.variance / (sum(tokens) / moments.count) * 1000,
-        "gradient/snr_per_second": moments.signal / moments.variance / spent,
+        "gradient/snr_per_1000_tokens": metrics["gradient/snr"] / sampled * 1000,
+        "gradient/snr_per_second": metrics["gradient/snr"] / spent,
     }
 
 
@@ -118,7 +120,7 @@ def quality(moments: Moments, reference: Moments, cosines: list[float]) -> dict[
         "gradient/alignment": alignment,
         "gradient/bias": max(1 - alignment**2, 0.0) ** 0.5,
         "gradient/relative_variance": moments.variance / moments.signal if moments.signal else float("inf"),
-        "gradient/snr": moments.signal / moments.variance,
+        "gradient/snr": moments.signal / moments.variance if moments.variance else 0.0,  # nothing was ever scored
         "gradient/norm": moments.signal**0.5,
     }
 
