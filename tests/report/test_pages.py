@@ -226,9 +226,9 @@ def test_bounds_are_compared_at_their_best_and_at_their_worst(store):
 
 def test_quality_is_told_in_sentences(store):
     text = quality.gradient_verdict(load_study("gradient_quality", store))
-    assert "highest for reinforce_baseline (0.302" in text
-    assert "lowest for reinforce (0.102" in text
-    assert "below one: reinforce (0.90 [" in text
+    assert "The gradient of reinforce_baseline has the most signal" in text
+    assert "reinforce 0.34 [0.33, 0.34]" in text
+    assert "interval below one: reinforce (0.90 [" in text
     study = load_study("advantage_quality", store)
     assert "baseline_group_mean 0.50 [0.50, 0.50], baseline_critic 0.30" in quality.advantage_verdict(study)
     assert len(quality.by_position(study, "advantage/rank_accuracy")) == 6, "without what is not a number"

@@ -141,5 +141,5 @@ def gradients(config: Config, learner: Learner, passes: Passes, count: int) -> I
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """The cosine of the angle between two vectors; zero where the first is zero but for rounding."""
-    return float(a @ b) / float(a.norm() * b.norm()) if a.norm() > 1e-6 * b.norm() else 0.0
+    """The cosine of the angle between two vectors; zero where the second is zero, or the first but for rounding."""
+    return float(a @ b) / float(a.norm() * b.norm()) if a.norm() > 1e-6 * b.norm() > 0 else 0.0

@@ -299,6 +299,9 @@ CLAIMS = [
 ]
 
 
+MISSING = "not tested: an arm of {} is missing"
+
+
 def verdicts(tracking: Tracking | None = None) -> pd.DataFrame:
     """A row a claim: step, claim, study, effect with interval, seeds, rule and verdict.
 
@@ -317,9 +320,10 @@ def verdicts(tracking: Tracking | None = None) -> pd.DataFrame:
         if isinstance(study, Study):
             try:
                 value, low, high = claim.effect(study)
-                seeds, verdict = int(study.runs["seed"].nunique()), claim.verdict(low, high)
+                seeds = int(study.runs["seed"].nunique())
+                verdict = MISSING.format(claim.study) if math.isnan(value) else claim.verdict(low, high)
             except (KeyError, AttributeError, IndexError, ValueError):
-                verdict = f"not tested: an arm of {claim.study} is missing"
+                verdict = MISSING.format(claim.study)
         rows.append(
             {
                 "step": claim.step,

@@ -47,7 +47,7 @@ COLOURS |= {
     "baseline_batch_mean": COLOURS["reinforce_baseline"],
     "baseline_group_mean": COLOURS["grpo"],
     "baseline_leave_one_out": COLOURS["rloo"],
-    "baseline_critic": COLOURS["ppo"],
+    "baseline_critic": "#332288",
     "grpo_outcome": COLOURS["grpo"],
     "ppo_outcome": COLOURS["ppo"],
     "ppo_process": "#56B4E9",

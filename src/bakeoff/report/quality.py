@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import colours, style
-from bakeoff.report.statistics import mean_interval
+from bakeoff.report.statistics import mean_interval, paired_difference
 from bakeoff.report.study import Study, provenance
 from bakeoff.report.tables import by_seed
 
@@ -37,12 +37,27 @@ def quality_table(study: Study, metrics: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def against_best(study: Study, metric: str = "gradient/snr_per_1000_tokens") -> pd.DataFrame:
+    """A row an arm, best first: a metric over that of the arm with the highest geometric mean, paired by seed.
+
+    Seeds are policies of their own and differ by factors, which the ratio takes away.
+    """
+    logs = {name: np.log(by_seed(study, metric, name)) for name in study.arms}
+    order = sorted(logs, key=lambda name: -float(logs[name].mean()))
+    rows = []
+    for name in order:
+        mean, low, high = (float(np.exp(x)) for x in paired_difference(logs[name], logs[order[0]]))
+        rows.append({"method": name, "share": mean, "low": low, "high": high, "told apart": high < 1})
+    return pd.DataFrame(rows)
+
+
 def gradient_verdict(study: Study) -> str:
     """Whose gradient carries most signal a token, and who is biased, in sentences with figures."""
-    metric = "gradient/snr_per_1000_tokens"
-    signal = {name: mean_interval(by_seed(study, metric, name)) for name in study.arms}
-    best = max(signal, key=lambda name: signal[name][0])
-    worst = min(signal, key=lambda name: signal[name][0])
+    table = against_best(study)
+    less = [
+        f"{row['method']} {row['share']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for _, row in table[table["told apart"]].iterrows()
+    ]
     biased = [
         f"{name} ({mean:.2f} [{low:.2f}, {high:.2f}])"
         for name in study.arms
@@ -50,10 +65,9 @@ def gradient_verdict(study: Study) -> str:
         if high < 1
     ]
     return (
-        f"Signal to noise of the gradient of 1000 completion tokens is highest for {best} ({signal[best][0]:.3f} "
-        f"[{signal[best][1]:.3f}, {signal[best][2]:.3f}]) and lowest for {worst} ({signal[worst][0]:.3f} "
-        f"[{signal[worst][1]:.3f}, {signal[worst][2]:.3f}]). Told apart from the policy gradient's "
-        f"direction, by a cosine whose interval is below one: {', '.join(biased) or 'none'}."
+        f"The gradient of {table['method'][0]} has the most signal to noise in 1000 completion tokens. Told apart, as a "
+        f"share of it: {', '.join(less) or 'none'}. Told apart from the policy gradient's direction, by a cosine with an "
+        f"interval below one: {', '.join(biased) or 'none'}."
     )
 
 
