@@ -65,9 +65,9 @@ def gradient_verdict(study: Study) -> str:
         if high < 1
     ]
     return (
-        f"The gradient of {table['method'][0]} has the most signal to noise in 1000 completion tokens. Told apart, as a "
-        f"share of it: {', '.join(less) or 'none'}. Told apart from the policy gradient's direction, by a cosine with an "
-        f"interval below one: {', '.join(biased) or 'none'}."
+        f"The gradient of {table['method'][0]} has the most signal to noise in 1000 completion tokens. Told apart, "
+        f"as a share of it: {', '.join(less) or 'none'}. Told apart from the policy gradient's direction, by a "
+        f"cosine with an interval below one: {', '.join(biased) or 'none'}."
     )
 
 
