@@ -66,7 +66,8 @@ def test_a_sweep_goes_on_and_a_small_job_after_a_large_one_reports_small(command
     small_alone, large, small_after = found
     assert [run.info.status for run in found] == ["FINISHED", "FAILED", "FINISHED"]
     assert large.data.metrics["memory/rollout_mb"] > 1.5 * small_alone.data.metrics["memory/rollout_mb"]
-    names = [name for name in small_alone.data.metrics if name.startswith("memory/") and "rss" not in name]
+    skipped = ("memory/sft", "memory/rss")  # only the first run of a seed makes its start
+    names = [name for name in small_alone.data.metrics if name.startswith("memory/") and not name.startswith(skipped)]
     assert len(names) > 20
     after = {name: small_after.data.metrics[name] for name in names}
     assert after == pytest.approx({name: small_alone.data.metrics[name] for name in names})
