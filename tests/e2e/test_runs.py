@@ -37,6 +37,7 @@ def only_run(folder: Path):
 def history(folder: Path) -> pd.Series:
     """Every metric that is a function of the configuration: not time, speed or memory."""
     frame = store.metrics_frame(tracking(folder), [only_run(folder)])
+    frame = frame.astype({"metric": str})  # which metrics there are of time and memory may differ
     frame = frame[~frame["metric"].str.startswith(("time/", "speed/", "memory/", "progress/seconds"))]
     return frame.set_index(["metric", "step"])["value"].sort_index()
 

@@ -154,7 +154,7 @@ def test_a_report_on_an_unknown_study_lists_what_there_is(command):
     result = command("no_such", module="bakeoff.report")
     assert result.returncode == 2
     assert "all_methods" in result.stderr
-    assert "methods, rlhf" in result.stderr
+    assert "methods, model_size" in result.stderr
 
 
 def test_the_reward_models_stage_alone(command, tmp_path):

@@ -108,6 +108,14 @@ def chosen(runs: pd.DataFrame, where: str) -> pd.DataFrame:
     return kept
 
 
+def brief(value: str) -> str:
+    """A value as a name has it: of a number that an optimiser drew, three digits."""
+    try:
+        return value if len(value) < 8 else f"{float(value):.3g}"
+    except ValueError:
+        return value
+
+
 def settings(runs: pd.DataFrame) -> list[dict[str, str]]:
     """What the command or the sweep set, for each run: key → value."""
     lists = runs["overrides"] if "overrides" in runs else pd.Series("[]", runs.index)
@@ -130,7 +138,7 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
     heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
     names = pd.Series(
         [
-            " ".join([head, *(f"{SHORT.get(k, k)}={each[k]}".lstrip("=") for k in keys if k in each)])
+            " ".join([head, *(f"{SHORT.get(k, k)}={brief(each[k])}".lstrip("=") for k in keys if k in each)])
             for head, each in zip(heads, values, strict=True)
         ],
         runs.index,
