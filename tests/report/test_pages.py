@@ -255,7 +255,7 @@ def test_claims_have_verdicts_by_their_rules(store):
     assert table.loc["factor by which the median KL misses its target", "value"] == pytest.approx(1.2)
     assert table.loc["weights of the four models ÷ the actor's", "verdict"] == "not tested: bakeoff sweeps=rlhf"
     assert table.loc["share of PPO's largest peak that GRPO saves", "verdict"] == "undecided", "zero is its bar"
-    assert "5 not tested" in claims.claims_verdict(claims.verdicts(store))
+    assert "6 not tested" in claims.claims_verdict(claims.verdicts(store))
 
 
 @pytest.mark.parametrize(
