@@ -217,7 +217,7 @@ CLAIMS = [
     ),
     Claim(
         "4 TRPO",
-        "Conjugate gradients make it costly",
+        "Conjugate gradients are costly",
         "all_methods",
         "seconds of an update, TRPO ÷ PPO",
         lambda study: ratio(update_seconds(study, "trpo"), update_seconds(study, "ppo")),
