@@ -81,6 +81,7 @@ def gradient_quality(config: Config, learner: Learner, passes: Passes, say: Call
     reference_config = elsewhere(replace(config, algorithm=algorithm), "policy gradient")
     drawn = gradients(reference_config, judge, passes, config.quality.reference_batches)
     reference = Moments.of(gradient for gradient, _ in drawn)
+    truth = reference.mean
     passes.phases.take()
     say(f"gradients of {config.quality.batches} rollouts")
     tokens: list[int] = []
@@ -90,7 +91,7 @@ def gradient_quality(config: Config, learner: Learner, passes: Passes, say: Call
     def judged() -> Iterator[Tensor]:
         for gradient, used in gradients(elsewhere(config, "gradient"), subject, passes, config.quality.batches):
             tokens.append(used)
-            cosines.append(cosine(gradient, reference.mean))
+            cosines.append(cosine(gradient, truth))
             yield gradient
 
     moments = Moments.of(judged())
@@ -110,8 +111,7 @@ def quality(moments: Moments, reference: Moments, cosines: list[float]) -> dict[
     """Bias, variance and signal of gradients with these moments, against a reference's; each is free of scale.
 
     Both means are noisy; what their noise adds to their norms is taken off, which can leave an alignment above one, and
-    their draws are independent, so that
-    their product has none.
+    their draws are independent, so that their product has none.
     """
     norms = (moments.signal * reference.signal) ** 0.5
     alignment = float(moments.mean @ reference.mean) / norms if norms else 0.0

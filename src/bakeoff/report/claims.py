@@ -1,4 +1,4 @@
-"""The claims on the road from REINFORCE to GRPO, each with the study that tests it and a rule set before the run.
+"""The claims on the road from REINFORCE to GRPO, each with the study that tests it, and one rule for all.
 
 A claim is an effect and a bar. It is supported where the effect's whole 95 % interval lies on the claimed side of the
 bar, not supported where it lies on the other, and undecided where the bar is inside.
@@ -22,7 +22,7 @@ from bakeoff.report.bounds import spreads, target_ratios
 from bakeoff.report.figures import style
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.reuse import reuse, sampling_share, saved
-from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.statistics import mean_interval, paired_difference, paired_ratio
 from bakeoff.report.study import ACCURACY, Study, load_study
 from bakeoff.report.tables import by_seed
 
@@ -60,12 +60,6 @@ class Claim:
         return "supported" if (low > self.bar) == self.above else "not supported"
 
 
-def ratio(a: pd.Series, b: pd.Series) -> Effect:
-    """The geometric mean of a / b over the seeds that both have, with its 95 % interval."""
-    mean, low, high = paired_difference(pd.Series(np.log(a)), pd.Series(np.log(b)))
-    return math.exp(mean), math.exp(low), math.exp(high)
-
-
 def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Effect]:
     """The paired difference of a final metric between two arms."""
     return lambda study: paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
@@ -73,7 +67,7 @@ def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Effe
 
 def metric_ratio(a: str, b: str, metric: str) -> Callable[[Study], Effect]:
     """The paired ratio of a final metric between two arms."""
-    return lambda study: ratio(by_seed(study, metric, a), by_seed(study, metric, b))
+    return lambda study: paired_ratio(by_seed(study, metric, a), by_seed(study, metric, b))
 
 
 def share_of_sampling(study: Study) -> Effect:
@@ -81,14 +75,14 @@ def share_of_sampling(study: Study) -> Effect:
     return mean_interval(own["value"])
 
 
-def effective_sample_loss(study: Study) -> Effect:
-    own = reuse(study).query("objective == 'ratio'").pivot(index="seed", columns="epochs", values="effective")
-    return paired_difference(own[8], own[1])
+def reuse_loss(measure: str, more: int, fewer: int) -> Callable[[Study], Effect]:
+    """The paired difference of a measure between numbers of epochs, of samples that are weighed without a bound."""
 
+    def effect(study: Study) -> Effect:
+        own = reuse(study).query("objective == 'ratio'").pivot(index="seed", columns="epochs", values=measure)
+        return paired_difference(own[more], own[fewer])
 
-def accuracy_loss(study: Study) -> Effect:
-    own = reuse(study).query("objective == 'ratio'").pivot(index="seed", columns="epochs", values="accuracy")
-    return paired_difference(own[8], own[2])
+    return effect
 
 
 def largest_step(study: Study, name: str) -> pd.Series:
@@ -133,7 +127,7 @@ def critic_over_actor(study: Study) -> Effect:
         own = cells[(cells["role"] == role) & (cells["phase"] == phase)]
         return own.groupby("seed")["mb"].sum()
 
-    return ratio(held("critic", "critic_update"), held("actor", "actor_update"))
+    return paired_ratio(held("critic", "critic_update"), held("actor", "actor_update"))
 
 
 def memory_saved(study: Study) -> Effect:
@@ -175,7 +169,7 @@ CLAIMS = [
         "The variance of the weights grows with reuse",
         "sample_reuse",
         "effective sample size, 8 epochs − 1",
-        effective_sample_loss,
+        reuse_loss("effective", 8, 1),
         0.0,
         False,
     ),
@@ -184,7 +178,7 @@ CLAIMS = [
         "and limits how far reuse goes",
         "sample_reuse",
         "final accuracy, 8 epochs − 2",
-        accuracy_loss,
+        reuse_loss("accuracy", 8, 2),
         0.0,
         False,
     ),
@@ -211,7 +205,7 @@ CLAIMS = [
         "Its steps are stable",
         "all_methods",
         "largest KL of an update, TRPO ÷ PPO",
-        lambda study: ratio(largest_step(study, "trpo"), largest_step(study, "ppo")),
+        lambda study: paired_ratio(largest_step(study, "trpo"), largest_step(study, "ppo")),
         1.0,
         False,
     ),
@@ -220,7 +214,7 @@ CLAIMS = [
         "Conjugate gradients are costly",
         "all_methods",
         "seconds of an update, TRPO ÷ PPO",
-        lambda study: ratio(update_seconds(study, "trpo"), update_seconds(study, "ppo")),
+        lambda study: paired_ratio(update_seconds(study, "trpo"), update_seconds(study, "ppo")),
         2.0,
         True,
     ),

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import colours, style
-from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.statistics import mean_interval, paired_ratio
 from bakeoff.report.study import Study, provenance
 from bakeoff.report.tables import by_seed
 
@@ -42,11 +42,11 @@ def against_best(study: Study, metric: str = "gradient/snr_per_1000_tokens") -> 
 
     Seeds are policies of their own and differ by factors, which the ratio takes away.
     """
-    logs = {name: np.log(by_seed(study, metric, name)) for name in study.arms}
-    order = sorted(logs, key=lambda name: -float(logs[name].mean()))
+    values = {name: by_seed(study, metric, name) for name in study.arms}
+    order = sorted(values, key=lambda name: -float(np.log(values[name]).mean()))
     rows = []
     for name in order:
-        mean, low, high = (float(np.exp(x)) for x in paired_difference(logs[name], logs[order[0]]))
+        mean, low, high = paired_ratio(values[name], values[order[0]])
         rows.append({"method": name, "share": mean, "low": low, "high": high, "told apart": high < 1})
     return pd.DataFrame(rows)
 

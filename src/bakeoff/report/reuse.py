@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.measure.phase import TRAINING
 from bakeoff.report.across_seeds import threshold, to_threshold
 from bakeoff.report.figures import style
-from bakeoff.report.statistics import mean_interval
+from bakeoff.report.statistics import mean_interval, paired_ratio
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
 
@@ -64,9 +63,7 @@ def saved(study: Study, measure: str, objective: str, more: int, fewer: int = 1)
     own = table[table["objective"] == objective].pivot(index="seed", columns="epochs", values=measure)
     if not {more, fewer} <= set(own.columns):
         return float("nan"), float("nan"), float("nan")
-    logs = pd.Series(np.log(own[more] / own[fewer]))
-    mean, low, high = (float(np.exp(x)) for x in mean_interval(logs))
-    return mean, low, high
+    return paired_ratio(own[more], own[fewer])
 
 
 def reuse_verdict(study: Study) -> str:

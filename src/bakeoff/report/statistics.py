@@ -25,6 +25,12 @@ def paired_difference(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> t
     return mean_interval(both["a"] - both["b"], confidence)
 
 
+def paired_ratio(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Geometric mean and interval of a / b over the seeds (index) that both have: a paired difference of logarithms."""
+    mean, low, high = paired_difference(pd.Series(np.log(a)), pd.Series(np.log(b)), confidence)
+    return float(np.exp(mean)), float(np.exp(low)), float(np.exp(high))
+
+
 def interquartile_mean(scores: np.ndarray) -> float:
     """Mean of the middle half of all scores, runs of all tasks together: Agarwal et al. 2021 (arXiv:2108.13264) §4.3.
 
