@@ -100,13 +100,15 @@ def followed(run: Run) -> Iterator[None]:
     limit = 0 if cuda else int(config.memory_limit_mb * 1e6)
     if config.measure.memory_snapshot and first:
         torch.cuda.memory._record_memory_history()
-    with phases.following(run.learner.held(), run.learner.actor.embedding, limit, on=first or limit > 0):
-        yield
-    if config.measure.memory_snapshot and first:
-        path = run.folder / "memory_snapshot.pickle"
-        torch.cuda.memory._dump_snapshot(str(path))
-        torch.cuda.memory._record_memory_history(enabled=None)
-        run.tracker.artifact(path)
+    try:
+        with phases.following(run.learner.held(), run.learner.actor.embedding, limit, on=first or limit > 0):
+            yield
+    finally:  # where memory ran out, the record is wanted most
+        if config.measure.memory_snapshot and first:
+            path = run.folder / "memory_snapshot.pickle"
+            torch.cuda.memory._dump_snapshot(str(path))
+            torch.cuda.memory._record_memory_history(enabled=None)
+            run.tracker.artifact(path)
 
 
 def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:

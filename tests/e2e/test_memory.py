@@ -73,12 +73,6 @@ def test_a_sweep_goes_on_and_a_small_job_after_a_large_one_reports_small(command
     assert after == pytest.approx({name: small_alone.data.metrics[name] for name in names})
 
 
-def test_a_snapshot_is_the_gpus(command):
-    result = command("measure.memory_snapshot=true", "device=cpu", *SMALL)
-    assert result.returncode == 2
-    assert "measure.memory_snapshot is true, but the device is cpu" in result.stderr
-
-
 def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path):
     result = command("algorithm=grpo", "measure.memory_prediction=true", *SMALL)
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bakeoff.config import Tracking
-from bakeoff.report import across_seeds, bounds, claims, frontier, quality, reuse, tuning
+from bakeoff.report import across_seeds, bounds, claims, frontier, quality, reuse, tuning, verdicts
 from bakeoff.report.bench import synthetic_store
 from bakeoff.report.study import load_study, matched, provenance
 from bakeoff.report.summary import study_table, study_verdict
@@ -245,7 +245,7 @@ def test_tuning_reads_several_sweeps_as_one(store):
 
 
 def test_claims_have_verdicts_by_their_rules(store):
-    table = claims.verdicts(store).set_index("effect")
+    table = verdicts.verdicts(store).set_index("effect")
     variance = table.loc["relative variance, batch mean ÷ none"]
     assert variance["value"] == pytest.approx(0.5, rel=1e-3)
     assert variance["verdict"] == "supported"
@@ -255,7 +255,7 @@ def test_claims_have_verdicts_by_their_rules(store):
     assert table.loc["factor by which the median KL misses its target", "value"] == pytest.approx(1.2)
     assert table.loc["weights of the four models ÷ the actor's", "verdict"] == "not tested: bakeoff sweeps=rlhf"
     assert table.loc["share of PPO's largest peak that GRPO saves", "verdict"] == "undecided", "zero is its bar"
-    assert "6 not tested" in claims.claims_verdict(claims.verdicts(store))
+    assert "6 not tested" in verdicts.claims_verdict(verdicts.verdicts(store))
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jupyter_client.manager import AsyncKernelManager
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
 
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
-from bakeoff.report.claims import claims_markdown, claims_verdict, verdicts
-from bakeoff.report.render import execute, figures, to_html
+from bakeoff.report.render import execute, figures, kernel, to_html
 from bakeoff.report.study import Study, default_tracking, load_study, mismatches
 from bakeoff.report.summary import study_table, study_verdict
 from bakeoff.report.tables import comparison
+from bakeoff.report.verdicts import claims_markdown, claims_verdict, verdicts
 from bakeoff.tracking import Tracker, open_store
 
 CLAIMS = "claims"  # the page that is made of all studies
@@ -44,14 +46,17 @@ def main() -> None:
         held = studies_held(arguments.where, console) if arguments.all else []
         if arguments.study != CLAIMS and not arguments.all:
             held = [known(arguments.study, arguments.where, arguments.sweeps)]
-        for study in held:
-            path = report(study, arguments.out, arguments.where, arguments.sweeps, console)
-            console.print(f"report: {path}", highlight=False, soft_wrap=True)
-        table = verdicts() if arguments.study == CLAIMS or arguments.all else None
-        if table is not None and table["value"].notna().any():
-            console.print(f"report: {report_claims(table, arguments.out, console)}", highlight=False, soft_wrap=True)
-        elif arguments.study == CLAIMS:
-            raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
+        os.environ["MLFLOW_TRACKING_URI"] = default_tracking().uri  # as the kernel inherits it
+        os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
+        with kernel() as manager:
+            pages = Pages(arguments.out, manager, console)
+            for study in held:
+                report(study, pages)
+            table = verdicts() if arguments.study == CLAIMS or arguments.all else None
+            if table is not None and table["value"].notna().any():
+                report_claims(table, pages)
+            elif arguments.study == CLAIMS:
+                raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
     except UserError as error:
         fail(error, "bakeoff-report")
 
@@ -81,14 +86,41 @@ def studies_held(where: str, console: Console) -> list[Study]:
     return held
 
 
-def report(study: Study, out: Path, where: str, sweeps: int, console: Console) -> Path:
-    """Writes <out>/<name>.html, its table as <name>.md, and figures and frames to <out>/<name>/; returns the page.
+@dataclass
+class Pages:
+    """Where pages are written, the kernel that runs their notebooks, and where it is told."""
+
+    out: Path
+    kernel: AsyncKernelManager
+    console: Console
+
+    def write(self, name: str, notebook: str, parameters: dict[str, Any]) -> tuple[Path, Path]:
+        """Runs a notebook; returns <out>/<name>.html and the folder <out>/<name>/ of its figures, emptied first."""
+        file = ANALYSIS / f"{notebook}.ipynb"
+        with self.console.status(f"{file.name}: starting") as status:
+            book = execute(file, parameters, self.kernel, lambda message: status.update(f"{file.name}: {message}"))
+        page, folder = self.out / f"{name}.html", self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
+        for figure, content in figures(book):
+            (folder / figure).write_bytes(content)
+        return page, folder
+
+    def say(self, page: Path) -> None:
+        """Names the page."""
+        self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def report(study: Study, pages: Pages) -> None:
+    """Writes <out>/<name>.html, its table as <name>.md, and figures and frames to <out>/<name>/; prints the table.
 
     All of it goes to the sweep's run too. The same store gives the same bytes.
     """
     name = study.name
-    page, folder = publish(name, study.notebook, {"study_name": name, "where": where, "sweeps": sweeps}, out, console)
-    table = out / f"{name}.md"
+    page, folder = pages.write(name, study.notebook, {"study": study})
+    table = pages.out / f"{name}.md"
     table.write_text(study_table(study), encoding="utf-8")
     study.runs.to_csv(folder / "runs.csv", index=False)
     study.params.to_csv(folder / "params.csv", index=False)
@@ -99,37 +131,20 @@ def report(study: Study, out: Path, where: str, sweeps: int, console: Console) -
             tracker.artifact(each, "report")
         tracker.artifacts(folder, f"report/{name}")
     except MlflowException:
-        console.print(
+        pages.console.print(
             "The store keeps artifacts behind a server: the report is only here, unless MLFLOW_TRACKING_URI names that."
         )
-    show(study, console)
-    return page.resolve()
+    show(study, pages.console)
+    pages.say(page)
 
 
-def report_claims(table: pd.DataFrame, out: Path, console: Console) -> Path:
+def report_claims(table: pd.DataFrame, pages: Pages) -> None:
     """The page of claims, from every study that tests one; beside it the table and the figure."""
-    page, folder = publish("claims", "claims", {}, out, console)
-    (out / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
+    page, folder = pages.write("claims", "claims", {"table": table})
+    (pages.out / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
     table.to_csv(folder / "claims.csv", index=False)
-    console.print(claims_verdict(table), highlight=False)
-    return page.resolve()
-
-
-def publish(name: str, notebook: str, parameters: dict[str, Any], out: Path, console: Console) -> tuple[Path, Path]:
-    """Runs a notebook and writes <out>/<name>.html and its figures to <out>/<name>/, emptied first; returns both."""
-    os.environ["MLFLOW_TRACKING_URI"] = default_tracking().uri
-    os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
-    file = ANALYSIS / f"{notebook}.ipynb"
-    with console.status(f"{file.name}: starting") as status:
-        book = execute(file, parameters, lambda message: status.update(f"{file.name}: {message}"))
-    page, folder = out / f"{name}.html", out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-    for figure, content in figures(book):
-        (folder / figure).write_bytes(content)
-    return page, folder
+    pages.console.print(claims_verdict(table), highlight=False)
+    pages.say(page)
 
 
 def show(study: Study, console: Console) -> None:

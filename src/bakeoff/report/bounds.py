@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import COLOURS, style
-from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.statistics import mean_interval, paired_difference, told_apart
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
 
@@ -66,9 +66,8 @@ def bounds_verdict(study: Study) -> str:
     for way in best:
         if way == "clip" or "clip" not in best:
             continue
-        mean, low, high = paired_difference(at_best("clip"), at_best(way))
-        told = "they tie" if low <= 0 <= high else ("clip is higher" if mean > 0 else f"{way} is higher")
-        text += f"Clip less {way}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {told}. "
+        mean, low, high = difference = paired_difference(at_best("clip"), at_best(way))
+        text += f"Clip less {way}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {told_apart(difference, 'clip', way)}. "
     costs = []
     for name, cost in spread.items():
         mean, low, high = mean_interval(cost)

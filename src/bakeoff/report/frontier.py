@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import style
-from bakeoff.report.statistics import mean_interval
+from bakeoff.report.statistics import mean_interval, told_apart
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
 
@@ -64,8 +64,8 @@ def frontier_verdict(study: Study) -> str:
     text = "What β leaves: " + "; ".join(spans) + ". "
     if len(table) < 2:
         return text + "The two places leave no KL in common, so they cannot be compared at equal KL."
-    mean, low, high = mean_interval(table["difference"])
-    told = "they tie" if low <= 0 <= high else f"{'in_reward' if mean > 0 else 'in_loss'} is higher"
+    mean, low, high = difference = mean_interval(table["difference"])
+    told = told_apart(difference, "in_reward", "in_loss")
     return text + (
         f"At equal KL ({table['kl'].mean():.2f} nats per sequence), in_reward less in_loss is {mean:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] over {len(table)} seeds: {told}. The same β is another strength in either "

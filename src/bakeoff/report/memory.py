@@ -7,7 +7,7 @@ import pandas as pd
 
 from bakeoff.attribution import KINDS, ROLES
 from bakeoff.measure.phase import TRAINING
-from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.report.statistics import mean_interval, paired_difference, told_apart
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import by_seed
 
@@ -121,12 +121,11 @@ def critic_verdict(study: Study, without: str = "critic_none", separate: str = "
     peak = {str(row["name"]): float(row["mb"]) for _, row in largest_peaks(study).iterrows()}
     saved = peak[separate] - peak[without]
     a, b = by_seed(study, ACCURACY, without), by_seed(study, ACCURACY, separate)
-    mean, low, high = paired_difference(a, b)
-    equal = "the two tie" if low <= 0 <= high else f"{without if mean > 0 else separate} is higher"
+    mean, low, high = difference = paired_difference(a, b)
     return (
         f"Dropping PPO's separate critic (GRPO in its place) saves {saved:.1f} of {peak[separate]:.1f} MB, "
         f"{saved / peak[separate]:.0%} of the largest peak, and changes held-out greedy accuracy by "
-        f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] over {len(a)} seeds: {equal}."
+        f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] over {len(a)} seeds: {told_apart(difference, without, separate)}."
     )
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import pickle
 import re
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
@@ -18,26 +23,56 @@ from bakeoff.errors import UserError
 PARAMETERS = "parameters"  # the tag of the cell that `parameters` are set after
 
 
-def execute(notebook: Path, parameters: dict[str, Any], show: Callable[[str], None]) -> Any:
-    """Runs a notebook with values for its parameters; returns it with outputs, raises UserError where it fails."""
+@contextmanager
+def kernel() -> Iterator[AsyncKernelManager]:
+    """A Python in which notebooks run one after another, so that it imports everything once."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    try:
+        yield manager
+    finally:
+        run_sync(manager.shutdown_kernel)(now=True)
+
+
+def execute(
+    notebook: Path, parameters: dict[str, Any], manager: AsyncKernelManager, show: Callable[[str], None]
+) -> Any:
+    """Runs a notebook with values for its parameters; returns it with outputs, raises UserError where it fails.
+
+    Values may be any object that can be pickled, a study's frames too: what is read already is not read again.
+    """
     book = nbformat.read(notebook, as_version=4)
-    lines = [f"{name} = {value!r}" for name, value in parameters.items()]
     at = next((i for i, c in enumerate(book.cells) if PARAMETERS in c.metadata.get("tags", [])), -1)
-    given = nbformat.v4.new_code_cell("\n".join(lines))
-    given["id"] = "given"  # nbformat draws ids: the same store makes the same page
-    book.cells.insert(at + 1, given)
-    client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}})
+    with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
+        pickle.dump(parameters, file)
+        file.flush()
+        given = f"import pandas\n\nglobals().update(pandas.read_pickle({file.name!r}))"
+        book.cells.insert(at + 1, code_cell("given", given))
+        book.cells.insert(0, code_cell("reset", "%reset -f"))  # of what an earlier notebook left
+        run_cells(book, notebook.name, manager, show)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]  # warnings are for developers
+    return book
+
+
+def code_cell(name: str, source: str) -> Any:
+    """A cell to insert; nbformat draws ids, but the same store makes the same page."""
+    return nbformat.v4.new_code_cell(source, id=name)
+
+
+def run_cells(book: Any, name: str, manager: AsyncKernelManager, show: Callable[[str], None]) -> None:
+    """Runs the cells of a notebook; raises UserError with the last line of what failed."""
+    client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(Path.cwd())}})
     client.extra_arguments = ["--IPKernelApp.log_level=40"]
     client.on_cell_start = lambda cell, cell_index: show(f"cell {cell_index + 1} of {len(book.cells)}")
     try:
         client.execute()
     except CellExecutionError as error:
         last = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
-        raise UserError(f"analysis/{notebook.name} failed: {last}") from error
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]  # warnings are for developers
-    return book
+        raise UserError(f"analysis/{name} failed: {last}") from error
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
 
 
 def figures(book: Any) -> Iterator[tuple[str, bytes]]:

@@ -10,9 +10,9 @@ from scipy import stats
 
 
 def mean_interval(values: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student-t interval over seeds; the interval is NaN for fewer than two values."""
+    """Mean and Student-t interval over seeds; the interval is NaN for fewer than two values, the mean for none."""
     x = values.to_numpy(dtype=float)
-    mean = float(x.mean())
+    mean = float(x.mean()) if len(x) else float("nan")
     if len(x) < 2:
         return mean, float("nan"), float("nan")
     half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
@@ -23,6 +23,12 @@ def paired_difference(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> t
     """Mean and interval of a − b over the seeds (index) that both have: the seeds share their prompts."""
     both = pd.concat([a.rename("a"), b.rename("b")], axis=1).dropna()
     return mean_interval(both["a"] - both["b"], confidence)
+
+
+def told_apart(interval: tuple[float, float, float], a: str, b: str) -> str:
+    """What a paired interval of a − b says: that they tie, or which is higher."""
+    mean, low, high = interval
+    return "they tie" if low <= 0 <= high else f"{a if mean > 0 else b} is higher"
 
 
 def paired_ratio(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
