@@ -39,6 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _cache_in_environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BAKEOFF_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # where there is no network, asking the hub takes a minute
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 

@@ -105,7 +105,7 @@ def test_the_saved_actor_opens_in_transformers(finished):
     assert torch.isfinite(model(ids).logits).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["ppo_kl", "grpo"])  # PPO's state is part of PPO-KL's
 def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path, cache, command):
     arguments = [f"algorithm={name}", *SHORT, "budget={unit: updates, limit: 6}", "hydra.run.dir=out", "seed=3"]
     environment = {**os.environ, "BAKEOFF_CACHE": str(cache)}

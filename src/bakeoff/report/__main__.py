@@ -12,6 +12,7 @@ import pandas as pd
 from jupyter_client.manager import AsyncKernelManager
 from mlflow.exceptions import MlflowException
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from bakeoff.errors import UserError, fail
@@ -43,12 +44,12 @@ def main() -> None:
     try:
         if arguments.sweeps < 1:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
-        held = studies_held(arguments.where, console) if arguments.all else []
-        if arguments.study != CLAIMS and not arguments.all:
-            held = [known(arguments.study, arguments.where, arguments.sweeps)]
         os.environ["MLFLOW_TRACKING_URI"] = default_tracking().uri  # as the kernel inherits it
         os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
         with kernel() as manager:
+            held = studies_held(arguments.where, console) if arguments.all else []
+            if arguments.study != CLAIMS and not arguments.all:
+                held = [known(arguments.study, arguments.where, arguments.sweeps)]
             pages = Pages(arguments.out, manager, console)
             for study in held:
                 report(study, pages)
@@ -150,7 +151,7 @@ def report_claims(table: pd.DataFrame, pages: Pages) -> None:
 def show(study: Study, console: Console) -> None:
     """Prints the comparison, what is not matched, and what the data say; where nothing was trained, the table."""
     if not study.trained:
-        console.print(study_table(study), highlight=False)
+        console.print(Markdown(study_table(study)))
         console.print(study_verdict(study), highlight=False)
         return
     frame = comparison(study)

@@ -29,7 +29,7 @@ def bounds(study: Study) -> pd.DataFrame:
     rows["strength"] = [
         float(params[run, WAYS[algorithm][1]]) for run, algorithm in zip(rows["run"], rows["algorithm"], strict=True)
     ]
-    medians = study.metrics[study.metrics["metric"] == KL].groupby(["name", "seed"])["value"].median()
+    medians = study.of(KL).groupby(["name", "seed"])["value"].median()
     rows = rows.drop(columns=["run", "algorithm"]).set_index(["name", "seed"])
     rows["accuracy"] = final(study, ACCURACY).set_index(["name", "seed"])["value"]
     rows["kl"] = medians

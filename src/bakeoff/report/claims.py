@@ -82,15 +82,14 @@ def reuse_loss(measure: str, more: int, fewer: int) -> Callable[[Study], Effect]
 
 def largest_step(study: Study, name: str) -> pd.Series:
     """The largest KL of an update of each run, by seed."""
-    rows = study.metrics[(study.metrics["metric"] == "kl/behaviour_k3_per_token") & (study.metrics["name"] == name)]
-    return rows.groupby("seed")["value"].max()
+    rows = study.of("kl/behaviour_k3_per_token")
+    return rows[rows["name"] == name].groupby("seed")["value"].max()
 
 
 def update_seconds(study: Study, name: str) -> pd.Series:
     """Mean training seconds of an update of each run, by seed."""
-    names = [f"time/{phase}" for phase in TRAINING]
-    rows = study.metrics[study.metrics["metric"].isin(names) & (study.metrics["name"] == name)]
-    return rows.groupby(["seed", "step"])["value"].sum().groupby("seed").mean()
+    rows = study.of(*(f"time/{phase}" for phase in TRAINING))
+    return rows[rows["name"] == name].groupby(["seed", "step"])["value"].sum().groupby("seed").mean()
 
 
 def harder_to_pick(study: Study) -> Effect:
@@ -109,7 +108,7 @@ def distance_from_target(study: Study) -> Effect:
 def four_models(study: Study) -> Effect:
     """The weights of all four models over the actor's."""
     names = [f"memory/weights_{role}_mb" for role in ("actor", "critic", "reference", "reward_model")]
-    rows = study.metrics[study.metrics["metric"].isin(names) & (study.metrics["name"] == "ppo")]
+    rows = study.of(*names).query("name == 'ppo'")
     wide = rows.pivot_table(index="seed", columns="metric", values="value", aggfunc="max")
     return mean_interval(wide.sum(axis=1) / wide["memory/weights_actor_mb"])
 

@@ -88,17 +88,16 @@ def curves(study: Study, metric: str, against: str = "update", smooth: int = 1) 
 
     `against` is update, sequences, tokens or seconds; values are running means over `smooth` points.
     """
-    wanted = study.metrics[study.metrics["metric"] == metric].sort_values("step")
-    frames = []
-    for (name, seed), rows in wanted.groupby(["name", "seed"], sort=False):
-        values = rows["value"].rolling(smooth, min_periods=1).mean().to_numpy()
-        x = rows["step"].to_numpy(dtype=float)
-        if against != "update":
-            counted = study.metrics[study.metrics["metric"] == f"progress/{against}"]
-            counted = counted[(counted["name"] == name) & (counted["seed"] == seed)].sort_values("step")
-            x = np.interp(x, [0, *counted["step"]], [0.0, *counted["value"]])
-        frames.append(pd.DataFrame({"name": name, "seed": seed, "x": x, "value": values}))
-    return pd.concat(frames, ignore_index=True)
+    rows = study.of(metric)
+    runs = rows.groupby("run", observed=True, sort=False)
+    x, value = rows["step"].to_numpy(float), rows["value"]
+    if against != "update":
+        counted = dict(iter(study.of(f"progress/{against}").groupby("run", observed=True)))
+        paid = ((own["step"], counted[run]) for run, own in runs)
+        x = np.concatenate([np.interp(at, [0, *of["step"]], [0.0, *of["value"]]) for at, of in paid])
+    if smooth > 1:
+        value = runs["value"].transform(lambda own: own.rolling(smooth, min_periods=1).mean())
+    return rows[["name", "seed"]].assign(x=x, value=value).reset_index(drop=True)
 
 
 def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
@@ -266,7 +265,7 @@ def plot_weights(study: Study) -> Figure:
     """The parameters that each model adds, by name: stacked, since they add up."""
     shades = {"actor": "#0072B2", "critic": "#E69F00", "reference": "#999999", "reward_model": "#CC79A7"}
     metrics = {f"memory/weights_{role}_mb": role for role in shades}
-    rows = study.metrics[study.metrics["metric"].isin(list(metrics))]
+    rows = study.of(*metrics)
     table = rows.pivot_table(index="metric", columns="name", values="value", aggfunc="mean").rename(index=metrics)
     table = table.reindex(list(shades))[study.arms].fillna(0)
     return stacked_bars(table[table.max(axis=1) > 0], shades, "weights (MB)")

@@ -26,7 +26,7 @@ def ledger(study: Study) -> pd.DataFrame:
 def peaks(study: Study) -> pd.DataFrame:
     """The peak of every phase of training: name, seed, phase, mb; in the order of the phases."""
     names = {f"memory/{phase}_mb": phase for phase in TRAINING}
-    rows = study.metrics[study.metrics["metric"].isin(list(names))]
+    rows = study.of(*names)
     frame = rows.assign(phase=rows["metric"].map(names)).groupby(["name", "seed", "phase"], sort=False)["value"].max()
     order = {phase: number for number, phase in enumerate(TRAINING)}
     table = frame.rename("mb").reset_index()
@@ -172,7 +172,7 @@ def group_verdict(study: Study) -> str:
 
 def actor_weights(study: Study) -> pd.Series:
     """MB of the actor's weights by model, the smallest first."""
-    rows = study.metrics[study.metrics["metric"] == "memory/weights_actor_mb"].merge(study.runs[["run", "model"]])
+    rows = study.of("memory/weights_actor_mb").merge(study.runs[["run", "model"]])
     return rows.groupby("model")["value"].max().sort_values()
 
 

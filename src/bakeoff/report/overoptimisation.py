@@ -18,7 +18,7 @@ def overoptimisation(study: Study, window: int = 10) -> pd.DataFrame:
     `lost` is what the end has less than the best: how much more of the learned reward has cost.
     """
     wanted = ["reward/true", "reward/term_learned", "kl/reference_k3_per_sequence"]
-    rows = study.metrics[study.metrics["metric"].isin(wanted)].sort_values("step")
+    rows = study.of(*wanted)
     table = []
     for (name, seed), run in rows.groupby(["name", "seed"], sort=False):
         wide = run.pivot(index="step", columns="metric", values="value").rolling(window, min_periods=1).mean()
@@ -68,7 +68,7 @@ def reward_model_quality(study: Study) -> pd.DataFrame:
         "reward_model/heldout_loss": "Bradley–Terry loss",
         "reward_model/calibration_error": "calibration error",
     }
-    rows = study.metrics[study.metrics["metric"].isin(list(names))]
+    rows = study.of(*names)
     wide = rows.pivot_table(index="run", columns="metric", values="value", aggfunc="first")
     return wide.rename(columns=names).drop_duplicates().reset_index(drop=True)
 

@@ -87,7 +87,7 @@ def advantage_verdict(study: Study) -> str:
 
 def by_position(study: Study, metric: str) -> pd.DataFrame:
     """A metric by position in the completion: name, seed, position, value; NaN values left out."""
-    rows = study.metrics[study.metrics["metric"] == f"{metric}_by_position"].dropna(subset="value")
+    rows = study.of(f"{metric}_by_position").dropna(subset="value")
     return rows.rename(columns={"step": "position"})[["name", "seed", "position", "value"]].reset_index(drop=True)
 
 

@@ -25,8 +25,10 @@ PARAMETERS = "parameters"  # the tag of the cell that `parameters` are set after
 
 @contextmanager
 def kernel() -> Iterator[AsyncKernelManager]:
-    """A Python in which notebooks run one after another, so that it imports everything once."""
+    """A Python in which notebooks run one after another: it imports everything once, while the store is being read."""
     manager = AsyncKernelManager(kernel_name="python3")
+    first = "--IPKernelApp.exec_lines=import bakeoff.report.figures"
+    run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=40", first])
     try:
         yield manager
     finally:
@@ -63,7 +65,6 @@ def code_cell(name: str, source: str) -> Any:
 def run_cells(book: Any, name: str, manager: AsyncKernelManager, show: Callable[[str], None]) -> None:
     """Runs the cells of a notebook; raises UserError with the last line of what failed."""
     client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(Path.cwd())}})
-    client.extra_arguments = ["--IPKernelApp.log_level=40"]
     client.on_cell_start = lambda cell, cell_index: show(f"cell {cell_index + 1} of {len(book.cells)}")
     try:
         client.execute()

@@ -27,7 +27,7 @@ MEASURES = {
 def sampling_share(study: Study) -> pd.DataFrame:
     """The share of a run's training time that the rollout takes: name, seed, value."""
     names = [f"time/{phase}" for phase in TRAINING]
-    rows = study.metrics[study.metrics["metric"].isin(names)]
+    rows = study.of(*names)
     total = rows.groupby(["name", "seed"], sort=False)["value"].sum()
     rollout = rows[rows["metric"] == "time/rollout"].groupby(["name", "seed"], sort=False)["value"].sum()
     return (rollout / total).rename("value").reset_index()
@@ -40,7 +40,7 @@ def reuse(study: Study) -> pd.DataFrame:
     table = table.rename(columns={OBJECTIVE: "objective", EPOCHS: "epochs"}).astype({"epochs": int})
     table = table.set_index(["name", "seed"])
     level = threshold(study)
-    ess = study.metrics[study.metrics["metric"] == "policy/effective_sample_size"].groupby(["name", "seed"])["value"]
+    ess = study.of("policy/effective_sample_size").groupby(["name", "seed"])["value"]
     table["accuracy"] = final(study, ACCURACY).set_index(["name", "seed"])["value"]
     table["sequences"] = to_threshold(study, "sequences", level).set_index(["name", "seed"])["x"]
     table["seconds"] = to_threshold(study, "seconds", level).set_index(["name", "seed"])["x"]

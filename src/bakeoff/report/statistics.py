@@ -37,33 +37,34 @@ def paired_ratio(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> tuple[
     return float(np.exp(mean)), float(np.exp(low)), float(np.exp(high))
 
 
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of all scores, runs of all tasks together: Agarwal et al. 2021 (arXiv:2108.13264) §4.3.
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """Mean of the middle half of the scores of the last axis, runs of all tasks together: Agarwal et al. 2021
+    (arXiv:2108.13264) §4.3.
 
     A quarter of the number of scores, rounded down, is left out at either end.
     """
-    return float(stats.trim_mean(np.ravel(scores), 0.25))
+    return np.asarray(stats.trim_mean(scores, 0.25, axis=-1))
 
 
 def stratified_interval(
     strata: Sequence[np.ndarray],
-    statistic: Callable[[np.ndarray], float] = interquartile_mean,
+    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """A statistic of runs and its percentile-bootstrap interval; runs are drawn anew within each stratum (task).
 
-    Agarwal et al. 2021 §4.1. The interval is NaN where a stratum has fewer than two runs; of three or so it is too
-    narrow, as any bootstrap's is: say so beside it.
+    Agarwal et al. 2021 §4.1. The statistic is of the last axis. The interval is NaN where a stratum has fewer than two
+    runs; of three or so it is too narrow, as any bootstrap's is: say so beside it.
     """
-    value = statistic(np.concatenate([np.ravel(runs) for runs in strata]))
+    value = float(statistic(np.concatenate([np.ravel(runs) for runs in strata])))
     if any(len(runs) < 2 for runs in strata):
         return value, float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    drawn = [statistic(np.concatenate([rng.choice(runs, len(runs)) for runs in strata])) for _ in range(resamples)]
+    drawn = np.concatenate([rng.choice(np.ravel(runs), (resamples, len(runs))) for runs in strata], axis=-1)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(statistic(drawn), [tail, 1 - tail])
     return value, float(low), float(high)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,27 +75,38 @@ def metrics_frame(tracking: Tracking, runs: Iterable[Run]) -> pd.DataFrame:
     """
     runs = list(runs)
     uri = store_uri(tracking)
+    ids = [run.info.run_id for run in runs]
+    keys = sorted({key for run in runs for key in run.data.metrics})
     if "://" in uri and uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        parts = _from_database(uri, [run.info.run_id for run in runs])
+        chunks = _from_database(uri, ids)
     else:
-        parts = _from_server(MlflowClient(tracking_uri=uri), runs)
-    ids = pd.CategoricalDtype([run.info.run_id for run in runs])
-    keys = pd.CategoricalDtype(sorted({key for run in runs for key in run.data.metrics}))
-    typed = (part.astype({"run": ids, "metric": keys, "value": float}) for part in parts)
-    frame: pd.DataFrame = pd.concat(typed, ignore_index=True)
-    size = int(frame["step"].max()) + 1 if len(frame) else 1
-    place = (frame["run"].cat.codes.to_numpy(np.int64) * len(keys.categories) + frame["metric"].cat.codes) * size
-    order = np.lexsort((frame["timestamp"], place + frame["step"]))
-    place = (place + frame["step"]).to_numpy()[order]
-    last = np.append(place[1:] != place[:-1], True)[: len(frame)]
-    return frame[["run", "metric", "step", "value"]].take(order[last]).reset_index(drop=True)
+        chunks = _from_server(MlflowClient(tracking_uri=uri), runs)
+    run_codes, key_codes = ({name: code for code, name in enumerate(names)} for names in (ids, keys))
+    parts = [np.empty((5, 0))]
+    for rows in chunks:
+        run, key, step, value, timestamp = zip(*rows, strict=True)
+        codes = [run_codes[each] for each in run], [key_codes[each] for each in key]
+        parts.append(np.array([*codes, step, value, timestamp], float))  # integers below 2^53 are exact in it
+    columns = np.concatenate(parts, axis=1)
+    run_code, key_code, step = columns[:3].astype(int)
+    place = (run_code * len(keys) + key_code) * (step.max(initial=0) + 1) + step
+    order = np.lexsort((columns[4], place))
+    kept = order[np.diff(place[order], append=-1) != 0]
+    return pd.DataFrame(
+        {
+            "run": pd.Categorical.from_codes(run_code[kept], dtype=pd.CategoricalDtype(ids)),
+            "metric": pd.Categorical.from_codes(key_code[kept], dtype=pd.CategoricalDtype(keys)),
+            "step": step[kept],
+            "value": columns[3][kept],
+        }
+    )
 
 
-COLUMNS = ["run", "metric", "step", "value", "timestamp"]
-CHUNK = 200_000  # rows: strings of so many exist at once
+Rows = Sequence[Any]  # run, metric, step, value, timestamp
+CHUNK = 500  # rows: Python's garbage collector goes through all that exist at once
 
 
-def _from_database(uri: str, run_ids: list[str]) -> Iterator[pd.DataFrame]:
+def _from_database(uri: str, run_ids: list[str]) -> Iterator[Rows]:
     import sqlalchemy
 
     names = ("run_uuid", "key", "step", "value", "timestamp", "is_nan")
@@ -105,21 +117,19 @@ def _from_database(uri: str, run_ids: list[str]) -> Iterator[pd.DataFrame]:
     try:
         with engine.connect() as connection:
             result = connection.execute(query.where(table.c.run_uuid.in_(run_ids)))
-            yield pd.DataFrame(columns=COLUMNS).astype({"step": int, "timestamp": int})
             while rows := result.cursor.fetchmany(CHUNK):  # the driver's: SQLAlchemy's rows take half the time
-                yield pd.DataFrame(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
+                yield rows
     finally:
         engine.dispose()
 
 
-def _from_server(client: MlflowClient, runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
+def _from_server(client: MlflowClient, runs: Iterable[Run]) -> Iterator[Rows]:
     for run in runs:
-        rows = [
-            (run.info.run_id, m.key, m.step, m.value, m.timestamp)
-            for key in run.data.metrics
-            for m in client.get_metric_history(run.info.run_id, key)
-        ]
-        yield pd.DataFrame(rows, columns=COLUMNS).astype({"step": int, "timestamp": int})
+        for key in run.data.metrics:
+            yield [
+                (run.info.run_id, m.key, m.step, m.value, m.timestamp)
+                for m in client.get_metric_history(run.info.run_id, key)
+            ]
 
 
 def completions_frame(tracking: Tracking, run_id: str) -> pd.DataFrame:

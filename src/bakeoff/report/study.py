@@ -6,7 +6,10 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bakeoff.config import NOT_OF_THE_ARM, Tracking
@@ -57,7 +60,22 @@ class Study:
     @property
     def trained(self) -> bool:
         """Whether its runs trained a policy; those of a prediction did not."""
-        return bool((self.metrics["metric"] == ACCURACY).any())
+        return ACCURACY in self._places
+
+    def of(self, *metrics: str) -> pd.DataFrame:
+        """The rows of some metrics: those of a run are together, in the order of its steps."""
+        places = [self._places[metric] for metric in metrics if metric in self._places]
+        return self.metrics.take(np.concatenate(places) if places else [])
+
+    @cached_property
+    def last(self) -> pd.DataFrame:
+        """The last row of every metric of every run."""
+        return self.metrics.drop_duplicates(["run", "metric"], keep="last")
+
+    @cached_property
+    def _places(self) -> dict[Any, Any]:
+        """metric → where its rows are: sought once, since a page asks often."""
+        return self.metrics.groupby("metric", observed=True, sort=False).indices
 
 
 def default_tracking() -> Tracking:
@@ -82,7 +100,8 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     every = chosen(every, where) if where else every
     finished = every["status"] == "FINISHED"
     runs, unfinished = every[finished].reset_index(drop=True), every[~finished].reset_index(drop=True)
-    kept = [run for run in children if run.info.run_id in set(runs["run"])]
+    of_finished = set(runs["run"])
+    kept = [run for run in children if run.info.run_id in of_finished]
     metrics = store.metrics_frame(tracking, kept)
     of_run, code = runs.set_index("run").loc[metrics["run"].cat.categories], metrics["run"].cat.codes.to_numpy()
     metrics["name"] = pd.Categorical(of_run["name"], categories=list(dict.fromkeys(runs["name"])))[code]

@@ -23,14 +23,12 @@ def shown(frame: pd.DataFrame, precision: int = 3, **formats: str) -> Styler:
 
 def final(study: Study, metric: str) -> pd.DataFrame:
     """The last value of a metric in each run: columns name, seed, value."""
-    rows = study.metrics[study.metrics["metric"] == metric].sort_values("step")
-    return rows.groupby(["name", "seed"], sort=False).tail(1)[["name", "seed", "value"]]
+    return study.last.loc[study.last["metric"] == metric, ["name", "seed", "value"]]
 
 
 def first(study: Study, metric: str) -> pd.DataFrame:
     """The first value of a metric in each run: columns name, seed, value."""
-    rows = study.metrics[study.metrics["metric"] == metric].sort_values("step")
-    return rows.groupby(["name", "seed"], sort=False).head(1)[["name", "seed", "value"]]
+    return study.of(metric).drop_duplicates("run")[["name", "seed", "value"]]
 
 
 def by_seed(study: Study, metric: str, name: str) -> pd.Series:
@@ -41,7 +39,7 @@ def by_seed(study: Study, metric: str, name: str) -> pd.Series:
 
 def comparison(study: Study) -> pd.DataFrame:
     """A row an arm: seeds, accuracies with their 95 % intervals, KL, training time and peak memory."""
-    peak = study.metrics[study.metrics["metric"] == "memory/peak_mb"]
+    peak = study.of("memory/peak_mb")
     rows = []
     for name in study.arms:
         greedy, low, high = mean_interval(by_seed(study, ACCURACY, name))
