@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -22,6 +23,7 @@ from bakeoff.measure.phase import Phases
 from bakeoff.model.load import Policy, build, encode
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
+from bakeoff.report.__main__ import main as bakeoff_report
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run
 from bakeoff.validation import to_config
@@ -72,6 +74,28 @@ def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedPr
             text=True,
             timeout=300,
         )
+
+    return run
+
+
+@pytest.fixture
+def report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `bakeoff-report …` in that folder, but in this process, which has imported everything already."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "160")
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # MLflow keeps a store by its name: a relative one has many folders
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        monkeypatch.setattr(sys, "argv", ["bakeoff-report", *arguments])
+        code: Any = 0
+        try:
+            bakeoff_report()
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return run
 

@@ -82,16 +82,16 @@ def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path)
     assert metrics["memory/rss_mb"] > metrics["memory/peak_mb"]
 
 
-def test_the_critic_study_and_its_page(command, tmp_path):
+def test_the_critic_study_and_its_page(command, report, tmp_path):
     """Trained arms and predicted groups in small: the page says what the critic costs before it says anything else."""
     short = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
-    limit = "budget={unit: updates, limit: 2}"
-    ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, limit, "micro_batch=4")
+    few = ["budget={unit: updates, limit: 2}", "micro_batch=4", "hydra/launcher=basic"]
+    ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, *few)
     assert ran.returncode == 0, ran.stderr
     predicted = ["task=sort", "model=tiny", "rollout.group_size=2,4", "lengths.prompt=12", "lengths.completion=11"]
     ran = command("sweeps=memory_group", *predicted, "hydra/launcher=basic")
     assert ran.returncode == 0, ran.stderr
-    reported = command("critic", module="bakeoff.report")
+    reported = report("critic")
     assert reported.returncode == 0, reported.stderr
     page = (tmp_path / "reports" / "critic.html").read_text()
     sentence = re.search(r"Dropping PPO.s separate critic .*? over 2 seeds", page)
@@ -102,7 +102,7 @@ def test_the_critic_study_and_its_page(command, tmp_path):
     assert figures == 4, "by role, by kind, through the phases, and what it earns"
     assert "Prediction against measurement" in page
     assert "Traceback" not in page
-    reported = command("memory_group", module="bakeoff.report")
+    reported = report("memory_group")
     assert reported.returncode == 0, reported.stderr
     assert "critic_separate G=4" in reported.stdout
     page = (tmp_path / "reports" / "memory_group.html").read_text()

@@ -274,11 +274,25 @@ def test_the_rule(above, low, high, verdict):
     assert claim.verdict(low, high) == verdict
 
 
-def test_every_notebook_runs_on_a_tiny_store(command, store, tmp_path, monkeypatch):
+def test_a_part_of_a_study(store, report, monkeypatch):
+    part = load_study("methods", store, where="algorithm != 'ppo' and seed == 1")
+    assert part.arms == ["ppo_kl", "grpo"]
+    assert set(part.metrics["seed"]) == {1}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    refused = report("methods", "--where", "seeds == 1")
+    assert refused.returncode == 2
+    assert "where is 'seeds == 1', which cannot be read" in refused.stderr
+    nothing = report("methods", "--where", "seed == 9")
+    assert "of which no finished run is true; names are ppo, ppo_kl, grpo" in nothing.stderr
+
+
+def test_every_notebook_runs_on_a_tiny_store(report, store, tmp_path, monkeypatch):
     """The command that makes every page, as a user calls it: each has its figures and no traceback."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    made = command("--all", module="bakeoff.report")
+    made = report("--all", "--where", "seed < 3 or seed == 100")
     assert made.returncode == 0, made.stderr
+    assert "bakeoff sweeps=rlhf" in made.stdout, "what the store does not hold, and how it is made"
+    assert set(pd.read_csv(tmp_path / "reports" / "methods" / "runs.csv")["seed"]) == {1, 2}
     figures = {
         "methods": 10,
         "kl_frontier": 3,
