@@ -36,7 +36,7 @@ ui: $(READY)  ## the MLflow UI on the store of this folder
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 ui-test: $(READY)  ## the MLflow UI in headless Chromium
 	$(BIN)/python -m pytest -m ui tests/ui

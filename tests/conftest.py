@@ -30,6 +30,7 @@ from bakeoff.validation import to_config
 
 register()
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests run: the tests themselves fill the cores
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from tests.conftest import known
 
 SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
+pytestmark = pytest.mark.xdist_group("runs")  # one worker: what `finished` makes is shared
 
 
 def tracking(folder: Path) -> Tracking:

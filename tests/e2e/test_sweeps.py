@@ -191,7 +191,7 @@ def test_help_reads_well(command):
 
 def test_optuna_searches_a_rate(command, tmp_path):
     """Two trials of one method: each is a job with a rate of its own, below one parent."""
-    few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.n_trials=2"]
+    few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.n_trials=2", "hydra/launcher=basic"]
     ran = command("sweeps=tuning", "algorithm=grpo", *few)
     assert ran.returncode == 0, ran.stderr
     assert "2 jobs" in ran.stdout

@@ -13,6 +13,7 @@ from bakeoff.report.study import load_study, matched, provenance
 from bakeoff.report.summary import study_table, study_verdict
 from bakeoff.report.tables import by_seed
 
+pytestmark = pytest.mark.xdist_group("pages")  # one worker: the store is shared
 SEEDS = (1, 2, 3)
 STEPS = (0, 5, 10)
 MEMORY = ("rollout", "actor_update", "critic_update")
