@@ -10,7 +10,7 @@ bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
 	$(BIN)/bakeoff-report methods
 
-league: $(READY)  ## every method at equal samples: twenty minutes, and the table of README
+league: $(READY)  ## every method at equal samples: twenty minutes or so, and the table of README
 	$(BIN)/bakeoff sweeps=all_methods
 	$(BIN)/bakeoff-report all_methods
 
