@@ -157,9 +157,9 @@ def plot_many(study: Study, metric: str, title: str, unit: str, against: str, sm
     )
     for axes in panels.flat[len(study.arms) :]:
         axes.set_visible(False)
+    lines = [own.groupby("x")["value"].mean() for _, own in data.groupby("name", observed=True)]
     for axes, arm in zip(panels.flat, study.arms, strict=False):
-        for other in study.arms:
-            line = data[data["name"] == other].groupby("x")["value"].mean()
+        for line in lines:
             axes.plot(line.index, line, color="0.85", lw=0.8)
         band(axes, data[data["name"] == arm], palette[arm], arm)
         axes.set_title(arm, fontsize=10)
