@@ -53,7 +53,8 @@ def main() -> None:
             pages = Pages(arguments.out, manager, console)
             for study in held:
                 report(study, pages)
-            table = verdicts() if arguments.study == CLAIMS or arguments.all else None
+            whole = () if arguments.where else held  # a claim is about all runs of a study
+            table = verdicts(held=whole) if arguments.study == CLAIMS or arguments.all else None
             if table is not None and table["value"].notna().any():
                 report_claims(table, pages)
             elif arguments.study == CLAIMS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,22 +18,23 @@ from bakeoff.report.study import Study, load_study
 MISSING = "not tested: an arm of {} is missing"
 
 
-def verdicts(tracking: Tracking | None = None) -> pd.DataFrame:
+def verdicts(tracking: Tracking | None = None, held: Iterable[Study] = ()) -> pd.DataFrame:
     """A row a claim: step, claim, study, effect with interval, seeds, rule and verdict.
 
-    A claim whose study the store does not hold, or not whole, is named as not tested, with what is missing.
+    Studies that are `held` are not read again. A claim whose study the store does not hold, or not whole, is named as
+    not tested, with what is missing.
     """
-    studies: dict[str, Study | str] = {}
+    studies: dict[str, Study | None] = {study.name: study for study in held}
     rows = []
     for claim in CLAIMS:
         if claim.study not in studies:
             try:
                 studies[claim.study] = load_study(claim.study, tracking)
-            except UserError as error:
-                studies[claim.study] = str(error)
+            except UserError:
+                studies[claim.study] = None
         study = studies[claim.study]
         value, low, high, seeds, verdict = math.nan, math.nan, math.nan, 0, f"not tested: bakeoff sweeps={claim.study}"
-        if isinstance(study, Study):
+        if study is not None:
             try:
                 value, low, high = claim.effect(study)
                 seeds = int(study.runs["seed"].nunique())
