@@ -19,6 +19,7 @@ from bakeoff.report.statistics import (
     performance_profile,
     probability_of_improvement,
     stratified_interval,
+    told_apart,
 )
 from bakeoff.report.study import Study, config_diff, mismatches, varied
 
@@ -88,6 +89,13 @@ def test_area_and_threshold_by_hand():
     assert first_at(x, y, 0.0) == 0.0
     assert np.isnan(first_at(x, y, 1.1))
     assert first_at(x, np.array([0.2, 0.1, 0.3]), 0.2) == 0
+
+
+def test_only_an_interval_on_one_side_of_zero_tells_apart():
+    assert told_apart((0.1, 0.05, 0.15), "a", "b") == "a is higher"
+    assert told_apart((-0.1, -0.15, -0.05), "a", "b") == "b is higher"
+    assert told_apart((0.1, -0.05, 0.25), "a", "b") == "they tie"
+    assert told_apart((0.1, math.nan, math.nan), "a", "b") == "they tie", "one seed has no interval"
 
 
 def study(greedy, failed=(), tuned="yes", group=("4", "4")):
