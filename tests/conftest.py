@@ -27,23 +27,22 @@ from bakeoff.report.__main__ import main as bakeoff_report
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run
 from bakeoff.validation import to_config
+from tests.commands import call
 
 register()
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests run: the tests themselves fill the cores
+os.environ["HF_HUB_OFFLINE"] = "1"  # read on import; where there is no network, asking the hub takes a minute
+os.environ["COLUMNS"] = "160"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of supervised starts for the whole session, away from the user's."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _cache_in_environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BAKEOFF_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # where there is no network, asking the hub takes a minute
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["BAKEOFF_CACHE"] = str(folder)
+    return folder
 
 
 def compose(*overrides: str) -> Config:
@@ -62,19 +61,11 @@ def tiny() -> Policy:
 
 
 @pytest.fixture
-def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `bakeoff …` as a user would, in an empty folder; `module` names another command."""
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `bakeoff …` in an empty folder, in a process of its own; `module` names another command."""
 
-    def run(*arguments: str, module: str = "bakeoff", cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "BAKEOFF_CACHE": str(cache), "COLUMNS": "160"}
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def run(*arguments: str, module: str = "bakeoff.__main__") -> subprocess.CompletedProcess[str]:
+        return call(module, arguments, tmp_path)
 
     return run
 
@@ -87,7 +78,6 @@ def report(
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "160")
         if "MLFLOW_TRACKING_URI" not in os.environ:  # MLflow keeps a store by its name: a relative one has many folders
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
         monkeypatch.setattr(sys, "argv", ["bakeoff-report", *arguments])

@@ -10,6 +10,7 @@ import bakeoff
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "paths", "randomness"},
+    {"tracking"},
     {"batch", "attribution"},
     {"joining"},
     {"algorithm"},
@@ -21,7 +22,7 @@ ORDER = [
     {"validation"},
     {"measure"},
     {"learner"},
-    {"tracking", "progress", "predict", "quality"},
+    {"progress", "predict", "quality"},
     {"run", "sweep", "out_of_memory"},
     {"job"},
     {"bench", "reward_model"},
@@ -54,6 +55,14 @@ def test_a_module_imports_only_from_its_left(path):
     for name in imports(path):
         if name.startswith("bakeoff.") and (other := name.split(".")[1]) != package(path):
             assert LEVEL[other] < LEVEL[package(path)], f"{package(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "report").glob("*.py")), ids=lambda p: p.name)
+def test_a_report_reads_the_store_and_waits_for_no_torch(path):
+    allowed = {"bakeoff.attribution", "bakeoff.errors", "bakeoff.paths", "bakeoff.tracking", "bakeoff.measure"}
+    own = {name for name in imports(path) if name.startswith("bakeoff.") and not name.startswith("bakeoff.report")}
+    assert own <= allowed
+    assert "torch" not in imports(path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "algorithm").glob("*.py")), ids=lambda p: p.name)

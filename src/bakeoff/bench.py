@@ -11,16 +11,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.config import Config, Tracking, register
+from bakeoff.config import Config, register
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
+from bakeoff.measure import PHASES, TRAINING
 from bakeoff.measure.memory import keep_freed_memory
-from bakeoff.measure.phase import PHASES, TRAINING, Phases
+from bakeoff.measure.phase import Phases
 from bakeoff.model.load import encode
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.run import Run, step
-from bakeoff.tracking import start_run
+from bakeoff.tracking import Tracking, start_run
 from bakeoff.validation import to_config
 
 REUSE = ["algorithm.step.epochs=2", "algorithm.step.minibatches=2"]  # fixed, whatever the tuned values are

@@ -22,6 +22,7 @@ from bakeoff.task.gym import ReasoningGym
 from bakeoff.task.jsonl import Jsonl
 from bakeoff.task.largest import Largest
 from bakeoff.task.sort import Sort
+from bakeoff.tracking import NOT_OF_THE_ARM, Tracking
 
 
 @dataclass
@@ -85,16 +86,6 @@ class Checkpoint:
 
     every: int = 20
     keep: int = 2
-
-
-@dataclass
-class Tracking:
-    """uri: of the MLflow store; completions_every: updates between tables of completions, of so many rows."""
-
-    uri: str = MISSING
-    experiment: str = "bakeoff"
-    completions_every: int = 25
-    completions_rows: int = 16
 
 
 @dataclass
@@ -190,9 +181,6 @@ class Config:
     quality: Quality = field(default_factory=Quality)
     lengths: Lengths = field(default_factory=Lengths)
     tuned: str = ""
-
-
-NOT_OF_THE_ARM = ("seed", "study", "tracking", "checkpoint", "device", "threads", "memory_limit_mb", "tuned")
 
 
 def register() -> None:

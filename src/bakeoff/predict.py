@@ -28,7 +28,8 @@ from bakeoff.learner.reward_model import untrained
 from bakeoff.learner.sft import demonstrations, held_weights, train_step
 from bakeoff.learner.state import Counters, Learner, make_learner, optimizer_tensors, passes_of
 from bakeoff.learner.update import measure_step, update
-from bakeoff.measure.phase import TRAINING, Peak, Phases
+from bakeoff.measure import TRAINING
+from bakeoff.measure.phase import Peak, Phases
 from bakeoff.model import Lora
 from bakeoff.model.load import Policy, encode, skeleton
 from bakeoff.randomness import stdlib_random

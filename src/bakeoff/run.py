@@ -22,8 +22,9 @@ from bakeoff.learner.experience import make_experience
 from bakeoff.learner.reward_model import renew
 from bakeoff.learner.state import Learner, passes_of
 from bakeoff.learner.update import measure_step, update
+from bakeoff.measure import TRAINING
 from bakeoff.measure.memory import peak_resident_bytes
-from bakeoff.measure.phase import TRAINING, Phases
+from bakeoff.measure.phase import Phases
 from bakeoff.measure.statistics import peak_megabytes, rollout_statistics, weight_megabytes
 from bakeoff.model.load import save
 from bakeoff.progress import RunProgress

@@ -21,16 +21,28 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from omegaconf import MISSING
 
-from bakeoff.config import Tracking
 from bakeoff.errors import UserError
 from bakeoff.paths import ROOT
 
 SQLITE = "sqlite:///"
 OUT_OF_MEMORY = "out of memory"  # the tag `outcome` of a run that ended so
+# parameters that make no arm: runs that differ in them alone have one `arm`
+NOT_OF_THE_ARM = ("seed", "study", "tracking", "checkpoint", "device", "threads", "memory_limit_mb", "tuned")
 
 for noisy in ("alembic", "mlflow"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@dataclass
+class Tracking:
+    """uri: of the MLflow store; completions_every: updates between tables of completions, of so many rows."""
+
+    uri: str = MISSING
+    experiment: str = "bakeoff"
+    completions_every: int = 25
+    completions_rows: int = 16
 
 
 @dataclass

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +13,11 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bakeoff.config import Tracking
+import bakeoff.run
 from bakeoff.measure.statistics import METRICS
 from bakeoff.report import store
+from bakeoff.tracking import Tracking
+from tests.commands import call, start
 from tests.conftest import known
 
 SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
@@ -43,21 +43,17 @@ def history(folder: Path) -> pd.Series:
     return frame.set_index(["metric", "step"])["value"].sort_index()
 
 
+def six_updates(name: str) -> tuple[str, ...]:
+    return (f"algorithm={name}", *SHORT, "budget={unit: updates, limit: 6}", "hydra.run.dir=out", "seed=3")
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
+def finished(tmp_path_factory):
     """A folder for each method in which `bakeoff algorithm=…` has run six updates."""
     folders = {}
     for name in METHODS:
         folders[name] = tmp_path_factory.mktemp(name)
-        arguments = [f"algorithm={name}", *SHORT, "budget={unit: updates, limit: 6}", "hydra.run.dir=out", "seed=3"]
-        subprocess.run(
-            [sys.executable, "-m", "bakeoff", *arguments],
-            cwd=folders[name],
-            env={**os.environ, "BAKEOFF_CACHE": str(cache)},
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+        assert call("bakeoff.__main__", six_updates(name), folders[name]).returncode == 0
     return folders
 
 
@@ -106,29 +102,22 @@ def test_the_saved_actor_opens_in_transformers(finished):
     assert torch.isfinite(model(ids).logits).all()
 
 
+def dies_in_the_fifth_update() -> None:
+    """Puts a step in the place of the loop's that kills its process."""
+    step = bakeoff.run.step
+
+    def dying(run):
+        if run.learner.counters.updates == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(run)
+
+    bakeoff.run.step = dying
+
+
 @pytest.mark.parametrize("name", ["ppo_kl", "grpo"])  # PPO's state is part of PPO-KL's
-def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path, cache, command):
-    arguments = [f"algorithm={name}", *SHORT, "budget={unit: updates, limit: 6}", "hydra.run.dir=out", "seed=3"]
-    environment = {**os.environ, "BAKEOFF_CACHE": str(cache)}
-    # A checkpoint every second update, and a reward that stops the process dead in the fifth.
-    killer = tmp_path / "killer.py"
-    killer.write_text(
-        "import os, signal, bakeoff.run as run\n"
-        "step = run.step\n"
-        "def dying(r):\n"
-        "    if r.learner.counters.updates == 4 and not os.path.exists('died'):\n"
-        "        open('died', 'w').close(); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(r)\n"
-        "run.step = dying\n"
-        "from bakeoff.__main__ import main\n"
-        "main()\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, str(killer), *arguments, "checkpoint.every=3"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-    )
+def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path, command):
+    arguments = (*six_updates(name), "checkpoint.every=3")
+    killed = call("bakeoff.__main__", arguments, tmp_path, dies_in_the_fifth_update)
     assert killed.returncode == -signal.SIGKILL
     assert only_run(tmp_path).info.status == "RUNNING"
     resumed = command("resume=out")
@@ -138,20 +127,15 @@ def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path
     pd.testing.assert_series_equal(history(tmp_path), history(finished[name]), check_exact=True)
 
 
-def test_sigterm_ends_the_run_as_killed(tmp_path, cache):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bakeoff", *SHORT, "budget.limit=1000000", "hydra.run.dir=out"],
-        cwd=tmp_path,
-        env={**os.environ, "BAKEOFF_CACHE": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def test_sigterm_ends_the_run_as_killed(tmp_path):
+    process = start("bakeoff.__main__", (*SHORT, "budget.limit=1000000", "hydra.run.dir=out"), tmp_path, tmp_path)
     progress = tmp_path / "out" / "progress.json"
     for _ in range(600):
         if progress.is_file() and json.loads(progress.read_text()).get("update", 0) >= 2:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
     assert only_run(tmp_path).info.status == "KILLED"
     assert json.loads(progress.read_text())["state"] == "killed"

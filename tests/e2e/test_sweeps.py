@@ -1,5 +1,6 @@
 """Sweeps, reports, help and errors, as a user meets them."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,8 +111,10 @@ def test_a_users_mistake_gets_one_sentence(arguments, words, monkeypatch, capsys
         assert word in told[0]
 
 
-def test_a_mistake_ends_the_command_with_one_sentence(command):
-    result = command("rollout.group_size=1")
+def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
+    """By an interpreter of its own, with nothing imported before."""
+    arguments = [sys.executable, "-m", "bakeoff", "rollout.group_size=1"]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("bakeoff: rollout.group_size is 1")
     assert result.stderr.count("\n") == 1

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bakeoff.config import Tracking
 from bakeoff.report import across_seeds, bounds, claims, frontier, quality, reuse, tuning, verdicts
 from bakeoff.report.bench import synthetic_store
 from bakeoff.report.study import load_study, matched, provenance
 from bakeoff.report.summary import study_table, study_verdict
 from bakeoff.report.tables import by_seed
+from bakeoff.tracking import Tracking
 
 pytestmark = pytest.mark.xdist_group("pages")  # one worker: the store is shared
 SEEDS = (1, 2, 3)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bakeoff.config import Tracking
 from bakeoff.report import overoptimisation, tables
 from bakeoff.report.figures import colours, curves
 from bakeoff.report.statistics import (
@@ -22,6 +21,7 @@ from bakeoff.report.statistics import (
     told_apart,
 )
 from bakeoff.report.study import Study, config_diff, mismatches, varied
+from bakeoff.tracking import Tracking
 
 
 def test_mean_interval_by_hand():
@@ -126,7 +126,9 @@ def study(greedy, failed=(), tuned="yes", group=("4", "4")):
         frame[~failed],
         frame[failed].assign(status="FAILED", outcome="out of memory", failure="OutOfMemory: in rollout"),
         pd.DataFrame(params, columns=["run", "key", "value"]),
-        pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"]),
+        pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
+        .sort_values(["run", "metric", "step"])
+        .astype({"run": "category", "metric": "category"}),
     )
 
 
@@ -138,15 +140,15 @@ def test_comparison_and_differences():
     assert table.loc["grpo", "training time (s)"] == pytest.approx(30)
     (pair,) = tables.differences(data).to_dict("records")
     assert pair["a − b"] == pytest.approx(0.1)
-    assert pair["at 95 %"] == "ppo higher", "the paired difference is 0.1 in both seeds"
+    assert pair["at 95 %"] == "ppo is higher", "the paired difference is 0.1 in both seeds"
 
 
 def test_a_tie_is_called_a_tie():
     data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
-    assert tables.differences(data)["at 95 %"].tolist() == ["tie"]
+    assert tables.differences(data)["at 95 %"].tolist() == ["they tie"]
     assert "they tie" in tables.verdict(data)
     told = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
-    assert "ppo higher" in tables.verdict(told)
+    assert "ppo is higher" in tables.verdict(told)
 
 
 def test_the_league_names_ties_and_distances():

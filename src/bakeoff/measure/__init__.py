@@ -1,1 +1,13 @@
 """What is measured of every method alike: time and memory by phase, and statistics of the update."""
+
+TRAINING = (
+    "rollout",
+    "reward",
+    "experience",
+    "actor_update",
+    "fisher_product",
+    "critic_update",
+    "renewal",
+    "offload",
+)
+PHASES = ("sft", *TRAINING, "measure")

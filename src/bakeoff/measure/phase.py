@@ -11,18 +11,6 @@ import torch
 
 from bakeoff.measure.ledger import Cells, Held, Ledger
 
-TRAINING = (
-    "rollout",
-    "reward",
-    "experience",
-    "actor_update",
-    "fisher_product",
-    "critic_update",
-    "renewal",
-    "offload",
-)
-PHASES = ("sft", *TRAINING, "measure")
-
 
 @dataclass
 class Peak:

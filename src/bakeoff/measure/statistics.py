@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bakeoff.batch import Rollout, Scores
-from bakeoff.measure.phase import TRAINING, Peak
+from bakeoff.measure import TRAINING
+from bakeoff.measure.phase import Peak
 
 # name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
 METRICS: dict[str, tuple[str, str]] = {

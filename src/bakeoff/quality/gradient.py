@@ -15,7 +15,7 @@ from bakeoff.learner.collect import collect
 from bakeoff.learner.experience import make_experience
 from bakeoff.learner.state import Counters, Learner, Passes
 from bakeoff.learner.update import actor_gradient
-from bakeoff.measure.phase import TRAINING
+from bakeoff.measure import TRAINING
 from bakeoff.quality import elsewhere, train_critic
 
 # The policy gradient of the expected score, without bias at any number of samples: RLOO without a penalty.

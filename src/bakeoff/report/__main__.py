@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -19,9 +21,6 @@ from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
 from bakeoff.report.render import execute, figures, kernel, to_html
 from bakeoff.report.study import Study, default_tracking, load_study, mismatches
-from bakeoff.report.summary import study_table, study_verdict
-from bakeoff.report.tables import comparison
-from bakeoff.report.verdicts import claims_markdown, claims_verdict, verdicts
 from bakeoff.tracking import Tracker, open_store
 
 CLAIMS = "claims"  # the page that is made of all studies
@@ -44,15 +43,19 @@ def main() -> None:
     try:
         if arguments.sweeps < 1:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
+        if arguments.study not in (names := [*studies(), CLAIMS]):
+            raise UserError(f"the study is {arguments.study!r}, which is not in sweeps/; it may be {', '.join(names)}.")
         os.environ["MLFLOW_TRACKING_URI"] = default_tracking().uri  # as the kernel inherits it
         os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
         with kernel() as manager:
             held = studies_held(arguments.where, console) if arguments.all else []
             if arguments.study != CLAIMS and not arguments.all:
-                held = [known(arguments.study, arguments.where, arguments.sweeps)]
+                held = [load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)]
             pages = Pages(arguments.out, manager, console)
             for study in held:
                 report(study, pages)
+            from bakeoff.report.verdicts import verdicts
+
             whole = () if arguments.where else held  # a claim is about all runs of a study
             table = verdicts(held=whole) if arguments.study == CLAIMS or arguments.all else None
             if table is not None and table["value"].notna().any():
@@ -66,13 +69,6 @@ def main() -> None:
 def studies() -> list[str]:
     """The studies of sweeps/."""
     return sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
-
-
-def known(name: str, where: str, sweeps: int) -> Study:
-    """A study of sweeps/ as the store holds it; raises UserError where there is none."""
-    if name not in studies():
-        raise UserError(f"the study is {name!r}, which is not in sweeps/; it may be {', '.join([*studies(), CLAIMS])}.")
-    return load_study(name, where=where, sweeps=sweeps)
 
 
 def studies_held(where: str, console: Console) -> list[Study]:
@@ -121,7 +117,10 @@ def report(study: Study, pages: Pages) -> None:
     All of it goes to the sweep's run too. The same store gives the same bytes.
     """
     name = study.name
+    Thread(target=import_module, args=["bakeoff.report.summary"]).start()  # 2 s, while the notebook runs
     page, folder = pages.write(name, study.notebook, {"study": study})
+    from bakeoff.report.summary import study_table
+
     table = pages.out / f"{name}.md"
     table.write_text(study_table(study), encoding="utf-8")
     study.runs.to_csv(folder / "runs.csv", index=False)
@@ -142,6 +141,8 @@ def report(study: Study, pages: Pages) -> None:
 
 def report_claims(table: pd.DataFrame, pages: Pages) -> None:
     """The page of claims, from every study that tests one; beside it the table and the figure."""
+    from bakeoff.report.verdicts import claims_markdown, claims_verdict
+
     page, folder = pages.write("claims", "claims", {"table": table})
     (pages.out / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
     table.to_csv(folder / "claims.csv", index=False)
@@ -151,6 +152,9 @@ def report_claims(table: pd.DataFrame, pages: Pages) -> None:
 
 def show(study: Study, console: Console) -> None:
     """Prints the comparison, what is not matched, and what the data say; where nothing was trained, the table."""
+    from bakeoff.report.summary import study_table, study_verdict
+    from bakeoff.report.tables import comparison
+
     if not study.trained:
         console.print(Markdown(study_table(study)))
         console.print(study_verdict(study), highlight=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import MANY, colours, curves, style
+from bakeoff.report.figures import MANY, colours, curves, laid_out, style
 from bakeoff.report.statistics import (
     area_under_curve,
     first_at,
@@ -98,5 +98,4 @@ def plot_profiles(study: Study) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.legend(frameon=False, fontsize=9, ncols=1 + (len(scores) > MANY), loc="lower left")
     axes.set_title(f"Performance profile. {provenance(study)}", fontsize=10)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bakeoff.config import Tracking
 from bakeoff.report.study import ACCURACY, load_study
-from bakeoff.tracking import start_run
+from bakeoff.tracking import Tracking, start_run
 
 
 def synthetic_store(

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import COLOURS, style
+from bakeoff.report.figures import COLOURS, laid_out, style
 from bakeoff.report.statistics import mean_interval, paired_difference, told_apart
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
@@ -97,8 +97,7 @@ def plot_bounds(study: Study) -> Figure:
     panels[0].legend(frameon=False)
     figure.supxlabel("strength (ε, target in nats per token, or β: its value is beside the dot)", fontsize=11)
     figure.suptitle(f"Means with 95 % intervals. {provenance(study)}", x=0.01, ha="left", fontsize=10)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def target_ratios(study: Study) -> pd.DataFrame:

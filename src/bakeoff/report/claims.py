@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bakeoff.measure.phase import TRAINING
+from bakeoff.measure import TRAINING
 from bakeoff.report.bounds import spreads, target_ratios
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.reuse import reuse, sampling_share, saved

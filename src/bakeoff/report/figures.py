@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from bakeoff.paths import CONF
@@ -75,6 +76,17 @@ def style() -> None:
     )
 
 
+def laid_out(figure: Figure) -> Figure:
+    """The figure, laid out once: a page draws it several times, and would lay it out each time.
+
+    Closed, since a notebook shows what a cell returns, and would show open figures once more.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    plt.close(figure)
+    return figure
+
+
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each arm; a method that is known keeps its own."""
     others = [path.stem for path in sorted((CONF / "algorithm").glob("*.yaml")) if path.stem not in COLOURS]
@@ -88,7 +100,7 @@ def curves(study: Study, metric: str, against: str = "update", smooth: int = 1) 
 
     `against` is update, sequences, tokens or seconds; values are running means over `smooth` points.
     """
-    rows = study.of(metric)
+    rows = study.of(metric).reset_index(drop=True)
     runs = rows.groupby("run", observed=True, sort=False)
     x, value = rows["step"].to_numpy(float), rows["value"]
     if against != "update":
@@ -96,8 +108,8 @@ def curves(study: Study, metric: str, against: str = "update", smooth: int = 1) 
         paid = ((own["step"], counted[run]) for run, own in runs)
         x = np.concatenate([np.interp(at, [0, *of["step"]], [0.0, *of["value"]]) for at, of in paid])
     if smooth > 1:
-        value = runs["value"].transform(lambda own: own.rolling(smooth, min_periods=1).mean())
-    return rows[["name", "seed"]].assign(x=x, value=value).reset_index(drop=True)
+        value = runs["value"].rolling(smooth, min_periods=1).mean().droplevel(0)
+    return rows[["name", "seed"]].assign(x=x, value=value)
 
 
 def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
@@ -137,8 +149,7 @@ def plot_curves(
         row[0].set_ylabel(unit)
     panels.flat[0].legend(frameon=False)
     figure.suptitle(f"{title}: mean and range. {provenance(study)}", x=0.01, ha="left", fontsize=11)
-    plt.close(figure)  # a notebook shows what a cell returns, and would show open figures once more
-    return figure
+    return laid_out(figure)
 
 
 def plot_many(study: Study, metric: str, title: str, unit: str, against: str, smooth: int) -> Figure:
@@ -157,18 +168,19 @@ def plot_many(study: Study, metric: str, title: str, unit: str, against: str, sm
     )
     for axes in panels.flat[len(study.arms) :]:
         axes.set_visible(False)
-    lines = [own.groupby("x")["value"].mean() for _, own in data.groupby("name", observed=True)]
+    for axes in panels.flat[max(0, len(study.arms) - columns) : len(study.arms)]:
+        axes.tick_params(labelbottom=True)  # the lowest of its column
+    means = (own.groupby("x")["value"].mean() for _, own in data.groupby("name", observed=True))
+    lines = [np.column_stack([mean.index, mean]) for mean in means]
     for axes, arm in zip(panels.flat, study.arms, strict=False):
-        for line in lines:
-            axes.plot(line.index, line, color="0.85", lw=0.8)
+        axes.add_collection(LineCollection(lines, colors="0.85", linewidths=0.8))
         band(axes, data[data["name"] == arm], palette[arm], arm)
         axes.set_title(arm, fontsize=10)
         axes.set_xlim(left=0)
     figure.supxlabel(AXES[against], fontsize=11)
     figure.supylabel(unit, fontsize=11)
     figure.suptitle(f"{title}: mean and range, others in grey. {provenance(study)}", x=0.01, ha="left", fontsize=11)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plot_final(study: Study, metric: str = ACCURACY, label: str = "held-out greedy accuracy") -> Figure:
@@ -203,8 +215,7 @@ def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (
     panels[0][0].set_yticks(range(len(arms)), arms)
     panels[0][0].set_ylim(-0.5, len(arms) - 0.3)
     figure.suptitle(f"Dots: seeds; bar: mean and 95 % interval. {provenance(study)}", x=0.01, ha="left", fontsize=10)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plot_time(study: Study) -> Figure:
@@ -229,8 +240,7 @@ def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> 
     axes.invert_yaxis()
     axes.set_xlabel(label)
     figure.legend(frameon=False, ncols=4, loc="outside lower center")
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plot_memory(study: Study) -> Figure:
@@ -246,8 +256,7 @@ def plot_memory(study: Study) -> Figure:
         axes.set_xlim(right=1.35 * table.max().max())
         axes.invert_yaxis()
         axes.set_xlabel("largest peak of a phase (MB), and which")
-        plt.close(figure)
-        return figure
+        return laid_out(figure)
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     width = 0.8 / len(study.arms)
     for index, name in enumerate(study.arms):
@@ -257,8 +266,7 @@ def plot_memory(study: Study) -> Figure:
     axes.set_xticks(np.arange(len(table)), [str(phase).replace("_", "\n") for phase in table.index])
     axes.set_ylabel("peak MB")
     axes.legend(frameon=False)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plot_weights(study: Study) -> Figure:

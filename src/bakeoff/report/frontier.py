@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import style
+from bakeoff.report.figures import laid_out, style
 from bakeoff.report.statistics import mean_interval, told_apart
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
@@ -95,5 +95,4 @@ def plot_frontier(study: Study) -> Figure:
     axes.set_ylabel("held-out greedy accuracy")
     axes.legend(frameon=False, title="place of the penalty")
     axes.set_title(f"Means with 95 % intervals. {provenance(study)}", fontsize=10)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bakeoff.attribution import KINDS, ROLES
-from bakeoff.measure.phase import TRAINING
+from bakeoff.measure import TRAINING
 from bakeoff.report.statistics import mean_interval, paired_difference, told_apart
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import by_seed

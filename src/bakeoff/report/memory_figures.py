@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bakeoff.measure.phase import TRAINING
-from bakeoff.report.figures import colours, stacked_bars, style
+from bakeoff.measure import TRAINING
+from bakeoff.report.figures import colours, laid_out, stacked_bars, style
 from bakeoff.report.memory import GIGA, actor_weights, at_peak, largest_peaks, ledger, over, pareto, sizes
 from bakeoff.report.study import Study, provenance
 
@@ -76,8 +76,7 @@ def plot_phases(study: Study) -> Figure:
     figure.legend(
         handles, [text.replace("_", " ") for text in labels], frameon=False, ncols=4, loc="outside lower center"
     )
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plot_pareto(study: Study) -> Figure:
@@ -110,8 +109,7 @@ def plot_pareto(study: Study) -> Figure:
     axes.set_xlabel("peak memory (MB)")
     axes.set_ylabel("held-out greedy accuracy")
     axes.set_title(f"Means with 95 % intervals; dashed: the front. {provenance(study)}", fontsize=10)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plain_log(axes: Axes) -> None:
@@ -146,8 +144,7 @@ def plot_over(study: Study, key: str, label: str) -> Figure:
     axes.set_xlim(right=max(table["x"]) * 4)
     axes.set_xlabel(label)
     axes.set_ylabel(f"largest peak ({unit})")
-    plt.close(figure)
-    return figure
+    return laid_out(figure)
 
 
 def plot_sizes(study: Study) -> Figure:
@@ -168,5 +165,4 @@ def plot_sizes(study: Study) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("largest peak (GB)")
     axes.legend(frameon=False, fontsize=9)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

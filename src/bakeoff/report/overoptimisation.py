@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import curves, style
+from bakeoff.report.figures import curves, laid_out, style
 from bakeoff.report.statistics import mean_interval
 from bakeoff.report.study import Study, provenance
 
@@ -102,5 +102,4 @@ def plot_overoptimisation(study: Study, smooth: int = 10) -> Figure:
     panels.flat[0].set_ylabel("learned reward (deviations)", color="#D55E00")
     twins[-1].set_ylabel("true reward", color="#0072B2")
     figure.suptitle(f"Learned and true reward, a line a seed. {provenance(study)}", x=0.01, ha="left", fontsize=12)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import colours, style
+from bakeoff.report.figures import colours, laid_out, style
 from bakeoff.report.statistics import mean_interval, paired_ratio
 from bakeoff.report.study import Study, provenance
 from bakeoff.report.tables import by_seed
@@ -108,5 +108,4 @@ def plot_by_position(study: Study) -> Figure:
         *panels[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize=9
     )
     figure.suptitle(f"Means over seeds. {provenance(study)}", x=0.01, ha="left", fontsize=10)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

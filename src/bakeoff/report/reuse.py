@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.measure.phase import TRAINING
+from bakeoff.measure import TRAINING
 from bakeoff.report.across_seeds import threshold, to_threshold
-from bakeoff.report.figures import style
+from bakeoff.report.figures import laid_out, style
 from bakeoff.report.statistics import mean_interval, paired_ratio
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
@@ -118,5 +118,4 @@ def plot_reuse(study: Study) -> Figure:
         ha="left",
         fontsize=10,
     )
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

@@ -25,10 +25,13 @@ def paired_difference(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> t
     return mean_interval(both["a"] - both["b"], confidence)
 
 
+TIE = "they tie"
+
+
 def told_apart(interval: tuple[float, float, float], a: str, b: str) -> str:
     """What a paired interval of a − b says: that they tie, as they do without an interval, or which is higher."""
     mean, low, high = interval
-    return f"{a if mean > 0 else b} is higher" if low > 0 or high < 0 else "they tie"
+    return f"{a if mean > 0 else b} is higher" if low > 0 or high < 0 else TIE
 
 
 def paired_ratio(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bakeoff.config import NOT_OF_THE_ARM, Tracking
 from bakeoff.errors import UserError
 from bakeoff.report import store
-from bakeoff.tracking import OUT_OF_MEMORY
+from bakeoff.tracking import NOT_OF_THE_ARM, OUT_OF_MEMORY, Tracking
 
 ACCURACY = "eval/greedy_accuracy"
 TRACKING_URI = "sqlite:///mlflow.db"
@@ -39,7 +38,7 @@ class Study:
     runs         a row a finished run: run, arm, algorithm, seed, status and the other tags
     unfinished   the same of runs that failed, ran out of memory or were stopped
     params       run, key, value, of finished runs
-    metrics      run, metric, step, value, and the run's arm name and seed, of finished runs
+    metrics      run, metric, step, value, and the run's arm name and seed, of finished runs, in this order
     """
 
     name: str
@@ -70,7 +69,9 @@ class Study:
     @cached_property
     def last(self) -> pd.DataFrame:
         """The last row of every metric of every run."""
-        return self.metrics.drop_duplicates(["run", "metric"], keep="last")
+        run, metric = (self.metrics[column].cat.codes.to_numpy() for column in ("run", "metric"))
+        last = (np.diff(run, append=-1) != 0) | (np.diff(metric, append=-1) != 0)
+        return self.metrics.take(np.flatnonzero(last))
 
     @cached_property
     def _places(self) -> dict[Any, Any]:

@@ -8,8 +8,8 @@ import itertools
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from bakeoff.measure.phase import TRAINING
-from bakeoff.report.statistics import mean_interval, paired_difference
+from bakeoff.measure import TRAINING
+from bakeoff.report.statistics import TIE, mean_interval, paired_difference, told_apart
 from bakeoff.report.study import ACCURACY, Study, outcome
 
 
@@ -39,7 +39,7 @@ def by_seed(study: Study, metric: str, name: str) -> pd.Series:
 
 def comparison(study: Study) -> pd.DataFrame:
     """A row an arm: seeds, accuracies with their 95 % intervals, KL, training time and peak memory."""
-    peak = study.of("memory/peak_mb")
+    peak, start = study.of("memory/peak_mb"), first(study, ACCURACY)
     rows = []
     for name in study.arms:
         greedy, low, high = mean_interval(by_seed(study, ACCURACY, name))
@@ -47,7 +47,7 @@ def comparison(study: Study) -> pd.DataFrame:
             {
                 "method": name,
                 "seeds": len(by_seed(study, ACCURACY, name)),
-                "start": first(study, ACCURACY).query("name == @name")["value"].mean(),
+                "start": start[start["name"] == name]["value"].mean(),
                 "held-out greedy": greedy,
                 "low": low,
                 "high": high,
@@ -65,19 +65,18 @@ def differences(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
     rows = []
     for a, b in itertools.combinations(study.arms, 2):
         mean, low, high = paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
-        verdict = "tie" if not (low > 0 or high < 0) else f"{a if mean > 0 else b} higher"
-        rows.append({"a": a, "b": b, "a − b": mean, "low": low, "high": high, "at 95 %": verdict})
+        told = told_apart((mean, low, high), a, b)
+        rows.append({"a": a, "b": b, "a − b": mean, "low": low, "high": high, "at 95 %": told})
     return pd.DataFrame(rows)
 
 
 def phases(study: Study, prefix: str) -> pd.DataFrame:
     """Mean over steps and seeds of `time/*` or `memory/*`: a row a phase, a column an arm."""
-    rows = study.metrics[study.metrics["metric"].str.startswith(f"{prefix}/")].copy()
-    rows["phase"] = rows["metric"].str.removeprefix(f"{prefix}/").str.removesuffix("_mb")
-    rows = rows[rows["phase"].isin([*TRAINING, "measure"])]
-    wide = rows.pivot_table(index="phase", columns="name", values="value", aggfunc="mean")
-    order = [phase for phase in (*TRAINING, "measure") if phase in wide.index]
-    return wide.loc[order, study.arms]
+    unit = "_mb" if prefix == "memory" else ""
+    names = {f"{prefix}/{phase}{unit}": phase for phase in (*TRAINING, "measure")}
+    wide = study.of(*names).pivot_table(index="metric", columns="name", values="value", aggfunc="mean", observed=True)
+    wide = wide.rename(index=names)
+    return wide.loc[[phase for phase in names.values() if phase in wide.index], study.arms]
 
 
 def league(study: Study) -> pd.DataFrame:
@@ -120,11 +119,10 @@ def against_best(study: Study, table: pd.DataFrame, name: str) -> str:
 
 def verdict(study: Study) -> str:
     """What the final held-out accuracies show, and what they do not, in sentences."""
-    table = comparison(study)
-    seeds = int(table["seeds"].min())
-    best = league(study)["method"][0]
+    table = comparison(study).set_index("method")
+    seeds, best = int(table["seeds"].min()), table["held-out greedy"].idxmax()
     told = all_against_best(study) if len(study.arms) > FEW else all_pairs(study, seeds)
-    times = table.set_index("method")["training time (s)"]
+    times = table["training time (s)"]
     return told + (
         f"The cheapest in training time is {times.idxmin()} ({times.min():.0f} s), the dearest {times.idxmax()} "
         f"({times.max():.0f} s). These data speak of one task, one model and {seeds} seeds; they say nothing about "
@@ -138,7 +136,7 @@ FEW = 4  # arms, up to which a verdict names every pair
 def all_pairs(study: Study, seeds: int) -> str:
     """Which pairs of methods are told apart, with intervals."""
     pairs = differences(study)
-    decided = pairs[pairs["at 95 %"] != "tie"]
+    decided = pairs[pairs["at 95 %"] != TIE]
     scores = ", ".join(f"{row['method']} {row['held-out greedy']:.3f}" for _, row in comparison(study).iterrows())
     text = f"Final held-out greedy accuracy, mean over {seeds} seeds: {scores}. "
     if decided.empty:

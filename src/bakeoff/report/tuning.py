@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import colours, style
+from bakeoff.report.figures import colours, laid_out, style
 from bakeoff.report.study import ACCURACY, Study, outcome
 from bakeoff.report.tables import final
 
@@ -80,5 +80,4 @@ def plot_trials(study: Study) -> Figure:
     axes.set_title(
         f"One tuning seed ({', '.join(map(str, sorted(set(study.runs['seed']))))}); the best is circled", fontsize=10
     )
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

@@ -9,11 +9,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.config import Tracking
 from bakeoff.errors import UserError
 from bakeoff.report.claims import CLAIMS
-from bakeoff.report.figures import style
+from bakeoff.report.figures import laid_out, style
 from bakeoff.report.study import Study, load_study
+from bakeoff.tracking import Tracking
 
 MISSING = "not tested: an arm of {} is missing"
 
@@ -103,5 +103,4 @@ def plot_claims(table: pd.DataFrame) -> Figure:
         axes.tick_params(labelsize=8)
         title = f"{row['step']}: {row['effect']}. {row['verdict']} ({row['supported if']}; {row['seeds']} seeds)"
         axes.set_title(title, fontsize=8.5, color=colour if colour != "#999999" else "0.35", pad=2)
-    plt.close(figure)
-    return figure
+    return laid_out(figure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,7 +54,8 @@ class Reward:
         """
         examples = rollout.by_completion(rollout.examples)
         pairs = list(zip(rollout.completions, examples, strict=True))
-        verified = checked(VERIFIER, [task.verify(text, example) for text, example in pairs], len(pairs))
+        verdicts = [task.verify(text, example) for text, example in pairs]
+        verified = checked(VERIFIER, verdicts, len(pairs))
         given: dict[str, Tensor] = {VERIFIER: verified}
         if learned is not None:
             given[LEARNED] = learned(rollout).cpu()
@@ -74,7 +76,7 @@ class Reward:
             steps = located(name, said, rollout)
             terms[f"{name}_steps"] = torch.zeros(len(pairs)).index_add(0, steps.row, steps.score)
             found.append(replace(steps, score=weight * steps.score))
-        true = torch.tensor([task.grade(text, example) for text, example in pairs])
+        true = torch.tensor([task.grade(*pair, score) for pair, score in zip(pairs, verdicts, strict=True)])
         exact = (verified >= 1.0).to(device)
         return Scores(outcome, exact, true.to(device), terms, join_steps(found, device) if found else None)
 
@@ -100,7 +102,9 @@ def called(name: str, key: str, function: Callable[..., Any], arguments: dict[st
 
 
 def load(name: str, key: str) -> Callable[..., Any]:
-    """The function at an import path; raises UserError where there is none."""
+    """The function at an import path, the folder of the command included; raises UserError where there is none."""
+    if "" not in sys.path:  # `python -m` looks there, a console script does not
+        sys.path.append("")
     module, _, attribute = name.rpartition(".")
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)

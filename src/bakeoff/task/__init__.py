@@ -38,9 +38,12 @@ class Task:
         """The score of a completion in [0, 1]; 1 is an exact match."""
         raise NotImplementedError
 
-    def grade(self, completion: str, example: Example) -> float:
-        """The true reward in [0, 1], by which preference pairs are ranked: finer than the verifier where steps are."""
-        score = self.verify(completion, example)
+    def grade(self, completion: str, example: Example, score: float | None = None) -> float:
+        """The true reward in [0, 1], by which preference pairs are ranked: finer than the verifier where steps are.
+
+        `score` is what the verifier gave, where it has been asked already.
+        """
+        score = self.verify(completion, example) if score is None else score
         if not self.scores_steps:
             return score
         return (score + sum(step for _, step in self.verify_steps(completion, example))) / 2

@@ -1,0 +1,73 @@
+"""Commands as a user types them, each in a process of its own.
+
+The processes are forked from one that has imported everything, so that a start takes no seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        *("bakeoff.__main__", "bakeoff.job", "bakeoff.memory", "bakeoff.reward_model"),
+        *("mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama"),
+    ]
+)
+
+
+def start(
+    module: str, arguments: tuple[str, ...], cwd: Path, told: Path, before: Callable[[], None] | None = None
+) -> multiprocessing.context.ForkServerProcess:
+    """Starts a command in `cwd`; what it says goes to the folder `told`. `before` is called in its process first."""
+    process = SERVER.Process(target=perform, args=(module, arguments, cwd, dict(os.environ), told, before))
+    process.start()
+    return process
+
+
+def perform(
+    module: str,
+    arguments: tuple[str, ...],
+    cwd: Path,
+    environment: dict[str, str],
+    told: Path,
+    before: Callable[[], None] | None,
+) -> None:
+    """What the console script does, in this process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(told / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = [module, *arguments]
+    if before is not None:
+        before()
+    try:
+        import_module(module).main()
+    finally:  # as an interpreter ends, with a launcher's processes; a forked one only goes
+        threading._shutdown()
+        atexit._run_exitfuncs()
+
+
+def call(
+    module: str, arguments: tuple[str, ...], cwd: Path, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, with all that it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder)
+        process = start(module, arguments, cwd, told, before)
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{module} {' '.join(arguments)} has not ended after 300 s")
+        said = [(told / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
