@@ -87,15 +87,19 @@ def plot_profiles(study: Study) -> Figure:
     scores = {name: by_seed(study, ACCURACY, name).to_numpy() for name in study.arms}
     every = np.concatenate(list(scores.values()))
     grid = np.linspace(every.min() - 0.01, every.max() + 0.01, 400)
-    figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
+    many = len(scores) > MANY
+    figure, axes = plt.subplots(figsize=(9.2 if many else 7.2, 3.8 + many), layout="constrained")
     palette = colours(study.arms)
     dashes = ["-", "--", ":", "-."]
     for number, (name, values) in enumerate(scores.items()):
-        line = dashes[number % 4 if len(scores) > MANY else 0]
+        line = dashes[number % 4 if many else 0]
         axes.plot(grid, performance_profile(values, grid), line, color=palette[name], lw=2, label=name)
     axes.set_xlabel("held-out greedy accuracy τ")
     axes.set_ylabel("share of runs above τ")
     axes.set_ylim(-0.03, 1.03)
-    axes.legend(frameon=False, fontsize=9, ncols=1 + (len(scores) > MANY), loc="lower left")
+    if many:
+        figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    else:
+        axes.legend(frameon=False, fontsize=9, loc="lower left")
     axes.set_title(f"Performance profile. {provenance(study)}", fontsize=10)
     return laid_out(figure)

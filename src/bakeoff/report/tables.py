@@ -14,8 +14,13 @@ from bakeoff.report.study import ACCURACY, Study, outcome
 
 
 def shown(frame: pd.DataFrame, precision: int = 3, **formats: str) -> Styler:
-    """A frame as a page shows it; `formats` are those of single columns. The same frame gives the same bytes."""
-    styled = frame.style.hide(axis="index").format(precision=precision)
+    """A frame as a page shows it; `formats` are those of single columns. The same frame gives the same bytes.
+
+    Columns of large numbers have no decimals.
+    """
+    numbers = frame.select_dtypes("number")
+    large = [column for column in numbers if numbers[column].abs().median() >= 100]
+    styled = frame.style.hide(axis="index").format(precision=precision).format("{:.0f}", subset=large)
     for column, form in formats.items():
         styled = styled.format(form, subset=[column])
     return styled.set_uuid(hashlib.sha256(frame.to_csv().encode()).hexdigest()[:8])
@@ -83,7 +88,7 @@ def league(study: Study) -> pd.DataFrame:
     """A row an arm, best mean first: accuracy with interval, whether it is told apart from the best, and its costs."""
     table = comparison(study).sort_values("held-out greedy", ascending=False).reset_index(drop=True)
     table.insert(
-        5, "against the best", ["best mean", *(against_best(study, table, name) for name in table["method"][1:])]
+        6, "against the best", ["best mean", *(against_best(study, table, name) for name in table["method"][1:])]
     )
     missing = [
         {"method": name, "seeds": 0, "against the best": outcome(rows.iloc[-1])}
