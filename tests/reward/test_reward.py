@@ -1,11 +1,13 @@
 """Rewards: weighted sums, TRL's signature, steps on their tokens, and one sentence that names what failed."""
 
+import sys
+
 import pytest
 import torch
 
 from bakeoff.batch import Example, Rollout, Sequences
 from bakeoff.errors import UserError
-from bakeoff.reward import Reward
+from bakeoff.reward import Reward, load
 from bakeoff.task.sort import Sort
 
 SEEN = {}
@@ -134,3 +136,11 @@ def test_the_learned_score_is_one_of_the_functions(rollout):
 def test_no_reward_at_all_is_refused():
     with pytest.raises(UserError, match=r"reward\.functions and reward\.steps are empty"):
         Reward({})
+
+
+def test_a_function_is_looked_for_where_the_command_runs(tmp_path, monkeypatch):
+    """A console script does not look there by itself."""
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lengths_of_mine.py").write_text("def count(completions):\n    return [len(c) for c in completions]\n")
+    assert load("lengths_of_mine.count", "reward.functions")(["ab"]) == [2]
