@@ -249,3 +249,11 @@ def test_an_arm_without_a_finished_run_is_in_the_league_as_what_became_of_it():
     table = tables.league(data)[["method", "seeds", "against the best"]]
     assert table.values.tolist() == [["ppo", 2, "best mean"], ["grpo", 0, "OOM"]]
     assert "`grpo`   | –" in tables.league_markdown(data)
+
+
+def test_what_the_seed_draws_is_no_difference_between_arms():
+    """Two jobs at a time end in any order: an arm's first run need not be of the first seed."""
+    data = study({"ppo": {2: 0.9, 1: 0.9}, "grpo": {1: 0.8, 2: 0.8}})
+    drawn = pd.DataFrame({"run": data.runs["run"], "key": "sft.seed", "value": data.runs["seed"].astype(str)})
+    data.params = pd.concat([data.params, drawn], ignore_index=True)
+    assert config_diff(data).index.tolist() == ["algorithm.step.lr"]

@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from bakeoff.paths import CONF
 from bakeoff.report.statistics import mean_interval
@@ -144,6 +145,8 @@ def plot_curves(
         for arm in study.arms:
             band(axes, data[data["name"] == arm], palette[arm], arm)
         axes.set_xlabel(AXES[name])
+        if name in ("sequences", "tokens"):
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0)
     for row in panels:
         row[0].set_ylabel(unit)

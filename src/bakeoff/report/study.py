@@ -244,9 +244,13 @@ def outcome(run: pd.Series) -> str:
 
 
 def config_diff(study: Study) -> pd.DataFrame:
-    """A row for each parameter that differs between arms (but for the seed), a column an arm."""
-    names = study.runs.set_index("run")["name"]
-    params = study.params.assign(name=study.params["run"].map(names))
+    """A row for each parameter that differs between arms, a column an arm: those of its run with the lowest seed.
+
+    What the seed draws, such as `sft.seed`, is no difference between arms.
+    """
+    names = study.runs.sort_values("seed").drop_duplicates("name").set_index("run")["name"]
+    params = study.params[study.params["run"].isin(names.index)]
+    params = params.assign(name=params["run"].map(names))
     params = params[~params["key"].str.split(".").str[0].isin(NOT_OF_THE_ARM) & ~params["key"].str.endswith("_option_")]
     wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first").reindex(columns=study.arms)
     differs = wide.fillna("–").nunique(axis=1) > 1
