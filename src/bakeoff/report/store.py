@@ -84,10 +84,8 @@ def metrics_frame(tracking: Tracking, runs: Iterable[Run]) -> pd.DataFrame:
         rows = _from_server(MlflowClient(tracking_uri=uri), runs)
     rows = rows.cast(ROWS)
     keys = sorted(pc.unique(rows["key"]).to_pylist())
-    run, key = (
-        pc.index_in(rows["run_uuid"], pa.array(ids)).to_numpy(),
-        pc.index_in(rows["key"], pa.array(keys)).to_numpy(),
-    )
+    run = pc.index_in(rows["run_uuid"], pa.array(ids)).to_numpy()
+    key = pc.index_in(rows["key"], pa.array(keys)).to_numpy()
     step, value, timestamp, is_nan = (rows[name].to_numpy() for name in ("step", "value", "timestamp", "is_nan"))
     place = (run.astype(np.int64) * len(keys) + key) * (step.max(initial=0) + 1) + step
     order = np.lexsort((timestamp, place))
@@ -126,7 +124,9 @@ def _from_database(uri: str, run_ids: list[str]) -> pa.Table:
             cursor.execute(text)
             return cursor.fetch_arrow_table()
     with engine.connect() as connection:
-        return pa.Table.from_pandas(pd.read_sql(query, connection), preserve_index=False)
+        frame = pd.read_sql(query, connection)
+    engine.dispose()
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _from_server(client: MlflowClient, runs: Iterable[Run]) -> pa.Table:
@@ -136,7 +136,7 @@ def _from_server(client: MlflowClient, runs: Iterable[Run]) -> pa.Table:
         for key in run.data.metrics
         for m in client.get_metric_history(run.info.run_id, key)
     ]
-    return pa.table(dict(zip(ROWS.names, zip(*rows, strict=True), strict=True)) if rows else ROWS.empty_table())
+    return pa.table(dict(zip(ROWS.names, zip(*rows, strict=True), strict=True))) if rows else ROWS.empty_table()
 
 
 def completions_frame(tracking: Tracking, run_id: str) -> pd.DataFrame:
