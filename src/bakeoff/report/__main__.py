@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import pandas as pd
 from jupyter_client.manager import AsyncKernelManager
 from mlflow.exceptions import MlflowException
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markdown import Markdown
 from rich.table import Table
 
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
     arguments = parser.parse_args()
     console = Console()
+    gc.set_threshold(100_000)  # MLflow makes many thousand objects of a large sweep, none of them garbage
     try:
         if arguments.sweeps < 1:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
@@ -54,14 +55,9 @@ def main() -> None:
             pages = Pages(arguments.out, manager, console)
             for study in held:
                 report(study, pages)
-            from bakeoff.report.verdicts import verdicts
-
-            whole = () if arguments.where else held  # a claim is about all runs of a study
-            table = verdicts(held=whole) if arguments.study == CLAIMS or arguments.all else None
-            if table is not None and table["value"].notna().any():
-                report_claims(table, pages)
-            elif arguments.study == CLAIMS:
-                raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
+            if arguments.study == CLAIMS or arguments.all:
+                # A claim is about all runs of a study.
+                report_claims(() if arguments.where else held, pages, required=not arguments.all)
     except UserError as error:
         fail(error, "bakeoff-report")
 
@@ -92,19 +88,24 @@ class Pages:
     kernel: AsyncKernelManager
     console: Console
 
-    def write(self, name: str, notebook: str, parameters: dict[str, Any]) -> tuple[Path, Path]:
-        """Runs a notebook; returns <out>/<name>.html and the folder <out>/<name>/ of its figures, emptied first."""
-        file = ANALYSIS / f"{notebook}.ipynb"
-        with self.console.status(f"{file.name}: starting") as status:
-            book = execute(file, parameters, self.kernel, lambda message: status.update(f"{file.name}: {message}"))
-        page, folder = self.out / f"{name}.html", self.out / name
+    def folder(self, name: str) -> Path:
+        """The folder <out>/<name>/ of a page's figures and frames, emptied."""
+        folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             old.unlink()
+        return folder
+
+    def write(self, name: str, notebook: str, parameters: dict[str, Any], folder: Path) -> Path:
+        """Runs a notebook; returns its page <out>/<name>.html, and writes its figures to the folder."""
+        file = ANALYSIS / f"{notebook}.ipynb"
+        with self.console.status(f"{file.name}: starting") as status:
+            book = execute(file, parameters, self.kernel, lambda message: status.update(f"{file.name}: {message}"))
+        page = self.out / f"{name}.html"
         page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
         for figure, content in figures(book):
             (folder / figure).write_bytes(content)
-        return page, folder
+        return page
 
     def say(self, page: Path) -> None:
         """Names the page."""
@@ -117,15 +118,21 @@ def report(study: Study, pages: Pages) -> None:
     All of it goes to the sweep's run too. The same store gives the same bytes.
     """
     name = study.name
-    Thread(target=import_module, args=["bakeoff.report.summary"]).start()  # 2 s, while the notebook runs
-    page, folder = pages.write(name, study.notebook, {"study": study})
-    from bakeoff.report.summary import study_table
+    folder = pages.folder(name)
+    with ThreadPoolExecutor(
+        1
+    ) as beside:  # the notebook runs in the kernel's process, what it does not need in this one
+        own = replace(study)  # whose cached properties are not filled here while it is sent
+        written = beside.submit(pages.write, name, study.notebook, {"study": own}, folder)
+        from bakeoff.report.summary import study_table
 
-    table = pages.out / f"{name}.md"
-    table.write_text(study_table(study), encoding="utf-8")
-    study.runs.to_csv(folder / "runs.csv", index=False)
-    study.params.to_csv(folder / "params.csv", index=False)
-    study.metrics.to_parquet(folder / "metrics.parquet", index=False)
+        table = pages.out / f"{name}.md"
+        table.write_text(study_table(study), encoding="utf-8")
+        study.runs.to_csv(folder / "runs.csv", index=False)
+        study.params.to_csv(folder / "params.csv", index=False)
+        study.metrics.to_parquet(folder / "metrics.parquet", index=False)
+        told = in_short(study)
+        page = written.result()
     tracker = Tracker(open_store(study.tracking)[0], study.run_id)
     try:
         for each in (page, table):
@@ -135,30 +142,37 @@ def report(study: Study, pages: Pages) -> None:
         pages.console.print(
             "The store keeps artifacts behind a server: the report is only here, unless MLFLOW_TRACKING_URI names that."
         )
-    show(study, pages.console)
+    pages.console.print(told, highlight=False)
     pages.say(page)
 
 
-def report_claims(table: pd.DataFrame, pages: Pages) -> None:
-    """The page of claims, from every study that tests one; beside it the table and the figure."""
-    from bakeoff.report.verdicts import claims_markdown, claims_verdict
+def report_claims(held: Iterable[Study], pages: Pages, required: bool) -> None:
+    """The page of claims, from every study that tests one; beside it the table and the figure.
 
-    page, folder = pages.write("claims", "claims", {"table": table})
-    (pages.out / "claims.md").write_text(claims_markdown(table), encoding="utf-8")
+    Of a store that tests no claim it writes nothing, or raises UserError where the page is required.
+    """
+    from bakeoff.report.verdicts import claims_markdown, claims_verdict, verdicts
+
+    table = verdicts(held=held)
+    if not table["value"].notna().any():
+        if required:
+            raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
+        return
+    folder = pages.folder(CLAIMS)
+    page = pages.write(CLAIMS, CLAIMS, {"table": table}, folder)
+    (pages.out / f"{CLAIMS}.md").write_text(claims_markdown(table), encoding="utf-8")
     table.to_csv(folder / "claims.csv", index=False)
     pages.console.print(claims_verdict(table), highlight=False)
     pages.say(page)
 
 
-def show(study: Study, console: Console) -> None:
-    """Prints the comparison, what is not matched, and what the data say; where nothing was trained, the table."""
+def in_short(study: Study) -> Group:
+    """The comparison, what is not matched, and what the data say; where nothing was trained, the table."""
     from bakeoff.report.summary import study_table, study_verdict
     from bakeoff.report.tables import comparison
 
     if not study.trained:
-        console.print(Markdown(study_table(study)))
-        console.print(study_verdict(study), highlight=False)
-        return
+        return Group(Markdown(study_table(study)), study_verdict(study))
     frame = comparison(study)
     table = Table(title=study.question, title_justify="left", box=None, pad_edge=False)
     headers = {
@@ -178,10 +192,7 @@ def show(study: Study, console: Console) -> None:
     for _, row in frame.iterrows():
         cells = [row[c] if isinstance(row[c], str) else f"{row[c]:.{digits.get(c, 3)}f}" for c in headers]
         table.add_row(*cells)
-    console.print(table)
-    for problem in mismatches(study):
-        console.print(f"[red]unmatched:[/] {problem}", highlight=False)
-    console.print(study_verdict(study), highlight=False)
+    return Group(table, *(f"[red]unmatched:[/] {each}" for each in mismatches(study)), study_verdict(study))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.figures import MANY, colours, curves, laid_out, style
+from bakeoff.report.figures import MANY, colours, curves, each_run, laid_out, style
 from bakeoff.report.statistics import (
     area_under_curve,
     first_at,
@@ -30,19 +30,14 @@ def threshold(study: Study) -> float:
 
 def to_threshold(study: Study, against: str, level: float) -> pd.DataFrame:
     """Where each run first reaches a held-out accuracy: name, seed, x (NaN where never); `against` as in `curves`."""
-    rows = [
-        (name, seed, first_at(run["x"].to_numpy(), run["value"].to_numpy(), level))
-        for (name, seed), run in curves(study, ACCURACY, against).groupby(["name", "seed"], sort=False)
-    ]
+    runs = each_run(curves(study, ACCURACY, against))
+    rows = [(*run, first_at(x, value, level)) for run, (x, value) in runs.items()]
     return pd.DataFrame(rows, columns=["name", "seed", "x"])
 
 
 def areas(study: Study) -> pd.DataFrame:
     """The mean height of each run's curve of held-out accuracy over its updates: name, seed, area."""
-    rows = [
-        (name, seed, area_under_curve(run["x"].to_numpy(), run["value"].to_numpy()))
-        for (name, seed), run in curves(study, ACCURACY).groupby(["name", "seed"], sort=False)
-    ]
+    rows = [(*run, area_under_curve(x, value)) for run, (x, value) in each_run(curves(study, ACCURACY)).items()]
     return pd.DataFrame(rows, columns=["name", "seed", "area"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -102,23 +103,32 @@ def curves(study: Study, metric: str, against: str = "update", smooth: int = 1) 
     `against` is update, sequences, tokens or seconds; values are running means over `smooth` points.
     """
     rows = study.of(metric).reset_index(drop=True)
-    runs = rows.groupby("run", observed=True, sort=False)
     x, value = rows["step"].to_numpy(float), rows["value"]
     if against != "update":
-        counted = dict(iter(study.of(f"progress/{against}").groupby("run", observed=True)))
-        paid = ((own["step"], counted[run]) for run, own in runs)
-        x = np.concatenate([np.interp(at, [0, *of["step"]], [0.0, *of["value"]]) for at, of in paid])
+        counted = each_run(study.of(f"progress/{against}"), "step", "value")
+        paid = ((step, *counted[run]) for run, (step, _) in each_run(rows, "step", "value").items())
+        x = np.concatenate([np.interp(step, [0, *at], [0.0, *count]) for step, at, count in paid])
     if smooth > 1:
+        runs = rows.groupby("run", observed=True, sort=False)
         value = runs["value"].rolling(smooth, min_periods=1).mean().droplevel(0)
     return rows[["name", "seed"]].assign(x=x, value=value)
 
 
+def each_run(rows: pd.DataFrame, x: str = "x", y: str = "value") -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """Two columns of every run, by (name, seed): slices, since the rows of a run stand together."""
+    name, seed, of_x, of_y = (rows[column].to_numpy() for column in ("name", "seed", x, y))
+    begins = np.flatnonzero(np.append(True, (name[1:] != name[:-1]) | (seed[1:] != seed[:-1]))[: len(rows)])
+    return {
+        (name[begin], int(seed[begin])): (of_x[begin:end], of_y[begin:end])
+        for begin, end in pairwise([*begins, len(rows)])
+    }
+
+
 def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
-    """The mean over seeds of curves (seed, x, value) as a line, their range as a band."""
-    low = data.groupby("seed")["x"].min().max()
-    high = data.groupby("seed")["x"].max().min()
-    grid = np.linspace(low, high, 200)
-    lines = np.array([np.interp(grid, run["x"], run["value"]) for _, run in data.groupby("seed")])
+    """The mean over seeds of curves (name, seed, x, value) of an arm as a line, their range as a band."""
+    runs = each_run(data).values()
+    grid = np.linspace(max(x.min() for x, _ in runs), min(x.max() for x, _ in runs), 200)
+    lines = np.array([np.interp(grid, x, value) for x, value in runs])
     axes.plot(grid, lines.mean(0), color=colour, lw=2, label=label)
     axes.fill_between(grid, lines.min(0), lines.max(0), color=colour, alpha=0.18, lw=0)
 

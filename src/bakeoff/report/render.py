@@ -27,8 +27,12 @@ PARAMETERS = "parameters"  # the tag of the cell that `parameters` are set after
 def kernel() -> Iterator[AsyncKernelManager]:
     """A Python in which notebooks run one after another: it imports everything once, while the store is being read."""
     manager = AsyncKernelManager(kernel_name="python3")
-    first = "--IPKernelApp.exec_lines=import bakeoff.report.figures"
-    run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=40", first])
+    options = {
+        "IPKernelApp.log_level": 40,
+        "IPKernelApp.exec_lines": "import bakeoff.report.figures",
+        "InlineBackend.print_figure_kwargs": {"bbox_inches": None},  # cropping draws a figure twice; they are laid out
+    }
+    run_sync(manager.start_kernel)(extra_arguments=[f"--{option}={value}" for option, value in options.items()])
     try:
         yield manager
     finally:
