@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from jupyter_client.manager import AsyncKernelManager
 
 from bakeoff.config import Config, register
 from bakeoff.learner.offload import Offload
@@ -24,6 +28,7 @@ from bakeoff.model.load import Policy, build, encode
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.report.__main__ import main as bakeoff_report
+from bakeoff.report.render import kernel
 from bakeoff.reward import LEARNED
 from bakeoff.run import Run
 from bakeoff.validation import to_config
@@ -46,7 +51,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compose(*overrides: str) -> Config:
-    """The checked configuration of a command line."""
+    """The checked configuration of a command line, the caller's own."""
+    return deepcopy(composed(overrides))
+
+
+@functools.cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    """Composed once, since that takes longer than most tests."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return to_config(hydra.compose("config", overrides=list(overrides)))
@@ -70,11 +81,23 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def notebooks() -> Iterator[AsyncKernelManager]:
+    """A kernel for all reports of the session: its start takes longer than a page of a small study."""
+    os.environ["SOURCE_DATE_EPOCH"] = "0"
+    with kernel() as manager:
+        yield manager
+
+
 @pytest.fixture
 def report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    notebooks: AsyncKernelManager,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `bakeoff-report …` in that folder, but in this process, which has imported everything already."""
+    monkeypatch.setattr("bakeoff.report.__main__.kernel", lambda: nullcontext(notebooks))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from rich.table import Table
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import ANALYSIS, SWEEPS
 from bakeoff.report.render import execute, figures, kernel, to_html
-from bakeoff.report.study import Study, default_tracking, load_study, mismatches
+from bakeoff.report.study import Study, load_study, mismatches
 from bakeoff.tracking import Tracker, open_store
 
 CLAIMS = "claims"  # the page that is made of all studies
@@ -46,7 +46,6 @@ def main() -> None:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
         if arguments.study not in (names := [*studies(), CLAIMS]):
             raise UserError(f"the study is {arguments.study!r}, which is not in sweeps/; it may be {', '.join(names)}.")
-        os.environ["MLFLOW_TRACKING_URI"] = default_tracking().uri  # as the kernel inherits it
         os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
         with kernel() as manager:
             held = studies_held(arguments.where, console) if arguments.all else []

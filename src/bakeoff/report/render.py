@@ -29,7 +29,7 @@ def kernel() -> Iterator[AsyncKernelManager]:
     manager = AsyncKernelManager(kernel_name="python3")
     options = {
         "IPKernelApp.log_level": 40,
-        "IPKernelApp.exec_lines": "import bakeoff.report.figures",
+        "IPKernelApp.exec_lines": "import bakeoff.report.across_seeds, mlflow.store.tracking.sqlalchemy_store",
         "InlineBackend.print_figure_kwargs": {"bbox_inches": None},  # cropping draws a figure twice; they are laid out
     }
     run_sync(manager.start_kernel)(extra_arguments=[f"--{option}={value}" for option, value in options.items()])
