@@ -96,6 +96,7 @@ def main() -> None:
         began = time.perf_counter()
         tracking = synthetic_store(Path(folder) / "mlflow.db", "methods", arms, seeds, lambda a, s: dict(series(a, s)))
         print(f"made {runs} runs × {steps} steps × {metrics} metrics in {time.perf_counter() - began:.1f} s")
+        os.sync()  # a user's store was not written a second ago
         began = time.perf_counter()
         study = load_study("methods", tracking)
         print(f"read {len(study.metrics):,} values in {time.perf_counter() - began:.1f} s")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import adbc_driver_sqlite.dbapi
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -113,18 +116,23 @@ ROWS = pa.schema(  # of MLflow's table; a NaN is a flagged 0 there
 
 
 def _from_database(uri: str, run_ids: list[str]) -> pa.Table:
-    import sqlalchemy
-
     table = sqlalchemy.table("metrics", *map(sqlalchemy.column, ROWS.names))
-    query = sqlalchemy.select(table).where(table.c.run_uuid.in_(run_ids))
     engine = sqlalchemy.create_engine(uri)
-    if engine.dialect.name == "sqlite":  # by a driver that makes no Python object of a value, which halves the time
-        text = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+
+    def query(ids: list[str]) -> sqlalchemy.Select[Any]:
+        return sqlalchemy.select(table).where(table.c.run_uuid.in_(ids))
+
+    def read(ids: list[str]) -> pa.Table:
+        text = str(query(ids).compile(engine, compile_kwargs={"literal_binds": True}))
         with adbc_driver_sqlite.dbapi.connect(engine.url.database) as driver, driver.cursor() as cursor:
             cursor.execute(text)
-            return cursor.fetch_arrow_table()
+            return cursor.fetch_arrow_table().cast(ROWS)  # the driver guesses types from what is there, or is not
+
+    if engine.dialect.name == "sqlite":  # by a driver that makes no Python object of a value, on two cores
+        with ThreadPoolExecutor() as halves:
+            return pa.concat_tables(halves.map(read, (run_ids[::2], run_ids[1::2])))
     with engine.connect() as connection:
-        frame = pd.read_sql(query, connection)
+        frame = pd.read_sql(query(run_ids), connection)
     engine.dispose()
     return pa.Table.from_pandas(frame, preserve_index=False)
 
