@@ -120,9 +120,7 @@ def report(study: Study, pages: Pages) -> None:
     """
     name = study.name
     folder = pages.folder(name)
-    with ThreadPoolExecutor(
-        1
-    ) as beside:  # the notebook runs in the kernel's process, what it does not need in this one
+    with ThreadPoolExecutor(1) as beside:  # the notebook runs in the kernel's process, all else in this one
         own = replace(study)  # whose cached properties are not filled here while it is sent
         written = beside.submit(pages.write, name, study.notebook, {"study": own}, folder)
         from bakeoff.report.summary import study_table
