@@ -8,7 +8,7 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -139,6 +139,10 @@ class Steps:
     token: Tensor
     score: Tensor
 
+    def to(self, device: torch.device) -> Steps:
+        """The same steps on a device."""
+        return Steps(self.row.to(device), self.token.to(device), self.score.to(device))
+
     def on_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """[S, T]: the sum of the values [N] of the steps that end at each token."""
         zeros = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
@@ -175,6 +179,16 @@ class Scores:
         if self.steps is None:
             return self.outcome
         return self.outcome.index_add(0, self.steps.row, self.steps.score)
+
+    def to(self, device: torch.device) -> Scores:
+        """The same scores on a device, all of their tensors."""
+        return Scores(
+            outcome=self.outcome.to(device),
+            exact=self.exact.to(device),
+            true=self.true.to(device),
+            terms={name: term.to(device) for name, term in self.terms.items()},
+            steps=None if self.steps is None else self.steps.to(device),
+        )
 
     def rows(self, rows: Tensor) -> Scores:
         """The scores of these completions."""
@@ -280,6 +294,15 @@ def micro_batches(count: int, size: int) -> Iterator[slice]:
     """Yields the rows 0 … count − 1 in order, at most `size` at a time; all at once where size is 0."""
     size = size or count
     yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as Python numbers, by name and in the same order, with one wait for each device instead of one each."""
+    found = dict(scalars)
+    for device in {scalar.device for scalar in scalars.values() if isinstance(scalar, Tensor)}:
+        there = {k: v for k, v in scalars.items() if isinstance(v, Tensor) and v.device == device}
+        found |= zip(there, torch.stack([scalar.double() for scalar in there.values()]).tolist(), strict=True)
+    return {name: float(scalar) for name, scalar in found.items()}
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

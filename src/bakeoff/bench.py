@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bakeoff.config import Config, register
+from bakeoff.device import choose_device, device_name, set_up_device
+from bakeoff.errors import UserError
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure import PHASES, TRAINING
@@ -31,8 +34,9 @@ UPDATES, WARM_UP = 20, 3
 
 
 def untracked_run(config: Config, folder: Path) -> Run:
-    """A run set up as the command does it on the CPU, whose metrics go to a store in `folder`."""
-    phases = Phases(torch.device("cpu"))
+    """A run set up as the command does it, whose metrics go to a store in `folder`."""
+    phases = Phases(choose_device(config.device))
+    set_up_device(phases.device, config.deterministic, config.memory_limit_mb)
     actor = starting_policy(config, phases, lambda message: None)
     return Run(
         config=config,
@@ -47,10 +51,11 @@ def untracked_run(config: Config, folder: Path) -> Run:
     )
 
 
-def seconds(method: str, folder: Path) -> dict[str, float]:
+def seconds(method: str, device: str, folder: Path) -> dict[str, float]:
     """Median seconds of each phase over some updates of sort-10 on `tiny`, one thread."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = to_config(hydra.compose("config", overrides=[f"algorithm={method}", *METHODS[method]]))
+        overrides = [f"algorithm={method}", f"device={device}", *METHODS[method]]
+        config = to_config(hydra.compose("config", overrides=overrides))
     run = untracked_run(config, folder)
     rows = []
     for _ in range(WARM_UP + UPDATES):
@@ -59,19 +64,32 @@ def seconds(method: str, folder: Path) -> dict[str, float]:
     return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in PHASES}
 
 
+def with_device(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options of the command line, `--device` among them; exits with one sentence for an unknown device."""
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), or another device of torch")
+    options = parser.parse_args()
+    try:
+        choose_device(options.device)
+    except UserError as error:
+        parser.error(str(error))
+    return options
+
+
 def main() -> None:
-    """Prints a row a method."""
+    """Prints a row for each method."""
+    device: str = with_device(argparse.ArgumentParser(description=__doc__)).device
     register()
     keep_freed_memory()
     torch.set_num_threads(1)
     work = "256 sequences, two epochs of two minibatches, sort-10 on tiny, one thread"
-    table = Table(title=f"median seconds of an update over {UPDATES}: {work}", box=None)
+    where = device_name(choose_device(device))
+    table = Table(title=f"median seconds of an update over {UPDATES} on {where}: {work}", box=None)
     columns = ("rollout", "reward", "experience", "actor_update", "critic_update", "measure")
     for column in ("method", *columns, "training"):
         table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
     with tempfile.TemporaryDirectory() as folder:
         for method in METHODS:
-            row = seconds(method, Path(folder))
+            row = seconds(method, device, Path(folder))
             cells = [f"{row[phase]:.3f}" for phase in columns]
             table.add_row(method, *cells, f"{sum(row[phase] for phase in TRAINING):.3f}")
     Console().print(table)

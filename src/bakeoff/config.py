@@ -153,6 +153,7 @@ class Config:
     micro_batch       so many sequences are read at once; 0: a whole minibatch
     logits_mb         so many 10⁶ bytes of float32 logits exist at once in a pass; 0: those of all its tokens
     offload           models and optimisers that a phase does not use wait in the host's memory
+    deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     memory_limit_mb   a run that needs more than 10⁶ bytes times this ends as out of memory; 0: what there is
     mode              train, or what else to do with this configuration
     """
@@ -176,6 +177,7 @@ class Config:
     micro_batch: int = 0
     logits_mb: float = 128.0
     offload: bool = False
+    deterministic: bool = False
     memory_limit_mb: float = 0.0
     mode: Mode = Mode.train
     quality: Quality = field(default_factory=Quality)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
 import traceback
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from bakeoff.config import Config, Mode, arm_id, flatten, plain
+from bakeoff.device import HOST, choose_device, device_name, set_up_device
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
 from bakeoff.learner.offload import Offload
@@ -23,9 +23,8 @@ from bakeoff.learner.state import make_learner, passes_of
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
 from bakeoff.measure.statistics import peak_megabytes, weight_megabytes
-from bakeoff.model.critic import choose_device
 from bakeoff.model.load import encode, weights_hash
-from bakeoff.out_of_memory import told
+from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
 from bakeoff.predict import predict
 from bakeoff.progress import RunProgress, ledger_table, megabytes, read
@@ -58,7 +57,7 @@ def run_job(
     if parent and last and last["state"] == "done" and {k: last.get(k) for k in identity} == identity:
         return float(last["result"])  # a sweep that is gone on with has this job behind it
     with reported(progress), termination() as signals:
-        device = choose_device("cpu" if config.mode is Mode.predict else config.device)
+        device = HOST if config.mode is Mode.predict else choose_device(config.device)
         found = checkpoints(folder / "checkpoints")
         earlier = read_run(found[-1]) if found else None
         if earlier is not None and {k: earlier[k] for k in identity} != identity:
@@ -66,7 +65,7 @@ def run_job(
                 f"the output folder '{folder}' holds a run of another configuration (arm {earlier['arm']}, seed "
                 f"{earlier['seed']}, not {identity['arm']}, {identity['seed']}); choose another hydra.run.dir."
             )
-        bound_memory(config, device)
+        set_up_device(device, config.deterministic, config.memory_limit_mb)
         tags = run_tags(config, choices, identity, device, parent) | {"overrides": json.dumps(overrides)}
         tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
         identity["mlflow_run"] = tracker.run_id
@@ -80,7 +79,7 @@ def run_job(
                 result = predicted(config, tracker, progress)
             else:
                 phases = Phases(device)
-                with told(config, phases, tracker, progress):
+                with explained(config, phases, tracker, progress):
                     run = set_up(config, folder, phases, tracker, progress, identity, signals, found)
                     result = train(run) if config.mode is Mode.train else measured(run)
         progress.keep(result=result, **{key: identity[key] for key in ("arm", "seed")})
@@ -104,7 +103,7 @@ def set_up(
     if found and read_run(found[-1])["start"] != identity["start"]:
         raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
     tracker.tags({"start": identity["start"]})
-    learned = learned_reward(config, actor, progress.say) if LEARNED in config.reward.functions else None
+    learned = learned_reward(config, actor, phases, progress.say) if LEARNED in config.reward.functions else None
     learner = make_learner(
         config.algorithm,
         actor,
@@ -124,20 +123,6 @@ def set_up(
     phases.before = Offload(learner, phases) if config.offload else None
     pairs = learned.pairs if learned else []
     return Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs)
-
-
-def bound_memory(config: Config, device: torch.device) -> None:
-    """Frees what an earlier run left on the GPU, and sets the limit there; on the CPU the ledger keeps it."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit_mb * 1e6 / total or 1.0), device)
-    elif config.measure.memory_snapshot:
-        raise UserError(
-            f"measure.memory_snapshot is true, but the device is {device.type}, whose allocator keeps no record; it "
-            "must be false, or the device cuda."
-        )
 
 
 def measured(run: Run) -> float:
@@ -177,7 +162,6 @@ def run_tags(
     config: Config, choices: dict[str, str], identity: dict[str, Any], device: torch.device, parent: str | None
 ) -> dict[str, str]:
     """What a person filters and groups by in MLflow."""
-    shown = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     tags = {
         "study": config.study.name or "none",
         "arm": identity["arm"],
@@ -187,7 +171,7 @@ def run_tags(
         "seed": str(config.seed),
         "tuned": config.tuned or "untuned",
         "commit": commit(),
-        "device": shown,
+        "device": device_name(device),
         "torch": torch.__version__,
     }
     tags["mlflow.note.content"] = (

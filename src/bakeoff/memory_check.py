@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from bakeoff.bench import untracked_run
+from bakeoff.bench import untracked_run, with_device
 from bakeoff.config import Config, register
+from bakeoff.device import choose_device, device_name
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.paths import CONF
 from bakeoff.predict import predict
@@ -45,10 +47,11 @@ def measured(config: Config, folder: Path) -> dict[str, float]:
     return {phase: metrics[f"memory/{phase}_mb"] for phase in PHASES if f"memory/{phase}_mb" in metrics}
 
 
-def check(method: str, settings: list[str], folder: Path) -> dict[str, float | str]:
+def check(method: str, device: str, settings: list[str], folder: Path) -> dict[str, float | str]:
     """Largest measured peak of a method, what was predicted for it, and the largest error of any of its phases."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = to_config(hydra.compose("config", overrides=[f"algorithm={method}", *BATCH, *settings]))
+        overrides = [f"algorithm={method}", f"device={device}", *BATCH, *settings]
+        config = to_config(hydra.compose("config", overrides=overrides))
     config.algorithm.critic.warmup_updates = 0
     real = measured(config, folder)
     peaks = predict(config).peaks
@@ -66,7 +69,8 @@ def check(method: str, settings: list[str], folder: Path) -> dict[str, float | s
 
 
 def main() -> None:
-    """Prints a table a model, as Markdown."""
+    """Prints a table for each model, as Markdown."""
+    device: str = with_device(argparse.ArgumentParser(description=__doc__)).device
     register()
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -74,10 +78,10 @@ def main() -> None:
     for model, settings in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             rows = [
-                check(method, settings, Path(folder))
+                check(method, device, settings, Path(folder))
                 for method in track(methods, description=model, console=Console(stderr=True), transient=True)
             ]
-        print(f"{model}, 16 prompts × 4 completions of sort-10:\n")
+        print(f"{model} on {device_name(choose_device(device))}, 16 prompts × 4 completions of sort-10:\n")
         print(pd.DataFrame(rows).to_markdown(index=False), end="\n\n")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +22,7 @@ from bakeoff.algorithm.step import Adam, Step, Trpo
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Experience, Prompts, Rollout, Sequences
 from bakeoff.config import Config
+from bakeoff.device import HOST
 from bakeoff.learner.experience import evaluate
 from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import untrained
@@ -85,7 +86,7 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         policy = skeleton(config.model)
         policy.network.eval()
         prompt, completion = lengths(config, policy)
-        phases = Phases(torch.device("cpu"))
+        phases = Phases(HOST)
         if config.sft.steps and policy.tokenizer is not None:
             supervised(config, policy, phases)
         learned = untrained(policy, 0) if LEARNED in config.reward.functions else None
@@ -95,9 +96,18 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         if config.offload:
             phases.before = Offload(learner, phases)
             phases.before("measure")  # what an update before this one left on the device
-        with phases.following(learner.held(), policy.embedding, int(limit)):
+        held = [*learner.held(), *((tensor, Label()) for tensor in heldout_prompts(config, policy))]
+        with phases.following(held, policy.embedding, int(limit)):
             one_update(config, learner, prompt, completion, phases)
         return Prediction(phases.take().peaks, learner.weight_bytes(), prompt, completion)
+
+
+def heldout_prompts(config: Config, policy: Policy) -> tuple[Tensor, ...]:
+    """What a run keeps of its held-out prompts; nothing where there is no tokenizer to encode them."""
+    if policy.tokenizer is None:
+        return ()
+    prompts = encode(policy, config.task.heldout_examples(), config.task.shot_examples())
+    return prompts.ids, prompts.attention
 
 
 def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bakeoff.config import Config, flatten, plain, register
+from bakeoff.device import choose_device, set_up_device
 from bakeoff.errors import UserError, fail
 from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.measure.phase import Phases
-from bakeoff.model.critic import choose_device
 from bakeoff.model.load import weights_hash
+from bakeoff.outcome import divergence_named
 from bakeoff.paths import CONF
 from bakeoff.tracking import commit, start_run
 from bakeoff.validation import to_config
@@ -58,13 +59,18 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     show = lambda message: console.print(f"[dim]{message}[/]", highlight=False)  # noqa: E731
-    start = starting_policy(config, Phases(choose_device(config.device)), show)
+    device = choose_device(config.device)
+    set_up_device(device, config.deterministic, config.memory_limit_mb)
+    phases = Phases(device)
+    with divergence_named(config, phases):
+        start = starting_policy(config, phases, show)
     tags = {"kind": "reward_model", "commit": commit(), "start": weights_hash(start.network)}
     tracker = start_run(config.tracking, "reward model", tags)
     with tracker.running():
         values = {key: plain(config)[key] for key in ("task", "model", "sft", "preferences")}
         tracker.params(flatten(values))
-        learned = learned_reward(config, start, show)
+        with divergence_named(config, phases):
+            learned = learned_reward(config, start, phases, show)
         tracker.metrics(learned.metrics(), 0)
         tracker.table(learned.report["calibration"], "calibration.json")
     return learned.report

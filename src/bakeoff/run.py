@@ -6,13 +6,14 @@ prompts → rollout → scores → experience → update → metrics; only the a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bakeoff.attribution import Label
 from bakeoff.batch import Prompts, Rollout, Scores
 from bakeoff.config import Config
 from bakeoff.learner.checkpoint import save_checkpoint
@@ -23,9 +24,10 @@ from bakeoff.learner.reward_model import renew
 from bakeoff.learner.state import Learner, passes_of
 from bakeoff.learner.update import measure_step, update
 from bakeoff.measure import TRAINING
+from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import Phases
-from bakeoff.measure.statistics import peak_megabytes, rollout_statistics, weight_megabytes
+from bakeoff.measure.statistics import phase_metrics, rollout_statistics, weight_megabytes
 from bakeoff.model.load import save
 from bakeoff.progress import RunProgress
 from bakeoff.randomness import derive, generator
@@ -58,7 +60,7 @@ def train(run: Run) -> float:
     """Trains until the budget is used; returns the last held-out greedy accuracy."""
     config, learner = run.config, run.learner
     counters, accuracy = learner.counters, 0.0
-    run.progress.begin(counters.progress(config.budget))
+    run.progress.begin(counters.updates, counters.progress(config.budget))
     if counters.updates == 0 or counters.progress(config.budget) >= 1:
         accuracy = evaluate(run)["eval/greedy_accuracy"]
     while counters.progress(config.budget) < 1:
@@ -72,8 +74,7 @@ def train(run: Run) -> float:
             run.tracker.table(completions_table(run, rollout, scores), "completions.json")
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
-            run.tracker.flush()  # a run that goes on from here repeats only what comes after
-            save_checkpoint(run.folder / "checkpoints", learner, run.identity, config.checkpoint.keep)
+            checkpoint(run)
         run.progress.step(counters.updates, counters.progress(config.budget), metrics)
         if run.signals:
             raise SystemExit(128 + run.signals[0])
@@ -94,22 +95,21 @@ def is_followed(run: Run) -> bool:
 
 @contextmanager
 def followed(run: Run) -> Iterator[None]:
-    """The ledger on, in the first updates and wherever it keeps a limit; the allocator's record, if it is asked for."""
+    """Follows memory in the first updates, and in all where the ledger enforces the limit; keeps a snapshot if asked.
+
+    On a GPU the allocator enforces the limit.
+    """
     config, phases = run.config, run.phases
     first = is_followed(run)
-    cuda = phases.device.type == "cuda"
-    limit = 0 if cuda else int(config.memory_limit_mb * 1e6)
-    if config.measure.memory_snapshot and first:
-        torch.cuda.memory._record_memory_history()
-    try:
-        with phases.following(run.learner.held(), run.learner.actor.embedding, limit, on=first or limit > 0):
-            yield
-    finally:  # where memory ran out, the record is wanted most
+    limit = 0 if has_allocator(phases.device) else int(config.memory_limit_mb * 1e6)
+    with ExitStack() as stack:
         if config.measure.memory_snapshot and first:
             path = run.folder / "memory_snapshot.pickle"
-            torch.cuda.memory._dump_snapshot(str(path))
-            torch.cuda.memory._record_memory_history(enabled=None)
-            run.tracker.artifact(path)
+            stack.callback(lambda: run.tracker.artifact(path) if path.is_file() else None)
+            stack.enter_context(allocation_history(path))
+        held = [*run.learner.held(), (run.heldout.ids, Label()), (run.heldout.attention, Label())]
+        stack.enter_context(phases.following(held, run.learner.actor.embedding, limit, on=first or limit > 0))
+        yield
 
 
 def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:
@@ -168,11 +168,18 @@ def count(run: Run, collected: Collected) -> dict[str, float]:
         "progress/tokens": counters.tokens,
         "progress/seconds": counters.seconds,
         "speed/tokens_per_second": collected.tokens / spent,
-        **{f"time/{phase}": value for phase, value in seconds.items()},
-        **peak_megabytes(measured.peaks),
+        **phase_metrics(measured),
         **weight_megabytes(run.learner.weight_bytes() if counters.updates == 1 else {}),
         **({"memory/rss_mb": resident / 1e6} if resident else {}),
     }
+
+
+def checkpoint(run: Run) -> None:
+    """Saves the run's state; the time and memory of that are a phase that counts towards no budget."""
+    run.tracker.flush()  # a run that goes on from here repeats only what comes after
+    with run.phases("checkpoint"):
+        save_checkpoint(run.folder / "checkpoints", run.learner, run.identity, run.config.checkpoint.keep)
+    run.tracker.metrics(phase_metrics(run.phases.take()), run.learner.counters.updates)
 
 
 def evaluate(run: Run) -> dict[str, float]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep, Shared
 from bakeoff.config import Config, Mode
+from bakeoff.device import choose_device
 from bakeoff.errors import UserError
+from bakeoff.measure.allocator import has_allocator
 from bakeoff.reward import LEARNED, VERIFIER
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
@@ -36,13 +37,12 @@ def validate(config: Config) -> None:
     for refusals in (impossible_values, impossible_methods, impossible_rewards):
         for sentence in refusals(config):
             raise UserError(sentence)
-    if config.device != "auto":
-        try:
-            torch.empty(0, device=config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device is {config.device!r}, which this machine has not; it may be auto or cpu."
-            ) from error
+    device = choose_device(config.device)
+    if config.measure.memory_snapshot and not has_allocator(device):
+        raise UserError(
+            f"measure.memory_snapshot is true, but the device is {device}, whose allocator keeps no history; set it to "
+            "false, or run on a GPU."
+        )
 
 
 def impossible_values(config: Config) -> Iterator[str]:

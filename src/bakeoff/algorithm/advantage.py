@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 
 
+def discounted_sums(terms: Tensor, discount: float) -> Tensor:
+    """Σ_l discount^l · terms[:, t + l] for every t, [S, T] from [S, T].
+
+    Token by token from the end: CUDA's cumsum of floats adds in no fixed order, so its results do not repeat.
+    """
+    sums, running = torch.zeros_like(terms), torch.zeros_like(terms[:, 0])
+    for t in reversed(range(terms.shape[1])):
+        running = terms[:, t] + discount * running
+        sums[:, t] = running
+    return sums
+
+
 @dataclass
 class Advantage:
     """How good a token was."""
@@ -35,7 +47,7 @@ class RewardToGo(Advantage):
     """Σ of the rewards from the token on: what it can have caused. DeepSeekMath §4.1.3 for step rewards."""
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (rewards * mask).flip(1).cumsum(1).flip(1) * mask, None
+        return discounted_sums(rewards * mask, 1.0) * mask, None
 
 
 @dataclass
@@ -60,12 +72,7 @@ class GAE(Advantage):
         rewards, values = rewards * mask, values * mask
         following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
         deltas = rewards + self.gamma * following - values
-        advantages = torch.zeros_like(deltas)
-        running = torch.zeros_like(deltas[:, 0])
-        for t in reversed(range(deltas.shape[1])):
-            running = deltas[:, t] + self.gamma * lam * running
-            advantages[:, t] = running
-        return advantages * mask
+        return discounted_sums(deltas, self.gamma * lam) * mask
 
 
 @dataclass

@@ -11,3 +11,5 @@ TRAINING = (
     "offload",
 )
 PHASES = ("sft", *TRAINING, "measure")
+# metrics by these prefixes differ between identical runs; all others are functions of the configuration
+NOT_REPRODUCIBLE = ("time/", "speed/", "memory/", "progress/seconds")

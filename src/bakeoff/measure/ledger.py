@@ -16,28 +16,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bakeoff.attribution import PARKED, Label, current_label
+from bakeoff.measure.allocator import has_allocator
 
 Held = Iterable[tuple[Tensor, Label]]
 Cells = dict[Label, int]
 
 PASSES = ("activations", "logits", "kv_cache")
-CUDA_BLOCK = 512  # the allocator rounds every tensor up to a multiple of it
+ALLOCATOR_BLOCK = 512  # bytes: CUDA's allocator rounds every storage up to a multiple of it
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of every storage that operators create while the mode is on, by label, until it is freed.
+    """Counts the bytes of every storage that operators create on a device while the mode is on, until it is freed.
 
+    device      what is made elsewhere is not counted
     held        the tensors that exist already, with their labels; gradients of parameters among them are followed
     embedding   [V, H], the shape of the output embedding: a backward pass is run by autograd, outside of every
                 scope, and by shape alone it is known there what is a gradient of logits or of that embedding
     limit       more live bytes than that raise torch.OutOfMemoryError, as on a device of that size; 0: no limit
 
-    Each storage is counted once, whatever views it has. Scratch memory inside an operator is not seen. What is
-    `parked` is not counted: it lies in the host's memory.
+    Each storage is counted once, under one label, whatever views it has. Scratch memory inside an operator is not
+    seen. What is `parked` is not counted: it lies in the host's memory, also where the device is the host.
     """
 
-    def __init__(self, held: Held = (), embedding: torch.Size | None = None, limit: int = 0) -> None:
+    def __init__(
+        self, device: torch.device, held: Held = (), embedding: torch.Size | None = None, limit: int = 0
+    ) -> None:
         super().__init__()
+        self._device, self._block = device, ALLOCATOR_BLOCK if has_allocator(device) else 1
         self.live = 0
         self.peak = 0
         self.cells: Counter[Label] = Counter()
@@ -61,10 +66,10 @@ class Ledger(TorchDispatchMode):
 
     def watch(self, tensor: Tensor, label: Label) -> None:
         """Counts the tensor's storage under the label from now until it is freed; moves it there if it is counted."""
+        if tensor.device.type != self._device.type:
+            return
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if storage.device.type == "cuda":
-            size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
+        key, size = storage._cdata, -(-storage.nbytes() // self._block) * self._block
         if key in self._labels:
             self._count(self._labels[key], -size)
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bakeoff.measure.allocator import has_allocator, take_peaks
 from bakeoff.measure.ledger import Cells, Held, Ledger
 
 
@@ -99,11 +100,8 @@ class Phases:
         if self.ledger is not None:
             allocated, cells = self.ledger.peak, self.ledger.peak_cells
             self.ledger.reset_peak()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            allocated = torch.cuda.max_memory_allocated(self.device)
-            reserved = torch.cuda.max_memory_reserved(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if has_allocator(self.device):
+            allocated, reserved = take_peaks(self.device)
         elif self.ledger is None:
             return None
         return Peak(allocated, reserved, cells)
@@ -116,7 +114,7 @@ class Phases:
         if not on:
             yield
             return
-        with Ledger(held, embedding, limit) as self.ledger:
+        with Ledger(self.device, held, embedding, limit) as self.ledger:
             try:
                 yield
             finally:

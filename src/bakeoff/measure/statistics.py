@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bakeoff.batch import Rollout, Scores
+from bakeoff.batch import Rollout, Scores, numbers
 from bakeoff.measure import TRAINING
-from bakeoff.measure.phase import Peak
+from bakeoff.measure.phase import Measured, Peak
 
 # name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
 METRICS: dict[str, tuple[str, str]] = {
@@ -145,12 +145,17 @@ def rollout_statistics(rollout: Rollout, scores: Scores) -> dict[str, float]:
         "length/eos_share": rollout.ended.float().mean(),
     }
     statistics |= {f"reward/term_{name}": term.mean() for name, term in scores.terms.items()}
-    return {name: float(value) for name, value in statistics.items()}
+    return numbers(statistics)
 
 
 def weight_megabytes(weight_bytes: dict[str, int]) -> dict[str, float]:
     """Bytes of weights by role as metrics in MB."""
     return {f"memory/weights_{role}_mb": size / 1e6 for role, size in weight_bytes.items()}
+
+
+def phase_metrics(measured: Measured) -> dict[str, float]:
+    """Seconds and peaks by phase as metrics."""
+    return {f"time/{phase}": value for phase, value in measured.seconds.items()} | peak_megabytes(measured.peaks)
 
 
 def peak_megabytes(peaks: dict[str, Peak]) -> dict[str, float]:

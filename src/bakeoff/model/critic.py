@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from bakeoff.model.load import Policy
+from bakeoff.model.load import Policy, duplicate
 from bakeoff.model.roles import Trunk
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class ValueHead(nn.Module):
@@ -49,26 +44,11 @@ def separate_critic(policy: Policy, head_std: float, name: str = "critic") -> Cr
 
 
 def value_head(policy: Policy, std: float) -> ValueHead:
-    """A scalar head for hidden states of the policy's size, on its device."""
-    with policy.device:
-        return ValueHead(policy.network.config.get_text_config().hidden_size, std)
+    """A scalar head for hidden states of the policy's size, on its device; its draws are the same on every device."""
+    return ValueHead(policy.network.config.get_text_config().hidden_size, std).to(policy.device)
 
 
 def frozen_copy(policy: Policy) -> Policy:
     """A copy that is never trained: the reference."""
     network = duplicate(policy.network).eval().requires_grad_(False)
     return replace(policy, network=network, name="reference")
-
-
-def duplicate(module: M) -> M:
-    """A copy with weights of its own. Each is cloned: a deep copy goes by storage, and fake tensors have none."""
-    memo: dict[int, Any] = {id(b): b.clone() for b in module.buffers()}
-    memo |= {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in module.parameters()}
-    return copy.deepcopy(module, memo)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.batch import Rollout, Scores, Steps
+from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.task import Task
 
@@ -50,7 +51,8 @@ class Reward:
     def __call__(self, task: Task, rollout: Rollout, learned: Callable[[Rollout], Tensor] | None = None) -> Scores:
         """Scores of a rollout on its device; raises UserError that names the function which failed.
 
-        `learned` is the reward model, which is asked where `functions` names it.
+        `learned` is the reward model, which is asked where `functions` names it. Everything is computed in the host's
+        memory, where the other functions return their scores, and moved to the device once.
         """
         examples = rollout.by_completion(rollout.examples)
         pairs = list(zip(rollout.completions, examples, strict=True))
@@ -58,15 +60,14 @@ class Reward:
         verified = checked(VERIFIER, verdicts, len(pairs))
         given: dict[str, Tensor] = {VERIFIER: verified}
         if learned is not None:
-            given[LEARNED] = learned(rollout).cpu()
+            given[LEARNED] = learned(rollout).to(HOST)
         if self._functions:
             arguments = call_arguments(rollout)
             for name, function in self._functions.items():
                 given[name] = checked(name, called(name, "reward.functions", function, arguments), len(pairs))
         terms = {name: given[name] for name in self.functions}
-        device = rollout.ended.device
         outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(len(pairs)))
-        outcome = outcome.to(device) - self.missing_eos_penalty * ~rollout.ended
+        outcome = outcome - self.missing_eos_penalty * ~rollout.ended.to(HOST)
         found: list[Steps] = []
         for name, weight in self.steps.items():
             if name == VERIFIER:
@@ -77,8 +78,8 @@ class Reward:
             terms[f"{name}_steps"] = torch.zeros(len(pairs)).index_add(0, steps.row, steps.score)
             found.append(replace(steps, score=weight * steps.score))
         true = torch.tensor([task.grade(*pair, score) for pair, score in zip(pairs, verdicts, strict=True)])
-        exact = (verified >= 1.0).to(device)
-        return Scores(outcome, exact, true.to(device), terms, join_steps(found, device) if found else None)
+        scores = Scores(outcome, verified >= 1.0, true, terms, join_steps(found) if found else None)
+        return scores.to(rollout.ended.device)
 
 
 def call_arguments(rollout: Rollout) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def call_arguments(rollout: Rollout) -> dict[str, Any]:
     columns: dict[str, Any] = {key: [e.columns.get(key) for e in examples] for e in examples[:1] for key in e.columns}
     columns["answer"] = [example.answer for example in examples]
     ids, mask = rollout.sequences.completion_ids, rollout.sequences.mask
-    columns["completion_ids"] = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    lengths = mask.sum(1).tolist()
+    columns["completion_ids"] = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     return {"prompts": rollout.by_completion(rollout.prompts), "completions": rollout.completions, **columns}
 
 
@@ -132,11 +134,12 @@ def checked(name: str, scores: Sequence[float], count: int) -> Tensor:
 
 
 def located(name: str, said: list[list[tuple[int, float]]], rollout: Rollout) -> Steps:
-    """Steps on the tokens that complete them, on the CPU; an end beyond the text is the completion's last token.
+    """Steps on the tokens that complete them, in the host's memory.
 
-    Raises UserError where the number of completions, an end or a score is impossible.
+    An end beyond the text is the completion's last token. Raises UserError where the number of completions, an end or
+    a score is impossible.
     """
-    mask, ids = rollout.sequences.mask.cpu(), rollout.sequences.completion_ids.cpu()
+    mask, ids = rollout.sequences.mask.to(HOST), rollout.sequences.completion_ids.to(HOST)
     if len(said) != len(mask):
         raise UserError(f"reward.steps: {name} returned steps of {len(said)} completions for {len(mask)}.")
     found: list[tuple[int, int, float]] = []
@@ -155,7 +158,6 @@ def located(name: str, said: list[list[tuple[int, float]]], rollout: Rollout) ->
     return Steps(table[:, 0].long(), table[:, 1].long(), table[:, 2].float())
 
 
-def join_steps(parts: list[Steps], device: torch.device) -> Steps:
+def join_steps(parts: list[Steps]) -> Steps:
     """The steps that several functions found in the same completions."""
-    row, token, score = (torch.cat([getattr(part, key) for part in parts]) for key in ("row", "token", "score"))
-    return Steps(row.to(device), token.to(device), score.to(device))
+    return Steps(*(torch.cat([getattr(part, key) for part in parts]) for key in ("row", "token", "score")))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bakeoff.algorithm.step import require_finite
 from bakeoff.attribution import attributed
 from bakeoff.batch import Prompts, Rollout, Sequences
 from bakeoff.errors import UserError
@@ -64,23 +65,26 @@ class Sampler:
     ) -> Rollout:
         """`group_size` completions of every prompt; `generator` is on the policy's device.
 
-        Each prompt is read once and its cache repeated for its group; decoding stops when all have ended.
+        Each prompt is read once and its cache repeated for its group; decoding stops when all have ended. Raises
+        Diverged where the log-probability of a sampled token is not finite.
         """
         with policy.trunk.computing():
             decoding = Decoding.begin(policy, prompts, group_size, max_new_tokens)
             ids, logprobs, entropies = [], [], []
             ended = torch.zeros(len(decoding.lengths), dtype=torch.bool, device=policy.device)
+            eos_ids = policy.eos_ids
             for step in range(max_new_tokens):
                 token, logprob, entropy = self.choose(decoding.hidden, policy, generator, greedy)
                 token = torch.where(ended, policy.tokenizer.pad_token_id, token)
                 ids.append(token)
                 logprobs.append(logprob)
                 entropies.append(entropy)
-                ended = ended | torch.isin(token, policy.eos_ids)
+                ended = ended | torch.isin(token, eos_ids)
                 if ended.all() or step + 1 == max_new_tokens:
                     break
                 decoding.advance(token, step)
-        columns = (torch.stack(column, 1) for column in (ids, logprobs, entropies))
+        columns = [torch.stack(column, 1) for column in (ids, logprobs, entropies)]
+        require_finite(columns[1], "a log-probability of the policy that samples")
         return assembled(policy, prompts, group_size, *columns)
 
     def choose(
@@ -94,7 +98,8 @@ class Sampler:
                 token = logits.argmax(-1)
             else:
                 probabilities = truncated(logits, self.top_k, self.top_p).softmax(-1)
-                token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+                # NaN is no probability, and multinomial's refusal ends a process on a GPU: found after the rollout
+                token = torch.multinomial(probabilities.nan_to_num(1.0), 1, generator=generator).squeeze(1)
             return token, logprobs.gather(1, token[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
 
 
@@ -156,8 +161,10 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p)
+        # in whole units of 2⁻⁴⁰: integers add up alike in any order, which CUDA's cumsum does not promise for floats
+        probabilities = (ordered.softmax(-1) * 2**40).long()
+        before = probabilities.cumsum(-1) - probabilities
+        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= int(top_p * 2**40))
         logits = logits.masked_fill(outside, -torch.inf)
     return logits
 

@@ -1,0 +1,82 @@
+"""The device of a run, chosen and set up once. Only this module and `measure/` name a kind of device."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+
+import torch
+from torch import Tensor
+
+from bakeoff.errors import UserError
+
+HOST = torch.device("cpu")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+
+    A GPU has its index, which many functions of torch.cuda insist on. Raises UserError for a device that this machine
+    lacks. No memory is taken on any device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.device("cuda", index) for index in range(count)]
+    known = {"auto": gpus[0] if gpus else HOST, "cpu": HOST}
+    if gpus:
+        known |= {"cuda": gpus[0]} | {str(gpu): gpu for gpu in gpus}
+    if name not in known:
+        raise UserError(f"device is {name!r}, which this machine lacks; it may be {', '.join(known)}.")
+    return known[name]
+
+
+def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: float) -> None:
+    """Prepares the process for a run on `device`: frees what an earlier run left there and sets the run's limit.
+
+    deterministic     CUDA computes by algorithms whose results repeat bit for bit, or raises where it has none
+    memory_limit_mb   10⁶ bytes of a GPU that the process may hold (0: all); on the CPU the ledger enforces the limit
+    """
+    # cuDNN's attention can return NaN gradients under an explicit mask (pytorch#196678), and plans for each key length.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Set for every run: cuBLAS reads it once per process, and a deterministic run may follow another in the same one.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.set_device(device)
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(device).total_memory
+        share = min(1.0, memory_limit_mb * 1e6 / total) if memory_limit_mb else 1.0
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called in tables and tags: a GPU's model, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """What a measurement was made on: the device, its driver and CUDA's version where it is a GPU, and torch's."""
+    about = {"device": device_name(device)}
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True).stdout.split() if shutil.which(query[0]) else []
+        about |= {"driver": found[0] if found else "unknown", "CUDA": str(torch.version.cuda)}
+    return about | {"torch": torch.__version__}
+
+
+def queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`, complete only after `wait_for` has waited for the GPU involved.
+
+    The host's side of a copy from a GPU is page-locked, so that many copies are queued and waited for once. torch keeps
+    page-locked memory for the next copy, in blocks of a power of two bytes, until the process ends.
+    """
+    locked = device.type == "cpu" and tensor.device.type == "cuda"
+    return torch.empty_like(tensor, device=device, pin_memory=locked).copy_(tensor.detach(), non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
