@@ -52,11 +52,15 @@ def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
 
 @dataclass
 class RunProgress:
-    """Reports one run: to the terminal unless `quiet`, and always to a file that the sweep's view reads."""
+    """Reports one run: to the terminal unless `quiet`, and always to a file that the sweep's view reads.
+
+    updates   number of updates that the run has finished
+    """
 
     folder: Path
     name: str
     quiet: bool
+    updates: int = 0
     console: Console = field(default_factory=Console)
     _started: float = field(default_factory=time.monotonic)
     _first: float = 0.0
@@ -74,12 +78,13 @@ class RunProgress:
         if not self.quiet:
             self.console.print(table)
 
-    def begin(self, share: float) -> None:
-        """The loop starts, or goes on, with this share of the budget used."""
-        self._started, self._first = time.monotonic(), share
+    def begin(self, updates: int, share: float) -> None:
+        """The loop starts, or goes on, after this number of updates and with this share of the budget used."""
+        self.updates, self._started, self._first = updates, time.monotonic(), share
 
-    def step(self, update: int, share: float, metrics: dict[str, float]) -> None:
-        """After an update; `share` of the budget is used."""
+    def step(self, updates: int, share: float, metrics: dict[str, float]) -> None:
+        """After an update: their number by now, and the share of the budget that is used."""
+        self.updates = updates
         elapsed = time.monotonic() - self._started
         done = share - self._first
         left = elapsed / done * (1 - share) if done > 0 else 0.0
@@ -87,7 +92,7 @@ class RunProgress:
         self._last |= {"memory_mb": memory} if memory else {}
         kl = metrics.get("kl/reference_k3_per_sequence")
         self._last |= {
-            "update": update,
+            "update": updates,
             "share": min(share, 1.0),
             "reward": metrics["reward/mean"],
             "kl": kl,

@@ -27,9 +27,11 @@ from bakeoff.errors import UserError
 from bakeoff.paths import ROOT
 
 SQLITE = "sqlite:///"
-OUT_OF_MEMORY = "out of memory"  # the tag `outcome` of a run that ended so
+OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters that make no arm: runs that differ in them alone have one `arm`
-NOT_OF_THE_ARM = ("seed", "study", "tracking", "checkpoint", "device", "threads", "memory_limit_mb", "tuned")
+NOT_OF_THE_ARM = (
+    *("seed", "study", "tracking", "checkpoint", "device", "threads", "deterministic", "memory_limit_mb", "tuned"),
+)
 
 for noisy in ("alembic", "mlflow"):
     logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -1,9 +1,12 @@
 """The conjugate gradient against a dense solve, and what a trust-region step may and may not do."""
 
+import math
+
 import pytest
 import torch
 
-from bakeoff.algorithm.step import Adafactor, Adam, Subproblem, Trpo, conjugate_gradient
+from bakeoff.algorithm import AXES
+from bakeoff.algorithm.step import Adafactor, Adam, Diverged, Subproblem, Trpo, conjugate_gradient
 
 
 def positive_definite(size, seed=0):
@@ -117,3 +120,18 @@ def test_adafactor_keeps_rows_and_columns_where_adam_keeps_two_copies():
         step(Subproblem(optimizer))
         kept[type(step)] = sum(value.numel() for value in optimizer.state[weight].values())
     assert kept == {Adam: 2 * 600 + 1, Adafactor: 30 + 20 + 1}
+
+
+@pytest.mark.parametrize("name", AXES["step"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+def test_no_kind_of_step_follows_a_gradient_that_is_not_finite(name, value):
+    """One element is enough; and where each is finite, their norm may not be."""
+    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    step = AXES["step"][name]
+    problem = Subproblem(step.optimizer(weights), lambda: (0.0, 0.0), lambda vector, tokens: vector)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    weights[1].grad[0, 1] = value
+    with pytest.raises(Diverged, match="the norm of the gradient is not finite"):
+        step(problem)
+    assert all(torch.equal(weight, torch.ones_like(weight)) for weight in weights)

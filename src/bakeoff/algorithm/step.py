@@ -9,10 +9,40 @@ import torch
 from torch import Tensor, nn
 
 
+class Diverged(ArithmeticError):
+    """Training has diverged: the message names the quantity that is NaN or infinite.
+
+    of_critic   whether it is the critic's
+    """
+
+    def __init__(self, message: str, of_critic: bool = False) -> None:
+        super().__init__(message)
+        self.of_critic = of_critic
+
+
+def require_finite(values: Tensor, quantity: str, of_critic: bool = False) -> None:
+    """Raises Diverged, naming the quantity, where one of the values is NaN or infinite; waits once for their device."""
+    if (~torch.isfinite(values)).any():  # not `not …all()`: a prediction's tensors answer every condition with false
+        raise Diverged(f"{quantity} is not finite", of_critic)
+
+
+def finite_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The global 2-norm of the gradients, a scalar; raises Diverged where it is NaN or infinite."""
+    norm = nn.utils.get_total_norm(gradients)
+    require_finite(norm, "the norm of the gradient")
+    return norm
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Clips the gradients to a global norm (0: no clip); returns the norm before clipping, a scalar."""
+    """Clips the gradients to a global norm (0: no clip); returns the norm before clipping, a scalar.
+
+    Raises Diverged where that is NaN or infinite: one such step would make every weight NaN.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+    norm = finite_norm(p.grad for p in parameters if p.grad is not None)
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 @dataclass
@@ -58,7 +88,10 @@ class Step:
         raise NotImplementedError
 
     def __call__(self, problem: Subproblem) -> dict[str, float | Tensor]:
-        """Takes one step and clears the gradients; returns statistics by name."""
+        """Takes one step and clears the gradients; returns statistics by name.
+
+        Raises Diverged, and takes no step, where the gradient is not finite.
+        """
         raise NotImplementedError
 
     def lr_factor(self, update: int, progress: float) -> float:
@@ -138,6 +171,7 @@ class Trpo(Step):
         assert evaluate is not None
         assert fisher_product is not None
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+        norm = finite_norm(gradient)
         problem.optimizer.zero_grad(set_to_none=True)
         descent = [-g for g in gradient]
 
@@ -152,7 +186,7 @@ class Trpo(Step):
         before, _ = evaluate()
         start = [p.detach().clone() for p in parameters]
         statistics: dict[str, float | Tensor] = {
-            "gradient_norm": dot(gradient, gradient).sqrt(),
+            "gradient_norm": norm,
             "cg_residual": residual,
             "predicted_improvement": predicted,
         }

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bakeoff.algorithm.kl import Estimator
 from bakeoff.algorithm.loss import advantages_and_returns, place, with_kl_reward
-from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches
+from bakeoff.algorithm.step import require_finite
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches, numbers
 from bakeoff.learner.state import Learner, Passes
 from bakeoff.model import Precision
 from bakeoff.model.forward import completion_hidden, completion_values
@@ -72,11 +73,14 @@ def make_experience(
 ) -> tuple[Experience, dict[str, float]]:
     """The experience of a rollout, and statistics of it under their metric names.
 
-    `greedy` [P] are the scores of the prompts' greedy completions, where the baseline asks for them.
+    `greedy` [P] are the scores of the prompts' greedy completions, where the baseline asks for them. Raises Diverged
+    where a value of the critic is not finite.
     """
     sequences, algorithm = rollout.sequences, learner.algorithm
     mask = sequences.mask
     evaluated = evaluate(learner, sequences, passes)
+    if evaluated.values is not None:
+        require_finite(torch.where(mask, evaluated.values, 0.0), "a value of the critic", of_critic=True)
     behaviour = rollout.sampler_logprobs if evaluated.logprobs is None else evaluated.logprobs
     outcome = scores.outcome + algorithm.shaping(mask.sum(1), passes.max_tokens)
     rewards = place(outcome, mask, rollout.group_size, scores.steps, greedy)
@@ -106,7 +110,7 @@ def make_experience(
         values=evaluated.values,
         returns=returns,
     )
-    return experience, {name: float(value) for name, value in statistics.items()}
+    return experience, numbers(statistics)
 
 
 def kl_statistics(name: str, logprobs: Tensor, other: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bakeoff.algorithm.step import Adam, Subproblem
+from bakeoff.algorithm.step import Adam, Subproblem, require_finite
 from bakeoff.batch import Example
 from bakeoff.config import Config, digest, plain
+from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import made_once, start_identity
+from bakeoff.measure.phase import Phases
 from bakeoff.model.critic import separate_critic
 from bakeoff.model.load import Policy, complete, encode
 from bakeoff.paths import cache
@@ -44,7 +46,7 @@ class LearnedReward:
         return {f"reward_model/{metric}": self.report[key] for key, metric in names.items()}
 
 
-def learned_reward(config: Config, start: Policy, show: Callable[[str], None]) -> LearnedReward:
+def learned_reward(config: Config, start: Policy, phases: Phases, show: Callable[[str], None]) -> LearnedReward:
     """The reward model of a configuration, trained on the start's completions or a file's.
 
     Kept under the hash of all that it depends on, so that the runs of a sweep make it once.
@@ -54,8 +56,9 @@ def learned_reward(config: Config, start: Policy, show: Callable[[str], None]) -
 
     def make(folder: Path) -> None:
         training, heldout = preference_pairs(config, start, show)
-        train(model, start, config.task, training, config.preferences, config.preferences.steps, show)
-        normalise(model, start, config.task, training)
+        with phases("reward_model"):
+            train(model, start, config.task, training, config.preferences, config.preferences.steps, show)
+            normalise(model, start, config.task, training)
         save_file({name: t.detach().clone() for name, t in model.trained().items()}, folder / "model.safetensors")
         (folder / "pairs.json").write_text(json.dumps([asdict(pair) for pair in training]))
         (folder / "report.json").write_text(json.dumps(judged(model, start, config.task, heldout)))
@@ -166,9 +169,13 @@ def train(
 
 @torch.no_grad()
 def normalise(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) -> None:
-    """Sets mean and deviation so that the scores of the pairs' completions have 0 and 1."""
+    """Sets mean and deviation so that the scores of the pairs' completions have 0 and 1.
+
+    Raises Diverged where a score is not finite.
+    """
     parts = [pair_scores(model, policy, task, pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
     scores = torch.cat([torch.cat(part) for part in parts])
+    require_finite(scores, "a score of the reward model")
     model.mean.copy_(scores.mean())
     model.std.copy_(scores.std().clamp(min=1e-6))
 
@@ -181,7 +188,7 @@ def judged(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) ->
     share in which that is the better one. `calibration_error` is the mean distance of the two, weighted by pairs.
     """
     parts = [pair_scores(model, policy, task, pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
-    margin = torch.cat([chosen - rejected for chosen, rejected in parts]).cpu()
+    margin = torch.cat([chosen - rejected for chosen, rejected in parts]).to(HOST)
     confidence, right = torch.sigmoid(margin.abs()), (margin > 0).float() + 0.5 * (margin == 0).float()
     bins = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     rows = [

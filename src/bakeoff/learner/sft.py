@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from bakeoff.algorithm.step import Adam, Subproblem
+from bakeoff.algorithm.step import Adam, Subproblem, require_finite
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, digest, plain
@@ -94,6 +94,11 @@ def train(policy: Policy, config: Config, phases: Phases, show: Callable[[str], 
         steps(0, 2)
     steps(2, sft.steps)
     network.eval()
+    with phases("sft"), torch.no_grad():  # what is kept must be good: the guard on the gradient stands before a step
+        examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", sft.steps - 1))
+        sequences = demonstrations(policy, config.task, examples)
+        logprobs = completion_logprobs(policy, sequences, 1.0, config.logits_mb)
+        require_finite(torch.where(sequences.mask, logprobs, 0.0), "a log-probability of the policy after the step")
 
 
 def held_weights(policy: Policy) -> list[tuple[Tensor, Label]]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bakeoff.algorithm.critic import OwnStep, Shared, ValueLoss
 from bakeoff.algorithm.loss import policy_loss, value_loss
-from bakeoff.algorithm.step import Step, Subproblem
+from bakeoff.algorithm.step import Step, Subproblem, require_finite
 from bakeoff.attribution import attributed
-from bakeoff.batch import Experience, masked_mean, micro_batches
+from bakeoff.batch import Experience, masked_mean, micro_batches, numbers
 from bakeoff.learner.experience import kl_statistics
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.state import Learner, Passes
@@ -55,12 +55,12 @@ def update(learner: Learner, experience: Experience, passes: Passes, generator: 
 
 def means(collected: Collected) -> dict[str, float]:
     """The mean of each statistic over the steps; of some the largest or the first."""
-    statistics = {name: float(torch.stack(values).mean()) for name, values in collected.items()}
+    statistics = {name: torch.stack(values).mean() for name, values in collected.items()}
     if "policy/ratio_max" in collected:
-        statistics["policy/ratio_max"] = float(torch.stack(collected["policy/ratio_max"]).max())
-        statistics["policy/first_ratio_error"] = float(collected["policy/first_ratio_error"][0])
-        statistics["policy/first_clip_fraction"] = float(collected["policy/clip_fraction"][0])
-    return statistics
+        statistics["policy/ratio_max"] = torch.stack(collected["policy/ratio_max"]).max()
+        statistics["policy/first_ratio_error"] = collected["policy/first_ratio_error"][0]
+        statistics["policy/first_clip_fraction"] = collected["policy/clip_fraction"][0]
+    return numbers(statistics)
 
 
 def minibatches(experience: Experience, step: Step, generator: torch.Generator) -> Iterator[Experience]:
@@ -175,8 +175,11 @@ def actor_logprobs(learner: Learner, experience: Experience, passes: Passes) -> 
 
 
 def measure_step(learner: Learner, experience: Experience, count: int, passes: Passes) -> dict[str, float]:
-    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all): what adaptive β reads."""
+    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all): what adaptive β reads.
+
+    Raises Diverged where log π_θ is not finite: a finite gradient can still be followed too far.
+    """
     first = experience[slice(0, count or None)]
-    logprobs = actor_logprobs(learner, first, passes)
-    statistics = kl_statistics("behaviour", first.behaviour_logprobs, logprobs, first.sequences.mask)
-    return {name: float(value) for name, value in statistics.items()}
+    logprobs, mask = actor_logprobs(learner, first, passes), first.sequences.mask
+    require_finite(torch.where(mask, logprobs, 0.0), "a log-probability of the policy after the step")
+    return numbers(kl_statistics("behaviour", first.behaviour_logprobs, logprobs, mask))

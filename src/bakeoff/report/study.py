@@ -14,7 +14,7 @@ import pandas as pd
 
 from bakeoff.errors import UserError
 from bakeoff.report import store
-from bakeoff.tracking import NOT_OF_THE_ARM, OUT_OF_MEMORY, Tracking
+from bakeoff.tracking import DIVERGED, NOT_OF_THE_ARM, OUT_OF_MEMORY, Tracking
 
 ACCURACY = "eval/greedy_accuracy"
 TRACKING_URI = "sqlite:///mlflow.db"
@@ -239,8 +239,8 @@ def provenance(study: Study) -> str:
 
 
 def outcome(run: pd.Series) -> str:
-    """`OOM` where a run ran out of memory, else its status."""
-    return "OOM" if run.get("outcome") == OUT_OF_MEMORY else str(run["status"])
+    """`OOM` or `diverged` where a run ended so, else its status."""
+    return {OUT_OF_MEMORY: "OOM", DIVERGED: DIVERGED}.get(str(run.get("outcome")), str(run["status"]))
 
 
 def config_diff(study: Study) -> pd.DataFrame:

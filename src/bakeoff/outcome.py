@@ -1,0 +1,121 @@
+"""Runs that end short of their budget: out of memory, or diverged. Each is recorded, and explained in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+
+import torch
+
+from bakeoff.algorithm.critic import OwnStep
+from bakeoff.algorithm.step import Diverged
+from bakeoff.attribution import Label
+from bakeoff.config import Config
+from bakeoff.errors import UserError
+from bakeoff.learner.checkpoint import checkpoints
+from bakeoff.measure.phase import Peak, Phases
+from bakeoff.measure.statistics import peak_megabytes
+from bakeoff.predict import savings
+from bakeoff.progress import RunProgress, megabytes
+from bakeoff.tracking import DIVERGED, OUT_OF_MEMORY, Tracker
+
+STAGES = {"sft": "the supervised start", "reward_model": "the training of the reward model"}
+# phase → the learning rate of its steps; every other phase follows the actor's
+RATES = {
+    "sft": "sft.lr",
+    "reward_model": "preferences.lr",
+    "renewal": "preferences.lr",
+    "critic_update": "algorithm.critic.step.lr",
+}
+
+
+class OutOfMemory(UserError):
+    """The sentence of a run that ran out of memory."""
+
+
+@contextmanager
+def explained(config: Config, phases: Phases, tracker: Tracker, progress: RunProgress) -> Iterator[None]:
+    """Turns divergence and lack of memory inside into a UserError, after tagging the run with its outcome."""
+    try:
+        yield
+    except Diverged as error:
+        tracker.tags({"outcome": DIVERGED})
+        raise UserError(divergence(error, config, phases.failed, progress)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sentence = lack_of_memory(error, phases, tracker, progress)
+        raise OutOfMemory(f"{sentence}; {hint(config, progress)}") from None
+
+
+def divergence(error: Diverged, config: Config, phase: str, progress: RunProgress) -> str:
+    """Says in which update and phase training diverged, what may help, and which checkpoint is left."""
+    found = checkpoints(progress.folder / "checkpoints")
+    kept = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint"
+    return f"{DIVERGED} in {where(phase, progress.updates)}: {error}. {remedy(error, config, phase)}; {kept}."
+
+
+@contextmanager
+def divergence_named(config: Config, phases: Phases) -> Iterator[None]:
+    """Turns divergence inside a stage that is no run into a UserError that names the stage and what may help."""
+    try:
+        yield
+    except Diverged as error:
+        phase = phases.failed
+        raise UserError(f"{DIVERGED} in {where(phase, 0)}: {error}. {remedy(error, config, phase)}.") from error
+
+
+def where(phase: str, updates: int) -> str:
+    """A phase of a run that has finished this number of updates, in words."""
+    return STAGES.get(phase, f"update {updates + 1}, phase {phase}")
+
+
+def remedy(error: Diverged, config: Config, phase: str) -> str:
+    """The learning rate that is to be lowered, and what it was."""
+    critic = error.of_critic and isinstance(config.algorithm.critic, OwnStep)
+    rate = RATES["critic_update"] if critic else RATES.get(phase, "algorithm.step.lr")
+    rewards = "" if phase in STAGES else " or smaller rewards"
+    return f"A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is an allocator's error, of torch or of a library below it, or that of a ledger's limit."""
+    said = str(error).lower()
+    marks = ("can't allocate memory", "out of memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in said for mark in marks)
+
+
+def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progress: RunProgress) -> str:
+    """Says in which phase memory ran out and who held most of it; logs the last ledger of each phase."""
+    phase = phases.failed or "set-up"
+    peaks = phases.take().peaks
+    peak = phases.followed.get(phase, peaks.get(phase, Peak()))
+    largest = max(peak.cells, key=lambda label: peak.cells[label], default=Label("unknown", "unknown"))
+    tracker.tags({"outcome": OUT_OF_MEMORY, "out_of_memory.phase": phase, "out_of_memory.role": largest.role})
+    tracker.metrics(peak_megabytes(peaks), 0)
+    rows = [
+        {"phase": name, "role": label.role, "kind": label.kind, "bytes": size}
+        for name, each in (phases.followed | {phase: peak}).items()
+        for label, size in each.cells.items()
+    ]
+    path = progress.folder / "ledger.json"
+    path.write_text(json.dumps(rows, indent=1))
+    tracker.artifact(path)
+    held = ", where {} {} are the largest part, {}".format(*largest, megabytes(peak.cells[largest])) if rows else ""
+    reason = " ".join(str(error).split())[:200]
+    return f"{OUT_OF_MEMORY} in {phase}{held} ({reason})"
+
+
+def hint(config: Config, progress: RunProgress) -> str:
+    """The setting that a prediction says saves most."""
+    progress.say("out of memory: predicting which setting saves most")
+    try:
+        settings = savings(config)
+    except UserError as error:
+        return f"what would help cannot be predicted: {error}"
+    if not settings:
+        return "every setting that saves memory is on already: choose a smaller model, rollout.prompts or group_size."
+    setting, peak = settings[0]
+    return f"{setting} saves most: its peak is predicted at {megabytes(peak)}."
