@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run, save_checkpoint
 from bakeoff.learner.state import make_learner
@@ -62,3 +63,12 @@ def test_the_last_few_are_kept_and_partial_ones_are_not_seen(tmp_path):
     (tmp_path / "update_000020").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["update_000010", "update_000015"]
     assert read_run(checkpoints(tmp_path)[-1]) == {"seed": 15}
+
+
+def test_a_tied_weight_is_saved_once(tmp_path):
+    learner = learner_of("algorithm=ppo")
+    network = learner.actor.network
+    assert network.get_input_embeddings().weight is network.get_output_embeddings().weight
+    names = load_file(save_checkpoint(tmp_path, learner, {}, keep=1) / "actor.safetensors").keys()
+    assert len(names) == len(list(network.parameters()))
+    assert [name for name in names if "lm_head" in name] == []

@@ -9,7 +9,7 @@ from bakeoff.model.load import weights_hash
 from bakeoff.run import followed, step
 from tests.conftest import compose, run_of
 
-SMALL = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=0", "tuned=none", "micro_batch=4"]
+SMALL = ["rollout.prompts=2", "rollout.group_size=2", "sft.steps=0", "tuned=none", "micro_batch=2"]
 ARMS = [
     ["algorithm=ppo"],
     ["algorithm=grpo", "model.lora.rank=2"],

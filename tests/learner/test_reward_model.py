@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from bakeoff.batch import Example
+from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner import reward_model as stage
+from bakeoff.measure.phase import Phases
 from bakeoff.model.load import build, complete, encode
 from bakeoff.reward.model import bradley_terry
 from bakeoff.reward.preferences import Pair, read_pairs
@@ -118,9 +120,9 @@ def test_it_is_made_once_and_is_the_same_from_the_cache(cache):
     config = compose(*FEW)
     policy = build(config.model, seed=3)
     policy.network.eval()
-    first = stage.learned_reward(config, policy, quiet)
+    first = stage.learned_reward(config, policy, Phases(HOST), quiet)
     said = []
-    again = stage.learned_reward(config, policy, said.append)
+    again = stage.learned_reward(config, policy, Phases(HOST), said.append)
     assert (first.pairs, first.report) == (again.pairs, again.report)
     assert len(said) == 1, "nothing was trained"
     for name, tensor in first.model.trained().items():

@@ -5,6 +5,7 @@ import torch
 
 from bakeoff.algorithm import kl
 from bakeoff.attribution import Label
+from bakeoff.device import HOST
 from bakeoff.measure.ledger import Ledger
 from bakeoff.model.critic import frozen_copy, value_head
 from bakeoff.model.forward import completion_hidden, completion_logits
@@ -68,9 +69,25 @@ def test_the_saving_is_the_vocabularys():
     whole = sequences.mask.numel() * 5000 * 4
     peaks = {}
     for limit in (0.0, 0.2):
-        with Ledger([(p, Label("actor", "parameters")) for p in policy.network.parameters()]) as ledger:
+        with Ledger(HOST, [(p, Label("actor", "parameters")) for p in policy.network.parameters()]) as ledger:
             completion_logprobs(policy, sequences, 1.0, limit).sum().backward()
         peaks[limit] = ledger.peak_cells.get(Label("actor", "logits"), 0), ledger.peak
         policy.network.zero_grad(set_to_none=True)
     assert peaks[0.0][1] > peaks[0.2][1] + whole
     assert peaks[0.2][0] < 3 * 0.2e6
+
+
+@torch.no_grad()
+def test_bfloat16_does_not_round_logits():
+    """Around 64 bfloat16 has steps of 0.5: logits and log-probs keep float32's, as the passes above them do not."""
+    policy = build(compose("model.precision=bfloat16").model, seed=3)
+    sequences = grouped(policy)
+    hidden = completion_hidden(policy.trunk, sequences)
+    head = policy.network.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight * 64 / (hidden @ head.weight.T).abs().max())  # no longer tied
+    logits = policy.logits(hidden)
+    assert torch.allclose(logits, hidden @ head.weight.T, atol=1e-4)
+    assert logits.abs().max() == pytest.approx(64, abs=1e-3)
+    assert (logits - logits.bfloat16()).abs().max() > 0.1, "what rounding would have done"
+    logprobs = completion_logprobs(policy, sequences, 1.0, CHUNK_MB)
+    assert torch.allclose(logprobs, token_logprobs(logits, sequences.completion_ids), atol=1e-4)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bakeoff.algorithm.loss import Betas
+from bakeoff.device import HOST
 from bakeoff.learner.state import Counters, Learner
 
 
@@ -26,15 +27,15 @@ def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: i
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, weights in learner.trained().items():
-        tensors = {key: value.detach().clone().contiguous() for key, value in weights.items()}
-        save_file(tensors, partial / f"{name}.safetensors")
-    groups = {}
-    for name, optimizer in learner.optimizers().items():
-        state = optimizer.state_dict()
-        tensors = {f"{i}/{key}": v for i, values in state["state"].items() for key, v in values.items()}
-        save_file(tensors, partial / f"{name}.safetensors")
-        groups[name] = state["param_groups"]
+    states = {name: optimizer.state_dict() for name, optimizer in learner.optimizers().items()}
+    groups = {name: state["param_groups"] for name, state in states.items()}
+    saved = learner.trained() | {
+        name: {f"{i}/{key}": v for i, values in state["state"].items() for key, v in values.items()}
+        for name, state in states.items()
+    }
+    for name, tensors in saved.items():  # copied to the host one model at a time
+        copies = {key: tensor.detach().to(HOST, copy=True).contiguous() for key, tensor in tensors.items()}
+        save_file(copies, partial / f"{name}.safetensors")
     state = {"run": run, "counters": asdict(learner.counters), "betas": asdict(learner.betas), "groups": groups}
     (partial / "state.json").write_text(json.dumps(state, indent=1))
     for path in [*partial.iterdir(), partial]:

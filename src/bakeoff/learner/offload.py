@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bakeoff.attribution import PARKED, attributed
+from bakeoff.attribution import PARKED, Label, attributed
+from bakeoff.device import HOST, queued_copy, wait_for
 from bakeoff.learner.state import Learner, optimizer_tensors
 from bakeoff.measure.phase import Phases
 
@@ -42,19 +43,22 @@ class Offload:
         if not used:
             return
         with self.phases("offload"):
-            held = list(self.learner.held())
-            for tensor, label in held:
-                if label.kind != PARKED and id(tensor) not in used:
-                    self._move(tensor, label.role, PARKED, torch.device("cpu"))
-            for tensor, label in held:
-                if label.kind == PARKED and id(tensor) in used:
-                    kind = "parameters" if isinstance(tensor, nn.Parameter) else "optimizer"
-                    self._move(tensor, label.role, kind, self.phases.device)
+            device, state, parked = self.phases.device, list(self.learner.state()), set(self.learner.parked)
+            returning = used & parked
+            here = [(t, label) for t, label in state if id(t) not in parked and t.device.type == device.type]
+            self._move([(t, Label(label.role, PARKED)) for t, label in here if id(t) not in used], HOST)
+            wait_for(device)  # before the host's copies are read; the way back is queued before its readers
+            self._move([(t, label) for t, label in state if id(t) in returning], device)
 
-    def _move(self, tensor: Tensor, role: str, kind: str, device: torch.device) -> None:
-        with attributed(role, kind):
-            tensor.data = tensor.data.to(device, copy=True)
-        self.learner.parked ^= {id(tensor)}
+    def _move(self, tensors: list[tuple[Tensor, Label]], device: torch.device) -> None:
+        """Queues a copy of every tensor, to be counted under its label, and lets the copies take their places."""
+        copies = []
+        for tensor, label in tensors:
+            with attributed(*label):
+                copies.append(queued_copy(tensor, device))
+        for (tensor, _), copy in zip(tensors, copies, strict=True):
+            tensor.data = copy
+            self.learner.parked ^= {id(tensor)}
 
     def _tensors(self, name: str) -> Iterator[Tensor]:
         """Everything of a model or an optimiser, whoever else uses it."""

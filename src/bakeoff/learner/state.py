@@ -154,19 +154,25 @@ class Learner:
                     if id(tensor) not in seen:
                         seen.add(id(tensor))
                         weights[owner.get(id(tensor), role)].append(tensor)
+        if self.reward_model:
+            weights["reward_model"] += [self.reward_model.mean, self.reward_model.std]
         return weights
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of the weights that each role adds."""
         return {role: sum(tensor.nbytes for tensor in tensors) for role, tensors in self.weights().items()}
 
-    def held(self) -> Iterator[tuple[Tensor, Label]]:
-        """Everything that stays in memory between phases: weights, and the state of the optimisers."""
-        held = [(t, Label(role, "parameters")) for role, tensors in self.weights().items() for t in tensors]
+    def state(self) -> Iterator[tuple[Tensor, Label]]:
+        """Everything that stays between phases, wherever it is: weights, and the state of the optimisers."""
+        for role, tensors in self.weights().items():
+            yield from ((tensor, Label(role, "parameters")) for tensor in tensors)
         for role, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
             if optimizer is not None:
-                held += [(tensor, Label(role, "optimizer")) for tensor in optimizer_tensors(optimizer)]
-        for tensor, label in held:
+                yield from ((tensor, Label(role, "optimizer")) for tensor in optimizer_tensors(optimizer))
+
+    def held(self) -> Iterator[tuple[Tensor, Label]]:
+        """The same as the ledger counts it: what is in the host's memory is parked."""
+        for tensor, label in self.state():
             yield tensor, Label(label.role, PARKED) if id(tensor) in self.parked else label
 
 

@@ -7,6 +7,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -23,10 +24,12 @@ from transformers import (
 
 from bakeoff.attribution import attributed
 from bakeoff.batch import Example, Prompts, Sequences
+from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.model import SCRATCH, Model, Precision
 from bakeoff.model.roles import Roles, Trunk
 
+M = TypeVar("M", bound=nn.Module)
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 transformers.utils.logging.disable_progress_bar()
@@ -71,10 +74,16 @@ class Policy:
         return shape
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits [..., V] in float32 over the temperature, as the network makes them of last hidden states [..., H]."""
+        """Logits [..., V] in float32 over the temperature, as the network makes them of last hidden states [..., H].
+
+        The head computes in its weights' float32 under autocast too: bfloat16 rounds a logit of 16 or more to a
+        multiple of 0.125, and a log-prob with it.
+        """
         config = self.network.config.get_text_config()
         with self.trunk.computing(), attributed(kind="logits"):
-            logits: Tensor = self.network.get_output_embeddings()(hidden)
+            head = self.network.get_output_embeddings()
+            with torch.autocast(self.device.type, enabled=False):
+                logits: Tensor = head(hidden.to(head.weight.dtype))
             if scale := getattr(config, "logit_scale", None):  # Cohere
                 logits = logits * scale
             if divisor := getattr(config, "logits_scaling", None):  # Granite
@@ -89,8 +98,8 @@ class Policy:
         return list(self.roles.tensors(self.role).values()) if self.roles else list(self.network.parameters())
 
     def trained(self) -> dict[str, Tensor]:
-        """The same by name, buffers included."""
-        return self.trunk.trained() if self.roles else dict(self.network.state_dict())
+        """The same by name; a tied weight has one name."""
+        return self.trunk.trained() if self.roles else dict(self.network.named_parameters())
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -108,7 +117,7 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 
 def build(model: Model, seed: int = 0) -> Policy:
-    """The policy that `model` describes, on the CPU in float32; raises UserError where it cannot be had."""
+    """The policy that `model` describes, in the host's memory and float32; raises UserError where it cannot be had."""
     if model.name == SCRATCH:
         tokenizer: PreTrainedTokenizerBase = character_tokenizer(model.characters)
         with torch.random.fork_rng(devices=[]):
@@ -186,9 +195,8 @@ def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model
 def check_logits(policy: Policy, name: str) -> None:
     """Raises UserError where the network makes its logits in a way that `Policy.logits` does not know."""
     ids = torch.tensor([[policy.tokenizer.eos_token_id or 0] * 2])
-    with policy.trunk.computing():
-        own = policy.network(input_ids=ids).logits
-        ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
+    own = policy.network(input_ids=ids).logits
+    ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(at_least_float32(own), ours, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"model.name is '{name}', whose logits are not made of its last hidden states in a way that is known here; "
@@ -245,8 +253,18 @@ def weights_hash(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().to(HOST).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def duplicate(module: M, device: torch.device | None = None) -> M:
+    """A copy with weights of its own, on the device if one is given.
+
+    Each weight is copied: a deep copy goes by storage, and fake tensors have none.
+    """
+    memo: dict[int, Any] = {id(b): b.to(device, copy=True) for b in module.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to(device, copy=True), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 def save(policy: Policy, folder: Path) -> None:
@@ -254,6 +272,6 @@ def save(policy: Policy, folder: Path) -> None:
     network = policy.network
     if policy.roles is not None:
         policy.roles.use(policy.role)
-        network = copy.deepcopy(policy.roles.model).merge_and_unload(adapter_names=[policy.role])
+        network = duplicate(policy.roles.model, HOST).merge_and_unload(adapter_names=[policy.role])
     network.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
