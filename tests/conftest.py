@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from jupyter_client.manager import AsyncKernelManager
 
 from bakeoff.config import Config, register
+from bakeoff.device import choose_device, set_up_device
 from bakeoff.learner.offload import Offload
 from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
@@ -126,9 +127,12 @@ class Noted:
 
 def run_of(config: Config, folder: Path) -> Run:
     """A run from random weights, set up as the command does it, that reports to memory."""
-    phases = Phases(torch.device("cpu"))
+    phases = Phases(choose_device(config.device))
+    set_up_device(phases.device, config.deterministic, config.memory_limit_mb)
     actor = starting_policy(config, phases, lambda message: None)
-    learned = learned_reward(config, actor, lambda message: None) if LEARNED in config.reward.functions else None
+    learned = (
+        learned_reward(config, actor, phases, lambda message: None) if LEARNED in config.reward.functions else None
+    )
     model = learned.model if learned else None
     keep_reference = config.measure.kl_to_reference
     learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference, 0, model)

@@ -1,6 +1,7 @@
 """Imports go one way: a package imports only from those before it. The maths imports only torch."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import bakeoff
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "paths", "randomness"},
-    {"tracking"},
+    {"tracking", "device"},
     {"batch", "attribution"},
+    {"measure"},
     {"joining"},
     {"algorithm"},
     {"task"},
@@ -20,14 +22,13 @@ ORDER = [
     {"reward"},
     {"config"},
     {"validation"},
-    {"measure"},
     {"learner"},
     {"progress", "predict", "quality"},
-    {"run", "sweep", "out_of_memory"},
+    {"run", "sweep", "outcome"},
     {"job"},
     {"bench", "reward_model"},
     {"__main__"},
-    {"memory", "memory_check"},
+    {"memory", "memory_check", "gpu_check"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -80,6 +81,16 @@ def test_the_maths_imports_only_torch(path):
     if path.name == "__init__.py":
         allowed += ("omegaconf",)
     assert all(name.startswith(allowed) for name in imports(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_module_of_the_device_and_those_that_measure_it_name_a_kind(path):
+    if package(path) in ("device", "measure"):
+        return
+    tree = ast.parse(path.read_text())
+    names = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    names += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    assert [name for name in names if re.search(r"\b(cpu|cuda|mps|xpu)\b", name)] == []
 
 
 def test_every_module_is_placed():

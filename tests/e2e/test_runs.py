@@ -1,46 +1,25 @@
 """One run, as a user starts it: what it tracks, what it saves, and how it survives kill -9."""
 
 import json
-import os
 import re
 import signal
 import time
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import bakeoff.run
 from bakeoff.measure.statistics import METRICS
 from bakeoff.report import store
-from bakeoff.tracking import Tracking
-from tests.commands import call, start
+from tests.commands import call, dies_in_update, start
 from tests.conftest import known
+from tests.stored import history, only_run, tracking
 
 SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
 pytestmark = pytest.mark.xdist_group("runs")  # one worker: what `finished` makes is shared
-
-
-def tracking(folder: Path) -> Tracking:
-    return Tracking(uri=f"sqlite:///{folder / 'mlflow.db'}")
-
-
-def only_run(folder: Path):
-    client = MlflowClient(tracking_uri=tracking(folder).uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("bakeoff").experiment_id])
-    return run
-
-
-def history(folder: Path) -> pd.Series:
-    """Every metric that is a function of the configuration: not time, speed or memory."""
-    frame = store.metrics_frame(tracking(folder), [only_run(folder)])
-    frame = frame.astype({"metric": str})  # which metrics there are of time and memory may differ
-    frame = frame[~frame["metric"].str.startswith(("time/", "speed/", "memory/", "progress/seconds"))]
-    return frame.set_index(["metric", "step"])["value"].sort_index()
 
 
 def six_updates(name: str) -> tuple[str, ...]:
@@ -102,22 +81,10 @@ def test_the_saved_actor_opens_in_transformers(finished):
     assert torch.isfinite(model(ids).logits).all()
 
 
-def dies_in_the_fifth_update() -> None:
-    """Puts a step in the place of the loop's that kills its process."""
-    step = bakeoff.run.step
-
-    def dying(run):
-        if run.learner.counters.updates == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(run)
-
-    bakeoff.run.step = dying
-
-
 @pytest.mark.parametrize("name", ["ppo_kl", "grpo"])  # PPO's state is part of PPO-KL's
 def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path, command):
     arguments = (*six_updates(name), "checkpoint.every=3")
-    killed = call("bakeoff.__main__", arguments, tmp_path, dies_in_the_fifth_update)
+    killed = call("bakeoff.__main__", arguments, tmp_path, partial(dies_in_update, 5))
     assert killed.returncode == -signal.SIGKILL
     assert only_run(tmp_path).info.status == "RUNNING"
     resumed = command("resume=out")

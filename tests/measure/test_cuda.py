@@ -1,105 +1,93 @@
-"""What is done with the figures of CUDA's allocator, which a few lines play: no GPU is needed, and none is measured."""
-
-from pathlib import Path
-from types import SimpleNamespace
+"""What is read from CUDA's allocator and set there, on a virtual GPU whose allocator counts real tensors."""
 
 import pytest
 import torch
 
 from bakeoff.attribution import Label
+from bakeoff.device import choose_device, device_name, set_up_device
 from bakeoff.errors import UserError
-from bakeoff.job import bound_memory
 from bakeoff.measure.phase import Phases
 from bakeoff.measure.statistics import peak_megabytes
 from bakeoff.run import followed
 from tests.conftest import compose, run_of
-
-CUDA = torch.device("cuda")
-
-
-class Allocator:
-    """Counts as the caching allocator does: a peak since the last reset, and what it holds from the device."""
-
-    def __init__(self, monkeypatch):
-        self.live = self.peak = self.reserved = 0
-        self.calls = []
-        for name, value in {
-            "synchronize": lambda device: None,
-            "max_memory_allocated": lambda device: self.peak,
-            "max_memory_reserved": lambda device: self.reserved,
-            "reset_peak_memory_stats": self.reset,
-            "empty_cache": lambda: self.calls.append("empty_cache"),
-            "get_device_properties": lambda device: SimpleNamespace(total_memory=80e9),
-            "set_per_process_memory_fraction": lambda share, device: self.calls.append(share),
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-
-    def reset(self, device):
-        self.peak = self.live
-
-    def take(self, size):
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        self.reserved = max(self.reserved, 2 * self.live)
+from tests.virtual_gpu import GPU, HOST, virtual_gpu
 
 
-@pytest.fixture
-def allocator(monkeypatch):
-    return Allocator(monkeypatch)
+def megabytes(size: float) -> torch.Tensor:
+    """A tensor of 10⁶ bytes times `size` on the GPU, to the next block."""
+    return torch.zeros(int(size * 250_000), device=GPU)
 
 
-def test_each_phase_has_the_allocators_peak_since_its_own_beginning(allocator):
-    phases = Phases(CUDA)
-    allocator.take(1_000_000)  # weights
-    with phases("rollout"):
-        allocator.take(5_000_000)
-        allocator.take(-5_000_000)
-    with phases("actor_update"):
-        allocator.take(2_000_000)
-        with phases("offload"):
-            allocator.take(500_000)
-            allocator.take(-2_500_000)
-    peaks = phases.take().peaks
-    assert {name: peak.allocated for name, peak in peaks.items()} == {
-        "rollout": 6_000_000,
-        "actor_update": 3_000_000,
-        "offload": 3_500_000,
-    }
-    assert peaks["actor_update"].reserved == 12_000_000, "the allocator gives nothing back by itself"
+def test_the_device_is_the_gpu_where_there_is_one():
+    assert choose_device("auto") == HOST
+    with virtual_gpu():
+        assert [choose_device(name) for name in ("auto", "cuda", "cuda:0")] == [GPU] * 3
+        assert choose_device("cpu") == HOST
+        assert device_name(choose_device("auto")) == "virtual GPU"
+    with pytest.raises(UserError, match="device is 'cuda', which this machine lacks; it may be auto, cpu"):
+        choose_device("cuda")
+    with virtual_gpu(), pytest.raises(UserError, match=r"device is 'cuda:1'.*it may be auto, cpu, cuda, cuda:0"):
+        choose_device("cuda:1")
 
 
-def test_what_no_tensor_explains_is_the_remainder(allocator):
-    phases = Phases(CUDA)
-    weight = torch.zeros(250_000)
-    allocator.take(1_000_000)
-    with phases.following([(weight, Label("actor", "parameters"))]), phases("rollout"):
-        allocator.take(40_000)  # a library's workspace
-    metrics = peak_megabytes(phases.take().peaks)
-    assert metrics["memory/rollout_mb"] == 1.04
-    assert metrics["memory/rollout/actor_parameters_mb"] == 1
-    assert metrics["memory/rollout/remainder_mb"] == pytest.approx(0.04)
+def test_each_phase_has_the_allocators_peak_since_its_own_beginning():
+    with virtual_gpu():
+        phases = Phases(GPU)
+        weights = megabytes(1)
+        with phases("rollout"):
+            megabytes(5)
+        with phases("actor_update"):
+            held = megabytes(2)
+            with phases("offload"):
+                megabytes(0.5)
+                del held
+        peaks = phases.take().peaks
+    sizes = {name: round(peak.allocated / 1e6, 2) for name, peak in peaks.items()}
+    assert sizes == {"rollout": 6.0, "actor_update": 3.0, "offload": 3.5}
+    assert peaks["actor_update"].reserved >= 6e6, "the allocator gives nothing back by itself"
+    assert weights.sum() == 0
 
 
-def test_a_run_begins_with_an_empty_cache_and_its_limit(allocator):
-    bound_memory(compose("memory_limit_mb=20000"), CUDA)
-    bound_memory(compose(), CUDA)
-    assert allocator.calls == ["empty_cache", 0.25, "empty_cache", 1.0]
+def test_what_no_tensor_explains_is_the_remainder():
+    with virtual_gpu():
+        phases = Phases(GPU)
+        weight, workspace = megabytes(1.024), megabytes(0.0512)
+        with phases.following([(weight, Label("actor", "parameters"))]), phases("rollout"):
+            torch.zeros(10)  # in the host's memory: not the device's
+        metrics = peak_megabytes(phases.take().peaks)
+    assert metrics["memory/rollout/actor_parameters_mb"] == 1.024
+    assert metrics["memory/rollout/remainder_mb"] == pytest.approx(0.0512)
+    assert metrics["memory/rollout_mb"] == pytest.approx(1.0752)
+    assert workspace.sum() == 0
+
+
+def test_a_run_begins_with_an_empty_cache_and_its_limit():
+    """Through torch.cuda's own functions, which refuse a device without an index."""
+    with virtual_gpu() as gpu:
+        set_up_device(GPU, deterministic=False, memory_limit_mb=20_000)
+        set_up_device(choose_device("cuda"), deterministic=True, memory_limit_mb=0)
+        assert torch.are_deterministic_algorithms_enabled()
+        set_up_device(GPU, deterministic=False, memory_limit_mb=0)
+        assert not torch.are_deterministic_algorithms_enabled()
+        with pytest.raises(ValueError, match="specified index"):
+            torch.cuda.set_per_process_memory_fraction(1.0, torch.device("cuda"))
+    assert [arguments[0] for name, arguments in gpu.calls if name == "_cuda_setMemoryFraction"] == [0.25, 1.0, 1.0]
+    assert [name for name, _ in gpu.calls].count("_cuda_emptyCache") == 3
+    assert not torch.backends.cuda.cudnn_sdp_enabled(), "its gradients under a mask can be NaN"
 
 
 def test_a_snapshot_is_of_a_gpu():
     with pytest.raises(UserError, match=r"memory_snapshot is true, but the device is cpu"):
-        bound_memory(compose("measure.memory_snapshot=true"), torch.device("cpu"))
+        compose("measure.memory_snapshot=true", "device=cpu")
 
 
-def test_the_snapshot_is_kept_where_memory_runs_out(allocator, monkeypatch, tmp_path):
-    recorded = []
-    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda enabled="all": recorded.append(enabled))
-    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_bytes(b"blocks"))
-    run = run_of(compose("measure.memory_snapshot=true"), tmp_path)
-    run.phases.device, artifacts = CUDA, []
-    run.tracker.artifact = artifacts.append
-    with pytest.raises(torch.OutOfMemoryError), followed(run), run.phases("rollout"):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    assert recorded == ["all", None], "recording ends with the update"
-    assert [path.read_bytes() for path in artifacts] == [b"blocks"]
+def test_the_snapshot_is_kept_where_memory_runs_out(tmp_path):
+    with virtual_gpu() as gpu:
+        run, artifacts = run_of(compose("measure.memory_snapshot=true", "sft.steps=0"), tmp_path), []
+        run.tracker.artifact = artifacts.append
+        with pytest.raises(torch.OutOfMemoryError), followed(run), run.phases("rollout"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+    assert [arguments for name, arguments in gpu.calls if name == "history"] == ["all", None], "recording ends"
+    assert [path.name for path in artifacts] == ["memory_snapshot.pickle"]
+    assert artifacts[0].stat().st_size > 0
     assert run.phases.failed == "rollout"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bakeoff.attribution import PARKED, Label, attributed, current_label
+from bakeoff.device import HOST
 from bakeoff.measure.ledger import Ledger
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import Peak, Phases
@@ -17,7 +18,7 @@ WEIGHT = Label("actor", "parameters")
 
 def test_live_and_peak_bytes_by_hand():
     weight = torch.zeros(1000)
-    with Ledger([(weight, WEIGHT), (weight.view(10, 100), WEIGHT)]) as ledger:
+    with Ledger(HOST, [(weight, WEIGHT), (weight.view(10, 100), WEIGHT)]) as ledger:
         assert ledger.live == 4000, "a view holds nothing of its own"
         x = torch.ones(500)
         y = x * 2
@@ -37,7 +38,7 @@ def test_live_and_peak_bytes_by_hand():
 def test_backward_is_followed_and_gradients_are_told_from_activations():
     layer = torch.nn.Linear(100, 100)
     gradients = Label("actor", "gradients")
-    with Ledger([(p, WEIGHT) for p in layer.parameters()]) as ledger:
+    with Ledger(HOST, [(p, WEIGHT) for p in layer.parameters()]) as ledger:
         before = ledger.live
         with attributed("actor", "activations"):
             layer(torch.ones(10, 100)).square().sum().backward()
@@ -55,7 +56,10 @@ def test_backward_is_followed_and_gradients_are_told_from_activations():
 def test_a_gradient_of_the_embedding_is_known_while_the_backward_pass_still_holds_it():
     """A tied embedding's gradient from the logits waits for the other one: by shape alone it is no activation."""
     embedding = torch.nn.Embedding(50, 8)
-    with Ledger([(embedding.weight, WEIGHT)], embedding.weight.shape) as ledger, attributed("actor", "activations"):
+    with (
+        Ledger(HOST, [(embedding.weight, WEIGHT)], embedding.weight.shape) as ledger,
+        attributed("actor", "activations"),
+    ):
         hidden = embedding(torch.arange(20)).tanh()
         halfway = []
         hidden.register_hook(lambda gradient: halfway.append(dict(ledger.cells)))
@@ -76,7 +80,7 @@ def test_scopes_nest_and_end():
 
 def test_what_is_parked_is_not_on_the_device():
     weight = torch.zeros(1000)
-    with Ledger([(weight, WEIGHT)]) as ledger:
+    with Ledger(HOST, [(weight, WEIGHT)]) as ledger:
         with attributed("actor", PARKED):
             weight.data = weight.data.clone()
         assert ledger.live == 0
@@ -87,7 +91,7 @@ def test_what_is_parked_is_not_on_the_device():
 
 def test_a_cast_of_a_weight_is_the_weights():
     weight = torch.nn.Parameter(torch.zeros(1000))
-    with Ledger([(weight, WEIGHT)]) as ledger, attributed("critic", "activations"):
+    with Ledger(HOST, [(weight, WEIGHT)]) as ledger, attributed("critic", "activations"):
         low = weight.to(torch.bfloat16)
         x = torch.ones(10).to(torch.float64)
     assert ledger.cells[WEIGHT] == 4000 + 2000
@@ -96,7 +100,7 @@ def test_a_cast_of_a_weight_is_the_weights():
 
 
 def test_a_limit_ends_it():
-    with pytest.raises(torch.OutOfMemoryError, match=r"0.1 MB are needed, of 0.1"), Ledger(limit=50_000):
+    with pytest.raises(torch.OutOfMemoryError, match=r"0.1 MB are needed, of 0.1"), Ledger(HOST, limit=50_000):
         torch.zeros(20_000)
 
 

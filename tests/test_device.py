@@ -1,0 +1,204 @@
+"""Runs on a virtual GPU: every method, role, setting and mode, taken from the registries, computes the CPU's numbers.
+
+CUDA refuses an operator whose tensors are on different devices; so does the virtual GPU, in backward passes too. What a
+run measures there must equal what it measures on the CPU, bit for bit. The allocator's count of bytes, which knows
+nothing of the ledger, must equal the ledger's.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from bakeoff.algorithm import AXES
+from bakeoff.algorithm.critic import OwnStep
+from bakeoff.config import Config, Mode, Quality
+from bakeoff.errors import UserError
+from bakeoff.job import run_job
+from bakeoff.learner.checkpoint import save_checkpoint
+from bakeoff.measure import NOT_REPRODUCIBLE
+from bakeoff.model import Precision
+from bakeoff.model.load import save
+from bakeoff.paths import CONF
+from bakeoff.predict import cheaper
+from bakeoff.randomness import generator
+from bakeoff.run import followed, step
+from bakeoff.validation import validate
+from tests.conftest import compose, run_of
+from tests.virtual_gpu import GPU, VirtualGPU, virtual_gpu
+
+METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
+REWARDS = sorted(path.stem for path in (CONF / "reward").glob("*.yaml"))
+SMALL = [
+    *("tuned=none", "rollout.prompts=2", "rollout.group_size=2", "sft.steps=0", "measure.kl_sequences=2"),
+    *("task.digits=2", "task.max_new_tokens=3", "task.heldout=2", "++model.architecture.num_hidden_layers=1"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_garbage():
+    """A run on a GPU collects garbage before it starts, which takes half a second among all that tests import."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def composed(*overrides: str) -> Config:
+    """A small configuration whose updates are short; outer iterations end with every one."""
+    algorithm = (config := compose(*SMALL, *overrides)).algorithm
+    for taken in [algorithm.step, *([algorithm.critic.step] if isinstance(algorithm.critic, OwnStep) else [])]:
+        taken.epochs = 1
+        for key in {"cg_iterations", "backtracks"} & set(vars(taken)):
+            setattr(taken, key, 2)
+    if algorithm.kl_to_reference.iteration_updates:
+        algorithm.kl_to_reference.iteration_updates = 1
+    return config
+
+
+def check(config: Config, folder):
+    """Two updates on the virtual GPU: the numbers are the CPU's, and the ledger explains every byte."""
+    here = run_of(config, folder)
+    expected = [step(here)[0] for _ in range(2)]
+    with virtual_gpu() as gpu:
+        run = run_of(replace(config, deterministic=True), folder)
+        assert run.phases.device == GPU
+        for numbers in expected:
+            with followed(run):
+                measured = step(run)[0]
+            compared = {k: v for k, v in numbers.items() if not k.startswith(NOT_REPRODUCIBLE)}
+            assert {k: v for k, v in measured.items() if not k.startswith(NOT_REPRODUCIBLE)} == compared
+        kept = [t for t, label in run.learner.held() if label.kind != "parked" and t.dim()]
+        assert {tensor.device for tensor in kept} == {GPU}
+    assert gpu.launches > 500
+    remainders = {phase: peak.remainder for phase, peak in run.phases.followed.items()}
+    assert set(remainders.values()) == {0}, remainders
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_computes_the_cpus_numbers(method, tmp_path):
+    check(composed(f"algorithm={method}"), tmp_path)
+
+
+@pytest.mark.parametrize("critic", sorted(set(AXES["critic"]) - {"none", "separate"}))
+@pytest.mark.parametrize("rank", [0, 2])
+def test_every_kind_of_critic_computes_the_cpus_numbers(critic, rank, tmp_path):
+    check(composed("algorithm=ppo", f"algorithm/critic={critic}", f"model.lora.rank={rank}"), tmp_path)
+
+
+CHOSEN = {
+    choice
+    for method in METHODS
+    for line in yaml.safe_load((CONF / "algorithm" / f"{method}.yaml").read_text())["defaults"]
+    for choice in line.items()
+}
+OPTIONS = {(axis, name) for axis, options in AXES.items() for name in options if axis != "critic"}
+
+
+@pytest.mark.parametrize(("axis", "name"), sorted(OPTIONS - CHOSEN))
+def test_every_option_that_no_method_uses_computes_the_cpus_numbers(axis, name, tmp_path):
+    for method in ("grpo", "ppo"):
+        config = composed(f"algorithm={method}")
+        setattr(config.algorithm, axis, AXES[axis][name])
+        try:
+            validate(config)
+        except UserError:
+            continue
+        return check(config, tmp_path)
+    pytest.fail(f"neither grpo nor ppo takes algorithm/{axis}={name}")
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_every_reward_computes_the_cpus_numbers(reward, tmp_path):
+    """From a supervised start, with a method that renews its reference and a learned reward in every update."""
+    stages = {"sft": "steps=4,batch=8", "preferences": "pairs=4,heldout=2,steps=2,batch=2,renewal_steps=2"}
+    short = [f"{group}.{value}" for group, values in stages.items() for value in values.split(",")]
+    sampled = ["preferences.renewal_pairs=1", "rollout.prompts=8", "rollout.group_size=4"]
+    check(composed("algorithm=grpo_iterative", f"reward={reward}", *short, *sampled), tmp_path)
+
+
+@pytest.mark.parametrize("precision", [each.value for each in Precision])
+def test_every_precision_computes_the_cpus_numbers(precision, tmp_path):
+    """With a truncated distribution, a critic on the actor's base, and the sampler's log-probs computed again."""
+    shared = ["algorithm/critic=adapter", "model.lora.rank=2", "rollout.top_k=5", "rollout.top_p=0.9"]
+    check(composed("algorithm=ppo", f"model.precision={precision}", *shared), tmp_path)
+
+
+@pytest.mark.parametrize("setting", [name for name, _ in cheaper(composed("algorithm=ppo"))])
+def test_every_setting_that_saves_memory_computes_the_cpus_numbers(setting, tmp_path):
+    check(dict(cheaper(composed("algorithm=ppo")))[setting], tmp_path)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.train], ids=lambda mode: mode.value)
+def test_every_mode_gives_the_cpus_result(mode, tmp_path):
+    """As the command runs it, from the choice of the device on; a prediction takes no device."""
+    config = composed("algorithm=ppo", f"mode={mode.value}")
+    config.quality = Quality(critic_updates=1, batches=2, reference_batches=2, continuations=2)
+    config.tracking.uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    result = job(config, tmp_path / "here")
+    with virtual_gpu() as gpu:
+        assert job(config, tmp_path / "there") == result
+    assert (gpu.launches > 500) == (mode is not Mode.predict)
+
+
+def job(config: Config, folder: Path) -> float:
+    return run_job(config, folder, {"algorithm": "ppo"}, [], None, quiet=True)
+
+
+def counts_of(gpu: VirtualGPU, work: Callable[[], object]) -> tuple[int, int]:
+    """How many kernels the work launches, and how often the host waits for the GPU meanwhile."""
+    launches, waits = gpu.launches, gpu.waits.total()
+    work()
+    return gpu.launches - launches, gpu.waits.total() - waits
+
+
+def test_launches_and_waits_of_a_decoded_token(tmp_path):
+    """By the difference between completions of three and of eight tokens: a layer of tiny, its head and a draw."""
+    with virtual_gpu() as gpu:
+        run = run_of(composed("algorithm=grpo"), tmp_path)
+
+        def decode(tokens: int) -> None:
+            rollout = run.config.rollout(run.learner.actor, run.heldout, 16, tokens, generator(GPU, 0, "test"))
+            assert rollout.sequences.mask.shape[1] == tokens, "a completion that goes on to the end"
+
+        short, long = counts_of(gpu, lambda: decode(3)), counts_of(gpu, lambda: decode(8))
+    launches, waits = ((b - a) / 5 for a, b in zip(short, long, strict=True))
+    assert waits == 2, "whether every completion has ended; and transformers asks whether the mask hides anything"
+    assert launches <= 90
+
+
+def test_launches_and_waits_of_an_update(tmp_path):
+    """Of PPO without offloading and with it: copies to page-locked memory are queued, and waited for once a phase."""
+    counts, tensors = {}, 0
+    for offload in (False, True):
+        with virtual_gpu() as gpu:
+            run = run_of(composed("algorithm=ppo", f"offload={offload}"), tmp_path)
+            step(run)  # before it, optimisers have no state to move
+            counts[offload] = counts_of(gpu, lambda run=run: step(run))
+            tensors = len(list(run.learner.state()))
+    launches, waits = counts[False]
+    assert launches <= 2700
+    assert waits <= 52
+    phases = 7  # each is timed at its beginning and its end, and waits once for what leaves the GPU
+    assert counts[True][1] - waits <= 3 * phases < tensors
+
+
+@pytest.mark.parametrize("overrides", [["algorithm=ppo"], ["algorithm=grpo", "model.lora.rank=2"]], ids=str)
+def test_what_a_run_saves_takes_no_memory_of_the_gpu(overrides, tmp_path):
+    """Neither a checkpoint nor the saved actor, whose adapter is merged into a copy, clones a model there."""
+    with virtual_gpu() as gpu:
+        run = run_of(composed(*overrides), tmp_path)
+        step(run)
+        torch.cuda.reset_peak_memory_stats()
+        before = gpu.peak
+        saved = save_checkpoint(tmp_path / "checkpoints", run.learner, {}, keep=1)
+        save(run.learner.actor, tmp_path / "actor")
+        assert gpu.peak <= before + 4096, "scalars alone"
+        for name, tensors in run.learner.trained().items():
+            stored = load_file(saved / f"{name}.safetensors")
+            assert stored.keys() == tensors.keys()
+            assert all(torch.equal(stored[key], tensor.detach().cpu()) for key, tensor in tensors.items())
