@@ -2,9 +2,11 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+DEVICE ?= auto
+WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test lint check memory critic bench bench-report smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test lint check memory critic bench bench-report gpu wheels smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -49,7 +51,7 @@ lint: $(READY)  ## ruff and mypy
 check: lint test
 
 memory: $(READY)  ## predicted against measured memory, every method on two models
-	$(BIN)/python -m bakeoff.memory_check
+	$(BIN)/python -m bakeoff.memory_check --device $(DEVICE)
 
 critic: $(READY)  ## what a critic costs and earns, and the memory page
 	$(BIN)/bakeoff sweeps=memory_group
@@ -57,10 +59,22 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 	$(BIN)/bakeoff-report critic
 
 bench: $(READY)  ## seconds of an update by phase, on fixed work
-	$(BIN)/python -m bakeoff.bench
+	$(BIN)/python -m bakeoff.bench --device $(DEVICE)
 
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
 	$(BIN)/python -m bakeoff.report.bench
+
+gpu: $(READY)  ## what a GPU must show: correctness, memory, speed, resuming; GPU="--device cpu --small" runs it without one
+	$(BIN)/python -m bakeoff.gpu_check $(GPU)
+
+wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for Python $(WHEELS_PYTHON), in wheels/
+	mkdir -p wheels
+	grep -iE "^($$(grep -v '^#' requirements.offline | paste -sd'|'))==" requirements.lock > wheels/requirements.txt
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir wheels "$$(grep antlr4 wheels/requirements.txt)"
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --find-links wheels --dest wheels \
+		--python-version $(WHEELS_PYTHON) --implementation cp \
+		$(foreach tag,2_34 2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
+		--requirement wheels/requirements.txt
 
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch

@@ -85,7 +85,8 @@ def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path)
 def test_the_critic_study_and_its_page(command, report, tmp_path):
     """Trained arms and predicted groups in small: the page says what the critic costs before it says anything else."""
     short = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
-    few = ["budget={unit: updates, limit: 2}", "micro_batch=4", "hydra/launcher=basic"]
+    few = ["budget={unit: updates, limit: 2}", "micro_batch=8", "hydra/launcher=basic"]
+    few += ["++model.architecture.num_hidden_layers=1", "algorithm.step.epochs=1"]
     ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, *few)
     assert ran.returncode == 0, ran.stderr
     predicted = ["task=sort", "model=tiny", "rollout.group_size=2,4", "lengths.prompt=12", "lengths.completion=11"]

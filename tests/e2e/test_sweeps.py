@@ -11,7 +11,10 @@ from mlflow import MlflowClient
 
 from bakeoff.__main__ import main
 
-SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
+SHORT = [
+    *("rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
+    "++model.architecture.num_hidden_layers=1",
+]
 
 
 def runs_in(folder: Path):

@@ -1,0 +1,298 @@
+"""Checks on a GPU what no CPU can show, and measures what it costs there: a table with a verdict in every line.
+
+`make gpu` runs it whole, in minutes; with `--small` every line runs on any device, so that the script cannot rot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import hydra
+import pandas as pd
+import torch
+from rich.console import Console
+from torch._C._autograd import DeviceType
+from torch.profiler import profile
+
+from bakeoff.bench import untracked_run, with_device
+from bakeoff.config import Config, register
+from bakeoff.device import HOST, choose_device, describe_device, wait_for
+from bakeoff.learner.checkpoint import load_checkpoint, save_checkpoint
+from bakeoff.measure import NOT_REPRODUCIBLE
+from bakeoff.measure.memory import keep_freed_memory
+from bakeoff.model.logprobs import completion_logprobs
+from bakeoff.paths import CONF
+from bakeoff.predict import predict
+from bakeoff.randomness import generator
+from bakeoff.run import Run, followed, step
+from bakeoff.tracking import commit
+from bakeoff.validation import to_config
+
+
+@dataclass
+class Scale:
+    """How much is run.
+
+    updates    of each training run, of `prompts` × 4 completions each, from a start of `sft_steps` supervised steps
+    methods    whose training runs are compared with the CPU's
+    models     architectures whose memory is predicted and measured; the last is also decoded and differentiated
+    sequences, tokens   completions of that model, and the length of each
+    """
+
+    updates: int
+    prompts: int
+    sft_steps: int
+    methods: tuple[str, ...]
+    models: tuple[str, ...]
+    sequences: int
+    tokens: int
+
+
+TEN = ("reinforce", "rloo", "remax", "grpo", "dr_grpo", "dapo", "gspo", "ppo", "ppo_kl", "trpo")
+FULL = Scale(24, 64, 100, TEN, ("smollm2_135m", "qwen2_5_0_5b"), 512, 128)
+SMALL = Scale(2, 4, 2, ("dapo",), ("tiny",), 8, 8)
+
+
+@dataclass
+class Line:
+    """A row of the table: what was checked, measured and expected, and whether the measurement is as expected."""
+
+    check: str
+    measured: str
+    expected: str
+    holds: bool
+
+
+@dataclass
+class Check:
+    """What every section of the table is given."""
+
+    device: str
+    scale: Scale
+    folder: Path
+
+    def config(self, *overrides: str) -> Config:
+        """The configuration of a command line on the device."""
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return to_config(hydra.compose("config", overrides=[f"device={self.device}", *overrides]))
+
+    def training(self, method: str, *overrides: str) -> Config:
+        """A method on sort-10 with the tiny model."""
+        scale = self.scale
+        limit = f"budget={{unit: updates, limit: {scale.updates}}}"
+        return self.config(
+            f"algorithm={method}", f"rollout.prompts={scale.prompts}", f"sft.steps={scale.sft_steps}", limit, *overrides
+        )
+
+    def untrained(self, model: str, *overrides: str) -> Config:
+        """An architecture of this size with random weights, in bfloat16."""
+        random = ["model.name=scratch", "model.characters='0123456789=+-*, '", "model.chat=false"]
+        few = ["tuned=none", "sft.steps=0", "task.heldout=8", "rollout.prompts=8", "rollout.group_size=4"]
+        return self.config(f"model={model}", *random, "model.precision=bfloat16", *few, *overrides)
+
+
+def finish(run: Run) -> list[dict[str, float]]:
+    """The metrics of every update that is left of the budget."""
+    metrics = []
+    while run.learner.counters.progress(run.config.budget) < 1:
+        metrics.append(step(run)[0])
+    return metrics
+
+
+def measured_peak(config: Config, folder: Path) -> float:
+    """The largest peak in MB of a second update, which has the state of the optimisers; its models end here."""
+    run = untracked_run(config, folder)
+    step(run)
+    with followed(run):
+        return step(run)[0]["memory/peak_mb"]
+
+
+def memory(check: Check) -> Iterator[Line]:
+    """The largest peak of an update: predicted, and counted by the device's allocator."""
+    for model in check.scale.models:
+        for method in ("grpo", "ppo"):
+            config = check.untrained(model, f"algorithm={method}", "algorithm.step.epochs=1")
+            measured, predicted = measured_peak(config, check.folder), predict(config).peak / 1e6
+            yield Line(
+                f"largest peak of {method}, {model}",
+                f"{measured:,.1f} MB, {predicted / measured - 1:+.1%} predicted",
+                "within 10 %",
+                abs(predicted / measured - 1) < 0.1,
+            )
+
+
+def decoding(check: Check) -> Iterator[Line]:
+    """The time of a decoded token, and how far the sampler's log-probs are from the training forward's."""
+    scale, model = check.scale, check.scale.models[-1]
+    config = check.untrained(model, "algorithm=grpo", f"task.max_new_tokens={scale.tokens}", "task.digits=7")
+    run = untracked_run(config, check.folder)
+    actor, device = run.learner.actor, run.phases.device
+    group = scale.sequences // len(run.heldout.texts)
+    seconds = []
+    for _ in range(2):  # the first warms up
+        began = time.perf_counter()
+        rollout = config.rollout(actor, run.heldout, group, scale.tokens, generator(device, 0, "decoding"))
+        wait_for(device)
+        seconds.append(time.perf_counter() - began)
+    read = rollout.sequences[: min(scale.sequences, 16)]
+    with torch.no_grad():
+        again = completion_logprobs(actor, read, 1.0, config.logits_mb)
+    error = float((again - rollout.sampler_logprobs[: len(read)])[read.mask].abs().mean())
+    columns, total = read.mask.shape[1], int(rollout.sequences.mask.sum())
+    yield Line(
+        f"decoding {scale.sequences} completions of {columns} tokens, {model}",
+        f"{seconds[-1] / columns * 1e3:.2f} ms for a token of each, {total / seconds[-1]:,.0f} tokens/s",
+        "(a measurement)",
+        True,
+    )
+    yield Line("sampler against training forward, bfloat16", f"{error:.4f} nats a token", "below 0.05", error < 0.05)
+
+
+def head(check: Check) -> Iterator[Line]:
+    """Log-probs and their gradient with the logits of all chunks at once bounded in two ways."""
+    scale, model = check.scale, check.scale.models[-1]
+    config = check.untrained(model, "algorithm=grpo", f"task.max_new_tokens={scale.tokens}", "task.digits=7")
+    run = untracked_run(config, check.folder)
+    actor, device = run.learner.actor, run.phases.device
+    draws = generator(device, 0, "head")
+    sequences = config.rollout(actor, run.heldout, 2, scale.tokens, draws).sequences
+    found, seconds = [], {}
+    for bound in (128, 1024):
+        for _ in range(2):  # the first warms up
+            began = time.perf_counter()
+            logprobs = completion_logprobs(actor, sequences, 1.0, bound)
+            logprobs[sequences.mask].sum().backward()
+            wait_for(device)
+            seconds[bound] = time.perf_counter() - began
+            run.learner.actor_optimizer.zero_grad(set_to_none=True)
+        found.append(logprobs.detach())
+    error = float((found[0] - found[1])[sequences.mask].abs().max())
+    yield Line(
+        f"{len(sequences)} completions of {sequences.mask.shape[1]} tokens forward and back, {model}",
+        ", ".join(f"{value * 1e3:.0f} ms with logits_mb={bound}" for bound, value in seconds.items()),
+        "the same log-probs to 0.001 nats",
+        error < 1e-3,
+    )
+
+
+def resuming(check: Check) -> Iterator[Line]:
+    """A run, and two that resume from its middle, with and without deterministic algorithms."""
+    speed = {}
+    for deterministic in (True, False):
+        config = check.training("grpo", "model.precision=bfloat16", f"deterministic={deterministic}")
+        run = untracked_run(config, check.folder)
+        for _ in range(check.scale.updates // 2):
+            step(run)
+        saved = save_checkpoint(check.folder / f"checkpoints_{deterministic}", run.learner, {}, 1)
+        began = time.perf_counter()
+        ends = [finish(run)]
+        speed[deterministic] = (time.perf_counter() - began) / len(ends[0])
+        for _ in range(2):
+            again = untracked_run(config, check.folder)
+            load_checkpoint(saved, again.learner)
+            ends.append(finish(again))
+        plain = [[{k: v for k, v in m.items() if not k.startswith(NOT_REPRODUCIBLE)} for m in end] for end in ends]
+        equal = plain[0] == plain[1] == plain[2]
+        yield Line(
+            f"two resumed runs, deterministic={str(deterministic).lower()}",
+            "equal to the run bit for bit" if equal else "not equal to the run bit for bit",
+            "equal" if deterministic else "(a measurement)",
+            equal or not deterministic,
+        )
+    yield Line(
+        "an update of grpo, tiny",
+        f"{speed[False]:.3f} s, {speed[True]:.3f} s deterministic ({speed[True] / speed[False] - 1:+.0%})",
+        "(a measurement)",
+        True,
+    )
+
+
+def curves(check: Check) -> Iterator[Line]:
+    """Methods in bfloat16 on the device and in float32 on the CPU, each from a start of its own precision."""
+    for method in check.scale.methods:
+        ends = []
+        for overrides in ([f"device={HOST}"], ["model.precision=bfloat16"]):
+            metrics = finish(untracked_run(check.training(method, *overrides), check.folder))
+            last = metrics[-max(1, len(metrics) // 3) :]
+            ends.append(sum(each["reward/true"] for each in last) / len(last))
+        here, there = ends
+        yield Line(
+            f"true reward of `{method}` in the last third of {check.scale.updates} updates",
+            f"{there:.3f} in bfloat16, {here:.3f} on the CPU in float32",
+            "within 0.1",
+            abs(here - there) < 0.1,
+        )
+
+
+def profiled(check: Check) -> Iterator[Line | str]:
+    """Where the time of one update goes, by operator."""
+    run = untracked_run(check.training("grpo", "model.precision=bfloat16"), check.folder)
+    step(run)
+    with profile(activities=list(torch.profiler.supported_activities())) as found:
+        step(run)
+    events = [event for event in found.key_averages() if not event.is_user_annotation]
+    kernels = [event for event in events if event.device_type != DeviceType.CPU]
+    order = "self_device_time_total" if kernels else "self_cpu_time_total"
+    rows = sorted(kernels or events, key=lambda event: getattr(event, order), reverse=True)
+    total = sum(getattr(event, order) for event in rows)
+    yield Line(
+        "one profile of an update of grpo, below",
+        f"{total / 1e3:.1f} ms in {'kernels' if kernels else 'operators of the host'}",
+        "above 0",
+        total > 0,
+    )
+    yield pd.DataFrame(
+        {"operator": row.key[:60], "calls": row.count, "ms": f"{getattr(row, order) / 1e3:.2f}"} for row in rows[:12]
+    ).to_markdown(index=False)
+
+
+SECTIONS: tuple[Callable[[Check], Iterator[Line | str]], ...] = (memory, decoding, head, resuming, profiled, curves)
+
+
+def page(check: Check, lines: list[Line], notes: list[str], small: bool) -> str:
+    """The table as Markdown, under what it was made on."""
+    about = describe_device(choose_device(check.device)) | {"date": str(date.today()), "commit": commit()}
+    title = "# What a GPU shows\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
+    command = f"python -m bakeoff.gpu_check --device {check.device}{' --small' * small}"
+    rows = [{**vars(line), "holds": "pass" if line.holds else "**fail**"} for line in lines]
+    table = pd.DataFrame(rows).rename(columns={"holds": "verdict"}).to_markdown(index=False)
+    return "\n\n".join([f"{title} (`{command}`).", table, *notes]) + "\n"
+
+
+def main() -> None:
+    """Writes the table, section by section, and prints it; exit code 1 where a line does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="small models and few updates, for a CPU")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpu.md"), help="the Markdown file to write")
+    options = with_device(parser)
+    register()
+    keep_freed_memory()
+    console = Console(stderr=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[Line] = []
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(options.device, SMALL if options.small else FULL, Path(folder))
+        for section in SECTIONS:
+            console.print(f"[dim]{section.__name__}[/]")
+            try:
+                for found in section(check):
+                    notes.append(found) if isinstance(found, str) else lines.append(found)
+            except Exception as error:  # the other sections are worth having, where a GPU is lent for minutes
+                traceback.print_exc()
+                lines.append(Line(section.__name__, f"{type(error).__name__}: {error}"[:200], "no error", False))
+            options.out.write_text(page(check, lines, notes, options.small))
+    print(options.out.read_text())
+    failed = [line.check for line in lines if not line.holds]
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
