@@ -1,6 +1,6 @@
 """Checks on a GPU what no CPU can show, and measures what it costs there: a table with a verdict in every line.
 
-`make gpu` runs it whole, in minutes; with `--small` every line runs on any device, so that the script cannot rot.
+`make gpu` runs it whole; with `--small` every line runs on any device, so that the script cannot rot.
 """
 
 from __future__ import annotations
@@ -97,6 +97,11 @@ class Check:
         few = ["tuned=none", "sft.steps=0", "task.heldout=8", "rollout.prompts=8", "rollout.group_size=4"]
         return self.config(f"model={model}", *random, "model.precision=bfloat16", *few, *overrides)
 
+    def long(self) -> Config:
+        """The largest architecture with completions of the scale's length."""
+        length = f"task.max_new_tokens={self.scale.tokens}"
+        return self.untrained(self.scale.models[-1], "algorithm=grpo", length, "task.digits=7")
+
 
 def finish(run: Run) -> list[dict[str, float]]:
     """The metrics of every update that is left of the budget."""
@@ -131,7 +136,7 @@ def memory(check: Check) -> Iterator[Line]:
 def decoding(check: Check) -> Iterator[Line]:
     """The time of a decoded token, and how far the sampler's log-probs are from the training forward's."""
     scale, model = check.scale, check.scale.models[-1]
-    config = check.untrained(model, "algorithm=grpo", f"task.max_new_tokens={scale.tokens}", "task.digits=7")
+    config = check.long()
     run = untracked_run(config, check.folder)
     actor, device = run.learner.actor, run.phases.device
     group = scale.sequences // len(run.heldout.texts)
@@ -148,7 +153,7 @@ def decoding(check: Check) -> Iterator[Line]:
     columns, total = read.mask.shape[1], int(rollout.sequences.mask.sum())
     yield Line(
         f"decoding {scale.sequences} completions of {columns} tokens, {model}",
-        f"{seconds[-1] / columns * 1e3:.2f} ms for a token of each, {total / seconds[-1]:,.0f} tokens/s",
+        f"{seconds[-1] / columns * 1e3:.2f} ms a token of every completion, {total / seconds[-1]:,.0f} tokens/s",
         "(a measurement)",
         True,
     )
@@ -158,7 +163,7 @@ def decoding(check: Check) -> Iterator[Line]:
 def head(check: Check) -> Iterator[Line]:
     """Log-probs and their gradient with the logits of all chunks at once bounded in two ways."""
     scale, model = check.scale, check.scale.models[-1]
-    config = check.untrained(model, "algorithm=grpo", f"task.max_new_tokens={scale.tokens}", "task.digits=7")
+    config = check.long()
     run = untracked_run(config, check.folder)
     actor, device = run.learner.actor, run.phases.device
     draws = generator(device, 0, "head")

@@ -42,19 +42,14 @@ def explained(config: Config, phases: Phases, tracker: Tracker, progress: RunPro
         yield
     except Diverged as error:
         tracker.tags({"outcome": DIVERGED})
-        raise UserError(divergence(error, config, phases.failed, progress)) from error
+        found = checkpoints(progress.folder / "checkpoints")
+        kept = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint"
+        raise UserError(f"{divergence(error, config, phases.failed, progress.updates)}; {kept}.") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         sentence = lack_of_memory(error, phases, tracker, progress)
         raise OutOfMemory(f"{sentence}; {hint(config, progress)}") from None
-
-
-def divergence(error: Diverged, config: Config, phase: str, progress: RunProgress) -> str:
-    """Says in which update and phase training diverged, what may help, and which checkpoint is left."""
-    found = checkpoints(progress.folder / "checkpoints")
-    kept = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint"
-    return f"{DIVERGED} in {where(phase, progress.updates)}: {error}. {remedy(error, config, phase)}; {kept}."
 
 
 @contextmanager
@@ -63,21 +58,16 @@ def divergence_named(config: Config, phases: Phases) -> Iterator[None]:
     try:
         yield
     except Diverged as error:
-        phase = phases.failed
-        raise UserError(f"{DIVERGED} in {where(phase, 0)}: {error}. {remedy(error, config, phase)}.") from error
+        raise UserError(f"{divergence(error, config, phases.failed)}.") from error
 
 
-def where(phase: str, updates: int) -> str:
-    """A phase of a run that has finished this number of updates, in words."""
-    return STAGES.get(phase, f"update {updates + 1}, phase {phase}")
-
-
-def remedy(error: Diverged, config: Config, phase: str) -> str:
-    """The learning rate that is to be lowered, and what it was."""
+def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) -> str:
+    """Says where training diverged, after this number of finished updates, and which learning rate to lower."""
+    where = STAGES.get(phase, f"update {updates + 1}, phase {phase}")
     critic = error.of_critic and isinstance(config.algorithm.critic, OwnStep)
     rate = RATES["critic_update"] if critic else RATES.get(phase, "algorithm.step.lr")
     rewards = "" if phase in STAGES else " or smaller rewards"
-    return f"A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"
+    return f"{DIVERGED} in {where}: {error}. A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
