@@ -25,7 +25,9 @@ from bakeoff.learner.reward_model import learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.learner.state import make_learner
 from bakeoff.measure.phase import Phases
-from bakeoff.model.load import Policy, build, encode
+from bakeoff.model.build import build
+from bakeoff.model.encode import encode
+from bakeoff.model.policy import Policy
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.report.__main__ import main as bakeoff_report

@@ -93,22 +93,25 @@ def test_an_arm_tells_options_apart_that_have_the_same_values():
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["rollout.group_size=1"], "rollout.group_size is 1, but algorithm/baseline compares"),
+        (["batch.group_size=1"], "batch.group_size is 1, but algorithm/baseline compares"),
         (
             ["algorithm=ppo", "algorithm/critic=none", "tuned=none"],
             "algorithm/critic is none, but the advantage is GAE",
         ),
         (["algorithm/critic=shared"], "algorithm/critic is shared, but nothing uses its values"),
-        (["algorithm.step.minibatches=65"], "algorithm.step.minibatches is 65, but a rollout has only 64 groups"),
-        (["algorithm.step.epochs=0"], "algorithm.step.epochs is 0; it must be at least 1"),
         (
-            ["algorithm=trpo", "algorithm.step.minibatches=2"],
-            "algorithm.step takes 1 epochs of 2 minibatches, but a trust",
+            ["algorithm.optimizer.minibatches=65"],
+            "algorithm.optimizer.minibatches is 65, but a rollout has only 64 groups",
+        ),
+        (["algorithm.optimizer.epochs=0"], "algorithm.optimizer.epochs is 0; it must be at least 1"),
+        (
+            ["algorithm=trpo", "algorithm.optimizer.minibatches=2"],
+            "algorithm.optimizer takes 1 epochs of 2 minibatches, but a trust",
         ),
         (["algorithm=trpo", "algorithm/critic=shared", "tuned=none"], "algorithm/critic is shared, but a trust-region"),
         (
-            ["algorithm=reinforce", "algorithm.step.epochs=2"],
-            "algorithm.step takes 2 steps a rollout, but algorithm/obj",
+            ["algorithm=reinforce", "algorithm.optimizer.epochs=2"],
+            "algorithm.optimizer takes 2 steps a rollout, but algorithm/obj",
         ),
         (
             ["algorithm=grpo", "algorithm/ratio=sequence", "algorithm/kl_to_behaviour=penalty"],
@@ -120,11 +123,14 @@ def test_an_arm_tells_options_apart_that_have_the_same_values():
         ),
         (
             ["task=largest", "reward=process", "model.characters=abc"],
-            "reward.steps names `verifier`, but the task largest",
+            "reward.process names `verifier`, but the task largest",
         ),
-        (["algorithm=rloo", "rollout.group_size=1"], "rollout.group_size is 1, but algorithm/baseline compares"),
-        (["algorithm=dapo", "algorithm.sampling.rounds=0"], "algorithm.sampling.rounds is 0"),
-        (["algorithm=ppo", "algorithm.critic.step.minibatches=65"], "algorithm.critic.step.minibatches is 65, but"),
+        (["algorithm=rloo", "batch.group_size=1"], "batch.group_size is 1, but algorithm/baseline compares"),
+        (["algorithm=dapo", "algorithm.group_filter.rounds=0"], "algorithm.group_filter.rounds is 0"),
+        (
+            ["algorithm=ppo", "algorithm.critic.optimizer.minibatches=65"],
+            "algorithm.critic.optimizer.minibatches is 65, but",
+        ),
         (
             ["algorithm=ppo", "algorithm/kl_to_reference=in_loss_iterative", "algorithm/critic=adapter", "tuned=none"],
             "algorithm/critic is adapter, whose frozen base is the reference",
@@ -136,8 +142,8 @@ def test_an_arm_tells_options_apart_that_have_the_same_values():
         (["model.lora.rank=-1"], "model.lora.rank is -1"),
         (["preferences.replay=1"], "preferences.replay is 1.0"),
         (["+reward.functions={no.such: 1}"], "reward.functions names 'no.such'"),
-        (["rollout.temperature=0"], "rollout.temperature is 0"),
-        (["rollout.top_p=1.5"], "rollout.top_p is 1.5"),
+        (["sampling.temperature=0"], "sampling.temperature is 0"),
+        (["sampling.top_p=1.5"], "sampling.top_p is 1.5"),
         (["budget.limit=0"], "budget.limit is 0"),
         (["task.digits=11"], "task.digits is 11"),
         (["task.heldout=0"], "task.heldout is 0"),

@@ -22,8 +22,8 @@ from bakeoff.errors import UserError
 from bakeoff.job import run_job
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.measure import NOT_REPRODUCIBLE
-from bakeoff.model import Precision
-from bakeoff.model.load import save
+from bakeoff.model.config import Precision
+from bakeoff.model.weights import save
 from bakeoff.paths import CONF
 from bakeoff.predict import cheaper
 from bakeoff.randomness import generator
@@ -35,7 +35,7 @@ from tests.virtual_gpu import GPU, VirtualGPU, virtual_gpu
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 REWARDS = sorted(path.stem for path in (CONF / "reward").glob("*.yaml"))
 SMALL = [
-    *("tuned=none", "rollout.prompts=2", "rollout.group_size=2", "sft.steps=0", "measure.kl_sequences=2"),
+    *("tuned=none", "batch.prompts=2", "batch.group_size=2", "sft.steps=0", "measure.kl_sequences=2"),
     *("task.digits=2", "task.max_new_tokens=3", "task.heldout=2", "++model.architecture.num_hidden_layers=1"),
 ]
 
@@ -51,7 +51,10 @@ def _little_garbage():
 def composed(*overrides: str) -> Config:
     """A small configuration whose updates are short; outer iterations end with every one."""
     algorithm = (config := compose(*SMALL, *overrides)).algorithm
-    for taken in [algorithm.step, *([algorithm.critic.step] if isinstance(algorithm.critic, OwnStep) else [])]:
+    for taken in [
+        algorithm.optimizer,
+        *([algorithm.critic.optimizer] if isinstance(algorithm.critic, OwnStep) else []),
+    ]:
         taken.epochs = 1
         for key in {"cg_iterations", "backtracks"} & set(vars(taken)):
             setattr(taken, key, 2)
@@ -117,14 +120,14 @@ def test_every_reward_computes_the_cpus_numbers(reward, tmp_path):
     """From a supervised start, with a method that renews its reference and a learned reward in every update."""
     stages = {"sft": "steps=4,batch=8", "preferences": "pairs=4,heldout=2,steps=2,batch=2,renewal_steps=2"}
     short = [f"{group}.{value}" for group, values in stages.items() for value in values.split(",")]
-    sampled = ["preferences.renewal_pairs=1", "rollout.prompts=8", "rollout.group_size=4"]
+    sampled = ["preferences.renewal_pairs=1", "batch.prompts=8", "batch.group_size=4"]
     check(composed("algorithm=grpo_iterative", f"reward={reward}", *short, *sampled), tmp_path)
 
 
 @pytest.mark.parametrize("precision", [each.value for each in Precision])
 def test_every_precision_computes_the_cpus_numbers(precision, tmp_path):
     """With a truncated distribution, a critic on the actor's base, and the sampler's log-probs computed again."""
-    shared = ["algorithm/critic=adapter", "model.lora.rank=2", "rollout.top_k=5", "rollout.top_p=0.9"]
+    shared = ["algorithm/critic=adapter", "model.lora.rank=2", "sampling.top_k=5", "sampling.top_p=0.9"]
     check(composed("algorithm=ppo", f"model.precision={precision}", *shared), tmp_path)
 
 

@@ -15,7 +15,7 @@ from bakeoff.validation import validate
 from tests.conftest import compose, known, run_of
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
-SIZES = ["rollout.prompts=4", "rollout.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"]
+SIZES = ["batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"]
 SMALL = ["tuned=none", *SIZES]
 TASKS = ["sort", "jsonl"]
 WITH_CRITIC = {"ppo", "ppo_kl", "ppo_penalty", "ppo_decoupled", "trpo"}
@@ -53,7 +53,7 @@ CASES = [(m, c, t) for m in METHODS for c in AXES["critic"] for t in TASKS]
 def test_two_updates(method, critic, task, pairs, tmp_path):
     config = configuration(method, critic, task, pairs)
     if method == "trpo":
-        config.algorithm.step.cg_iterations, config.algorithm.step.backtracks = 2, 2
+        config.algorithm.optimizer.cg_iterations, config.algorithm.optimizer.backtracks = 2, 2
     run = run_of(config, tmp_path)
     for _ in range(2):
         metrics, _, _ = step(run)

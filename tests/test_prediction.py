@@ -7,17 +7,17 @@ import torch
 from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bakeoff.algorithm.step import Trpo
+from bakeoff.algorithm.optimizer import Trpo
 from bakeoff.memory import largest
-from bakeoff.model import Model
-from bakeoff.model.load import skeleton
+from bakeoff.model.config import Model
+from bakeoff.model.build import skeleton
 from bakeoff.paths import CONF
 from bakeoff.predict import predict, savings
 from bakeoff.run import followed, step
 from tests.conftest import compose, run_of
 from tests.test_every_method import METHODS
 
-SMALL = ["tuned=none", "sft.steps=0", "rollout.prompts=8", "rollout.group_size=4"]
+SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=8", "batch.group_size=4"]
 OTHER = [
     f"++model.architecture.{key}={value}"
     for key, value in {
@@ -39,8 +39,8 @@ SETTINGS = [
     ["algorithm=grpo", "model.gradient_checkpointing=true", "model.lora.rank=8", "model.precision=bfloat16"],
     ["algorithm=ppo", "offload=true", "micro_batch=16"],
     ["algorithm=grpo", "logits_mb=0.2", "micro_batch=8"],
-    ["algorithm=grpo", "algorithm/step=adafactor"],
-    ["algorithm=grpo", "measure.kl_to_reference=false", "rollout.group_size=8"],
+    ["algorithm=grpo", "algorithm/optimizer=adafactor"],
+    ["algorithm=grpo", "measure.kl_to_reference=false", "batch.group_size=8"],
 ]
 
 
@@ -48,9 +48,11 @@ def compare(folder, *overrides):
     """Largest relative error of a predicted peak in the second update, over the phases that run a model."""
     config = compose(*SMALL, *overrides)
     config.algorithm.critic.warmup_updates = 0
-    config.algorithm.step.epochs = 1  # a second one needs no more
-    if isinstance(config.algorithm.step, Trpo):
-        config.algorithm.step = replace(config.algorithm.step, cg_iterations=3, backtracks=2, fisher_tokens=256)
+    config.algorithm.optimizer.epochs = 1  # a second one needs no more
+    if isinstance(config.algorithm.optimizer, Trpo):
+        config.algorithm.optimizer = replace(
+            config.algorithm.optimizer, cg_iterations=3, backtracks=2, fisher_tokens=256
+        )
     run = run_of(config, folder)
     step(run)  # leaves the optimisers with their state
     with followed(run):
@@ -129,9 +131,7 @@ def test_architectures_have_the_published_number_of_parameters():
 
 
 def test_seventy_billion_parameters_without_one_of_them():
-    config = compose(
-        "model=llama3_1_70b", "task=largest", "algorithm=grpo", "rollout.prompts=2", "rollout.group_size=2"
-    )
+    config = compose("model=llama3_1_70b", "task=largest", "algorithm=grpo", "batch.prompts=2", "batch.group_size=2")
     config.model.architecture["num_hidden_layers"] = 4  # of 80: the same weights at the ends, in a few seconds
     prediction = predict(config)
     assert prediction.weight_bytes["actor"] > 20e9

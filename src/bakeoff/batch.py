@@ -8,19 +8,21 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import accumulate, chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+Scalar = Tensor | float  # a scalar of a statistic: a tensor on its device until `numbers` has fetched it
 
 
 @dataclass
 class Example:
-    """One problem of a task. `columns` are handed by name to user reward functions."""
+    """One problem of a task. User reward functions receive `columns` by name."""
 
     prompt: str
     answer: str
@@ -43,12 +45,12 @@ class Prompts:
 
 @dataclass
 class Sequences:
-    """What a forward pass reads: prompt and completion side by side.
+    """Prompt and completion side by side, as a forward pass reads them.
 
-    ids        [S, L + T] int64; every completion starts in column L
-    attention  [S, L + T] bool, false on padding
-    mask       [S, T] bool, true on completion tokens up to and including EOS
-    group_size every so many neighbouring rows have the same prompt, which passes read once
+    ids          [S, L + T] int64; every completion starts in column L
+    attention    [S, L + T] bool, false on padding
+    mask         [S, T] bool, true on completion tokens up to and including EOS
+    group_size   number of consecutive rows that share a prompt; forward passes encode it once
     """
 
     ids: Tensor
@@ -58,17 +60,6 @@ class Sequences:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
-
-    def __getitem__(self, rows: slice) -> Sequences:
-        """A view of neighbouring rows; where they cut through groups, fewer of them share a prompt."""
-        start, stop, _ = rows.indices(len(self))
-        shared = math.gcd(self.group_size, start, stop)
-        return Sequences(self.ids[rows], self.attention[rows], self.mask[rows], shared)
-
-    def groups(self, order: Tensor) -> Sequences:
-        """The groups of these numbers, in this order."""
-        rows = group_rows(order, self.group_size)
-        return Sequences(self.ids[rows], self.attention[rows], self.mask[rows], self.group_size)
 
     @property
     def prompt_width(self) -> int:
@@ -85,135 +76,139 @@ class Sequences:
         """[S, L + T] int64: positions count real tokens, so left padding changes nothing."""
         return (self.attention.long().cumsum(1) - 1).clamp(min=0)
 
+    def select(self, rows: slice | Tensor) -> Sequences:
+        """See `select`. A slice that cuts through a group leaves fewer rows that share a prompt."""
+        shared = self.group_size
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            shared = math.gcd(shared, start, stop)
+        return replace(fieldwise(select, self, rows), group_size=shared)
+
+    @staticmethod
+    def concatenate(parts: list[Sequences]) -> Sequences:
+        """See `concatenate`. Prompts are padded on the left, so that all completions start in one column."""
+        width = max(part.prompt_width for part in parts)
+
+        def left(part: Sequences, x: Tensor) -> Tensor:
+            return pad_columns(x, left=width - part.prompt_width)
+
+        return Sequences(
+            ids=concatenate([left(part, part.ids) for part in parts]),
+            attention=concatenate([left(part, part.attention) for part in parts]),
+            mask=concatenate([part.mask for part in parts]),
+            group_size=parts[0].group_size,
+        )
+
 
 @dataclass
 class Rollout:
-    """What the policy pi_old wrote.
+    """Completions of the policy π_old. Every field has one entry per sequence, but the last two, which all share.
 
-    decode            token ids → their text
-    sampler_logprobs  [S, T] log-prob of each token at the sampling temperature, by the sampler's forward passes
-    entropy           [S, T] entropy in nats of the distribution that each token was drawn from, before truncation
-    ended             [S] bool, true where the completion reached EOS
+    examples           the problem that each sequence answers; the G sequences of a group repeat it
+    prompts            text of the prompt
+    completions        text of the completion
+    sampler_logprobs   [S, T] log-prob of each token at the sampling temperature, as the engine computed it
+    entropy            [S, T] entropy in nats of the distribution behind each token, before truncation; none where the
+                       engine does not compute it
+    ended              [S] bool, true where the completion reached EOS
+    max_tokens         generation budget of a completion, EOS included
+    decode             token ids → their text
     """
 
     examples: list[Example]
     prompts: list[str]
     completions: list[str]
-    group_size: int
     sequences: Sequences
-    decode: Callable[[list[int]], str]
     sampler_logprobs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     ended: Tensor
+    max_tokens: int
+    decode: Callable[[list[int]], str]
 
-    def by_completion(self, of_prompts: list[T]) -> list[T]:
-        """Repeats what there is for every prompt [P] for each of its completions [S]."""
-        return [item for item in of_prompts for _ in range(self.group_size)]
-
-    def groups(self, order: Tensor) -> Rollout:
-        """The groups of these numbers, in this order."""
-        rows = group_rows(order, self.group_size)
-        return Rollout(
-            examples=[self.examples[group] for group in order.tolist()],
-            prompts=[self.prompts[group] for group in order.tolist()],
-            completions=[self.completions[row] for row in rows.tolist()],
-            group_size=self.group_size,
-            sequences=self.sequences.groups(order),
-            decode=self.decode,
-            sampler_logprobs=self.sampler_logprobs[rows],
-            entropy=self.entropy[rows],
-            ended=self.ended[rows],
-        )
+    @property
+    def group_size(self) -> int:
+        """Number of completions of each prompt."""
+        return self.sequences.group_size
 
 
 @dataclass
-class Steps:
-    """Scores of steps: N of them, on the tokens at which steps end; several may end at one token.
+class StepRewards:
+    """Scores of N reasoning steps, each on the token that ends its step; several steps may end on one token.
 
-    row    [N] int64, the completion
-    token  [N] int64, its token
-    score  [N]
+    row           [N] int64, the completion
+    token         [N] int64, the token of that completion
+    score         [N]
+    completions   number of completions, those without steps included
     """
 
     row: Tensor
     token: Tensor
     score: Tensor
-
-    def to(self, device: torch.device) -> Steps:
-        """The same steps on a device."""
-        return Steps(self.row.to(device), self.token.to(device), self.score.to(device))
+    completions: int
 
     def on_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
-        """[S, T]: the sum of the values [N] of the steps that end at each token."""
+        """[S, T]: at each token the sum of the values [N] of the steps that end there."""
         zeros = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
         return zeros.index_put((self.row, self.token), values, accumulate=True)
 
-    def rows(self, rows: Tensor, count: int) -> Steps:
-        """The steps of these completions of `count`, which are numbered anew."""
-        number = torch.full((count,), -1, device=rows.device)
-        number[rows] = torch.arange(len(rows), device=rows.device)
+    def select(self, rows: slice | Tensor) -> StepRewards:
+        """See `select`. The selected completions are numbered anew."""
+        every = torch.arange(self.completions, device=self.row.device)
+        number = torch.full_like(every, -1)
+        number[rows] = every[: len(every[rows])]
         chosen = number[self.row] >= 0
-        return Steps(number[self.row][chosen], self.token[chosen], self.score[chosen])
+        return StepRewards(number[self.row][chosen], self.token[chosen], self.score[chosen], len(every[rows]))
+
+    @staticmethod
+    def concatenate(parts: list[StepRewards]) -> StepRewards:
+        """See `concatenate`. Completions of a later part are numbered after those of the earlier ones."""
+        first = accumulate((part.completions for part in parts), initial=0)
+        return StepRewards(
+            row=torch.cat([part.row + offset for part, offset in zip(parts, first, strict=False)]),
+            token=torch.cat([part.token for part in parts]),
+            score=torch.cat([part.score for part in parts]),
+            completions=sum(part.completions for part in parts),
+        )
 
 
 @dataclass
 class Scores:
-    """What the reward says of each completion.
+    """Scores of each completion.
 
-    outcome   [S] the weighted sum of what is said of whole completions
+    outcome   [S] weighted sum of the completion-level rewards
     exact     [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
     true      [S] the task's own grade: measured, whatever the reward is
-    terms     each function's unweighted scores [S], by name; step scores summed
-    steps     weighted scores of steps; none without step functions
+    terms     unweighted scores [S] of each reward function, by name; step scores are summed
+    process   weighted scores of steps; none without functions that score steps
     """
 
     outcome: Tensor
     exact: Tensor
     true: Tensor
     terms: dict[str, Tensor]
-    steps: Steps | None = None
+    process: StepRewards | None = None
 
     @property
     def total(self) -> Tensor:
-        """[S] all that a completion gets."""
-        if self.steps is None:
+        """[S] outcome plus all step scores."""
+        if self.process is None:
             return self.outcome
-        return self.outcome.index_add(0, self.steps.row, self.steps.score)
-
-    def to(self, device: torch.device) -> Scores:
-        """The same scores on a device, all of their tensors."""
-        return Scores(
-            outcome=self.outcome.to(device),
-            exact=self.exact.to(device),
-            true=self.true.to(device),
-            terms={name: term.to(device) for name, term in self.terms.items()},
-            steps=None if self.steps is None else self.steps.to(device),
-        )
-
-    def rows(self, rows: Tensor) -> Scores:
-        """The scores of these completions."""
-        return Scores(
-            outcome=self.outcome[rows],
-            exact=self.exact[rows],
-            true=self.true[rows],
-            terms={name: term[rows] for name, term in self.terms.items()},
-            steps=None if self.steps is None else self.steps.rows(rows, len(self.outcome)),
-        )
+        return self.outcome.index_add(0, self.process.row, self.process.score)
 
 
 @dataclass
 class Rewards:
     """Rewards on their tokens, as baselines, advantages and scales read them.
 
-    tokens  [S, T] reward of each token: its scores, plus the KL reward if there is one
-    steps   what the scores on tokens are made of: of an outcome, one step at each completion's end
-    last    [S, T] bool, the last token of each completion
-    mask    [S, T] bool
-    greedy  [P] the score of each prompt's greedy completion, none where no baseline asks for it
+    tokens    [S, T] reward of each token: its scores, plus the KL reward if there is one
+    process   the (row, token, score) triples behind `tokens`; an outcome reward is one step on the last token
+    last      [S, T] bool, the last token of each completion
+    mask      [S, T] bool
+    greedy    [P] score of each prompt's greedy completion, none where no baseline asks for it
     """
 
     tokens: Tensor
-    steps: Steps
+    process: StepRewards
     last: Tensor
     mask: Tensor
     group_size: int
@@ -221,42 +216,49 @@ class Rewards:
 
     @property
     def totals(self) -> Tensor:
-        """[S] the sum over each sequence: its return at γ = 1."""
+        """[S] sum over each sequence: its return at γ = 1."""
         return torch.where(self.mask, self.tokens, 0).sum(1)
 
     @property
     def grouped(self) -> Tensor:
-        """[P, G] the returns by group."""
+        """[P, G] returns by group."""
         return self.totals.view(-1, self.group_size)
 
-    def step_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (ddof 1) of all step scores of each group, [P] each.
 
-        The deviation is exactly zero where they are all equal, and where there are fewer than two.
-        """
-        group, score = self.steps.row // self.group_size, self.steps.score
-        zeros = torch.zeros(len(self.mask) // self.group_size, dtype=score.dtype, device=score.device)
-        count = zeros.index_add(0, group, torch.ones_like(score))
-        mean = zeros.index_add(0, group, score) / count.clamp(min=1)
-        squares = zeros.index_add(0, group, (score - mean[group]).square())
-        spread = zeros.scatter_reduce(0, group, score, "amax", include_self=False) > zeros.scatter_reduce(
-            0, group, score, "amin", include_self=False
-        )
-        return mean, torch.where(spread, (squares / (count - 1).clamp(min=1)).sqrt(), 0)
+@dataclass
+class Tokens:
+    """Tokens of a minibatch as a ratio and an objective read them, all [S, T]; log-probs are zero on padding.
+
+    logprobs     log π_θ; carries gradient
+    behaviour    log π_old
+    advantages   scaled advantage of each token
+    mask         bool
+    entropy      entropy of π_old in nats, none where the engine does not compute it
+    """
+
+    logprobs: Tensor
+    behaviour: Tensor
+    advantages: Tensor
+    mask: Tensor
+    entropy: Tensor | None = None
 
 
 @dataclass
 class Experience:
-    """Everything the update needs; all [S, T], none carries gradient.
+    """Everything the update needs; tensors are [S, T], none carries gradient.
 
-    behaviour_logprobs   log pi_old at the sampling temperature
-    reference_logprobs   log pi_ref, none where nothing asks for a reference
+    behaviour_logprobs   log π_old at the sampling temperature
+    max_tokens           generation budget of a completion, by which an aggregation may divide
+    entropy              entropy of π_old in nats, none where the engine does not compute it
+    reference_logprobs   log π_ref, none where nothing asks for a reference
     values, returns      the critic's estimate and its target, none without a critic
     """
 
     sequences: Sequences
     behaviour_logprobs: Tensor
     advantages: Tensor
+    max_tokens: int
+    entropy: Tensor | None = None
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
@@ -264,45 +266,97 @@ class Experience:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __getitem__(self, rows: slice) -> Experience:
-        return self._take(self.sequences[rows], rows)
 
-    def groups(self, order: Tensor) -> Experience:
-        """The groups of these numbers, in this order: a minibatch."""
-        return self._take(self.sequences.groups(order), group_rows(order, self.sequences.group_size))
+def fieldwise(function: Callable[..., Any], noun: T, *arguments: Any) -> T:
+    """A dataclass of the same class, each of whose fields is the function's result for the field of `noun`."""
+    changed = {each.name: function(getattr(noun, each.name), *arguments) for each in fields(noun)}  # type: ignore[arg-type]
+    return replace(noun, **changed)  # type: ignore[type-var]
 
-    def _take(self, sequences: Sequences, rows: slice | Tensor) -> Experience:
-        def take(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows]
 
-        return Experience(
-            sequences=sequences,
-            behaviour_logprobs=self.behaviour_logprobs[rows],
-            advantages=self.advantages[rows],
-            reference_logprobs=take(self.reference_logprobs),
-            values=take(self.values),
-            returns=take(self.returns),
-        )
+def select(noun: T, rows: slice | Tensor) -> T:
+    """The given rows of a noun: of every tensor, list and nested noun in it. What all rows share stays as it is.
+
+    `rows` is a slice, which gives views of tensors, or an int64 tensor of whole groups.
+    """
+    match noun:
+        case Sequences() | StepRewards():
+            return noun.select(rows)  # type: ignore[return-value]
+        case Tensor():
+            return noun[rows]  # type: ignore[return-value]
+        case list():
+            numbers = range(len(noun))[rows] if isinstance(rows, slice) else rows.tolist()
+            return [noun[number] for number in numbers]  # type: ignore[return-value]
+        case dict():
+            return {key: select(value, rows) for key, value in noun.items()}  # type: ignore[return-value]
+    return fieldwise(select, noun, rows) if is_dataclass(noun) else noun
+
+
+def concatenate(nouns: list[T]) -> T:
+    """Nouns of one kind as one, row after row; narrower tensors are padded with zeros on the right.
+
+    What all rows share is the first noun's.
+    """
+    first = nouns[0]
+    if len(nouns) == 1:
+        return first
+    match first:
+        case Sequences() | StepRewards():
+            return first.concatenate(nouns)  # type: ignore[arg-type, return-value]
+        case Tensor() if first.dim() > 1:
+            width = max(x.shape[1] for x in nouns)  # type: ignore[attr-defined]
+            padded = [pad_columns(x, right=width - x.shape[1]) for x in nouns]  # type: ignore[arg-type, attr-defined]
+            return torch.cat(padded)  # type: ignore[return-value]
+        case Tensor():
+            return torch.cat(nouns)  # type: ignore[arg-type, return-value]
+        case list():
+            return list(chain.from_iterable(nouns))  # type: ignore[arg-type, return-value]
+        case dict():
+            return {key: concatenate([noun[key] for noun in nouns]) for key in first}  # type: ignore[index, return-value]
+    if not is_dataclass(first):
+        return first
+    joined = {each.name: concatenate([getattr(noun, each.name) for noun in nouns]) for each in fields(first)}
+    return replace(first, **joined)  # type: ignore[type-var]
+
+
+def to_device(noun: T, device: torch.device) -> T:
+    """The noun with all of its tensors on the device."""
+    return map_tensors(lambda tensor: tensor.to(device), noun)
+
+
+def map_tensors(function: Callable[[Tensor], Any], noun: T) -> T:
+    """The noun with the function's result in the place of every tensor, in nested nouns, lists and dicts too."""
+    match noun:
+        case Tensor():
+            return function(noun)  # type: ignore[no-any-return]
+        case list() | tuple():
+            return type(noun)(map_tensors(function, each) for each in noun)
+        case dict():
+            return {key: map_tensors(function, each) for key, each in noun.items()}  # type: ignore[return-value]
+    return fieldwise(lambda each: map_tensors(function, each), noun) if is_dataclass(noun) else noun
+
+
+def pad_columns(x: Tensor, left: int = 0, right: int = 0) -> Tensor:
+    """x [S, N] with that many columns of zeros on either side."""
+    return torch.nn.functional.pad(x, (left, right)) if left or right else x
 
 
 def group_rows(groups: Tensor, group_size: int) -> Tensor:
-    """The numbers of the rows of these groups."""
+    """Numbers of the rows of these groups."""
     return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:
-    """Yields the rows 0 … count − 1 in order, at most `size` at a time; all at once where size is 0."""
+    """Yields the rows 0 … count − 1 in order, at most `size` at a time; size 0 yields all at once."""
     size = size or count
     yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Scalars as Python numbers, by name and in the same order, with one wait for each device instead of one each."""
-    found = dict(scalars)
-    for device in {scalar.device for scalar in scalars.values() if isinstance(scalar, Tensor)}:
-        there = {k: v for k, v in scalars.items() if isinstance(v, Tensor) and v.device == device}
-        found |= zip(there, torch.stack([scalar.double() for scalar in there.values()]).tolist(), strict=True)
-    return {name: float(scalar) for name, scalar in found.items()}
+def numbers(noun: T) -> T:
+    """The noun with every scalar tensor in it as a Python number; it waits once for the device, not once per scalar."""
+    found: list[Tensor] = []
+    map_tensors(lambda scalar: found.append(scalar.double()), noun)
+    values = iter(torch.stack(found).tolist() if found else [])
+    return map_tensors(lambda _: next(values), noun)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The typed schema of every Hydra group, and what identifies an arm."""
+"""The typed schema of every Hydra group, and the identity of a configuration."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
-from bakeoff.model import Model
+from bakeoff.engine import ENGINES
+from bakeoff.engine.engine import Batch, Engine, Sampling
+from bakeoff.model.config import Model
 from bakeoff.paths import ROOT
-from bakeoff.reward import Reward
 from bakeoff.reward.preferences import Preferences
-from bakeoff.rollout import Sampler
-from bakeoff.task import Task
-from bakeoff.task.gym import ReasoningGym
-from bakeoff.task.jsonl import Jsonl
-from bakeoff.task.largest import Largest
-from bakeoff.task.sort import Sort
-from bakeoff.tracking import NOT_OF_THE_ARM, Tracking
+from bakeoff.reward.reward import Reward
+from bakeoff.task import TASKS
+from bakeoff.task.task import Task
+from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
 
 
 @dataclass
 class Sft:
-    """Supervised fine-tuning on the task's demonstrations: it makes the actor's and the reference's start.
+    """Supervised fine-tuning on the task's demonstrations, before actor and reference start; 0 steps: no such stage.
 
     Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison is
-    over starts and not from one. 0 steps: no such stage.
+    over several starts.
     """
 
     steps: int = 0
@@ -40,7 +38,7 @@ class Sft:
 
 
 class Unit(Enum):
-    """What a budget counts."""
+    """Unit of a budget."""
 
     updates = "updates"
     sequences = "sequences"
@@ -50,7 +48,7 @@ class Unit(Enum):
 
 @dataclass
 class Budget:
-    """A run ends with the first update at which `limit` units are used; seconds are those of training alone."""
+    """A run ends with the first update after which `limit` units are used; seconds are those of training alone."""
 
     unit: Unit = Unit.sequences
     limit: float = 25_600
@@ -58,7 +56,11 @@ class Budget:
 
 @dataclass
 class Evaluation:
-    """every: updates between evaluations, at the start and at the end too; samples: per prompt, beside greedy."""
+    """Evaluation on held-out prompts, also at the start and at the end.
+
+    every     number of updates between evaluations
+    samples   number of sampled completions per prompt, beside the greedy one
+    """
 
     every: int = 10
     samples: int = 1
@@ -66,12 +68,12 @@ class Evaluation:
 
 @dataclass
 class Measure:
-    """What is measured beyond what training needs.
+    """Measurements that training itself does not need.
 
-    kl_to_reference    keep a reference for measuring, even where the method itself asks for none
-    kl_sequences       of so many sequences the KL of the update is measured, by a pass after it; 0: of all
-    memory_prediction  log what was predicted beside what is measured
-    memory_snapshot    CUDA: record every allocation of the followed updates, as an artifact for pytorch.org/memory_viz
+    kl_to_reference     keep a reference for measuring, even where the method itself asks for none
+    kl_sequences        number of sequences on which the KL of an update is measured, in an extra forward pass; 0: all
+    memory_prediction   log the predicted memory beside the measured one
+    memory_snapshot     CUDA: record every allocation of the traced updates, as an artifact for pytorch.org/memory_viz
     """
 
     kl_to_reference: bool = True
@@ -82,7 +84,7 @@ class Measure:
 
 @dataclass
 class Checkpoint:
-    """every: updates between checkpoints, 0 for none; keep: how many of the last stay."""
+    """every: number of updates between checkpoints, 0 for none; keep: number of latest checkpoints that are kept."""
 
     every: int = 20
     keep: int = 2
@@ -90,11 +92,11 @@ class Checkpoint:
 
 @dataclass
 class Study:
-    """What a file in sweeps/ says of itself; no name: not part of a study.
+    """A study, as its file in sweeps/ describes it; a run without a name is part of none.
 
-    tuning_seeds   on which its values were chosen, apart from those that it reports
-    varies         keys or groups that its arms set and that are its question, so that no report calls them unmatched
-    notebook       of analysis/, which reports it
+    tuning_seeds   seeds on which its values were chosen, apart from those that it reports
+    varies         keys that differ between arms on purpose; reports do not flag them as unmatched
+    notebook       the notebook of analysis/ that reports it
     """
 
     name: str = ""
@@ -106,10 +108,10 @@ class Study:
 
 @dataclass
 class Lengths:
-    """What a prediction assumes of the texts.
+    """Lengths that a prediction assumes.
 
-    prompt       tokens of the longest prompt; 0: as the task's prompts are, where the model's tokenizer can say
-    completion   tokens of the longest completion; 0: task.max_new_tokens, all of them
+    prompt       tokens of the longest prompt; 0: those of the task's prompts, where the model's tokenizer is at hand
+    completion   tokens of the longest completion; 0: task.max_new_tokens
     """
 
     prompt: int = 0
@@ -117,11 +119,12 @@ class Lengths:
 
 
 class Mode(Enum):
-    """What is done: a training run, or something else with the same configuration.
+    """Purpose of a run with this configuration.
 
-    predict             the memory of every phase, without weights and device
-    gradient_quality    the method's gradient at the start, against that of a large sample
-    advantage_quality   the method's advantages at the start, against the mean scores of many continuations
+    train               training
+    predict             predicts the memory of every phase, without weights and device
+    gradient_quality    compares the method's gradient at the start with that of a large sample
+    advantage_quality   compares the method's advantages at the start with the mean scores of many continuations
     """
 
     train = "train"
@@ -132,12 +135,12 @@ class Mode(Enum):
 
 @dataclass
 class Quality:
-    """What the modes of that name measure, in rollouts of `rollout.prompts` × `rollout.group_size` completions.
+    """Sizes of the modes of that name, in rollouts of `batch.prompts` × `batch.group_size` completions.
 
-    critic_updates      updates that train a critic alone, before anything is measured
-    batches             rollouts whose gradients are compared
-    reference_batches   rollouts whose mean gradient they are compared with
-    continuations       completions from every state, twice
+    critic_updates      number of updates that train a critic alone, before anything is measured
+    batches             number of rollouts whose gradients are compared
+    reference_batches   number of rollouts behind the mean gradient that they are compared with
+    continuations       number of completions from every state, twice
     """
 
     critic_updates: int = 40
@@ -148,14 +151,15 @@ class Quality:
 
 @dataclass
 class Config:
-    """One run. `arm_id` names what stays when the seed is taken away.
+    """One run; `config_id` hashes it without seed and bookkeeping.
 
-    micro_batch       so many sequences are read at once; 0: a whole minibatch
-    logits_mb         so many 10⁶ bytes of float32 logits exist at once in a pass; 0: those of all its tokens
+    threads           number of CPU threads; 0: torch's choice
+    micro_batch       number of sequences that a forward pass reads at once; 0: a whole minibatch
+    logits_mb         upper bound on the float32 logits held at once, in MB; 0: none
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
-    memory_limit_mb   a run that needs more than 10⁶ bytes times this ends as out of memory; 0: what there is
-    mode              train, or what else to do with this configuration
+    memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
+    tuned             name of the tuned values, empty where there are none
     """
 
     task: Task = MISSING
@@ -164,7 +168,9 @@ class Config:
     algorithm: Algorithm = MISSING
     reward: Reward = MISSING
     preferences: Preferences = field(default_factory=Preferences)
-    rollout: Sampler = MISSING
+    engine: Engine = MISSING
+    batch: Batch = field(default_factory=Batch)
+    sampling: Sampling = field(default_factory=Sampling)
     budget: Budget = field(default_factory=Budget)
     evaluation: Evaluation = field(default_factory=Evaluation)
     measure: Measure = field(default_factory=Measure)
@@ -186,15 +192,16 @@ class Config:
 
 
 def register() -> None:
-    """Tells Hydra the schemas and where conf/ and sweeps/ are. Idempotent."""
+    """Registers the schemas, and where conf/ and sweeps/ are, with Hydra. Idempotent."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for axis, options in AXES.items():
         for name, option in options.items():
             store.store(group=f"algorithm/{axis}", name=name, node=option)
-    tasks = {"sort": Sort, "largest": Largest, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}
-    others = {"model": Model, "reward": Reward, "rollout": Sampler, "tracking": Tracking}
-    for name, schema in (tasks | others).items():
+    for name, engine in ENGINES.items():
+        store.store(group="engine", name=name, node=engine)
+    schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking}
+    for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
@@ -222,10 +229,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def arm_id(config: Config) -> str:
-    """The hash of what makes an arm: the configuration without seeds, bookkeeping and hardware."""
-    arm = {k: v for k, v in plain(config).items() if k not in NOT_OF_THE_ARM}
-    return digest(arm | {"sft": arm["sft"] | {"seed": None}})
+def config_id(config: Config) -> str:
+    """Hash of a configuration without seeds, bookkeeping and hardware: runs that differ in nothing else share it."""
+    rest = {k: v for k, v in plain(config).items() if k not in NOT_IN_CONFIG_ID}
+    return digest(rest | {"sft": rest["sft"] | {"seed": None}})
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

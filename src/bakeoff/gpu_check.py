@@ -1,4 +1,4 @@
-"""Checks on a GPU what no CPU can show, and measures what it costs there: a table with a verdict in every line.
+"""Checks of a GPU that no CPU can make, and what they cost there: a table with a verdict in every line.
 
 `make gpu` runs it whole; with `--small` every line runs on any device, so that the script cannot rot.
 """
@@ -10,35 +10,35 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import hydra
 import pandas as pd
 import torch
 from rich.console import Console
 from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
-from bakeoff.bench import untracked_run, with_device
-from bakeoff.config import Config, register
+from bakeoff.batch import Rollout, select
+from bakeoff.bench import compose, with_device
+from bakeoff.config import Budget, Config, register
 from bakeoff.device import HOST, choose_device, describe_device, wait_for
+from bakeoff.engine.engine import roll_out
 from bakeoff.learner.checkpoint import load_checkpoint, save_checkpoint
+from bakeoff.loop import Loop, Update, update_once
 from bakeoff.measure import NOT_REPRODUCIBLE
-from bakeoff.measure.memory import keep_freed_memory
+from bakeoff.measure.phase import largest_peak
+from bakeoff.metrics import update_metrics
 from bakeoff.model.logprobs import completion_logprobs
-from bakeoff.paths import CONF
 from bakeoff.predict import predict
-from bakeoff.randomness import generator
-from bakeoff.run import Run, followed, step
+from bakeoff.start import prepare, start
 from bakeoff.tracking import commit
-from bakeoff.validation import to_config
 
 
 @dataclass
 class Scale:
-    """How much is run.
+    """Sizes of the checks.
 
     updates    of each training run, of `prompts` × 4 completions each, from a start of `sft_steps` supervised steps
     methods    whose training runs are compared with the CPU's
@@ -72,7 +72,7 @@ class Line:
 
 @dataclass
 class Check:
-    """What every section of the table is given."""
+    """The input of every section of the table."""
 
     device: str
     scale: Scale
@@ -80,21 +80,20 @@ class Check:
 
     def config(self, *overrides: str) -> Config:
         """The configuration of a command line on the device."""
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return to_config(hydra.compose("config", overrides=[f"device={self.device}", *overrides]))
+        return compose([f"device={self.device}", *overrides])
 
     def training(self, method: str, *overrides: str) -> Config:
         """A method on sort-10 with the tiny model."""
         scale = self.scale
         limit = f"budget={{unit: updates, limit: {scale.updates}}}"
         return self.config(
-            f"algorithm={method}", f"rollout.prompts={scale.prompts}", f"sft.steps={scale.sft_steps}", limit, *overrides
+            f"algorithm={method}", f"batch.prompts={scale.prompts}", f"sft.steps={scale.sft_steps}", limit, *overrides
         )
 
     def untrained(self, model: str, *overrides: str) -> Config:
         """An architecture of this size with random weights, in bfloat16."""
         random = ["model.name=scratch", "model.characters='0123456789=+-*, '", "model.chat=false"]
-        few = ["tuned=none", "sft.steps=0", "task.heldout=8", "rollout.prompts=8", "rollout.group_size=4"]
+        few = ["tuned=none", "sft.steps=0", "task.heldout=8", "batch.prompts=8", "batch.group_size=4"]
         return self.config(f"model={model}", *random, "model.precision=bfloat16", *few, *overrides)
 
     def long(self) -> Config:
@@ -103,28 +102,33 @@ class Check:
         return self.untrained(self.scale.models[-1], "algorithm=grpo", length, "task.digits=7")
 
 
-def finish(run: Run) -> list[dict[str, float]]:
-    """The metrics of every update that is left of the budget."""
-    metrics = []
-    while run.learner.counters.progress(run.config.budget) < 1:
-        metrics.append(step(run)[0])
-    return metrics
+def started(config: Config) -> Loop:
+    """The loop of a configuration, on its device."""
+    return start(config, prepare(config))
 
 
-def measured_peak(config: Config, folder: Path) -> float:
-    """The largest peak in MB of a second update, which has the state of the optimisers; its models end here."""
-    run = untracked_run(config, folder)
-    step(run)
-    with followed(run):
-        return step(run)[0]["memory/peak_mb"]
+def finish(loop: Loop, budget: Budget) -> list[Update]:
+    """Every update that is left of the budget."""
+    counters, updates = loop.learner.counters, []
+    while counters.progress(budget) < 1:
+        updates.append(update_once(loop, counters.progress(budget)))
+    return updates
+
+
+def measured_peak(config: Config) -> float:
+    """The largest peak in MB of a second update, which has optimiser state; its models are freed on return."""
+    loop = started(config)
+    update_once(loop)
+    with loop.traced():
+        return largest_peak(update_once(loop).measured.peaks) / 1e6
 
 
 def memory(check: Check) -> Iterator[Line]:
     """The largest peak of an update: predicted, and counted by the device's allocator."""
     for model in check.scale.models:
         for method in ("grpo", "ppo"):
-            config = check.untrained(model, f"algorithm={method}", "algorithm.step.epochs=1")
-            measured, predicted = measured_peak(config, check.folder), predict(config).peak / 1e6
+            config = check.untrained(model, f"algorithm={method}", "algorithm.optimizer.epochs=1")
+            measured, predicted = measured_peak(config), predict(config).peak / 1e6
             yield Line(
                 f"largest peak of {method}, {model}",
                 f"{measured:,.1f} MB, {predicted / measured - 1:+.1%} predicted",
@@ -134,22 +138,22 @@ def memory(check: Check) -> Iterator[Line]:
 
 
 def decoding(check: Check) -> Iterator[Line]:
-    """The time of a decoded token, and how far the sampler's log-probs are from the training forward's."""
+    """The time of a decoded token, and the distance of the engine's log-probs from the training forward's."""
     scale, model = check.scale, check.scale.models[-1]
-    config = check.long()
-    run = untracked_run(config, check.folder)
-    actor, device = run.learner.actor, run.phases.device
-    group = scale.sequences // len(run.heldout.texts)
+    loop = started(check.long())
+    actor, device = loop.learner.actor, loop.phases.device
+    group = scale.sequences // len(loop.heldout.texts)
     seconds = []
     for _ in range(2):  # the first warms up
         began = time.perf_counter()
-        rollout = config.rollout(actor, run.heldout, group, scale.tokens, generator(device, 0, "decoding"))
+        rollout = long_rollout(loop, group, scale.tokens)
         wait_for(device)
         seconds.append(time.perf_counter() - began)
-    read = rollout.sequences[: min(scale.sequences, 16)]
+    rows = slice(0, min(scale.sequences, 16))
+    read = select(rollout.sequences, rows)
     with torch.no_grad():
-        again = completion_logprobs(actor, read, 1.0, config.logits_mb)
-    error = float((again - rollout.sampler_logprobs[: len(read)])[read.mask].abs().mean())
+        again = completion_logprobs(actor, read, loop.forward)
+    error = float((again - rollout.sampler_logprobs[rows])[read.mask].abs().mean())
     columns, total = read.mask.shape[1], int(rollout.sequences.mask.sum())
     yield Line(
         f"decoding {scale.sequences} completions of {columns} tokens, {model}",
@@ -157,26 +161,31 @@ def decoding(check: Check) -> Iterator[Line]:
         "(a measurement)",
         True,
     )
-    yield Line("sampler against training forward, bfloat16", f"{error:.4f} nats a token", "below 0.05", error < 0.05)
+    yield Line("engine against training forward, bfloat16", f"{error:.4f} nats a token", "below 0.05", error < 0.05)
+
+
+def long_rollout(loop: Loop, completions: int, tokens: int) -> Rollout:
+    """Completions of the held-out prompts."""
+    collector, actor = loop.collector, loop.learner.actor
+    collector.engine.load(actor)
+    return roll_out(collector.engine, actor, loop.heldout, completions, collector.sampling, tokens, seed=0)
 
 
 def head(check: Check) -> Iterator[Line]:
-    """Log-probs and their gradient with the logits of all chunks at once bounded in two ways."""
+    """Log-probs and their gradient, with two bounds on the logits that are held at once."""
     scale, model = check.scale, check.scale.models[-1]
-    config = check.long()
-    run = untracked_run(config, check.folder)
-    actor, device = run.learner.actor, run.phases.device
-    draws = generator(device, 0, "head")
-    sequences = config.rollout(actor, run.heldout, 2, scale.tokens, draws).sequences
+    loop = started(check.long())
+    actor, device = loop.learner.actor, loop.phases.device
+    sequences = long_rollout(loop, 2, scale.tokens).sequences
     found, seconds = [], {}
     for bound in (128, 1024):
         for _ in range(2):  # the first warms up
             began = time.perf_counter()
-            logprobs = completion_logprobs(actor, sequences, 1.0, bound)
+            logprobs = completion_logprobs(actor, sequences, replace(loop.forward, logits_mb=bound))
             logprobs[sequences.mask].sum().backward()
             wait_for(device)
             seconds[bound] = time.perf_counter() - began
-            run.learner.actor_optimizer.zero_grad(set_to_none=True)
+            loop.learner.actor_optimizer.zero_grad(set_to_none=True)
         found.append(logprobs.detach())
     error = float((found[0] - found[1])[sequences.mask].abs().max())
     yield Line(
@@ -192,19 +201,18 @@ def resuming(check: Check) -> Iterator[Line]:
     speed = {}
     for deterministic in (True, False):
         config = check.training("grpo", "model.precision=bfloat16", f"deterministic={deterministic}")
-        run = untracked_run(config, check.folder)
+        loop = started(config)
         for _ in range(check.scale.updates // 2):
-            step(run)
-        saved = save_checkpoint(check.folder / f"checkpoints_{deterministic}", run.learner, {}, 1)
+            update_once(loop, loop.learner.counters.progress(config.budget))
+        saved = save_checkpoint(check.folder / f"checkpoints_{deterministic}", loop.learner, {}, 1)
         began = time.perf_counter()
-        ends = [finish(run)]
+        ends = [reproducible(loop, config.budget)]
         speed[deterministic] = (time.perf_counter() - began) / len(ends[0])
         for _ in range(2):
-            again = untracked_run(config, check.folder)
-            load_checkpoint(saved, again.learner)
-            ends.append(finish(again))
-        plain = [[{k: v for k, v in m.items() if not k.startswith(NOT_REPRODUCIBLE)} for m in end] for end in ends]
-        equal = plain[0] == plain[1] == plain[2]
+            again = started(config)
+            again = replace(again, learner=load_checkpoint(saved, again.learner))
+            ends.append(reproducible(again, config.budget))
+        equal = ends[0] == ends[1] == ends[2]
         yield Line(
             f"two resumed runs, deterministic={str(deterministic).lower()}",
             "equal to the run bit for bit" if equal else "not equal to the run bit for bit",
@@ -219,14 +227,21 @@ def resuming(check: Check) -> Iterator[Line]:
     )
 
 
+def reproducible(loop: Loop, budget: Budget) -> list[dict[str, float]]:
+    """The metrics of every update that is left of the budget, but for time, speed and memory."""
+    every = [update_metrics(update, loop.learner.counters) for update in finish(loop, budget)]
+    return [{k: v for k, v in metrics.items() if not k.startswith(NOT_REPRODUCIBLE)} for metrics in every]
+
+
 def curves(check: Check) -> Iterator[Line]:
     """Methods in bfloat16 on the device and in float32 on the CPU, each from a start of its own precision."""
     for method in check.scale.methods:
         ends = []
         for overrides in ([f"device={HOST}"], ["model.precision=bfloat16"]):
-            metrics = finish(untracked_run(check.training(method, *overrides), check.folder))
-            last = metrics[-max(1, len(metrics) // 3) :]
-            ends.append(sum(each["reward/true"] for each in last) / len(last))
+            config = check.training(method, *overrides)
+            updates = finish(started(config), config.budget)
+            last = updates[-max(1, len(updates) // 3) :]
+            ends.append(sum(float(each.collected.all_scores.true.mean()) for each in last) / len(last))
         here, there = ends
         yield Line(
             f"true reward of `{method}` in the last third of {check.scale.updates} updates",
@@ -237,11 +252,11 @@ def curves(check: Check) -> Iterator[Line]:
 
 
 def profiled(check: Check) -> Iterator[Line | str]:
-    """Where the time of one update goes, by operator."""
-    run = untracked_run(check.training("grpo", "model.precision=bfloat16"), check.folder)
-    step(run)
+    """The operators that take the time of one update."""
+    loop = started(check.training("grpo", "model.precision=bfloat16"))
+    update_once(loop)
     with profile(activities=list(torch.profiler.supported_activities())) as found:
-        step(run)
+        update_once(loop)
     events = [event for event in found.key_averages() if not event.is_user_annotation]
     kernels = [event for event in events if event.device_type != DeviceType.CPU]
     order = "self_device_time_total" if kernels else "self_cpu_time_total"
@@ -262,9 +277,9 @@ SECTIONS: tuple[Callable[[Check], Iterator[Line | str]], ...] = (memory, decodin
 
 
 def page(check: Check, lines: list[Line], notes: list[str], small: bool) -> str:
-    """The table as Markdown, under what it was made on."""
+    """The table as Markdown, below device, driver, date and commit."""
     about = describe_device(choose_device(check.device)) | {"date": str(date.today()), "commit": commit()}
-    title = "# What a GPU shows\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
+    title = "# Checks of a GPU\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
     command = f"python -m bakeoff.gpu_check --device {check.device}{' --small' * small}"
     rows = [{**vars(line), "holds": "pass" if line.holds else "**fail**"} for line in lines]
     table = pd.DataFrame(rows).rename(columns={"holds": "verdict"}).to_markdown(index=False)
@@ -278,7 +293,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu.md"), help="the Markdown file to write")
     options = with_device(parser)
     register()
-    keep_freed_memory()
     console = Console(stderr=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []

@@ -1,4 +1,4 @@
-"""Around the loop of one run: set up or resumed before it, tracked and told of while it lasts, closed after it."""
+"""One job: it sets up or resumes a run, tracks it, handles signals and errors, and closes it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bakeoff.config import Config, Mode, arm_id, flatten, plain
-from bakeoff.device import HOST, choose_device, device_name, set_up_device
+from bakeoff.config import Config, Mode, config_id, flatten, plain
+from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
-from bakeoff.learner.offload import Offload
-from bakeoff.learner.reward_model import learned_reward
-from bakeoff.learner.sft import starting_policy
-from bakeoff.learner.state import make_learner, passes_of
-from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
-from bakeoff.measure.statistics import peak_megabytes, weight_megabytes
-from bakeoff.model.load import encode, weights_hash
+from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, weight_metrics
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
 from bakeoff.predict import predict
 from bakeoff.progress import RunProgress, ledger_table, megabytes, read
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
-from bakeoff.randomness import derive
-from bakeoff.reward import LEARNED
 from bakeoff.run import Run, train
+from bakeoff.start import prepare, start
 from bakeoff.sweep import job_name
 from bakeoff.tracking import Tracker, commit, start_run
 
@@ -40,53 +34,57 @@ from bakeoff.tracking import Tracker, commit, start_run
 def run_job(
     config: Config, folder: Path, choices: dict[str, str], overrides: list[str], parent: str | None, quiet: bool
 ) -> float:
-    """Sets up, trains and closes one run in `folder`; goes on from the checkpoint that is there, if any.
+    """Sets up, runs and closes one job in `folder`, from the last checkpoint there if there is one.
 
-    `choices` are the Hydra options by group, `overrides` what the command or the sweep set; `parent` is the MLflow
-    run of the sweep. Returns the final held-out greedy accuracy, or of a prediction the peak in MB. Raises UserError
-    for what a user can mend.
+    `choices` are the Hydra options by group, `overrides` the values that the command or the sweep set; `parent` is the
+    MLflow run of the sweep. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. Raises
+    UserError for what a user can mend.
     """
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *overrides])
     progress = RunProgress(folder, name, quiet)
-    identity = {"arm": arm_id(config), "seed": config.seed}
+    identity = {"config_id": config_id(config), "seed": config.seed}
     last = read(folder)
     if parent and last and last["state"] == "done" and {k: last.get(k) for k in identity} == identity:
-        return float(last["result"])  # a sweep that is gone on with has this job behind it
+        return float(last["result"])  # resumed sweep: this job already finished
     with reported(progress), termination() as signals:
-        device = HOST if config.mode is Mode.predict else choose_device(config.device)
-        found = checkpoints(folder / "checkpoints")
-        earlier = read_run(found[-1]) if found else None
-        if earlier is not None and {k: earlier[k] for k in identity} != identity:
-            raise UserError(
-                f"the output folder '{folder}' holds a run of another configuration (arm {earlier['arm']}, seed "
-                f"{earlier['seed']}, not {identity['arm']}, {identity['seed']}); choose another hydra.run.dir."
-            )
-        set_up_device(device, config.deterministic, config.memory_limit_mb)
-        tags = run_tags(config, choices, identity, device, parent) | {"overrides": json.dumps(overrides)}
+        phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
+        earlier = resumable(folder, identity)
+        tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(overrides)}
         tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
-        identity["mlflow_run"] = tracker.run_id
         with tracker.running():
             if earlier is None:
-                tracker.params(flatten(plain(config)) | {f"choice/{g}": c for g, c in choices.items()})
-                for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
-                    if path.is_file():
-                        tracker.artifact(path, "config")
+                log_configuration(config, choices, folder, tracker)
             if config.mode is Mode.predict:
-                result = predicted(config, tracker, progress)
+                result = log_prediction(config, tracker, progress)
             else:
-                phases = Phases(device)
                 with explained(config, phases, tracker, progress):
-                    run = set_up(config, folder, phases, tracker, progress, identity, signals, found)
-                    result = train(run) if config.mode is Mode.train else measured(run)
-        progress.keep(result=result, **{key: identity[key] for key in ("arm", "seed")})
+                    run = start_job(config, folder, phases, tracker, progress, identity, signals)
+                    result = train(run) if config.mode is Mode.train else measure_quality(run)
+        progress.keep(result=result, **identity)
         return result
 
 
-def set_up(
+def resumable(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity of the run whose checkpoint is in the folder, none without one; raises UserError for another run."""
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        return None
+    earlier = read_run(found[-1])
+    if {k: earlier.get(k) for k in identity} != identity:
+        raise UserError(
+            f"the output folder '{folder}' holds a run of another configuration ({describe(earlier)}, not "
+            f"{describe(identity)}); choose another hydra.run.dir."
+        )
+    return earlier
+
+
+def describe(identity: dict[str, Any]) -> str:
+    """`config_id 0123456789, seed 1`."""
+    return f"config_id {identity.get('config_id')}, seed {identity.get('seed')}"
+
+
+def start_job(
     config: Config,
     folder: Path,
     phases: Phases,
@@ -94,77 +92,73 @@ def set_up(
     progress: RunProgress,
     identity: dict[str, Any],
     signals: list[int],
-    found: list[Path],
 ) -> Run:
-    """The run with its models, at its start or where the last checkpoint found left it."""
-    actor = starting_policy(config, phases, progress.say)
-    heldout = encode(actor, config.task.heldout_examples(), config.task.shot_examples())
-    identity["start"] = weights_hash(actor.network)
-    if found and read_run(found[-1])["start"] != identity["start"]:
-        raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
-    tracker.tags({"start": identity["start"]})
-    learned = learned_reward(config, actor, phases, progress.say) if LEARNED in config.reward.functions else None
-    learner = make_learner(
-        config.algorithm,
-        actor,
-        config.model.lora,
-        config.measure.kl_to_reference,
-        derive(config.seed, "critic"),
-        learned.model if learned else None,
-    )
+    """The run at its start, or where its last checkpoint left it."""
+    loop = start(config, phases, progress.report)
+    identity = identity | {"mlflow_run": tracker.run_id, "start": loop.start}
+    tracker.tags({"start": loop.start})
+    found = checkpoints(folder / "checkpoints")
     if found:
-        load_checkpoint(found[-1], learner)
-        progress.say(f"going on from update {learner.counters.updates}")
+        if read_run(found[-1])["start"] != loop.start:
+            raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
+        loop = replace(loop, learner=load_checkpoint(found[-1], loop.learner))
+        progress.report(f"resumed after update {loop.learner.counters.updates}")
     else:
-        tracker.metrics(peak_megabytes(phases.take().peaks) | (learned.metrics() if learned else {}), 0)
+        tracker.metrics(peak_metrics(phases.take().peaks), 0)
+        if loop.reward_quality is not None:
+            tracker.metrics(pair_metrics(loop.reward_quality), 0)
         if config.measure.memory_prediction:
-            peaks = predict(config).peaks
-            tracker.metrics({f"memory/predicted_{name}_mb": peak.allocated / 1e6 for name, peak in peaks.items()}, 0)
-    phases.before = Offload(learner, phases) if config.offload else None
-    pairs = learned.pairs if learned else []
-    return Run(config, folder, learner, heldout, phases, tracker, progress, identity, signals, pairs)
+            tracker.metrics(predicted_metrics(predict(config).peaks), 0)
+    return Run(config, folder, loop, tracker, progress, identity, signals)
 
 
-def measured(run: Run) -> float:
+def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:
+    """Logs every parameter, the chosen options, the composed file and the lock."""
+    tracker.params(flatten(plain(config)) | {f"choice/{group}": choice for group, choice in choices.items()})
+    for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
+        if path.is_file():
+            tracker.artifact(path, "config")
+
+
+def measure_quality(run: Run) -> float:
     """Logs the quality of the method's gradient or advantages; returns the mean cosine or the correlation."""
-    config, learner, say = run.config, run.learner, run.progress.say
-    passes = passes_of(config, run.phases)
-    run.tracker.tags({"kind": config.mode.value})
+    config, tracker = run.config, run.tracker
+    tracker.tags({"kind": config.mode.value})
     if config.mode is Mode.gradient_quality:
-        metrics, head = gradient_quality(config, learner, passes, say), "gradient/cosine"
+        gradient = gradient_quality(run.loop, config.quality, run.progress.report)
+        metrics, result = named("gradient/", gradient), gradient.cosine
     else:
-        metrics, positions = advantage_quality(config, learner, passes, say)
-        head = "advantage/correlation"
-        for position, values in positions.items():
-            run.tracker.metrics(values, position)
-    run.tracker.metrics(metrics, 0)
-    say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
-    return metrics[head]
+        advantage, positions = advantage_quality(run.loop, config.quality, run.progress.report)
+        metrics, result = named("advantage/", advantage), advantage.correlation
+        for position, here in positions.items():
+            at = {f"{name}_by_position": value for name, value in named("advantage/", here).items()}
+            tracker.metrics(at, position)
+    tracker.metrics(metrics, 0)
+    run.progress.report(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
+    return result
 
 
-def predicted(config: Config, tracker: Tracker, progress: RunProgress) -> float:
-    """Logs the predicted ledger as a run's is logged, and shows it; returns its peak in MB."""
+def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> float:
+    """Logs and shows the predicted ledger; returns its peak in MB."""
     prediction = predict(config)
     tracker.tags({"kind": "prediction"})
-    tracker.metrics(peak_megabytes(prediction.peaks) | weight_megabytes(prediction.weight_bytes), 0)
-    sampler = config.rollout
+    tracker.metrics(peak_metrics(prediction.peaks) | weight_metrics(prediction.weight_bytes), 0)
+    batch = config.batch
     progress.show(
         ledger_table(
             prediction.peaks,
-            f"{sampler.prompts} prompts of {prediction.prompt} tokens, {sampler.group_size} completions each of "
+            f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
             f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}",
         )
     )
     return prediction.peak / 1e6
 
 
-def run_tags(
-    config: Config, choices: dict[str, str], identity: dict[str, Any], device: torch.device, parent: str | None
-) -> dict[str, str]:
-    """What a person filters and groups by in MLflow."""
+def run_tags(config: Config, choices: dict[str, str], device: torch.device, parent: str | None) -> dict[str, str]:
+    """Tags by which a person filters and groups runs in MLflow."""
     tags = {
         "study": config.study.name or "none",
-        "arm": identity["arm"],
+        "config_id": config_id(config),
         "algorithm": choices.get("algorithm", ""),
         "model": choices.get("model", ""),
         "task": choices.get("task", ""),
@@ -183,7 +177,7 @@ def run_tags(
 
 @contextmanager
 def reported(progress: RunProgress) -> Iterator[None]:
-    """Leaves the run's last state where the sweep's view reads it, and the traceback of what was not foreseen."""
+    """Records the final state of the run for the sweep's view, and the traceback of an unexpected error."""
     try:
         yield
         progress.end("done")
@@ -201,7 +195,7 @@ def reported(progress: RunProgress) -> Iterator[None]:
 
 @contextmanager
 def termination() -> Iterator[list[int]]:
-    """The signals received: SIGTERM asks a run to stop after the update in hand, a second one ends it at once."""
+    """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:

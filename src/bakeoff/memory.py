@@ -79,7 +79,7 @@ def what_fits(arm: str, model: str, gigabytes: float, overrides: list[str]) -> l
     return [
         arm.split("=")[1],
         largest(MODELS, lambda name: fits(f"model={name}")),
-        largest(GROUPS, lambda size: fits(f"rollout.group_size={size}")),
+        largest(GROUPS, lambda size: fits(f"batch.group_size={size}")),
         largest(COMPLETIONS, lambda length: fits(f"lengths.completion={length}")),
     ]
 
@@ -93,8 +93,8 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     config = compose([f"model={model}", "task=largest", *rest])
     prompt, completion = config.lengths.prompt or UNKNOWN_LENGTH, config.lengths.completion or UNKNOWN_LENGTH
     table = Table(
-        title=f"what fits in {gigabytes:g} GB: {config.rollout.prompts} prompts of {prompt} tokens, "
-        f"{config.rollout.group_size} completions each of {completion}, micro_batch {config.micro_batch}, "
+        title=f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, "
+        f"{config.batch.group_size} completions each of {completion}, micro_batch {config.micro_batch}, "
         f"of {model} unless the column says otherwise",
         title_justify="left",
         box=None,

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 
-import hydra
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import track
 
-from bakeoff.bench import untracked_run, with_device
+from bakeoff.bench import compose, with_device
 from bakeoff.config import Config, register
 from bakeoff.device import choose_device, device_name
-from bakeoff.measure.memory import keep_freed_memory
+from bakeoff.loop import update_once
 from bakeoff.paths import CONF
 from bakeoff.predict import predict
-from bakeoff.run import followed, step
-from bakeoff.validation import to_config
+from bakeoff.start import prepare, start
 
 PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
-BATCH = ["tuned=none", "sft.steps=0", "rollout.prompts=16", "rollout.group_size=4"]
+BATCH = ["tuned=none", "sft.steps=0", "threads=1", "batch.prompts=16", "batch.group_size=4"]
 # tied embeddings and as many key heads as heads; then neither, and a vocabulary in which logits count
 QWEN = {
     "model_type": "qwen2",
@@ -37,23 +32,22 @@ QWEN = {
 MODELS: dict[str, list[str]] = {"tiny": [], "Qwen2": [f"++model.architecture.{k}={v}" for k, v in QWEN.items()]}
 
 
-def measured(config: Config, folder: Path) -> dict[str, float]:
+def measured(config: Config) -> dict[str, float]:
     """Peaks in MB by phase of the second of two real updates, which has optimiser state."""
-    run = untracked_run(config, folder)
-    metrics: dict[str, float] = {}
+    loop = start(config, prepare(config))
     for _ in range(2):
-        with followed(run):
-            metrics, _, _ = step(run)
-    return {phase: metrics[f"memory/{phase}_mb"] for phase in PHASES if f"memory/{phase}_mb" in metrics}
+        with loop.traced():
+            peaks = update_once(loop).measured.peaks
+    return {phase: peaks[phase].allocated / 1e6 for phase in PHASES if phase in peaks}
 
 
-def check(method: str, device: str, settings: list[str], folder: Path) -> dict[str, float | str]:
-    """Largest measured peak of a method, what was predicted for it, and the largest error of any of its phases."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [f"algorithm={method}", f"device={device}", *BATCH, *settings]
-        config = to_config(hydra.compose("config", overrides=overrides))
-    config.algorithm.critic.warmup_updates = 0
-    real = measured(config, folder)
+def check(method: str, device: str, settings: list[str]) -> dict[str, float | str]:
+    """Largest measured peak of a method, its prediction, and the largest error of any of its phases."""
+    overrides = [f"algorithm={method}", f"device={device}", *BATCH, *settings]
+    config = compose(overrides)
+    if config.algorithm.critic.warmup_updates:  # the actor learns only after it
+        config = compose([*overrides, "algorithm.critic.warmup_updates=0"])
+    real = measured(config)
     peaks = predict(config).peaks
     predicted = {phase: peaks[phase].allocated / 1e6 for phase in real}
     largest = max(real, key=lambda phase: real[phase])
@@ -72,15 +66,12 @@ def main() -> None:
     """Prints a table for each model, as Markdown."""
     device: str = with_device(argparse.ArgumentParser(description=__doc__)).device
     register()
-    keep_freed_memory()
-    torch.set_num_threads(1)
     methods = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
     for model, settings in MODELS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            rows = [
-                check(method, device, settings, Path(folder))
-                for method in track(methods, description=model, console=Console(stderr=True), transient=True)
-            ]
+        rows = [
+            check(method, device, settings)
+            for method in track(methods, description=model, console=Console(stderr=True), transient=True)
+        ]
         print(f"{model} on {device_name(choose_device(device))}, 16 prompts × 4 completions of sort-10:\n")
         print(pd.DataFrame(rows).to_markdown(index=False), end="\n\n")
 

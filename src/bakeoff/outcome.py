@@ -1,4 +1,4 @@
-"""Runs that end short of their budget: out of memory, or diverged. Each is recorded, and explained in one sentence."""
+"""Runs that end before their budget: out of memory, or diverged. Each is recorded, and explained in one sentence."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from operator import attrgetter
 
 import torch
 
-from bakeoff.algorithm.critic import OwnStep
-from bakeoff.algorithm.step import Diverged
+from bakeoff.algorithm.divergence import Diverged
 from bakeoff.attribution import Label
 from bakeoff.config import Config
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints
 from bakeoff.measure.phase import Peak, Phases
-from bakeoff.measure.statistics import peak_megabytes
+from bakeoff.metrics import peak_metrics
 from bakeoff.predict import savings
 from bakeoff.progress import RunProgress, megabytes
 from bakeoff.tracking import DIVERGED, OUT_OF_MEMORY, Tracker
@@ -27,7 +26,7 @@ RATES = {
     "sft": "sft.lr",
     "reward_model": "preferences.lr",
     "renewal": "preferences.lr",
-    "critic_update": "algorithm.critic.step.lr",
+    "critic_update": "algorithm.critic.optimizer.lr",
 }
 
 
@@ -64,8 +63,8 @@ def divergence_named(config: Config, phases: Phases) -> Iterator[None]:
 def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) -> str:
     """Says where training diverged, after this number of finished updates, and which learning rate to lower."""
     where = STAGES.get(phase, f"update {updates + 1}, phase {phase}")
-    critic = error.of_critic and isinstance(config.algorithm.critic, OwnStep)
-    rate = RATES["critic_update"] if critic else RATES.get(phase, "algorithm.step.lr")
+    critic = error.of_critic and config.algorithm.critic.takes_steps
+    rate = RATES["critic_update"] if critic else RATES.get(phase, "algorithm.optimizer.lr")
     rewards = "" if phase in STAGES else " or smaller rewards"
     return f"{DIVERGED} in {where}: {error}. A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"
 
@@ -81,13 +80,13 @@ def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progr
     """Says in which phase memory ran out and who held most of it; logs the last ledger of each phase."""
     phase = phases.failed or "set-up"
     peaks = phases.take().peaks
-    peak = phases.followed.get(phase, peaks.get(phase, Peak()))
+    peak = phases.traced.get(phase, peaks.get(phase, Peak()))
     largest = max(peak.cells, key=lambda label: peak.cells[label], default=Label("unknown", "unknown"))
     tracker.tags({"outcome": OUT_OF_MEMORY, "out_of_memory.phase": phase, "out_of_memory.role": largest.role})
-    tracker.metrics(peak_megabytes(peaks), 0)
+    tracker.metrics(peak_metrics(peaks), 0)
     rows = [
         {"phase": name, "role": label.role, "kind": label.kind, "bytes": size}
-        for name, each in (phases.followed | {phase: peak}).items()
+        for name, each in (phases.traced | {phase: peak}).items()
         for label, size in each.cells.items()
     ]
     path = progress.folder / "ledger.json"
@@ -100,12 +99,12 @@ def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progr
 
 def hint(config: Config, progress: RunProgress) -> str:
     """The setting that a prediction says saves most."""
-    progress.say("out of memory: predicting which setting saves most")
+    progress.report("out of memory: predicting which setting saves most")
     try:
         settings = savings(config)
     except UserError as error:
         return f"what would help cannot be predicted: {error}"
     if not settings:
-        return "every setting that saves memory is on already: choose a smaller model, rollout.prompts or group_size."
+        return "every setting that saves memory is on already: choose a smaller model, batch.prompts or group_size."
     setting, peak = settings[0]
     return f"{setting} saves most: its peak is predicted at {megabytes(peak)}."

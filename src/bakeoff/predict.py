@@ -1,7 +1,7 @@
-"""The memory of a run before there is one: its own phases, run on tensors that have a shape and no values.
+"""Prediction of memory: a run's own phases, run on tensors that have a shape and no values.
 
-torch's FakeTensorMode does every operator's bookkeeping without its arithmetic; the ledger follows as it follows a
-run. Nothing is loaded, and nothing is allocated but Python objects: 70 billion parameters take seconds.
+torch's FakeTensorMode does the bookkeeping of every operator without its arithmetic; the ledger traces it as it traces
+a run. Nothing is loaded, and nothing is allocated but Python objects: 70 billion parameters take seconds.
 """
 
 from __future__ import annotations
@@ -9,39 +9,42 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate
-from bakeoff.algorithm.step import Adam, Step, Trpo
+from bakeoff.algorithm.optimizer import Adam, Optimizer, Trpo
 from bakeoff.attribution import Label, attributed
-from bakeoff.batch import Experience, Prompts, Rollout, Sequences
+from bakeoff.batch import Experience, Prompts, Rollout, Sequences, select
 from bakeoff.config import Config
 from bakeoff.device import HOST
-from bakeoff.learner.experience import evaluate
-from bakeoff.learner.offload import Offload
+from bakeoff.engine.engine import Batch
+from bakeoff.learner.experience import forward_passes
+from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
+from bakeoff.learner.learner import Learner, make_learner
+from bakeoff.learner.offload import place_for
 from bakeoff.learner.reward_model import untrained
 from bakeoff.learner.sft import demonstrations, held_weights, train_step
-from bakeoff.learner.state import Counters, Learner, make_learner, optimizer_tensors, passes_of
-from bakeoff.learner.update import measure_step, update
-from bakeoff.measure import TRAINING
-from bakeoff.measure.phase import Peak, Phases
-from bakeoff.model import Lora
-from bakeoff.model.load import Policy, encode, skeleton
+from bakeoff.learner.update import measure_step, update_actor, update_critic
+from bakeoff.loop import Loop
+from bakeoff.measure.phase import Peak, Phases, largest_peak
+from bakeoff.model.build import skeleton
+from bakeoff.model.config import Lora
+from bakeoff.model.encode import encode
+from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
-from bakeoff.reward import LEARNED
-from bakeoff.rollout import Decoding
+from bakeoff.start import collector_of, forward_settings
 
-UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where there is no tokenizer to count them and none are given
+UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where none are given and there is no tokenizer to count them
 
 
 class _NoValues(TorchDispatchMode):
-    """A number asked of a fake tensor is 1.0, 0 or false: statistics and conditions of loops need one, memory none."""
+    """Reads 1.0, 0 or false from a fake tensor. Statistics and loops ask for numbers; memory does not depend on them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -53,7 +56,7 @@ def lengths(config: Config, policy: Policy) -> tuple[int, int]:
     """Tokens of the longest prompt and of the longest completion that a prediction assumes."""
     prompt, completion = config.lengths.prompt, config.lengths.completion
     if not prompt and policy.tokenizer is not None:
-        examples = config.task.training_examples(config.rollout.prompts, stdlib_random(config.seed, "prompts", 0))
+        examples = config.task.training_examples(config.batch.prompts, stdlib_random(config.seed, "prompts", 0))
         prompt = encode(policy, examples, config.task.shot_examples()).ids.shape[1]
     if not completion and policy.tokenizer is not None:
         completion = config.task.max_new_tokens
@@ -72,42 +75,47 @@ class Prediction:
     @property
     def peak(self) -> int:
         """The largest peak of the phases of training, in bytes."""
-        return max(peak.allocated for phase, peak in self.peaks.items() if phase in TRAINING)
+        return largest_peak(self.peaks)
 
 
 def predict(config: Config, limit: float = 0) -> Prediction:
-    """What a run of this configuration needs; raises UserError where its model cannot be built from a configuration.
+    """The memory that a run of this configuration needs.
 
-    Raises torch.OutOfMemoryError as soon as it needs more than `limit` bytes (0: no limit).
+    Raises UserError where the model cannot be built from a configuration, and torch.OutOfMemoryError as soon as more
+    than `limit` bytes are needed (0: no limit).
     """
-    # peft moves new adapters to the device on which they are already, by a swap that fake tensors do not know
-    stays = mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)
-    with FakeTensorMode(allow_non_fake_inputs=True), _NoValues(), stays:
+    with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
         policy = skeleton(config.model)
         policy.network.eval()
         prompt, completion = lengths(config, policy)
         phases = Phases(HOST)
         if config.sft.steps and policy.tokenizer is not None:
             supervised(config, policy, phases)
-        learned = untrained(policy, 0) if LEARNED in config.reward.functions else None
+        learned = untrained(policy, 0) if config.reward.is_learned else None
         learner = make_learner(config.algorithm, policy, config.model.lora, config.measure.kl_to_reference, 0, learned)
         for role, optimizer in learner.optimizers().items():
             with_state(role, optimizer)
+        loop = Loop(
+            learner=learner,
+            collector=collector_of(config),
+            forward=forward_settings(config),
+            phases=phases,
+            heldout=heldout_prompts(config, policy),
+            kl_sequences=config.measure.kl_sequences,
+            offload=config.offload,
+        )
         if config.offload:
-            phases.before = Offload(learner, phases)
-            phases.before("measure")  # what an update before this one left on the device
-        held = [*learner.held(), *((tensor, Label()) for tensor in heldout_prompts(config, policy))]
-        with phases.following(held, policy.embedding, int(limit)):
-            one_update(config, learner, prompt, completion, phases)
-        return Prediction(phases.take().peaks, learner.weight_bytes(), prompt, completion)
+            place_for(learner, "measure", HOST)  # the update before this one left these models on the device
+        with loop.traced(int(limit)):
+            one_update(loop, prompt, completion)
+        return Prediction(phases.take().peaks, weight_bytes(learner), prompt, completion)
 
 
-def heldout_prompts(config: Config, policy: Policy) -> tuple[Tensor, ...]:
-    """What a run keeps of its held-out prompts; nothing where there is no tokenizer to encode them."""
+def heldout_prompts(config: Config, policy: Policy) -> Prompts:
+    """The held-out prompts that a run keeps; none where there is no tokenizer to encode them."""
     if policy.tokenizer is None:
-        return ()
-    prompts = encode(policy, config.task.heldout_examples(), config.task.shot_examples())
-    return prompts.ids, prompts.attention
+        return Prompts([], [], torch.zeros(0, 0), torch.zeros(0, 0))
+    return encode(policy, config.task.heldout_examples(), config.task.shot_examples())
 
 
 def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
@@ -120,58 +128,71 @@ def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
 def supervised(config: Config, policy: Policy, phases: Phases) -> None:
     """A step of the supervised stage that has optimiser state."""
     adam = Adam(lr=config.sft.lr)
-    optimizer = adam.optimizer(policy.network.parameters())
+    optimizer, forward = adam.create(policy.network.parameters()), ForwardSettings(logits_mb=config.logits_mb)
     with_state("actor", optimizer)
     examples = config.task.training_examples(config.sft.batch, stdlib_random(config.sft.seed, "sft", 0))
     held = held_weights(policy) + [(t, Label("actor", "optimizer")) for t in optimizer_tensors(optimizer)]
     policy.network.train()
-    with phases.following(held, policy.embedding), phases("sft"):
-        train_step(policy, demonstrations(policy, config.task, examples), adam, optimizer, config.logits_mb)
+    with phases.tracing(held, policy.embedding), phases("sft"):
+        train_step(policy, demonstrations(policy, config.task, examples), adam, optimizer, forward)
     policy.network.eval()
 
 
-def one_update(config: Config, learner: Learner, prompt: int, completion: int, phases: Phases) -> None:
-    """The phases of an update on completions that all use their budget.
+def one_update(loop: Loop, prompt: int, completion: int) -> None:
+    """The phases of an update on completions that use their whole budget.
 
-    Of micro-batches, minibatches and epochs one is run: those that follow need what it needs, once there are gradients.
+    Of micro-batches, minibatches and epochs it runs one: later ones have the same peak, once there are gradients.
     """
-    passes = replace(passes_of(config, phases), max_tokens=completion)
-    prompts, size = config.rollout.prompts, config.rollout.group_size
-    rounds = learner.algorithm.sampling.rounds
-    with phases("rollout"):
-        decode(config, learner.actor, prompts, prompt, completion)
-        rollout = imagined_rollout(config, prompt, completion)
-        others = [imagined_rollout(config, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
+    learner, forward = loop.learner, loop.forward
+    engine, batch = loop.collector.engine, loop.collector.batch
+    algorithm, critic = learner.algorithm, learner.algorithm.critic
 
-    def read(sequences: int) -> int:
-        """How many of so many sequences are read at once."""
-        return min(sequences, config.micro_batch or sequences)
+    def first(sequences: int) -> slice:
+        """The first micro-batch of that number of sequences."""
+        return slice(0, min(sequences, forward.micro_batch or sequences))
 
-    with phases("reward"):
+    with loop.phase("rollout"):
+        engine.load(learner.actor)
+        engine.trace_peak(
+            imagined_prompts(batch.prompts, prompt), batch.group_size, loop.collector.sampling, completion
+        )
+        rollout = imagined_rollout(batch, prompt, completion)
+        rounds = algorithm.group_filter.rounds
+        others = [imagined_rollout(batch, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
+    every = rollout.sequences
+    with loop.phase("reward"):
         if learner.reward_model is not None:
-            learner.reward_model.score(rollout.sequences[: read(len(rollout.sequences))], config.micro_batch)
-    with phases("experience"):
-        evaluate(learner, rollout.sequences[: read(len(rollout.sequences))], passes)
-    experience = imagined_experience(learner, rollout.sequences)
+            learner.reward_model.score(select(every, first(len(every))), forward.micro_batch)
+    with loop.phase("experience"):
+        forward_passes(learner, select(every, first(len(every))), forward, engine.exact_logprobs)
+    experience = imagined_experience(learner, rollout)
 
-    def train(role: str, step: Step, optimizer: torch.optim.Optimizer, learner: Learner) -> None:
-        minibatch = math.ceil(prompts / step.minibatches) * size
-        if read(minibatch) < minibatch:
+    def micro_batch(role: str, option: Optimizer, optimizer: torch.optim.Optimizer) -> Experience:
+        """A micro-batch of a minibatch; where there are several, earlier ones have left gradients."""
+        minibatch = math.ceil(batch.prompts / option.minibatches) * batch.group_size
+        rows = first(minibatch)
+        if rows.stop < minibatch:
             with_gradients(role, optimizer)
-        update(learner, experience[: read(minibatch)], passes, torch.Generator())
+        return select(experience, rows)
 
-    step, critic = learner.algorithm.step, learner.algorithm.critic
-    brief = {"cg_iterations": 2, "backtracks": 1} if isinstance(step, Trpo) else {}  # the others need no more memory
-    once = replace(learner.algorithm, step=replace(step, epochs=1, minibatches=1, **brief))
-    alone = replace(learner, algorithm=once, critic_optimizer=None, counters=Counters(critic.warmup_updates))
-    train("actor", step, learner.actor_optimizer, alone)
+    part = micro_batch("actor", algorithm.optimizer, learner.actor_optimizer)
+    once = replace(learner, algorithm=replace(algorithm, optimizer=one_step(algorithm.optimizer)))
+    with loop.phase("actor_update"):
+        update_actor(once, part, forward, torch.Generator(), partial(loop.phase, "fisher_product"))
     if isinstance(critic, OwnStep) and learner.critic_optimizer is not None:
-        once = replace(once, critic=replace(critic, step=replace(critic.step, epochs=1, minibatches=1)))
-        waiting = replace(learner, algorithm=once, counters=Counters(-1))  # before any update the actor waits
-        train("critic", critic.step, learner.critic_optimizer, waiting)
-    with phases("measure"):
-        measure_step(learner, experience, read(config.measure.kl_sequences or len(experience)), passes)
-    del others  # groups that dynamic sampling kept, or left, until here
+        part = micro_batch("critic", critic.optimizer, learner.critic_optimizer)
+        own = replace(critic, optimizer=replace(critic.optimizer, epochs=1, minibatches=1))
+        with loop.phase("critic_update"):
+            update_critic(replace(learner, algorithm=replace(algorithm, critic=own)), part, forward, torch.Generator())
+    with loop.phase("measure"):
+        measure_step(learner, experience, first(loop.kl_sequences or len(experience)).stop, forward)
+    del others  # the groups that dynamic sampling kept, or left, live until here
+
+
+def one_step(option: Optimizer) -> Optimizer:
+    """The option with one step per rollout; of a trust-region step, as few iterations as have its peak."""
+    brief = {"cg_iterations": 2, "backtracks": 1} if isinstance(option, Trpo) else {}
+    return replace(option, epochs=1, minibatches=1, **brief)
 
 
 def with_gradients(role: str, optimizer: torch.optim.Optimizer) -> None:
@@ -182,61 +203,40 @@ def with_gradients(role: str, optimizer: torch.optim.Optimizer) -> None:
                 parameter.grad = torch.zeros_like(parameter)
 
 
-def decode(config: Config, policy: Policy, prompts: int, prompt: int, completion: int) -> None:
-    """Reads the prompts and the last token: the cache is largest there."""
-    size, draws = config.rollout.group_size, torch.Generator()
-    asked = Prompts([], [], torch.zeros(prompts, prompt, dtype=torch.int64), torch.ones(prompts, prompt).bool())
-    with torch.no_grad(), policy.trunk.computing():
-        decoding = Decoding.begin(policy, asked, size, completion)
-        token, _, _ = config.rollout.choose(decoding.hidden, policy, draws, greedy=False)
-        if completion > 1:
-            fill(decoding, completion - 2)
-            decoding.advance(token, completion - 2)
-            config.rollout.choose(decoding.hidden, policy, draws, greedy=False)
+def imagined_prompts(prompts: int, tokens: int) -> Prompts:
+    """Encoded prompts of that number of tokens each."""
+    ids = torch.zeros(prompts, tokens, dtype=torch.int64)
+    return Prompts([], [], ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-def imagined_rollout(config: Config, prompt: int, completion: int) -> Rollout:
-    """What is left of a rollout when it has been decoded."""
-    size = config.rollout.group_size
-    shape = (config.rollout.sequences, completion)
+def imagined_rollout(batch: Batch, prompt: int, completion: int) -> Rollout:
+    """The tensors of a decoded rollout."""
+    shape = (batch.sequences, completion)
     mask = torch.ones(shape, dtype=torch.bool)
     attention = torch.ones(shape[0], prompt + completion, dtype=torch.bool)
     return Rollout(
         examples=[],
         prompts=[],
         completions=[],
-        group_size=size,
-        sequences=Sequences(attention.long(), attention, mask, size),
-        decode=lambda ids: "",
+        sequences=Sequences(attention.long(), attention, mask, batch.group_size),
         sampler_logprobs=torch.zeros(shape),
         entropy=torch.zeros(shape),
         ended=mask[:, -1],
+        max_tokens=completion,
+        decode=lambda ids: "",
     )
 
 
-def fill(decoding: Decoding, tokens: int) -> None:
-    """Grows the cache by so many tokens that nobody read."""
-    with attributed("actor", "kv_cache"):
-        for layer in decoding.cache.layers:
-            batch, heads, read, width = layer.keys.shape
-            grown = read + tokens
-            if layer.is_sliding:
-                layer.cumulative_length += tokens
-                grown = min(grown, layer.sliding_window - 1)
-            for name in ("keys", "values"):
-                old = getattr(layer, name)
-                setattr(layer, name, old.new_empty(0))  # freed first: a real cache never holds both for all tokens
-                setattr(layer, name, old.new_empty(batch, heads, grown, width))
-
-
-def imagined_experience(learner: Learner, sequences: Sequences) -> Experience:
-    """An experience of these sequences that has all that the method's has."""
-    one = torch.zeros(sequences.mask.shape)
+def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
+    """An experience of a rollout with the tensors that the method needs."""
+    one = torch.zeros(rollout.sequences.mask.shape)
     valued = learner.algorithm.critic.exists
     return Experience(
-        sequences=sequences,
+        sequences=rollout.sequences,
         behaviour_logprobs=one,
         advantages=one.clone(),
+        max_tokens=rollout.max_tokens,
+        entropy=rollout.entropy,
         reference_logprobs=one.clone() if learner.reference is not None else None,
         values=one.clone() if valued else None,
         returns=one.clone() if valued else None,
@@ -244,15 +244,15 @@ def imagined_experience(learner: Learner, sequences: Sequences) -> Experience:
 
 
 def savings(config: Config) -> list[tuple[str, int]]:
-    """Settings that would lower the peak, with the peak in bytes that each would have alone; the lowest first."""
+    """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first."""
     found = [(setting, predict(changed).peak) for setting, changed in cheaper(config)]
     return sorted(found, key=lambda each: each[1])
 
 
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
-    """The configuration with one setting changed to what costs less memory, and that setting as it is written."""
+    """The configuration with one setting changed to save memory, and that setting as a user types it."""
     algorithm, model = config.algorithm, config.model
-    read = min(config.micro_batch or config.rollout.sequences, config.rollout.sequences)
+    read = min(config.micro_batch or config.batch.sequences, config.batch.sequences)
     if read > 1:
         yield f"micro_batch={max(1, read // 4)}", replace(config, micro_batch=max(1, read // 4))
     if not model.gradient_checkpointing:
@@ -267,5 +267,5 @@ def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     if not model.lora.rank and not isinstance(algorithm.critic, Adapter):
         yield "model.lora.rank=16", replace(config, model=replace(model, lora=Lora(16)))
     if isinstance(algorithm.critic, Separate):
-        critic = Adapter(step=algorithm.critic.step, head_std=algorithm.critic.head_std)
+        critic = Adapter(optimizer=algorithm.critic.optimizer, head_std=algorithm.critic.head_std)
         yield "algorithm/critic=adapter", replace(config, algorithm=replace(algorithm, critic=critic))

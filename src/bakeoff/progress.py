@@ -1,4 +1,4 @@
-"""What a person watches: a line for the run in hand, and a table for the jobs of a sweep."""
+"""Progress that a person watches: a line for one run, and a table for the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -51,10 +51,31 @@ def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
 
 
 @dataclass
+class Standing:
+    """A run after an update, as a person watches it. Fields that are none keep their last value.
+
+    update              number of finished updates
+    share               used share of the budget
+    reward              mean reward of the update's completions
+    kl                  KL to the reference in nats per sequence
+    held_out            held-out greedy accuracy
+    memory_mb           largest peak of a phase in MB
+    """
+
+    update: int
+    share: float
+    reward: float
+    tokens_per_second: float
+    kl: float | None = None
+    held_out: float | None = None
+    memory_mb: float | None = None
+
+
+@dataclass
 class RunProgress:
     """Reports one run: to the terminal unless `quiet`, and always to a file that the sweep's view reads.
 
-    updates   number of updates that the run has finished
+    updates   number of finished updates
     """
 
     folder: Path
@@ -67,40 +88,29 @@ class RunProgress:
     _printed: float = -1.0
     _last: dict[str, Any] = field(default_factory=dict)
 
-    def say(self, message: str) -> None:
-        """A remark between the steps."""
+    def report(self, message: str) -> None:
+        """Reports a message between the updates."""
         self._write(state=message)
         if not self.quiet:
             self.console.print(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
 
     def show(self, table: Table) -> None:
-        """A table between the steps."""
+        """Shows a table between the updates."""
         if not self.quiet:
             self.console.print(table)
 
     def begin(self, updates: int, share: float) -> None:
-        """The loop starts, or goes on, after this number of updates and with this share of the budget used."""
+        """Starts the clock of the loop, after this number of updates and with this share of the budget used."""
         self.updates, self._started, self._first = updates, time.monotonic(), share
 
-    def step(self, updates: int, share: float, metrics: dict[str, float]) -> None:
-        """After an update: their number by now, and the share of the budget that is used."""
-        self.updates = updates
+    def step(self, standing: Standing) -> None:
+        """Reports an update."""
+        self.updates, share = standing.update, standing.share
         elapsed = time.monotonic() - self._started
         done = share - self._first
         left = elapsed / done * (1 - share) if done > 0 else 0.0
-        memory = metrics.get("memory/peak_mb")
-        self._last |= {"memory_mb": memory} if memory else {}
-        kl = metrics.get("kl/reference_k3_per_sequence")
-        self._last |= {
-            "update": updates,
-            "share": min(share, 1.0),
-            "reward": metrics["reward/mean"],
-            "kl": kl,
-            "tokens_per_second": metrics["speed/tokens_per_second"],
-            "left": max(left, 0.0),
-        }
-        if "eval/greedy_accuracy" in metrics:
-            self._last["held_out"] = metrics["eval/greedy_accuracy"]
+        self._last |= {name: value for name, value in vars(standing).items() if value is not None}
+        self._last |= {"share": min(share, 1.0), "left": max(left, 0.0)}
         self._write(state="running")
         interval = 0.05 if self.console.is_terminal else 0.1
         if not self.quiet and (share >= 1 or share >= self._printed + interval):
@@ -108,18 +118,18 @@ class RunProgress:
             self.console.print(self._line(), highlight=False)
 
     def keep(self, **values: Any) -> None:
-        """Values that stay in the run's file."""
+        """Keeps values in the run's file."""
         self._last |= values
 
     def end(self, state: str, reason: str = "") -> None:
-        """done, failed or killed, and why."""
+        """Records the final state, done, failed or killed, and its reason."""
         self._last["reason"] = reason
         self._write(state=state)
 
     def _line(self) -> str:
         last = self._last
         held_out = f"  held-out {last['held_out']:.3f}" if "held_out" in last else ""
-        kl = f"  KL {last['kl']:.2f}" if last["kl"] is not None else ""
+        kl = f"  KL {last['kl']:.2f}" if "kl" in last else ""
         memory = f"  {last['memory_mb']:.0f} MB" if "memory_mb" in last else ""
         return (
             f"{last['share']:4.0%}  update {last['update']:4d}  reward {last['reward']:.3f}{held_out}{kl}"
@@ -133,7 +143,7 @@ class RunProgress:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What a job last reported, none before it has started."""
+    """The last report of a job, none before it has started."""
     try:
         report: dict[str, Any] = json.loads((folder / FILE).read_text())
     except (OSError, ValueError):
@@ -142,14 +152,14 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def has_ended(report: dict[str, Any] | None) -> bool:
-    """Whether the job of a report has ended, well or not."""
+    """Whether the job of a report has ended, in success or failure."""
     return report is not None and report["state"] in ("done", "failed", "killed")
 
 
 def sweep_table(names: list[str], folders: list[Path], elapsed: float = 0.0, before: int = 0) -> Table:
     """A row for each job of a sweep, as its folder reports it.
 
-    After so many seconds `elapsed` the jobs that ended since tell how long the others take; `before` had ended already.
+    The time left is estimated from the jobs that ended in the `elapsed` seconds; `before` jobs had ended earlier.
     """
     reports = [read(folder) for folder in folders]
     states = [report["state"] if report else "waiting" for report in reports]
@@ -186,7 +196,7 @@ def sweep_table(names: list[str], folders: list[Path], elapsed: float = 0.0, bef
 
 @contextmanager
 def watching(names: list[str], folders: list[Path], console: Console) -> Iterator[None]:
-    """Shows the jobs of a sweep while they run: live on a terminal, a line for each finished job elsewhere."""
+    """Shows the jobs of a sweep while they run: a live table on a terminal, elsewhere a line for each finished job."""
     stop = threading.Event()
     began = time.monotonic()
     ended = {name for name, folder in zip(names, folders, strict=True) if has_ended(read(folder))}
@@ -198,16 +208,16 @@ def watching(names: list[str], folders: list[Path], console: Console) -> Iterato
                     live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
                 live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
             return
-        told: set[str] = set()
+        reported: set[str] = set()
         while True:
             last = stop.wait(1.0)
             for name, folder in zip(names, folders, strict=True):
                 report = read(folder)
-                if report and name not in told and has_ended(report):
-                    told.add(name)
+                if report and name not in reported and has_ended(report):
+                    reported.add(name)
                     held_out = report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
-                    console.print(f"{len(told)}/{len(names)}  {name}: {report['state']}{suffix}", highlight=False)
+                    console.print(f"{len(reported)}/{len(names)}  {name}: {report['state']}{suffix}", highlight=False)
             if last:
                 return
 

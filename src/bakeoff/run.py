@@ -1,216 +1,152 @@
-"""A run's loop, from the first prompt to the saved actor. It reads as the data flows.
-
-prompts → rollout → scores → experience → update → metrics; only the algorithm differs between methods.
-"""
+"""A run: the loop until the budget is used, with evaluation, checkpoints, tracking and progress around each update."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bakeoff.attribution import Label
-from bakeoff.batch import Prompts, Rollout, Scores
 from bakeoff.config import Config
 from bakeoff.learner.checkpoint import save_checkpoint
-from bakeoff.learner.collect import Collected, collect
-from bakeoff.learner.evaluate import evaluate_policy
-from bakeoff.learner.experience import make_experience
-from bakeoff.learner.reward_model import renew
-from bakeoff.learner.state import Learner, passes_of
-from bakeoff.learner.update import measure_step, update
-from bakeoff.measure import TRAINING
+from bakeoff.learner.holdings import weight_bytes
+from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
-from bakeoff.measure.phase import Phases
-from bakeoff.measure.statistics import phase_metrics, rollout_statistics, weight_megabytes
-from bakeoff.model.load import save
-from bakeoff.progress import RunProgress
-from bakeoff.randomness import derive, generator
-from bakeoff.reward.preferences import Pair
+from bakeoff.measure.phase import largest_peak
+from bakeoff.metrics import named, phase_metrics, resident_metrics, update_metrics, weight_metrics
+from bakeoff.model.weights import save
+from bakeoff.progress import RunProgress, Standing
 from bakeoff.tracking import Tracker
 
-FOLLOWED = 2  # updates in a row that a ledger follows: the second is the first in which the optimisers have state
+TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
 
 
 @dataclass
 class Run:
-    """What a run has at hand: its configuration, its models, and where it reports.
+    """A loop with its configuration, its output folder, and where it reports.
 
-    pairs   what the reward model was trained on, where there is one
+    identity   identifies the run in its checkpoints
+    signals    the signals received so far; one of them ends the run after the update in progress
     """
 
     config: Config
     folder: Path
-    learner: Learner
-    heldout: Prompts
-    phases: Phases
+    loop: Loop
     tracker: Tracker
     progress: RunProgress
     identity: dict[str, Any]
     signals: list[int]
-    pairs: list[Pair] = field(default_factory=list)
 
 
 def train(run: Run) -> float:
     """Trains until the budget is used; returns the last held-out greedy accuracy."""
-    config, learner = run.config, run.learner
-    counters, accuracy = learner.counters, 0.0
-    run.progress.begin(counters.updates, counters.progress(config.budget))
-    if counters.updates == 0 or counters.progress(config.budget) >= 1:
-        accuracy = evaluate(run)["eval/greedy_accuracy"]
-    while counters.progress(config.budget) < 1:
-        with followed(run):
-            metrics, rollout, scores = step(run)
-        last = counters.progress(config.budget) >= 1
+    config, counters = run.config, run.loop.learner.counters
+    budget = config.budget
+    heldout: HeldOut | None = None
+    run.progress.begin(counters.updates, counters.progress(budget))
+    if counters.updates == 0 or counters.progress(budget) >= 1:
+        heldout = evaluate_run(run)
+    while counters.progress(budget) < 1:
+        with traced(run):
+            update = update_once(run.loop, counters.progress(budget))
+        log_update(run, update)
+        last = counters.progress(budget) >= 1
         if last or counters.updates % config.evaluation.every == 0:
-            accuracy = evaluate(run)["eval/greedy_accuracy"]
-            metrics["eval/greedy_accuracy"] = accuracy
+            heldout = evaluate_run(run)
         if last or counters.updates % config.tracking.completions_every == 0:
-            run.tracker.table(completions_table(run, rollout, scores), "completions.json")
+            run.tracker.table(completions_table(run, update.collected), "completions.json")
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
-        run.progress.step(counters.updates, counters.progress(config.budget), metrics)
+        run.progress.step(standing(run, update, heldout))
         if run.signals:
             raise SystemExit(128 + run.signals[0])
-    save(learner.actor, run.folder / "actor")
-    run.progress.say(
-        f"held-out greedy accuracy {accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
+    assert heldout is not None
+    save(run.loop.learner.actor, run.folder / "actor")
+    run.progress.report(
+        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
         f"{config.tracking.uri}: `mlflow ui --backend-store-uri {config.tracking.uri}` shows it. "
-        "A comparison: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
+        "To compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
     )
-    return accuracy
+    return heldout.greedy_accuracy
 
 
-def is_followed(run: Run) -> bool:
-    """Whether a ledger follows this update: the first two of all, and the first two in which the actor learns."""
-    updates, warmup = run.learner.counters.updates, run.config.algorithm.critic.warmup_updates
-    return updates < FOLLOWED or 0 <= updates - warmup < FOLLOWED
+def log_update(run: Run, update: Update) -> None:
+    """Logs the metrics of an update."""
+    learner = run.loop.learner
+    metrics = update_metrics(update, learner.counters) | resident_metrics(peak_resident_bytes())
+    if learner.counters.updates == 1:
+        metrics |= weight_metrics(weight_bytes(learner))
+    run.tracker.metrics(metrics, learner.counters.updates)
 
 
 @contextmanager
-def followed(run: Run) -> Iterator[None]:
-    """Follows memory in the first updates, and in all where the ledger enforces the limit; keeps a snapshot if asked.
+def traced(run: Run) -> Iterator[None]:
+    """Traces memory in the first two updates, and in the first two in which the actor learns.
 
-    On a GPU the allocator enforces the limit.
+    Where the ledger enforces a memory limit, which on a GPU the allocator does, it traces every update. CUDA's
+    allocations are recorded for a snapshot if the configuration asks for it.
     """
-    config, phases = run.config, run.phases
-    first = is_followed(run)
-    limit = 0 if has_allocator(phases.device) else int(config.memory_limit_mb * 1e6)
+    config, loop = run.config, run.loop
+    updates, warmup = loop.learner.counters.updates, loop.learner.algorithm.critic.warmup_updates
+    first = updates < TRACED or 0 <= updates - warmup < TRACED
+    limit = 0 if has_allocator(loop.phases.device) else int(config.memory_limit_mb * 1e6)
     with ExitStack() as stack:
         if config.measure.memory_snapshot and first:
             path = run.folder / "memory_snapshot.pickle"
             stack.callback(lambda: run.tracker.artifact(path) if path.is_file() else None)
             stack.enter_context(allocation_history(path))
-        held = [*run.learner.held(), (run.heldout.ids, Label()), (run.heldout.attention, Label())]
-        stack.enter_context(phases.following(held, run.learner.actor.embedding, limit, on=first or limit > 0))
+        if first or limit:
+            stack.enter_context(loop.traced(limit))
         yield
 
 
-def step(run: Run) -> tuple[dict[str, float], Rollout, Scores]:
-    """One update: sample, score, evaluate, learn, log."""
-    config, learner, phases = run.config, run.learner, run.phases
-    seed, number, betas = config.seed, learner.counters.updates, learner.betas
-    passes = passes_of(config, phases)
-    torch.manual_seed(derive(seed, "global", number))
-    learner.set_lr(learner.counters.progress(config.budget))
-    metrics = {"policy/lr": learner.actor_optimizer.param_groups[0]["lr"]}
-
-    collected = collect(config, learner, passes)
-    metrics |= rollout_statistics(collected.all_rollouts, collected.all_scores)
-    metrics["rollout/rounds"] = float(collected.rounds)
-    with phases("experience"):
-        experience, statistics = make_experience(learner, collected.rollout, collected.scores, collected.greedy, passes)
-    metrics |= statistics
-    metrics |= update(learner, experience, passes, generator(learner.actor.device, seed, "minibatches", number))
-    with phases("measure"):
-        measured = measure_step(learner, experience, config.measure.kl_sequences, passes)
-    metrics |= measured
-    betas.behaviour = config.algorithm.kl_to_behaviour.adapt(betas.behaviour, measured["kl/behaviour_k3_per_token"])
-    betas.reference = config.algorithm.kl_to_reference.adapt(
-        betas.reference, metrics.get("kl/reference_k1_per_sequence", 0.0), len(experience)
-    )
-    metrics |= count(run, collected)
-    if learner.iteration_ends:
-        metrics |= next_iteration(run)
-    run.tracker.metrics(metrics, learner.counters.updates)
-    return metrics, collected.rollout, collected.scores
-
-
-def next_iteration(run: Run) -> dict[str, float]:
-    """Ends an outer iteration: the reference becomes the policy, and a learned reward goes on learning."""
-    learner, config = run.learner, run.config
-    with run.phases("renewal"):
-        learner.renew_reference()
-        if learner.reward_model is None:
-            return {}
-        updates = learner.counters.updates
-        return renew(learner.reward_model, config, learner.actor, run.pairs, updates, run.progress.say)
-
-
-def count(run: Run, collected: Collected) -> dict[str, float]:
-    """Advances the counters by one update; returns progress, time and memory under their metric names."""
-    counters = run.learner.counters
-    measured, resident = run.phases.take(), peak_resident_bytes()
-    seconds = measured.seconds
-    spent = sum(seconds.get(phase, 0.0) for phase in TRAINING)
-    counters.updates += 1
-    counters.sequences += collected.sequences
-    counters.tokens += collected.tokens
-    counters.seconds += spent
-    return {
-        "progress/sequences": counters.sequences,
-        "progress/tokens": counters.tokens,
-        "progress/seconds": counters.seconds,
-        "speed/tokens_per_second": collected.tokens / spent,
-        **phase_metrics(measured),
-        **weight_megabytes(run.learner.weight_bytes() if counters.updates == 1 else {}),
-        **({"memory/rss_mb": resident / 1e6} if resident else {}),
-    }
-
-
 def checkpoint(run: Run) -> None:
-    """Saves the run's state; the time and memory of that are a phase that counts towards no budget."""
-    run.tracker.flush()  # a run that goes on from here repeats only what comes after
-    with run.phases("checkpoint"):
-        save_checkpoint(run.folder / "checkpoints", run.learner, run.identity, run.config.checkpoint.keep)
-    run.tracker.metrics(phase_metrics(run.phases.take()), run.learner.counters.updates)
+    """Saves the run's state; its time and memory are a phase that counts towards no budget."""
+    learner, phases = run.loop.learner, run.loop.phases
+    run.tracker.flush()  # a resumed run repeats only what comes after this
+    with run.loop.phase("checkpoint"):
+        save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
+    run.tracker.metrics(phase_metrics(phases.take()), learner.counters.updates)
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """Held-out accuracy now, logged; its time counts towards no budget."""
-    config, updates = run.config, run.learner.counters.updates
-    with run.phases("evaluation"):
-        metrics = evaluate_policy(
-            run.learner.actor,
-            config.task,
-            config.rollout,
-            run.heldout,
-            config.evaluation.samples,
-            config.seed,
-            updates,
-        )
-    run.phases.take()
-    run.tracker.metrics(metrics, updates)
-    return metrics
+def evaluate_run(run: Run) -> HeldOut:
+    """Evaluates and logs held-out accuracy; its time counts towards no budget."""
+    heldout = evaluate(run.loop, run.config.evaluation.samples)
+    run.loop.phases.take()
+    run.tracker.metrics(named("eval/", heldout), run.loop.learner.counters.updates)
+    return heldout
 
 
-def completions_table(run: Run, rollout: Rollout, scores: Scores) -> list[dict[str, Any]]:
-    """Some completions of the last rollout, one of each prompt, as rows for a person."""
-    size = rollout.group_size
+def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
+    """The run as its progress shows it after an update."""
+    counters, reference = run.loop.learner.counters, update.experience.reference
+    peak = largest_peak(update.measured.peaks)
+    return Standing(
+        update=counters.updates,
+        share=counters.progress(run.config.budget),
+        reward=float(update.collected.all_scores.total.mean()),
+        tokens_per_second=update.collected.tokens / update.seconds,
+        kl=None if reference is None else float(reference.k3_per_sequence),
+        held_out=None if heldout is None else heldout.greedy_accuracy,
+        memory_mb=peak / 1e6 if peak else None,
+    )
+
+
+def completions_table(run: Run, collected: Collected) -> list[dict[str, Any]]:
+    """Rows of a table of completions for a person to read: one completion of each of the first prompts."""
+    rollout, scores = collected.rollout, collected.scores
+    rows = range(0, len(rollout.completions), rollout.group_size)
     return [
         {
-            "update": run.learner.counters.updates,
-            "prompt": rollout.prompts[index],
-            "completion": rollout.completions[index * size],
-            "answer": rollout.examples[index].answer,
-            "reward": float(scores.total[index * size]),
-            "ended": bool(rollout.ended[index * size]),
+            "update": run.loop.learner.counters.updates,
+            "prompt": rollout.prompts[row],
+            "completion": rollout.completions[row],
+            "answer": rollout.examples[row].answer,
+            "reward": float(scores.total[row]),
+            "ended": bool(rollout.ended[row]),
         }
-        for index in range(min(run.config.tracking.completions_rows, len(rollout.prompts)))
+        for row in rows[: run.config.tracking.completions_rows]
     ]

@@ -28,8 +28,8 @@ from bakeoff.paths import ROOT
 
 SQLITE = "sqlite:///"
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
-# parameters that make no arm: runs that differ in them alone have one `arm`
-NOT_OF_THE_ARM = (
+# parameters outside of `config_id`: runs that differ in them alone are of one arm
+NOT_IN_CONFIG_ID = (
     *("seed", "study", "tracking", "checkpoint", "device", "threads", "deterministic", "memory_limit_mb", "tuned"),
 )
 

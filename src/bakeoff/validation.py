@@ -1,4 +1,4 @@
-"""What makes a configuration impossible: refused with one sentence before a model is built."""
+"""Configurations that cannot work are refused in one sentence, before a model is built."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.algorithm import AXES
-from bakeoff.algorithm.critic import Adapter, OwnStep, Shared
+from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
 from bakeoff.errors import UserError
 from bakeoff.measure.allocator import has_allocator
-from bakeoff.reward import LEARNED, VERIFIER
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
 
@@ -33,7 +32,7 @@ def to_config(cfg: DictConfig) -> Config:
 
 
 def validate(config: Config) -> None:
-    """Raises UserError for the first thing that cannot work."""
+    """Raises UserError for the first setting that cannot work."""
     for refusals in (impossible_values, impossible_methods, impossible_rewards):
         for sentence in refusals(config):
             raise UserError(sentence)
@@ -46,11 +45,11 @@ def validate(config: Config) -> None:
 
 
 def impossible_values(config: Config) -> Iterator[str]:
-    """Values out of their range, and sizes that do not fit each other."""
-    algorithm, rollout = config.algorithm, config.rollout
-    steps = {"algorithm.step": algorithm.step}
+    """Values out of range, and sizes that do not fit each other."""
+    algorithm, batch = config.algorithm, config.batch
+    optimizers = {"algorithm.optimizer": algorithm.optimizer}
     if isinstance(algorithm.critic, OwnStep):
-        steps["algorithm.critic.step"] = algorithm.critic.step
+        optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
     at_least = {
         "evaluation.every": (config.evaluation.every, 1),
         "evaluation.samples": (config.evaluation.samples, 1),
@@ -70,27 +69,27 @@ def impossible_values(config: Config) -> Iterator[str]:
         "quality.reference_batches": (config.quality.reference_batches, 2),
         "quality.continuations": (config.quality.continuations, 1),
         "tracking.completions_every": (config.tracking.completions_every, 1),
-        "algorithm.sampling.rounds": (algorithm.sampling.rounds, 1),
+        "algorithm.group_filter.rounds": (algorithm.group_filter.rounds, 1),
     }
-    for key, step in steps.items():
-        at_least[f"{key}.epochs"] = (step.epochs, 1)
-        at_least[f"{key}.minibatches"] = (step.minibatches, 1)
+    for key, option in optimizers.items():
+        at_least[f"{key}.epochs"] = (option.epochs, 1)
+        at_least[f"{key}.minibatches"] = (option.minibatches, 1)
     for key, (value, least) in at_least.items():
         if value < least:
             yield f"{key} is {value}; it must be at least {least}."
     if not config.budget.limit > 0:
         yield f"budget.limit is {config.budget.limit}; it must be above 0."
-    for key, step in steps.items():
-        if step.minibatches > rollout.prompts:
+    for key, option in optimizers.items():
+        if option.minibatches > batch.prompts:
             yield (
-                f"{key}.minibatches is {step.minibatches}, but a rollout has only {rollout.prompts} groups "
-                "(rollout.prompts), which minibatches do not cut; it must be at most that."
+                f"{key}.minibatches is {option.minibatches}, but a rollout has only {batch.prompts} groups "
+                "(batch.prompts), which minibatches do not cut; it must be at most that."
             )
-    for axis in ("baseline", "scale", "sampling"):
+    for axis in ("baseline", "scale", "group_filter"):
         least = getattr(algorithm, axis).smallest_group
-        if rollout.group_size < least:
+        if batch.group_size < least:
             yield (
-                f"rollout.group_size is {rollout.group_size}, but algorithm/{axis} compares the completions of "
+                f"batch.group_size is {batch.group_size}, but algorithm/{axis} compares the completions of "
                 f"a prompt; it must be at least {least}."
             )
 
@@ -98,14 +97,14 @@ def impossible_values(config: Config) -> Iterator[str]:
 def impossible_methods(config: Config) -> Iterator[str]:
     """Options of a method that contradict each other."""
     algorithm = config.algorithm
-    step, critic = algorithm.step, algorithm.critic
-    uses = step.epochs * step.minibatches
+    optimizer, critic = algorithm.optimizer, algorithm.critic
+    uses = optimizer.epochs * optimizer.minibatches
     if algorithm.advantage.needs_critic and not critic.exists:
         yield (
             "algorithm/critic is none, but the advantage is GAE, which needs values; choose "
             "algorithm/critic=separate, shared or adapter, or algorithm/advantage=sequence_return."
         )
-    if isinstance(critic, Shared) and config.mode in QUALITY and config.quality.critic_updates:
+    if critic.shares_trunk and config.mode in QUALITY and config.quality.critic_updates:
         yield (
             f"mode is {config.mode.value}, which trains a critic while the policy stands still, but algorithm/critic "
             "is shared, whose steps move it; choose algorithm/critic=separate or adapter, or quality.critic_updates=0."
@@ -115,26 +114,32 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"algorithm/critic is {option(config, 'critic')}, but nothing uses its values; choose "
             "algorithm/critic=none or algorithm/advantage=gae."
         )
-    if step.needs_whole_rollout and uses > 1:
+    if optimizer.needs_whole_rollout and uses > 1:
         yield (
-            f"algorithm.step takes {step.epochs} epochs of {step.minibatches} minibatches, but a trust-region step "
-            "(algorithm/step=trpo) is one step on the whole rollout; both must be 1."
+            f"algorithm.optimizer takes {optimizer.epochs} epochs of {optimizer.minibatches} minibatches, but a "
+            "trust-region step (algorithm/optimizer=trpo) is one step on the whole rollout; both must be 1."
         )
-    if step.needs_whole_rollout and isinstance(critic, Shared):
+    if optimizer.needs_whole_rollout and critic.shares_trunk:
         yield (
-            "algorithm/critic is shared, but a trust-region step (algorithm/step=trpo) bounds the policy alone and "
-            "says nothing about a value head on its trunk; choose algorithm/critic=separate or adapter."
+            "algorithm/critic is shared, but a trust-region step (algorithm/optimizer=trpo) bounds the policy alone, "
+            "not a value head on its trunk; choose algorithm/critic=separate or adapter."
         )
     if algorithm.objective.fresh_only and uses > 1:
         yield (
-            f"algorithm.step takes {uses} steps a rollout, but algorithm/objective=reinforce has no ratio and takes "
-            "fresh samples only; choose algorithm/step=adam_once, or an objective with a ratio."
+            f"algorithm.optimizer takes {uses} steps per rollout, but algorithm/objective=reinforce has no ratio and "
+            "takes fresh samples only; choose algorithm/optimizer=adam_once, or an objective with a ratio."
         )
     if algorithm.ratio.of_sequences and algorithm.kl_to_behaviour.beta > 0:
         yield (
             f"algorithm/kl_to_behaviour is {option(config, 'kl_to_behaviour')}, which bounds the ratio of each token, "
             f"but algorithm/ratio is {option(config, 'ratio')}, which has one for the whole completion; choose "
             "algorithm/kl_to_behaviour=none or algorithm/ratio=token."
+        )
+    if algorithm.objective.of_sequences and not algorithm.advantage.of_sequences:
+        yield (
+            f"algorithm/objective is {option(config, 'objective')}, which takes one advantage per completion, but "
+            f"algorithm/advantage is {option(config, 'advantage')}, which has one per token; choose "
+            "algorithm/advantage=sequence_return or another objective."
         )
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (
@@ -144,20 +149,20 @@ def impossible_methods(config: Config) -> Iterator[str]:
 
 
 def impossible_rewards(config: Config) -> Iterator[str]:
-    """Step scores that are asked for and not there, and a reward model without a reward that uses it."""
+    """Step scores that the task or the reward does not have, and a reward model that could not be renewed."""
     algorithm, reward = config.algorithm, config.reward
     for axis in ("baseline", "scale"):
-        if getattr(algorithm, axis).needs_steps and not reward.steps:
+        if getattr(algorithm, axis).needs_process_rewards and not reward.process:
             yield (
-                f"algorithm/{axis} is {option(config, axis)}, which needs the scores of steps, but reward.steps is "
+                f"algorithm/{axis} is {option(config, axis)}, which needs the scores of steps, but reward.process is "
                 "empty; choose reward=process, or name a function of steps there."
             )
-    if VERIFIER in reward.steps and not config.task.scores_steps:
+    if reward.verifies_steps and not config.task.scores_steps:
         yield (
-            f"reward.steps names `verifier`, but the task {type(config.task).__name__.lower()} has no scores of steps; "
-            "choose task=sort, or name a function of steps by its import path."
+            f"reward.process names `verifier`, but the task {type(config.task).__name__.lower()} does not score steps; "
+            "choose task=sort, or name a function that scores steps by its import path."
         )
-    if LEARNED in reward.functions and algorithm.kl_to_reference.iteration_updates and config.preferences.path:
+    if reward.is_learned and algorithm.kl_to_reference.iteration_updates and config.preferences.path:
         yield (
             f"preferences.path is '{config.preferences.path}', but algorithm/kl_to_reference=in_loss_iterative renews "
             "the reward model with new pairs that the task's verifier ranks; leave preferences.path empty."
@@ -165,7 +170,7 @@ def impossible_rewards(config: Config) -> Iterator[str]:
 
 
 def option(config: Config, axis: str) -> str:
-    """The name of the option that a method has on an axis: the first that is made of the same values, or class."""
+    """Name of the method's option on an axis: the first with the same values, or else of the same class."""
     chosen = getattr(config.algorithm, axis)
     same = [name for name, known in AXES[axis].items() if type(known) is type(chosen)]
     return next((name for name in same if AXES[axis][name] == chosen), same[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bakeoff.algorithm import AXES
-from bakeoff.algorithm.step import Adafactor, Adam, Diverged, Subproblem, Trpo, conjugate_gradient
+from bakeoff.algorithm.optimizer import Adafactor, Adam, Diverged, Subproblem, Trpo, conjugate_gradient
 
 
 def positive_definite(size, seed=0):

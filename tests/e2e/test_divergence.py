@@ -10,7 +10,7 @@ from tests.commands import call
 from tests.stored import only_run
 
 SHORT = [
-    *("algorithm=ppo", "tuned=none", "rollout.prompts=4", "rollout.group_size=2", "task.digits=2"),
+    *("algorithm=ppo", "tuned=none", "batch.prompts=4", "batch.group_size=2", "task.digits=2"),
     *("task.max_new_tokens=3", "task.heldout=2", "evaluation.every=9", "checkpoint.every=1", "hydra.run.dir=out"),
     "budget={unit: updates, limit: 8}",
 ]
@@ -25,17 +25,17 @@ CASES = {
     "a reward that overflows": (
         ["sft.steps=1", "sft.batch=8", "reward=function", "+reward.functions={rewards.vast_at_third: 1.0}"],
         "diverged in update 3, phase actor_update: the norm of the gradient is not finite",
-        "A lower algorithm.step.lr (it was 1e-06)",
+        "A lower algorithm.optimizer.lr (it was 1e-06)",
     ),
     "an actor that steps too far": (
-        ["sft.steps=1", "sft.batch=8", "algorithm.step.lr=1e30"],
+        ["sft.steps=1", "sft.batch=8", "algorithm.optimizer.lr=1e30"],
         "diverged in update 1, phase ",
-        "A lower algorithm.step.lr (it was 1e+30)",
+        "A lower algorithm.optimizer.lr (it was 1e+30)",
     ),
     "a critic that steps too far": (
-        ["sft.steps=1", "sft.batch=8", "algorithm.critic.step.lr=1e30"],
+        ["sft.steps=1", "sft.batch=8", "algorithm.critic.optimizer.lr=1e30"],
         "diverged in update 1, phase critic_update: ",
-        "A lower algorithm.critic.step.lr (it was 1e+30)",
+        "A lower algorithm.critic.optimizer.lr (it was 1e+30)",
     ),
     "a start that steps too far": (
         ["sft.steps=5", "sft.batch=8", "sft.lr=1e30"],
@@ -50,7 +50,7 @@ CASES = {
     "a reward model that steps too far": (
         [
             *("sft.steps=1", "sft.batch=8", "reward=learned", "preferences.lr=1e30", "preferences.pairs=4"),
-            *("preferences.heldout=2", "preferences.batch=2", "rollout.prompts=8"),
+            *("preferences.heldout=2", "preferences.batch=2", "batch.prompts=8"),
         ],
         "diverged in the training of the reward model: the norm of the gradient is not finite",
         "A lower preferences.lr (it was 1e+30)",
@@ -83,7 +83,7 @@ def test_the_reward_model_alone_says_so_too(tmp_path):
     short = [
         "sft.steps=1",
         "sft.batch=8",
-        "rollout.prompts=8",
+        "batch.prompts=8",
         "task.digits=2",
         "task.max_new_tokens=3",
         "task.heldout=2",

@@ -11,10 +11,16 @@ from tests.virtual_gpu import enters_a_virtual_gpu
 
 FEW = [f"preferences.{value}" for value in ("pairs=4", "heldout=2", "steps=2", "batch=2")]
 WHOLE = [
-    *("algorithm=ppo", "algorithm.step.epochs=1", "algorithm.critic.step.epochs=1", "tuned=none", "reward=learned"),
+    *(
+        "algorithm=ppo",
+        "algorithm.optimizer.epochs=1",
+        "algorithm.critic.optimizer.epochs=1",
+        "tuned=none",
+        "reward=learned",
+    ),
     "++model.architecture.num_hidden_layers=1",
     *("model.precision=bfloat16", "offload=true", "sft.steps=2", "sft.batch=8"),
-    *("rollout.prompts=8", "rollout.group_size=2", "task.digits=2", "task.max_new_tokens=3", "task.heldout=2", *FEW),
+    *("batch.prompts=8", "batch.group_size=2", "task.digits=2", "task.max_new_tokens=3", "task.heldout=2", *FEW),
     *("evaluation.every=2", "checkpoint.every=2", "budget={unit: updates, limit: 3}", "hydra.run.dir=out"),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 SHORT = ["budget.limit=64", "evaluation.every=9", "task.heldout=8", "checkpoint.every=0", "sft.steps=1", "sft.batch=8"]
-SMALL = ["rollout.prompts=4", "rollout.group_size=4", *SHORT]
+SMALL = ["batch.prompts=4", "batch.group_size=4", *SHORT]
 
 
 def runs(folder, query="tags.algorithm LIKE '%'"):
@@ -36,7 +36,7 @@ def test_a_bad_model_is_one_sentence(command):
 
 
 def test_out_of_memory_is_an_outcome(command, tmp_path):
-    result = command("algorithm=ppo", "memory_limit_mb=4", "rollout.prompts=16", "rollout.group_size=4", *SHORT)
+    result = command("algorithm=ppo", "memory_limit_mb=4", "batch.prompts=16", "batch.group_size=4", *SHORT)
     assert result.returncode == 2
     sentence = " ".join(result.stderr.split())
     assert "out of memory in " in sentence
@@ -58,7 +58,7 @@ def test_a_sweep_goes_on_and_a_small_job_after_a_large_one_reports_small(command
     assert alone.returncode == 0, alone.stderr
     result = command(
         *("-m", "hydra/launcher=basic", "algorithm=ppo", "memory_limit_mb=6", "seed=3"),
-        *("rollout.prompts=64,4", "rollout.group_size=4", *SHORT),
+        *("batch.prompts=64,4", "batch.group_size=4", *SHORT),
     )
     assert result.returncode == 2
     assert "1 of 2 jobs did not finish" in result.stderr
@@ -84,12 +84,12 @@ def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path)
 
 def test_the_critic_study_and_its_page(command, report, tmp_path):
     """Trained arms and predicted groups in small: the page says what the critic costs before it says anything else."""
-    short = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
+    short = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
     few = ["budget={unit: updates, limit: 2}", "micro_batch=8", "hydra/launcher=basic"]
-    few += ["++model.architecture.num_hidden_layers=1", "algorithm.step.epochs=1"]
+    few += ["++model.architecture.num_hidden_layers=1", "algorithm.optimizer.epochs=1"]
     ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, *few)
     assert ran.returncode == 0, ran.stderr
-    predicted = ["task=sort", "model=tiny", "rollout.group_size=2,4", "lengths.prompt=12", "lengths.completion=11"]
+    predicted = ["task=sort", "model=tiny", "batch.group_size=2,4", "lengths.prompt=12", "lengths.completion=11"]
     ran = command("sweeps=memory_group", *predicted, "hydra/launcher=basic")
     assert ran.returncode == 0, ran.stderr
     reported = report("critic")

@@ -17,7 +17,7 @@ from tests.commands import call, dies_in_update, start
 from tests.conftest import known
 from tests.stored import history, only_run, tracking
 
-SHORT = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
+SHORT = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
 pytestmark = pytest.mark.xdist_group("runs")  # one worker: what `finished` makes is shared
 
@@ -43,7 +43,7 @@ def test_a_run_is_tracked_whole(finished, name):
     assert run.data.tags["algorithm"] == name
     assert {"arm", "start", "seed", "task", "model", "commit", "device", "tuned"} <= set(run.data.tags)
     assert run.data.params["choice/algorithm/kl_to_behaviour"] == ("adaptive_penalty" if name == "ppo_kl" else "none")
-    assert run.data.params["rollout.group_size"] == "4"
+    assert run.data.params["batch.group_size"] == "4"
     table = store.completions_frame(tracking(finished[name]), run.info.run_id)
     assert len(table) == 4
     assert table["prompt"].str.fullmatch(r"\d{10}=").all()

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from bakeoff.__main__ import main
 
 SHORT = [
-    *("rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
+    *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
     "++model.architecture.num_hidden_layers=1",
 ]
 
@@ -84,17 +84,17 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     [
         (["algoritm=ppo"], ["algoritm"]),
         (["algorithm=gppo"], ["algorithm=gppo", "ppo_kl"]),
-        (["algorithm.step.lrr=1"], ["lrr"]),
+        (["algorithm.optimizer.lrr=1"], ["lrr"]),
         (["task.digits=ten"], ["ten", "task.digits"]),
         (["sweeps=typo"], ["sweeps=typo", "methods"]),
-        (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
-        (["algorithm.step.minibatches=999"], ["algorithm.step.minibatches is 999", "at most"]),
+        (["batch.group_size=1"], ["batch.group_size is 1", "at least 2"]),
+        (["algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999", "at most"]),
         (["model=hf", "model.name=/no/such/model"], ["model.name is '/no/such/model'"]),
         (["model=hf"], ["model.name"]),
         (["algorithm/kl_to_reference=none"], ["the tuned values set algorithm.kl_to_reference.beta", "tuned=none"]),
         (["tracking.uri=sqlite:////proc/no/mlflow.db", *SHORT], ["tracking.uri", "cannot be written"]),
         (["reward=function", "+reward.functions={no.such: 1}"], ["reward.functions names 'no.such'"]),
-        (["sweeps=methods", "algorithm.step.minibatches=999"], ["algorithm.step.minibatches is 999"]),
+        (["sweeps=methods", "algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999"]),
         (["resume=/no/such/run"], ["resume is '/no/such/run'"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -116,10 +116,10 @@ def test_a_users_mistake_gets_one_sentence(arguments, words, monkeypatch, capsys
 
 def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
     """By an interpreter of its own, with nothing imported before."""
-    arguments = [sys.executable, "-m", "bakeoff", "rollout.group_size=1"]
+    arguments = [sys.executable, "-m", "bakeoff", "batch.group_size=1"]
     result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.startswith("bakeoff: rollout.group_size is 1")
+    assert result.stderr.startswith("bakeoff: batch.group_size is 1")
     assert result.stderr.count("\n") == 1
 
 
@@ -204,13 +204,13 @@ def test_optuna_searches_a_rate(command, tmp_path):
     assert "trial 2" in ran.stdout
     _, runs = runs_in(tmp_path)
     children = [run for run in runs if run.data.tags.get("kind") != "sweep"]
-    rates = [float(run.data.params["algorithm.step.lr"]) for run in children]
+    rates = [float(run.data.params["algorithm.optimizer.lr"]) for run in children]
     assert len(set(rates)) == 2
     assert all(1e-4 <= rate <= 2e-3 for rate in rates)
 
 
 def test_a_study_of_gradients_is_a_sweep(command, tmp_path):
-    few = ["quality.batches=2", "quality.reference_batches=3", "rollout.prompts=4", "task.heldout=4", "sft.steps=0"]
+    few = ["quality.batches=2", "quality.reference_batches=3", "batch.prompts=4", "task.heldout=4", "sft.steps=0"]
     ran = command("sweeps=gradient_quality", "algorithm=grpo,rloo", "seed=1", "hydra/launcher=basic", *few)
     assert ran.returncode == 0, ran.stderr
     _, runs = runs_in(tmp_path)

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run, save_checkpoint
 from bakeoff.learner.state import make_learner
-from bakeoff.model.load import build, weights_hash
+from bakeoff.model.build import build
+from bakeoff.model.weights import weights_hash
 from tests.conftest import compose
 
 

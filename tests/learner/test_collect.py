@@ -11,7 +11,7 @@ from bakeoff.task.sort import Sort
 from tests.conftest import compose, run_of
 from tests.model.test_forward import grouped
 
-SMALL = ["tuned=none", "rollout.prompts=6", "rollout.group_size=2", "sft.steps=0", "task.heldout=4"]
+SMALL = ["tuned=none", "batch.prompts=6", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
 
 
 def collected(monkeypatch, tmp_path, verdict, *overrides):
@@ -32,7 +32,7 @@ def test_a_method_that_samples_once_learns_from_all(monkeypatch, tmp_path):
 def test_dynamic_sampling_keeps_groups_with_spread_first(monkeypatch, tmp_path):
     """A prompt whose first digit is even has spread, others have none: about half of the groups are kept."""
     even = lambda text, example: int(example.prompt[0]) % 2 == 0 and len(text) % 2  # noqa: E731
-    found = collected(monkeypatch, tmp_path, even, "algorithm=dapo", "algorithm.sampling.rounds=9")
+    found = collected(monkeypatch, tmp_path, even, "algorithm=dapo", "algorithm.group_filter.rounds=9")
     spread = found.scores.total.view(6, 2)
     assert (spread.amax(1) > spread.amin(1)).all()
     assert found.rounds > 1

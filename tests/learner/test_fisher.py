@@ -7,7 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bakeoff.learner.fisher import fisher_product, logits_tangent, sequences_within
 from bakeoff.learner.update import actor_subproblem, update
 from bakeoff.model.forward import completion_logits
-from bakeoff.model.load import build, weights_hash
+from bakeoff.model.build import build
+from bakeoff.model.weights import weights_hash
 from bakeoff.randomness import generator
 from tests.conftest import compose
 from tests.learner.test_update import CPU, passes, prepared
@@ -85,7 +86,7 @@ def test_the_token_bound_takes_the_first_sequences(tiny):
     ids=lambda o: " ".join(o) or "plain",
 )
 def test_a_trust_region_update_holds_its_bound(overrides):
-    learner, experience, _ = prepared("algorithm=trpo", "algorithm.step.max_kl=0.005", *overrides)
+    learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005", *overrides)
     before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
     statistics = update(learner, experience, passes(5), generator(CPU, 0, "m"))
     assert statistics["policy/accepted"] == 1
@@ -97,7 +98,7 @@ def test_a_trust_region_update_holds_its_bound(overrides):
 
 
 def test_no_accepted_step_leaves_the_actor_as_it_was():
-    learner, experience, _ = prepared("algorithm=trpo", "algorithm.step.max_kl=0.005")
+    learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005")
     experience.behaviour_logprobs = experience.behaviour_logprobs + 5.0  # no step can bring this KL below the bound
     before = weights_hash(learner.actor.network)
     statistics = update(learner, experience, passes(), generator(CPU, 0, "m"))

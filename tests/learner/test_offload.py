@@ -5,11 +5,11 @@ import torch
 
 from bakeoff.attribution import PARKED
 from bakeoff.learner.offload import Offload
-from bakeoff.model.load import weights_hash
+from bakeoff.model.weights import weights_hash
 from bakeoff.run import followed, step
 from tests.conftest import compose, run_of
 
-SMALL = ["rollout.prompts=2", "rollout.group_size=2", "sft.steps=0", "tuned=none", "micro_batch=2"]
+SMALL = ["batch.prompts=2", "batch.group_size=2", "sft.steps=0", "tuned=none", "micro_batch=2"]
 ARMS = [
     ["algorithm=ppo"],
     ["algorithm=grpo", "model.lora.rank=2"],

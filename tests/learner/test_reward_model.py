@@ -11,7 +11,8 @@ from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner import reward_model as stage
 from bakeoff.measure.phase import Phases
-from bakeoff.model.load import build, complete, encode
+from bakeoff.model.build import build
+from bakeoff.model.encode import encode, encode_with_completions
 from bakeoff.reward.model import bradley_terry
 from bakeoff.reward.preferences import Pair, read_pairs
 from bakeoff.rollout import Sampler
@@ -41,7 +42,7 @@ def test_bradley_terry_by_hand():
 def test_a_score_is_read_after_the_last_token_whatever_the_padding(tiny, model):
     examples = [Example("4829103758=", ""), Example("12=", "")]
     texts = ["0123457889", "12"]
-    together = model.raw(complete(tiny, examples, texts, []))
+    together = model.raw(encode_with_completions(tiny, examples, texts, []))
     for index in range(2):
         prompt = tiny.tokenizer(examples[index].prompt)["input_ids"]
         answer = tiny.tokenizer(texts[index], add_special_tokens=False)["input_ids"]
@@ -54,7 +55,7 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
     prompts = encode(tiny, [Example("12=", ""), Example("345=", "")], [])
     rollout = Sampler(temperature=3.0)(tiny, prompts, 16, 8, torch.Generator().manual_seed(0))
     examples = rollout.by_completion(rollout.examples)
-    by_text = model.score(complete(tiny, examples, rollout.completions, []))
+    by_text = model.score(encode_with_completions(tiny, examples, rollout.completions, []))
     by_ids = model.score(rollout.sequences, micro_batch=5)
     special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask
     same = rollout.ended & ~special.any(1)  # text leaves special tokens out
@@ -100,7 +101,9 @@ def test_training_learns_a_preference_and_normalises_it(tiny):
     report = stage.judged(model, tiny, config.task, pairs)
     assert report["pair_accuracy"] == 1
     examples = [pair.example for pair in pairs for _ in range(2)]
-    scores = model.score(complete(tiny, examples, [t for p in pairs for t in (p.chosen, p.rejected)], []))
+    scores = model.score(
+        encode_with_completions(tiny, examples, [t for p in pairs for t in (p.chosen, p.rejected)], [])
+    )
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() == pytest.approx(1, abs=1e-4)
 

@@ -10,7 +10,9 @@ from bakeoff.learner.state import Passes, make_learner
 from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update
 from bakeoff.measure.phase import Phases
 from bakeoff.model.forward import completion_logits
-from bakeoff.model.load import build, encode, weights_hash
+from bakeoff.model.build import build
+from bakeoff.model.encode import encode
+from bakeoff.model.weights import weights_hash
 from bakeoff.randomness import generator, stdlib_random
 from tests.conftest import compose
 
@@ -24,7 +26,7 @@ def passes(micro_batch=0):
 
 def prepared(*overrides):
     """A learner from random weights, and its first experience with rewards of 0 and 1."""
-    config = compose(*overrides, "tuned=none", "rollout.prompts=4", "rollout.group_size=4", "algorithm.step.lr=1e-3")
+    config = compose(*overrides, "tuned=none", "batch.prompts=4", "batch.group_size=4", "algorithm.optimizer.lr=1e-3")
     actor = build(config.model, seed=1)
     actor.network.eval()
     learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0)
@@ -111,7 +113,9 @@ def test_explained_variance_by_hand():
 
 
 def test_lr_schedule_by_hand():
-    step = compose("tuned=none", "algorithm.step.warmup_updates=4", "algorithm.step.final_lr_share=0.2").algorithm.step
+    step = compose(
+        "tuned=none", "algorithm.optimizer.warmup_updates=4", "algorithm.optimizer.final_lr_share=0.2"
+    ).algorithm.optimizer
     assert step.lr_factor(0, 0.0) == pytest.approx(0.25)
     assert step.lr_factor(3, 0.0) == pytest.approx(1.0)
     assert step.lr_factor(50, 0.5) == pytest.approx(0.6)

@@ -5,9 +5,10 @@ import torch
 
 from bakeoff.batch import Example, Sequences
 from bakeoff.errors import UserError
-from bakeoff.model.critic import separate_critic
+from bakeoff.model.value import separate_model
 from bakeoff.model.forward import completion_logits, completion_values
-from bakeoff.model.load import build, check_logits, encode
+from bakeoff.model.build import build, check_logits
+from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.rollout import Sampler
 from tests.conftest import compose
@@ -64,7 +65,7 @@ def test_recomputed_activations_give_the_same_gradients():
 
 
 def test_values_of_a_critic_are_the_same_with_a_shared_prompt(tiny):
-    critic = separate_critic(tiny, head_std=0.5)
+    critic = separate_model(tiny, head_std=0.5)
     sequences = grouped(tiny)
     shared, alone = (completion_values(critic, each) for each in (sequences, ungrouped(sequences)))
     assert torch.allclose(shared[sequences.mask], alone[sequences.mask], atol=1e-5)

@@ -8,7 +8,9 @@ import torch
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.model.fetch import verify
-from bakeoff.model.load import build, encode, render, save, weights_hash
+from bakeoff.model.build import build
+from bakeoff.model.encode import encode, render
+from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
 
 

@@ -7,9 +7,10 @@ from bakeoff.algorithm import kl
 from bakeoff.attribution import Label
 from bakeoff.device import HOST
 from bakeoff.measure.ledger import Ledger
-from bakeoff.model.critic import frozen_copy, value_head
+from bakeoff.model.value import value_head
+from bakeoff.model.weights import frozen_copy
 from bakeoff.model.forward import completion_hidden, completion_logits
-from bakeoff.model.load import build
+from bakeoff.model.build import build
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, token_logprobs
 from tests.conftest import compose
 from tests.model.test_forward import grouped

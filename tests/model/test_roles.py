@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from bakeoff.learner.state import make_learner
 from bakeoff.model.forward import completion_logits, completion_values
-from bakeoff.model.load import build, save, weights_hash
+from bakeoff.model.build import build
+from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
 from tests.model.test_forward import grouped
 

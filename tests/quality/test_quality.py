@@ -13,7 +13,7 @@ from bakeoff.quality.gradient import Moments, gradient_quality, quality
 from bakeoff.task.sort import Sort
 from tests.conftest import compose, run_of
 
-SMALL = ["tuned=none", "rollout.prompts=4", "rollout.group_size=2", "sft.steps=0", "task.heldout=4"]
+SMALL = ["tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
 FEW = ["quality.critic_updates=2", "quality.batches=3", "quality.reference_batches=4", "quality.continuations=3"]
 
 
@@ -126,7 +126,7 @@ def test_compared_by_hand():
 
 def test_a_critic_is_trained_and_the_policy_is_not(monkeypatch, tmp_path):
     monkeypatch.setattr(Sort, "verify", by_first_token)
-    config = compose(*SMALL, *FEW, "algorithm=ppo", "algorithm.critic.step.lr=1e-2")
+    config = compose(*SMALL, *FEW, "algorithm=ppo", "algorithm.critic.optimizer.lr=1e-2")
     run = run_of(config, tmp_path)
     learner = run.learner
     before = [p.detach().clone() for p in learner.actor.parameters()]

@@ -106,7 +106,7 @@ def study(greedy, failed=(), tuned="yes", group=("4", "4")):
             run = f"{arm}{seed}"
             runs.append({"run": run, "arm": arm, "name": arm, "algorithm": arm, "seed": seed, "start": "same"})
             runs[-1] |= {"status": "FINISHED", "tuned": tuned}
-            params += [(run, "rollout.group_size", size), (run, "algorithm.step.lr", "1" if arm == "grpo" else "2")]
+            params += [(run, "batch.group_size", size), (run, "algorithm.optimizer.lr", "1" if arm == "grpo" else "2")]
             params += [(run, "seed", str(seed))]
             for step, share in ((0, 0.0), (1, 0.5), (2, 1.0)):
                 metrics.append((run, "eval/greedy_accuracy", step, 0.2 + share * (value - 0.2), arm, seed))
@@ -196,7 +196,7 @@ def test_matched_arms_have_nothing_to_say():
 def test_unmatched_arms_are_named():
     found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, ["ppo1"], "untuned", ("4", "8")))
     text = "; ".join(found)
-    assert "rollout.group_size differs: ppo 4; grpo 8" in text
+    assert "batch.group_size differs: ppo 4; grpo 8" in text
     assert "ppo seed 1 is OOM: OutOfMemory: in rollout" in text
     assert "ppo has no run with seed 1" in text
     assert "ppo was not tuned" in text
@@ -204,22 +204,22 @@ def test_unmatched_arms_are_named():
 
 def test_a_value_that_only_one_arm_has_is_a_difference():
     data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
-    extra = pd.DataFrame({"run": ["grpo1", "grpo2"], "key": "reward.steps.verifier", "value": "1.0"})
+    extra = pd.DataFrame({"run": ["grpo1", "grpo2"], "key": "reward.process.verifier", "value": "1.0"})
     data.params = pd.concat([data.params, extra])
-    assert mismatches(data) == ["reward.steps.verifier differs: grpo 1.0; ppo none"]
+    assert mismatches(data) == ["reward.process.verifier differs: grpo 1.0; ppo none"]
 
 
 def test_what_a_sweep_varies_and_what_a_seed_draws_is_no_mismatch():
     data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}}, group=("4", "8"))
     sizes = {"ppo": "4", "grpo": "8"}
-    data.runs["overrides"] = [json.dumps([f"rollout.group_size={sizes[name]}"]) for name in data.runs["name"]]
+    data.runs["overrides"] = [json.dumps([f"batch.group_size={sizes[name]}"]) for name in data.runs["name"]]
     seeds = [(run, "sft.seed", run[-1]) for run in data.runs["run"]]
     data.params = pd.concat([data.params, pd.DataFrame(seeds, columns=["run", "key", "value"])])
     data.runs["start"] = data.runs["seed"].astype(str)
-    assert varied(data.runs) == ["rollout.group_size"]
+    assert varied(data.runs) == ["batch.group_size"]
     assert mismatches(data) == []
     declared = [(run, "study.varies", "['reward']") for run in data.runs["run"]]
-    declared += [(run, "reward.steps.verifier", "1.0") for run in ("ppo1", "ppo2")]
+    declared += [(run, "reward.process.verifier", "1.0") for run in ("ppo1", "ppo2")]
     data.params = pd.concat([data.params, pd.DataFrame(declared, columns=["run", "key", "value"])])
     assert mismatches(data) == [], "the study says that its arms differ in the reward"
     data.runs.loc[data.runs["run"] == "ppo1", "start"] = "other"
@@ -228,7 +228,7 @@ def test_what_a_sweep_varies_and_what_a_seed_draws_is_no_mismatch():
 
 def test_config_diff_shows_what_differs_and_no_seed():
     diff = config_diff(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}}))
-    assert diff.to_dict("index") == {"algorithm.step.lr": {"ppo": "2", "grpo": "1"}}
+    assert diff.to_dict("index") == {"algorithm.optimizer.lr": {"ppo": "2", "grpo": "1"}}
 
 
 def test_curves_against_seconds_interpolate_the_counter():
@@ -256,4 +256,4 @@ def test_what_the_seed_draws_is_no_difference_between_arms():
     data = study({"ppo": {2: 0.9, 1: 0.9}, "grpo": {1: 0.8, 2: 0.8}})
     drawn = pd.DataFrame({"run": data.runs["run"], "key": "sft.seed", "value": data.runs["seed"].astype(str)})
     data.params = pd.concat([data.params, drawn], ignore_index=True)
-    assert config_diff(data).index.tolist() == ["algorithm.step.lr"]
+    assert config_diff(data).index.tolist() == ["algorithm.optimizer.lr"]

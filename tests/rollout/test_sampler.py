@@ -6,7 +6,8 @@ from transformers import GenerationConfig
 
 from bakeoff.batch import Example
 from bakeoff.model.forward import completion_logits
-from bakeoff.model.load import Policy, encode
+from bakeoff.model.encode import encode
+from bakeoff.model.policy import Policy
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.rollout import Sampler, truncated
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.ui
-SMALL = ["rollout.prompts=4", "rollout.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
+SMALL = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
-"""A method is a choice on each of twelve axes; `Algorithm` holds one option an axis, in this order.
+"""A method is a choice on each of twelve axes; `Algorithm` holds one option per axis, in this order.
 
 An option is a dataclass that is both its schema in Hydra (`algorithm/<axis>=<option>`) and the function that
 the one path in `loss.py` calls. A named instance, such as `clip_higher`, is an option with other values.
+
+A class attribute without an annotation, or annotated as ClassVar, is a property of the option, not a key. Where the
+absence of a choice has a meaning, such as no baseline, the base class of the axis is that option.
 """
 
 from __future__ import annotations
@@ -16,21 +19,21 @@ from bakeoff.algorithm import (
     aggregate,
     baseline,
     critic,
+    group_filter,
     kl,
     objective,
+    optimizer,
     ratio,
-    sampling,
     scale,
     shaping,
-    step,
 )
 
 
 @dataclass
 class Algorithm:
-    """One choice an axis, as the data flows: what is sampled, what it is worth, how the step is taken."""
+    """One option per axis, in the order in which the data flow: sampled groups, rewards, advantages, loss, step."""
 
-    sampling: sampling.Sampling = MISSING
+    group_filter: group_filter.GroupFilter = MISSING
     shaping: shaping.Shaping = MISSING
     critic: critic.Critic = MISSING
     baseline: baseline.Baseline = MISSING
@@ -41,11 +44,11 @@ class Algorithm:
     kl_to_reference: kl.KLToReference = MISSING
     kl_to_behaviour: kl.KLToBehaviour = MISSING
     aggregate: aggregate.Aggregate = MISSING
-    step: step.Step = MISSING
+    optimizer: optimizer.Optimizer = MISSING
 
 
 AXES: dict[str, dict[str, Any]] = {
-    "sampling": {"once": sampling.Sampling(), "dynamic": sampling.Dynamic()},
+    "group_filter": {"none": group_filter.GroupFilter(), "dynamic": group_filter.Dynamic()},
     "shaping": {"none": shaping.Shaping(), "overlong": shaping.Overlong()},
     "critic": {
         "none": critic.Critic(),
@@ -88,6 +91,8 @@ AXES: dict[str, dict[str, Any]] = {
         "clip_higher": objective.Clip(epsilon_high=0.28),  # DAPO, Yu et al. 2025 §3.1
         "clip_sequence": objective.Clip(epsilon_low=3e-4, epsilon_high=4e-4),  # GSPO, Zheng et al. 2025 §5.1
         "cispo": objective.Cispo(),
+        "binary_tv": objective.BinaryTotalVariation(),
+        "geometric_mean": objective.GeometricMean(),
     },
     "kl_to_reference": {
         "none": kl.KLToReference(),
@@ -102,15 +107,15 @@ AXES: dict[str, dict[str, Any]] = {
         "adaptive_penalty": kl.AdaptivePenalty(),
     },
     "aggregate": {
-        "tokens": aggregate.Tokens(),
+        "tokens": aggregate.PerToken(),
         "sequences": aggregate.PerSequence(),
         "sums": aggregate.Sums(),
-        "budget": aggregate.TokenBudget(),
+        "max_tokens": aggregate.TokenBudget(),
     },
-    "step": {
-        "adam": step.Adam(),
-        "adam_once": step.Adam(epochs=1, minibatches=1),
-        "adafactor": step.Adafactor(),
-        "trpo": step.Trpo(),
+    "optimizer": {
+        "adam": optimizer.Adam(),
+        "adam_once": optimizer.Adam(epochs=1, minibatches=1),
+        "adafactor": optimizer.Adafactor(),
+        "trpo": optimizer.Trpo(),
     },
 }

@@ -1,8 +1,9 @@
-"""How rewards on tokens become advantages, one a token, and what a critic should have said."""
+"""How rewards on tokens become advantages, one per token, and the targets of a critic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +23,14 @@ def discounted_sums(terms: Tensor, discount: float) -> Tensor:
 
 @dataclass
 class Advantage:
-    """How good a token was."""
+    """Advantage of every token.
 
-    needs_critic = False
+    needs_critic   it reads values
+    of_sequences   all tokens of a completion have the same advantage
+    """
+
+    needs_critic: ClassVar[bool] = False
+    of_sequences: ClassVar[bool] = False
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Advantages and the critic's targets [S, T], none without one.
@@ -38,13 +44,15 @@ class Advantage:
 class SequenceReturn(Advantage):
     """Every token gets the whole sequence's return: the completion is one action. DeepSeekMath §4.1.2."""
 
+    of_sequences: ClassVar[bool] = True
+
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         return (rewards * mask).sum(1, keepdim=True) * mask, None
 
 
 @dataclass
 class RewardToGo(Advantage):
-    """Σ of the rewards from the token on: what it can have caused. DeepSeekMath §4.1.3 for step rewards."""
+    """Sum of the rewards from the token on, which it may have caused. DeepSeekMath §4.1.3 for step rewards."""
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         return discounted_sums(rewards * mask, 1.0) * mask, None
@@ -57,7 +65,7 @@ class GAE(Advantage):
     The critic's target is Â_t + V_t.
     """
 
-    needs_critic = True
+    needs_critic: ClassVar[bool] = True
 
     gamma: float = 1.0
     lam: float = 0.95

@@ -1,6 +1,6 @@
 """How the contributions of tokens become one number.
 
-An aggregation is a weight for every token, taken once over the whole minibatch and passed down, so that
+An aggregation is a weight for every token, computed once over the whole minibatch and passed down, so that
 splitting the minibatch into micro-batches changes neither loss nor gradient.
 """
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 @dataclass
 class Aggregate:
+    """Weights of tokens in the loss."""
+
     def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:
         """Weights [S, T] (float64) of a minibatch with this mask [S, T], zero on padding.
 
@@ -22,7 +24,7 @@ class Aggregate:
 
 
 @dataclass
-class Tokens(Aggregate):
+class PerToken(Aggregate):
     """Mean over all tokens of the minibatch: long completions weigh more. As in PPO and DAPO (eq. 8)."""
 
     def __call__(self, mask: Tensor, max_tokens: int) -> Tensor:

@@ -6,6 +6,7 @@ A baseline of a whole completion stands on its last token, so that it is subtrac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,14 +16,19 @@ from bakeoff.batch import Rewards
 
 @dataclass
 class Baseline:
-    """No baseline."""
+    """No baseline.
 
-    smallest_group = 1
-    needs_greedy = False
-    needs_steps = False
+    smallest_group          number of completions a prompt that it needs
+    needs_greedy            it reads the score of a greedy completion, one more that is sampled
+    needs_process_rewards   it reads the scores of steps
+    """
+
+    smallest_group: ClassVar[int] = 1
+    needs_greedy: ClassVar[bool] = False
+    needs_process_rewards: ClassVar[bool] = False
 
     def __call__(self, rewards: Rewards) -> Tensor:
-        """What to subtract from `rewards.tokens`, [S, T]."""
+        """Term to subtract from `rewards.tokens`, [S, T]."""
         return torch.zeros_like(rewards.tokens)
 
 
@@ -38,7 +44,7 @@ class BatchMean(Baseline):
 class GroupMean(Baseline):
     """The mean return of the G completions of the same prompt: Shao et al. 2024 (DeepSeekMath) §4.1.2."""
 
-    smallest_group = 2
+    smallest_group: ClassVar[int] = 2
 
     def __call__(self, rewards: Rewards) -> Tensor:
         groups = rewards.grouped
@@ -49,7 +55,7 @@ class GroupMean(Baseline):
 class LeaveOneOut(Baseline):
     """The mean return of the *other* completions of the prompt: Kool et al. 2019; Ahmadian et al. 2024 eq. 8."""
 
-    smallest_group = 2
+    smallest_group: ClassVar[int] = 2
 
     def __call__(self, rewards: Rewards) -> Tensor:
         groups = rewards.grouped
@@ -61,7 +67,7 @@ class LeaveOneOut(Baseline):
 class Greedy(Baseline):
     """The score of the prompt's greedy completion, one more that is sampled: Li et al. 2023 (ReMax) eq. 5."""
 
-    needs_greedy = True
+    needs_greedy: ClassVar[bool] = True
 
     def __call__(self, rewards: Rewards) -> Tensor:
         assert rewards.greedy is not None, "the greedy baseline needs greedy scores"
@@ -72,9 +78,25 @@ class Greedy(Baseline):
 class GroupStepMean(Baseline):
     """The mean of all step rewards of the group, from each of them: DeepSeekMath §4.1.3."""
 
-    needs_steps = True
+    needs_process_rewards: ClassVar[bool] = True
 
     def __call__(self, rewards: Rewards) -> Tensor:
-        mean, _ = rewards.step_statistics()
-        steps = rewards.steps
+        mean, _ = group_step_statistics(rewards)
+        steps = rewards.process
         return steps.on_tokens(mean[steps.row // rewards.group_size], rewards.mask)
+
+
+def group_step_statistics(rewards: Rewards) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (ddof 1) of all step scores of each group, [P] each.
+
+    The deviation is exactly zero where they are all equal, and where there are fewer than two.
+    """
+    group, score = rewards.process.row // rewards.group_size, rewards.process.score
+    zeros = torch.zeros(len(rewards.mask) // rewards.group_size, dtype=score.dtype, device=score.device)
+    count = zeros.index_add(0, group, torch.ones_like(score))
+    mean = zeros.index_add(0, group, score) / count.clamp(min=1)
+    squares = zeros.index_add(0, group, (score - mean[group]).square())
+    spread = zeros.scatter_reduce(0, group, score, "amax", include_self=False) > zeros.scatter_reduce(
+        0, group, score, "amin", include_self=False
+    )
+    return mean, torch.where(spread, (squares / (count - 1).clamp(min=1)).sqrt(), 0)

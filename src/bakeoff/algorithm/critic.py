@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bakeoff.algorithm.step import Adam
+from bakeoff.algorithm.optimizer import Adam
 
 
 @dataclass
 class Critic:
-    """No critic."""
+    """No critic.
 
-    exists = False
-    warmup_updates = 0
+    exists          whether values are estimated
+    takes_steps     it has parameters of its own and an optimiser that trains them
+    shares_trunk    its values are read from the actor's hidden states, and its loss is part of the actor's
+    """
+
+    exists: ClassVar[bool] = False
+    takes_steps: ClassVar[bool] = False
+    shares_trunk: ClassVar[bool] = False
+
+    warmup_updates = 0  # without an annotation it is no key of the configuration; critics that take steps make it one
 
 
 @dataclass
 class ValueLoss(Critic):
-    """What all critics share: the squared error of value against return.
+    """The loss that critics share: the squared error of value against return.
 
-    value_clip    values may move this far from where they were at the rollout; 0 is no clip, 0.2 is
+    value_clip    largest distance that values may move from where they were at the rollout; 0 is no clip, 0.2 is
                   Ziegler et al. 2019's code
     head_std      initial standard deviation of the scalar head; 0 starts every value at zero
     """
 
-    exists = True
+    exists: ClassVar[bool] = True
 
     value_clip: float = 0.0
     head_std: float = 0.0
@@ -48,11 +57,13 @@ class ValueLoss(Critic):
 class OwnStep(ValueLoss):
     """A critic that takes steps of its own.
 
-    step              its epochs, minibatches and optimiser, apart from the actor's
-    warmup_updates    so many updates train the critic alone, before the actor moves
+    optimizer         its epochs, minibatches and optimiser, apart from the actor's
+    warmup_updates    number of updates that train the critic alone, before the actor moves
     """
 
-    step: Adam = field(default_factory=lambda: Adam(lr=1e-5))
+    takes_steps: ClassVar[bool] = True
+
+    optimizer: Adam = field(default_factory=lambda: Adam(lr=1e-5))
     warmup_updates: int = 0
 
 
@@ -75,5 +86,7 @@ class Adapter(OwnStep):
 @dataclass
 class Shared(ValueLoss):
     """A scalar head on the actor's trunk; `coefficient` weighs its loss against the actor's (Ziegler: 0.1)."""
+
+    shares_trunk: ClassVar[bool] = True
 
     coefficient: float = 0.1

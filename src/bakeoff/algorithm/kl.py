@@ -1,7 +1,8 @@
 """KL divergence: its estimators, its exact value, and the two slots in which a method uses it.
 
 `kl_to_reference` keeps the policy near the model that it started from; `kl_to_behaviour` bounds one update.
-Both may adapt their coefficient, by rules that are different things and have different names here.
+Both may adapt their coefficient β, by rules that differ and have different names here. β is state, not
+configuration: the learner holds it, starts it at `beta` and checkpoints it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+
+from bakeoff.batch import Scalar, masked_mean
 
 
 def k1(logprobs: Tensor, other: Tensor) -> Tensor:
@@ -45,27 +48,41 @@ class Estimator(Enum):
 
 
 @dataclass
+class KLEstimates:
+    """Estimates of KL(p‖q) in nats from samples of p: the mean per token, and the mean over sequences of their sums."""
+
+    k1_per_token: Scalar
+    k2_per_token: Scalar
+    k3_per_token: Scalar
+    k1_per_sequence: Scalar
+    k2_per_sequence: Scalar
+    k3_per_sequence: Scalar
+
+
+def estimate_kl(logprobs: Tensor, other: Tensor, mask: Tensor) -> KLEstimates:
+    """k1, k2 and k3 of KL(p‖q) from log p and log q [S, T] of p's samples."""
+    terms = [torch.where(mask, estimator(logprobs, other), 0.0) for estimator in Estimator]
+    return KLEstimates(*(masked_mean(each, mask) for each in terms), *(each.sum(1).mean() for each in terms))
+
+
+@dataclass
 class KLToReference:
-    """No KL to the reference. Subclasses override what they use; log-probs are [S, T].
+    """No KL to the reference. Subclasses override what they use; log-probs are [S, T]."""
 
-    The coefficient β is state, not config: the learner holds it, starts it at `beta` and checkpoints it.
-
-    iteration_updates   the reference becomes the policy anew every so many updates; 0: never
-    """
-
+    # Without an annotation these are no keys of the configuration; subclasses make them some.
     beta = 0.0
-    iteration_updates = 0
+    iteration_updates = 0  # number of updates after which the reference becomes the policy anew; 0: never
 
     @property
     def needs_reference(self) -> bool:
         return self.beta > 0
 
     def reward(self, beta: float, behaviour: Tensor, reference: Tensor) -> Tensor:
-        """What is added to the reward of every token [S, T]."""
+        """Term added to the reward of every token [S, T]."""
         return torch.zeros_like(behaviour)
 
     def penalty(self, beta: float, logprobs: Tensor, reference: Tensor, behaviour: Tensor) -> Tensor:
-        """What is subtracted from the objective of every token [S, T]; carries gradient."""
+        """Term subtracted from the objective of every token [S, T]; carries gradient."""
         return torch.zeros_like(logprobs)
 
     def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
@@ -118,9 +135,9 @@ class InLoss(KLToReference):
 
 @dataclass
 class InLossIterative(InLoss):
-    """The same, and the reference becomes the policy at every outer iteration: DeepSeekMath §4.1.4, algorithm 1.
+    """KL in the loss, to a reference that becomes the policy at every outer iteration: DeepSeekMath algorithm 1.
 
-    Its length is ours.
+    iteration_updates   number of updates of an outer iteration; 64 is ours
     """
 
     iteration_updates: int = 64
@@ -128,12 +145,12 @@ class InLossIterative(InLoss):
 
 @dataclass
 class KLToBehaviour:
-    """No KL to the policy that sampled. As above, β is the learner's state."""
+    """No KL to the policy that sampled."""
 
-    beta = 0.0
+    beta = 0.0  # as above
 
     def penalty(self, beta: float, logprobs: Tensor, behaviour: Tensor) -> Tensor:
-        """What is subtracted from the objective of every token [S, T]; carries gradient."""
+        """Term subtracted from the objective of every token [S, T]; carries gradient."""
         return torch.zeros_like(logprobs)
 
     def adapt(self, beta: float, nats_per_token: float) -> float:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import ValueLoss
-from bakeoff.batch import Rewards, Steps
+from bakeoff.batch import Rewards, StepRewards, Tokens
 
 
 @dataclass
 class Betas:
-    """The two KL coefficients: state that a run carries and checkpoints."""
+    """The two KL coefficients, which a run adapts and checkpoints."""
 
     reference: float = 0.0
     behaviour: float = 0.0
@@ -27,8 +27,8 @@ class Betas:
         return cls(algorithm.kl_to_reference.beta, algorithm.kl_to_behaviour.beta)
 
 
-def place(
-    outcome: Tensor, mask: Tensor, group_size: int, steps: Steps | None = None, greedy: Tensor | None = None
+def place_scores(
+    outcome: Tensor, mask: Tensor, group_size: int, process: StepRewards | None = None, greedy: Tensor | None = None
 ) -> Rewards:
     """Puts each sequence's outcome score [S] on its last real token, EOS included, and step scores where steps end.
 
@@ -37,11 +37,11 @@ def place(
     ends = mask.sum(1) - 1
     last = mask & (torch.arange(mask.shape[1], device=mask.device) == ends[:, None])
     tokens = outcome[:, None] * last
-    if steps is None:
-        steps = Steps(torch.arange(len(mask), device=mask.device), ends, outcome)
+    if process is None:
+        process = StepRewards(torch.arange(len(mask), device=mask.device), ends, outcome, len(mask))
     else:
-        tokens = tokens + steps.on_tokens(steps.score, mask)
-    return Rewards(tokens=tokens, steps=steps, last=last, mask=mask, group_size=group_size, greedy=greedy)
+        tokens = tokens + process.on_tokens(process.score, mask)
+    return Rewards(tokens=tokens, process=process, last=last, mask=mask, group_size=group_size, greedy=greedy)
 
 
 def with_kl_reward(
@@ -74,30 +74,28 @@ class PolicyLoss:
 
 def policy_loss(
     algorithm: Algorithm,
-    logprobs: Tensor,
-    behaviour: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
+    tokens: Tokens,
+    token_weights: Tensor,
     reference: Tensor | None = None,
     betas: Betas | None = None,
 ) -> PolicyLoss:
-    """−Σ weights·(surrogate − KL penalties) over the tokens of a (micro-)batch, all tensors [S, T].
+    """−Σ weight·(surrogate − KL penalties) over the tokens of a (micro-)batch, all tensors [S, T].
 
-    `weights` come from `algorithm.aggregate` on the whole minibatch; a micro-batch gets its rows of them, and
+    `token_weights` come from `algorithm.aggregate` on the whole minibatch; a micro-batch gets its rows of them, and
     the losses of the micro-batches add up to that of the minibatch.
     """
     betas = betas or Betas.of(algorithm)
     # Padding is zeroed first: whatever stands there, its ratio is one and its gradient zero.
-    logprobs, behaviour = torch.where(mask, logprobs, 0.0), torch.where(mask, behaviour, 0.0)
-    ratio = algorithm.ratio(logprobs, behaviour, mask)
-    gain = algorithm.objective(ratio, advantages, logprobs)
+    logprobs, behaviour = (torch.where(tokens.mask, each, 0.0) for each in (tokens.logprobs, tokens.behaviour))
+    tokens = replace(tokens, logprobs=logprobs, behaviour=behaviour)
+    ratio = algorithm.ratio(tokens)
+    gain = algorithm.objective(ratio, tokens)
     if reference is not None:
-        reference = torch.where(mask, reference, 0.0)
+        reference = torch.where(tokens.mask, reference, 0.0)
         gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference, behaviour)
     gain = gain - algorithm.kl_to_behaviour.penalty(betas.behaviour, logprobs, behaviour)
-    loss = -(weights.to(gain.dtype) * gain).sum()
-    return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), advantages) & mask)
+    loss = -(token_weights.to(gain.dtype) * gain).sum()
+    return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), tokens) & tokens.mask)
 
 
 def value_loss(

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from bakeoff.batch import Tokens
+
 
 @dataclass
 class Objective:
-    """What every token contributes, to be maximised.
+    """Contribution of every token, to be maximised.
 
-    fresh_only   its gradient is a policy gradient only for samples of the policy as it is: one step a rollout
+    fresh_only         its gradient is a policy gradient only for samples of the current policy: one step a rollout
+    of_sequences       it is defined for one advantage per completion
     """
 
-    fresh_only = False
+    fresh_only: ClassVar[bool] = False
+    of_sequences: ClassVar[bool] = False
 
-    def __call__(self, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
-        """[S, T] from ratio, advantages and log-probs [S, T]; carries gradient."""
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        """[S, T] from the ratio [S, T]; carries gradient."""
         raise NotImplementedError
 
-    def clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
-        """[S, T] bool: where the surrogate is flat, so that the token has no gradient."""
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        """[S, T] bool: tokens on which the surrogate is flat, so that they have no gradient of their own."""
         return torch.zeros_like(ratio, dtype=torch.bool)
 
 
@@ -30,18 +35,18 @@ class Objective:
 class Reinforce(Objective):
     """log π·A: Williams 1992. No ratio corrects for older samples, so it takes fresh ones only."""
 
-    fresh_only = True
+    fresh_only: ClassVar[bool] = True
 
-    def __call__(self, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
-        return logprobs * advantages
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return tokens.logprobs * tokens.advantages
 
 
 @dataclass
 class RatioObjective(Objective):
     """ratio·A, unclipped: Schulman et al. 2017 eq. 6."""
 
-    def __call__(self, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
-        return ratio * advantages
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return ratio * tokens.advantages
 
 
 @dataclass
@@ -50,10 +55,10 @@ class TruncatedRatio(Objective):
 
     cap: float = 2.0
 
-    def __call__(self, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
-        return ratio.clamp(max=self.cap) * advantages
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return ratio.clamp(max=self.cap) * tokens.advantages
 
-    def clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         return ratio > self.cap
 
 
@@ -67,13 +72,13 @@ class Clip(Objective):
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
 
-    def __call__(self, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         bounded = ratio.clamp(1 - self.epsilon_low, 1 + self.epsilon_high)
-        return torch.minimum(ratio * advantages, bounded * advantages)
+        return torch.minimum(ratio * tokens.advantages, bounded * tokens.advantages)
 
-    def clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
-        too_high = (ratio > 1 + self.epsilon_high) & (advantages > 0)
-        too_low = (ratio < 1 - self.epsilon_low) & (advantages < 0)
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        too_high = (ratio > 1 + self.epsilon_high) & (tokens.advantages > 0)
+        too_low = (ratio < 1 - self.epsilon_low) & (tokens.advantages < 0)
         return too_high | too_low
 
 
@@ -86,5 +91,52 @@ class Cispo(Objective):
 
     epsilon_high: float = 0.28
 
-    def __call__(self, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> Tensor:
-        return ratio.detach().clamp(max=1 + self.epsilon_high) * advantages * logprobs
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return ratio.detach().clamp(max=1 + self.epsilon_high) * tokens.advantages * tokens.logprobs
+
+
+@dataclass
+class BinaryTotalVariation(Objective):
+    """sg(min(ratio, c))·A·log π, dropped where the probability of the token has left a trust region.
+
+    The divergence of two policies is estimated from the sampled token alone, against all others together: their total
+    variation is |π_θ − π_old|. A token is dropped where A > 0 and π_θ − π_old > δ, or A < 0 and π_θ − π_old < −δ. Qi et
+    al. 2026 (DPPO, arXiv:2602.04879), its binary-TV variant. δ and c are ours.
+    """
+
+    delta: float = 0.15
+    cap: float = 20.0
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        weight = ratio.detach().clamp(max=self.cap) * ~self.clipped(ratio.detach(), tokens)
+        return weight * tokens.advantages * tokens.logprobs
+
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        moved = (tokens.logprobs.exp() - tokens.behaviour.exp()).detach()
+        too_likely = (moved > self.delta) & (tokens.advantages > 0)
+        too_unlikely = (moved < -self.delta) & (tokens.advantages < 0)
+        return too_likely | too_unlikely
+
+
+@dataclass
+class GeometricMean(Objective):
+    """A times the geometric mean of a completion's token ratios, each clipped, on every token of it.
+
+    exp(1/|o| Σ_t s·min(s·log r_t, s·clip(log r_t, −ε, ε)))·A with s the sign of A: Zhao et al. 2025 (GMPO,
+    arXiv:2507.20673) eq. 4, whose range (e^−0.4, e^0.4) is ε = 0.4. One advantage a completion; the ratio's own value
+    is not read. With `aggregate: sequences` a completion counts once.
+    """
+
+    of_sequences: ClassVar[bool] = True
+
+    epsilon: float = 0.4
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        log_ratio, sign = tokens.logprobs - tokens.behaviour, tokens.advantages.sign()
+        bounded = log_ratio.clamp(-self.epsilon, self.epsilon)
+        smaller = sign * torch.minimum(sign * log_ratio, sign * bounded)
+        lengths = tokens.mask.sum(1, keepdim=True).clamp(min=1)
+        return (smaller.sum(1, keepdim=True) / lengths).exp() * tokens.advantages
+
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return (tokens.logprobs - tokens.behaviour).detach() * tokens.advantages.sign() > self.epsilon

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
+
+from bakeoff.batch import Tokens
 
 
 @dataclass
 class Ratio:
-    """What corrects for samples that an older policy drew."""
+    """Weight that corrects for samples which an older policy drew.
 
-    of_sequences = False
+    of_sequences   whether all tokens of a completion have the same ratio
+    """
 
-    def __call__(self, logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> Tensor:
-        """Ratio for every token [S, T] from log-probs [S, T]; padding is zero in both; carries gradient."""
+    of_sequences: ClassVar[bool] = False
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """Ratio of every token, [S, T]; carries gradient."""
         raise NotImplementedError
 
 
@@ -22,8 +28,8 @@ class Ratio:
 class TokenRatio(Ratio):
     """π_θ(a_t)/π_old(a_t) of each token: Schulman et al. 2017 §3."""
 
-    def __call__(self, logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> Tensor:
-        return (logprobs - behaviour).exp()
+    def __call__(self, tokens: Tokens) -> Tensor:
+        return (tokens.logprobs - tokens.behaviour).exp()
 
 
 @dataclass
@@ -33,18 +39,20 @@ class SequenceRatio(Ratio):
     Unbiased, and with a variance that grows exponentially in the length: Precup et al. 2000.
     """
 
-    of_sequences = True
+    of_sequences: ClassVar[bool] = True
 
-    def __call__(self, logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> Tensor:
-        return (logprobs - behaviour).sum(1, keepdim=True).exp().expand_as(logprobs)
+    def __call__(self, tokens: Tokens) -> Tensor:
+        log_ratio = (tokens.logprobs - tokens.behaviour).sum(1, keepdim=True)
+        return log_ratio.exp().expand_as(tokens.logprobs)
 
 
 @dataclass
 class SequenceMeanRatio(Ratio):
     """The geometric mean of the token ratios, on each token: Zheng et al. 2025 (GSPO, arXiv:2507.18071) eq. 7."""
 
-    of_sequences = True
+    of_sequences: ClassVar[bool] = True
 
-    def __call__(self, logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> Tensor:
-        lengths = mask.sum(1, keepdim=True).clamp(min=1)
-        return ((logprobs - behaviour).sum(1, keepdim=True) / lengths).exp().expand_as(logprobs)
+    def __call__(self, tokens: Tokens) -> Tensor:
+        lengths = tokens.mask.sum(1, keepdim=True).clamp(min=1)
+        log_ratio = (tokens.logprobs - tokens.behaviour).sum(1, keepdim=True) / lengths
+        return log_ratio.exp().expand_as(tokens.logprobs)

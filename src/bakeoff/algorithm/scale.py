@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from bakeoff.algorithm.baseline import group_step_statistics
 from bakeoff.batch import Rewards, masked_mean
 
 
 @dataclass
 class Scale:
-    """Advantages as they are."""
+    """Leaves advantages unchanged.
 
-    smallest_group = 1
-    needs_steps = False
+    smallest_group          number of completions a prompt that it needs
+    needs_process_rewards   it reads the scores of steps
+    """
+
+    smallest_group: ClassVar[int] = 1
+    needs_process_rewards: ClassVar[bool] = False
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         """Scaled advantages [S, T]; `rewards` are those before the baseline was subtracted."""
@@ -45,7 +51,7 @@ class GroupStd(Scale):
     A group in which all returns are equal gives exactly zero. ε is ours, as in most libraries.
     """
 
-    smallest_group = 2
+    smallest_group: ClassVar[int] = 2
 
     epsilon: float = 1e-4
 
@@ -75,11 +81,11 @@ class BatchStd(Scale):
 class GroupStepStd(Scale):
     """Divided by the standard deviation (ddof 1) of all step rewards of the group: DeepSeekMath §4.1.3."""
 
-    needs_steps = True
+    needs_process_rewards: ClassVar[bool] = True
 
     epsilon: float = 1e-4
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
-        _, std = rewards.step_statistics()
+        _, std = group_step_statistics(rewards)
         factor = (std > 0) / (std + self.epsilon)
         return advantages * factor.repeat_interleave(rewards.group_size)[:, None]

@@ -1,4 +1,4 @@
-"""What a method adds to the score of a completion for its length."""
+"""Score that a method adds to a completion for its length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass
 class Shaping:
-    """Nothing."""
+    """Adds nothing."""
 
     def __call__(self, lengths: Tensor, max_tokens: int) -> Tensor:
-        """What is added to each score [S], from completion lengths [S] in tokens and the generation budget."""
+        """Term added to each score [S], from completion lengths [S] in tokens and the generation budget."""
         return torch.zeros_like(lengths, dtype=torch.float32)
 
 

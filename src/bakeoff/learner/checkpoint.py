@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from bakeoff.algorithm.loss import Betas
 from bakeoff.device import HOST
-from bakeoff.learner.state import Counters, Learner
+from bakeoff.learner.learner import Counters, Learner
 
 
 def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: int) -> Path:
     """Writes folder/update_<n>, then removes all but the last `keep`; returns what it wrote.
 
-    `run` is what the caller wants back: the arm, the seed, the MLflow run. Every random draw is a function of
-    seed and update, so the counters are also the state of the random generators and of the prompt stream.
+    `run` identifies the run to its caller: the configuration, the seed, the MLflow run. Every random draw is a function
+    of seed and update, so the counters are also the state of the random generators and of the prompt stream.
     """
     target = folder / f"update_{learner.counters.updates:06d}"
     partial = target.with_name(f".{target.name}.partial")
@@ -49,18 +49,18 @@ def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: i
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("update_*") if (path / "state.json").is_file())
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `run`."""
+    """The `run` that `save_checkpoint` was given."""
     run: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())["run"]
     return run
 
 
-def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
-    """Puts everything back into a learner of the same configuration and start."""
+def load_checkpoint(checkpoint: Path, learner: Learner) -> Learner:
+    """The learner, of the same configuration and start, with weights, optimiser state, counters and β as saved."""
     state = json.loads((checkpoint / "state.json").read_text())
     for name, weights in learner.trained().items():
         saved = load_file(checkpoint / f"{name}.safetensors")
@@ -72,8 +72,7 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
             index, field = key.split("/", 1)
             values.setdefault(int(index), {})[field] = tensor
         optimizer.load_state_dict({"state": values, "param_groups": state["groups"][name]})
-    learner.counters = Counters(**state["counters"])
-    learner.betas = Betas(**state["betas"])
+    return replace(learner, counters=Counters(**state["counters"]), betas=Betas(**state["betas"]))
 
 
 def _fsync(path: Path) -> None:

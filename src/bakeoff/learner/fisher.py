@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bakeoff.attribution import attributed
-from bakeoff.batch import Sequences, micro_batches
-from bakeoff.model.forward import completion_logits
-from bakeoff.model.load import Policy
+from bakeoff.batch import Sequences, micro_batches, select
+from bakeoff.model.forward import ForwardSettings, completion_logits
+from bakeoff.model.policy import Policy
 
 
 class _Logits(nn.Module):
-    """The policy's logits as a module, so that `functional_call` can put dual numbers in the place of its weights."""
+    """The policy's logits as a module, so that `functional_call` can replace its weights by dual numbers."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class _Logits(nn.Module):
 
 
 def fisher_product(
-    policy: Policy, sequences: Sequences, vector: list[Tensor], temperature: float, micro_batch: int
+    policy: Policy, sequences: Sequences, vector: list[Tensor], forward: ForwardSettings
 ) -> list[Tensor]:
-    """F·v for F the mean over tokens of the Fisher information of their distributions, a tensor a parameter.
+    """F·v, one tensor per parameter, for F the mean over tokens of the Fisher information of their distributions.
 
     F = Jᵀ·H·J with J the Jacobian of the logits and H = diag(p) − p·pᵀ, the Hessian of KL(π_old‖π_θ) at π_old in the
     logits (Schulman et al. 2015, appendix C.1; the Gauss–Newton form of Schraudolph 2002). J·v is taken by forward
@@ -42,10 +42,10 @@ def fisher_product(
     direction = {names[id(p)]: v for p, v in zip(parameters, vector, strict=True)}
     result = [torch.zeros_like(p) for p in parameters]
     count = sequences.mask.sum()
-    for rows in micro_batches(len(sequences), micro_batch):
-        part = sequences[rows]
-        tangent = logits_tangent(policy, part, direction, temperature)
-        logits = completion_logits(policy, part, temperature)
+    for rows in micro_batches(len(sequences), forward.micro_batch):
+        part = select(sequences, rows)
+        tangent = logits_tangent(policy, part, direction, forward.temperature)
+        logits = completion_logits(policy, part, forward.temperature)
         with attributed(policy.name, "logits"):
             p = logits.detach().softmax(-1)
             weighted = p * (tangent - (p * tangent).sum(-1, keepdim=True)) * part.mask[..., None] / count
@@ -58,7 +58,7 @@ def fisher_product(
 
 
 def sequences_within(sequences: Sequences, tokens: int) -> int:
-    """How many sequences have at most so many completion tokens, padding included (0: all of them); at least one."""
+    """Number of first sequences with at most `tokens` completion tokens, padding included (0: all); at least one."""
     return min(max(1, tokens // sequences.mask.shape[1]), len(sequences)) if tokens else len(sequences)
 
 

@@ -1,17 +1,16 @@
-"""What a phase does not use waits in the host's memory, and comes back for the phase that does."""
+"""Placement: models and optimisers that a phase does not use wait in the host's memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bakeoff.attribution import PARKED, Label, attributed
 from bakeoff.device import HOST, queued_copy, wait_for
-from bakeoff.learner.state import Learner, optimizer_tensors
-from bakeoff.measure.phase import Phases
+from bakeoff.learner.holdings import modules, optimizer_tensors, state
+from bakeoff.learner.learner import Learner
 
 # phase → the models and optimisers that must be on the device; other phases move nothing
 USES: dict[str, tuple[str, ...]] = {
@@ -26,44 +25,37 @@ USES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass
-class Offload:
-    """Called with the name of every phase before it begins; its own time is the phase `offload`.
+def place_for(learner: Learner, phase: str, device: torch.device) -> None:
+    """Moves to the host what the phase does not use, then to the device what it does.
 
-    On the CPU host and device share their memory: copies are made all the same, and the ledger, which does not
-    count what is parked, shows what a device would hold.
+    On the CPU host and device share their memory: copies are made all the same, and the ledger, which does not count
+    parked tensors, shows what a device would hold.
     """
+    used = {id(tensor) for name in USES.get(phase, ()) for tensor in tensors_of(learner, name)}
+    if not used:
+        return
+    every, parked = list(state(learner)), set(learner.parked)
+    here = [(t, label) for t, label in every if id(t) not in parked and t.device.type == device.type]
+    move(learner, [(t, Label(label.role, PARKED)) for t, label in here if id(t) not in used], HOST)
+    wait_for(device)  # before the host's copies are read; the way back is queued before its readers
+    move(learner, [(t, label) for t, label in every if id(t) in used & parked], device)
 
-    learner: Learner
-    phases: Phases
 
-    def __call__(self, phase: str) -> None:
-        """Moves out what the phase does not use, then in what it does."""
-        used = {id(tensor) for name in USES.get(phase, ()) for tensor in self._tensors(name)}
-        if not used:
-            return
-        with self.phases("offload"):
-            device, state, parked = self.phases.device, list(self.learner.state()), set(self.learner.parked)
-            returning = used & parked
-            here = [(t, label) for t, label in state if id(t) not in parked and t.device.type == device.type]
-            self._move([(t, Label(label.role, PARKED)) for t, label in here if id(t) not in used], HOST)
-            wait_for(device)  # before the host's copies are read; the way back is queued before its readers
-            self._move([(t, label) for t, label in state if id(t) in returning], device)
+def move(learner: Learner, tensors: list[tuple[Tensor, Label]], device: torch.device) -> None:
+    """Queues a copy of every tensor, counted under its label; the copies take the tensors' places."""
+    copies = []
+    for tensor, label in tensors:
+        with attributed(*label):
+            copies.append(queued_copy(tensor, device))
+    for (tensor, _), copy in zip(tensors, copies, strict=True):
+        tensor.data = copy
+        learner.parked ^= {id(tensor)}
 
-    def _move(self, tensors: list[tuple[Tensor, Label]], device: torch.device) -> None:
-        """Queues a copy of every tensor, to be counted under its label, and lets the copies take their places."""
-        copies = []
-        for tensor, label in tensors:
-            with attributed(*label):
-                copies.append(queued_copy(tensor, device))
-        for (tensor, _), copy in zip(tensors, copies, strict=True):
-            tensor.data = copy
-            self.learner.parked ^= {id(tensor)}
 
-    def _tensors(self, name: str) -> Iterator[Tensor]:
-        """Everything of a model or an optimiser, whoever else uses it."""
-        for module in self.learner.modules().get(name, ()):
-            yield from module.parameters()
-            yield from module.buffers()
-        if optimizer := self.learner.optimizers().get(name):
-            yield from optimizer_tensors(optimizer)
+def tensors_of(learner: Learner, name: str) -> Iterator[Tensor]:
+    """Every tensor of a model or an optimiser, whichever other model uses it too."""
+    for module in modules(learner).get(name, ()):
+        yield from module.parameters()
+        yield from module.buffers()
+    if optimizer := learner.optimizers().get(name):
+        yield from optimizer_tensors(optimizer)

@@ -1,67 +1,94 @@
-"""The reward model's stage: preference pairs → a trained reward model, made once and kept; and its renewal."""
+"""The stage of the reward model: preference pairs → a trained reward model, cached; and its renewal."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bakeoff.algorithm.step import Adam, Subproblem, require_finite
+from bakeoff.algorithm.divergence import require_finite
+from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.batch import Example
+from bakeoff.collector import Collector
 from bakeoff.config import Config, digest, plain
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import made_once, start_identity
 from bakeoff.measure.phase import Phases
-from bakeoff.model.critic import separate_critic
-from bakeoff.model.load import Policy, complete, encode
+from bakeoff.model.encode import encode_with_completions
+from bakeoff.model.policy import Policy
+from bakeoff.model.value import separate_model
 from bakeoff.paths import cache
-from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.randomness import derive, stdlib_random
 from bakeoff.reward.model import RewardModel, bradley_terry
 from bakeoff.reward.preferences import Pair, Preferences, read_pairs
-from bakeoff.task import Task
+from bakeoff.task.task import Task
 
-RECIPE = 2  # raise it when this file changes what it makes
+RECIPE = 2  # raise it when a change of this file changes its results
 BINS = 5  # of the calibration table
 
 
 @dataclass
+class PairQuality:
+    """How well a reward model ranks pairs.
+
+    pairs               number of pairs
+    accuracy            share of pairs that it ranks right; equal scores count one half
+    loss                mean Bradley–Terry loss in nats
+    calibration_error   mean distance of stated and observed accuracy over the bins, weighted by pairs
+    calibration         one row per bin of stated accuracy: from, to, pairs, stated, observed
+    """
+
+    pairs: int
+    accuracy: float
+    loss: float
+    calibration_error: float
+    calibration: list[dict[str, float]]
+
+
+@dataclass
+class Renewal:
+    """Accuracy of a reward model on pairs of the current policy, before and after it was trained on them."""
+
+    accuracy_before: float
+    accuracy_after: float
+
+
+@dataclass
 class LearnedReward:
-    """A reward model, the pairs that it was trained on, and how good it is on held-out ones (`judged`)."""
+    """A reward model, the pairs that it was trained on, and its quality on held-out pairs."""
 
     model: RewardModel
     pairs: list[Pair]
-    report: dict[str, Any]
-
-    def metrics(self) -> dict[str, float]:
-        """How good it is, under metric names."""
-        names = {"pair_accuracy": "heldout_pair_accuracy", "loss": "heldout_loss"}
-        names["calibration_error"] = "calibration_error"
-        return {f"reward_model/{metric}": self.report[key] for key, metric in names.items()}
+    quality: PairQuality
 
 
-def learned_reward(config: Config, start: Policy, phases: Phases, show: Callable[[str], None]) -> LearnedReward:
-    """The reward model of a configuration, trained on the start's completions or a file's.
+def learned_reward(
+    config: Config, collector: Collector, start: Policy, phases: Phases, report: Callable[[str], None]
+) -> LearnedReward:
+    """The reward model of a configuration, trained on pairs of the start's completions or of a file.
 
-    Kept under the hash of all that it depends on, so that the runs of a sweep make it once.
+    It is cached under the hash of everything that it depends on, so that the runs of a sweep train it once.
     """
-    identity = start_identity(config) | {k: plain(config)[k] for k in ("preferences", "rollout")}
-    model = untrained(start, config.preferences.seed)
+    wanted = config.preferences
+    identity = start_identity(config)
+    identity |= {key: plain(config)[key] for key in ("preferences", "batch", "sampling", "engine")}
+    model = untrained(start, wanted.seed)
 
     def make(folder: Path) -> None:
-        training, heldout = preference_pairs(config, start, show)
+        training, heldout = preference_pairs(wanted, collector, start, report)
         with phases("reward_model"):
-            train(model, start, config.task, training, config.preferences, config.preferences.steps, show)
+            train(model, start, config.task, training, wanted, wanted.steps, report)
             normalise(model, start, config.task, training)
         save_file({name: t.detach().clone() for name, t in model.trained().items()}, folder / "model.safetensors")
         (folder / "pairs.json").write_text(json.dumps([asdict(pair) for pair in training]))
-        (folder / "report.json").write_text(json.dumps(judged(model, start, config.task, heldout)))
+        quality = pair_quality(model, start, config.task, heldout)
+        (folder / "quality.json").write_text(json.dumps(asdict(quality)))
 
     key = digest({"recipe": RECIPE, **identity})
     folder = made_once(cache() / "reward_models" / key, make)
@@ -72,33 +99,34 @@ def learned_reward(config: Config, start: Policy, phases: Phases, show: Callable
         Pair(Example(**row["example"]), row["chosen"], row["rejected"])
         for row in json.loads((folder / "pairs.json").read_text())
     ]
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    show(f"reward model {key}: {report['pair_accuracy']:.3f} of {report['pairs']} held-out pairs, from {folder}")
-    return LearnedReward(model, pairs, report)
+    quality = PairQuality(**json.loads((folder / "quality.json").read_text()))
+    report(f"reward model {key} from {folder}: ranks {quality.accuracy:.3f} of {quality.pairs} held-out pairs right")
+    return LearnedReward(model, pairs, quality)
 
 
 def untrained(start: Policy, seed: int) -> RewardModel:
     """The start's backbone with a head that prefers nothing, on the start's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = separate_critic(start, head_std=0.0, name="reward_model")
+        network = separate_model(start, head_std=0.0, name="reward_model")
     zero = torch.zeros((), device=start.device)
     return RewardModel(network, zero, zero + 1)
 
 
-def preference_pairs(config: Config, policy: Policy, show: Callable[[str], None]) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on, some of them reversed, and pairs to judge by; raises UserError where there are too few."""
-    wanted = config.preferences
+def preference_pairs(
+    wanted: Preferences, collector: Collector, policy: Policy, report: Callable[[str], None]
+) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on, some of them reversed, and held-out pairs; raises UserError where there are too few."""
     if wanted.path:
         pairs = read_pairs(wanted.path)
         if len(pairs) <= wanted.heldout:
             raise UserError(
                 f"preferences.heldout is {wanted.heldout}, but '{wanted.path}' has {len(pairs)} pairs; it must be less."
             )
-        training, heldout = pairs[wanted.heldout :], pairs[: wanted.heldout]
     else:
-        sampled = ranked_pairs(config, policy, wanted.pairs + wanted.heldout, wanted.seed, "pairs", show)
-        training, heldout = sampled[wanted.heldout :], sampled[: wanted.heldout]
+        source = replace(collector, seed=wanted.seed)
+        pairs = ranked_pairs(source, policy, wanted.pairs + wanted.heldout, "pairs", report)
+    training, heldout = pairs[wanted.heldout :], pairs[: wanted.heldout]
     rng = stdlib_random(wanted.seed, "label_noise")
     noisy = [
         Pair(pair.example, pair.rejected, pair.chosen) if rng.random() < wanted.label_noise else pair
@@ -108,38 +136,36 @@ def preference_pairs(config: Config, policy: Policy, show: Callable[[str], None]
 
 
 def ranked_pairs(
-    config: Config, policy: Policy, count: int, seed: int, stream: str, show: Callable[[str], None]
+    collector: Collector, policy: Policy, count: int, stream: str, report: Callable[[str], None]
 ) -> list[Pair]:
-    """Pairs of the policy's completions of a prompt, the one with the higher true reward first; no ties."""
-    sampler, task = config.rollout, config.task
+    """`count` pairs of the policy's completions of one prompt, the one with the higher true reward first; no ties."""
+    task, batch = collector.task, collector.batch
+    collector.engine.load(policy)
     pairs: list[Pair] = []
-    limit = 20 + 20 * count // sampler.sequences
+    limit = 20 + 20 * count // batch.sequences
     for number in range(limit):
-        examples = task.training_examples(sampler.prompts, stdlib_random(seed, stream, number))
-        prompts = encode(policy, examples, task.shot_examples())
-        draws = generator(policy.device, seed, stream, number)
-        rollout = sampler(policy, prompts, 2 * max(1, sampler.group_size // 2), task.max_new_tokens, draws)
+        examples = task.training_examples(batch.prompts, stdlib_random(collector.seed, stream, number))
+        rollout = collector.roll_out(policy, examples, 2 * max(1, batch.group_size // 2), stream, number)
         texts = rollout.completions
-        for index, example in enumerate(rollout.by_completion(rollout.examples)[::2]):
-            a, b = texts[2 * index], texts[2 * index + 1]
+        for row in range(0, len(texts), 2):
+            example, a, b = rollout.examples[row], texts[row], texts[row + 1]
             first, second = task.grade(a, example), task.grade(b, example)
             if first != second:
                 pairs.append(Pair(example, a, b) if first > second else Pair(example, b, a))
-        show(f"preference pairs: {min(len(pairs), count)} of {count}")
+        report(f"preference pairs: {min(len(pairs), count)} of {count}")
         if len(pairs) >= count:
             return pairs[:count]
     raise UserError(
-        f"preferences.pairs: of {limit * sampler.sequences} completions only {len(pairs)} pairs differ in reward, of "
-        f"{count} asked for; ask for fewer, or give the start more room between good and bad."
+        f"preferences.pairs: of {limit * batch.sequences} completions only {len(pairs)} pairs differ in reward, but "
+        f"{count} are asked for; lower preferences.pairs, or choose a start whose completions differ more."
     )
 
 
 def pair_scores(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
-    """Raw scores of the chosen and of the rejected completions, [N] each; carry gradient."""
+    """Raw scores of the chosen and of the rejected completions, [N] each; they carry gradient."""
     examples = [pair.example for pair in pairs for _ in range(2)]
     texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    sequences = complete(policy, examples, texts, task.shot_examples())
-    sequences.group_size = 2
+    sequences = replace(encode_with_completions(policy, examples, texts, task.shot_examples()), group_size=2)
     chosen, rejected = model.raw(sequences).view(-1, 2).unbind(1)
     return chosen, rejected
 
@@ -151,11 +177,11 @@ def train(
     pairs: list[Pair],
     spec: Preferences,
     steps: int,
-    show: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """AdamW on the Bradley–Terry loss of batches drawn from the pairs."""
     adam = Adam(lr=spec.lr)
-    optimizer = adam.optimizer(model.network.trained().values())
+    optimizer = adam.create(model.network.trained().values())
     for step in range(steps):
         batch = stdlib_random(spec.seed, "reward_model", step).choices(pairs, k=spec.batch)
         chosen, rejected = pair_scores(model, policy, task, batch)
@@ -164,7 +190,7 @@ def train(
         adam(Subproblem(optimizer))
         if step % 10 == 0 or step + 1 == steps:
             right = (chosen > rejected).float().mean().item()
-            show(f"reward model: step {step + 1}/{steps}, loss {loss.item():.3f}, {right:.0%} of pairs")
+            report(f"reward model: step {step + 1}/{steps}, loss {loss.item():.3f}, {right:.0%} of pairs")
 
 
 @torch.no_grad()
@@ -181,11 +207,11 @@ def normalise(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair])
 
 
 @torch.no_grad()
-def judged(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) -> dict[str, Any]:
-    """Accuracy, loss and calibration on held-out pairs.
+def pair_quality(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) -> PairQuality:
+    """Accuracy, loss and calibration on pairs.
 
-    Calibration: pairs in bins of the probability that the model gives to the completion that it prefers, with the
-    share in which that is the better one. `calibration_error` is the mean distance of the two, weighted by pairs.
+    A bin holds the pairs for which the model gives its preferred completion a probability in the bin's range: the
+    stated accuracy. The observed accuracy is the share in which that completion is the better one.
     """
     parts = [pair_scores(model, policy, task, pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
     margin = torch.cat([chosen - rejected for chosen, rejected in parts]).to(HOST)
@@ -196,34 +222,37 @@ def judged(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) ->
             "from": 0.5 + 0.5 * index / BINS,
             "to": 0.5 + 0.5 * (index + 1) / BINS,
             "pairs": int((bins == index).sum()),
-            "said": float(confidence[bins == index].mean()),
-            "right": float(right[bins == index].mean()),
+            "stated": float(confidence[bins == index].mean()),
+            "observed": float(right[bins == index].mean()),
         }
         for index in range(BINS)
         if (bins == index).any()
     ]
-    return {
-        "pairs": len(pairs),
-        "pair_accuracy": float(right.mean()),
-        "loss": float(bradley_terry(margin, torch.zeros_like(margin))),
-        "calibration_error": sum(row["pairs"] * abs(row["said"] - row["right"]) for row in rows) / len(pairs),
-        "calibration": rows,
-    }
+    return PairQuality(
+        pairs=len(pairs),
+        accuracy=float(right.mean()),
+        loss=float(bradley_terry(margin, torch.zeros_like(margin))),
+        calibration_error=sum(row["pairs"] * abs(row["stated"] - row["observed"]) for row in rows) / len(pairs),
+        calibration=rows,
+    )
 
 
-def renew(
-    model: RewardModel, config: Config, actor: Policy, earlier: list[Pair], update: int, show: Callable[[str], None]
-) -> dict[str, float]:
-    """Goes on training with pairs of the actor's own completions and a share of earlier ones: DeepSeekMath §4.1.4.
-
-    Returns its accuracy on the new pairs before and after, under metric names.
-    """
-    spec = config.preferences
-    pairs = ranked_pairs(config, actor, spec.renewal_pairs, derive(config.seed, "renewal"), f"renewal{update}", show)
-    before = judged(model, actor, config.task, pairs)["pair_accuracy"]
-    replayed = round(spec.replay / (1 - spec.replay) * len(pairs))
-    replay = stdlib_random(config.seed, "replay", update).choices(earlier, k=replayed) if replayed else []
-    train(model, actor, config.task, pairs + replay, spec, spec.renewal_steps, show)
-    normalise(model, actor, config.task, pairs)
-    after = judged(model, actor, config.task, pairs)["pair_accuracy"]
-    return {"reward_model/new_pair_accuracy": before, "reward_model/new_pair_accuracy_after": after}
+def renew_reward_model(
+    model: RewardModel,
+    wanted: Preferences,
+    collector: Collector,
+    earlier: list[Pair],
+    report: Callable[[str], None],
+    actor: Policy,
+    update: int,
+) -> Renewal:
+    """Goes on training with pairs of the actor's own completions and a share of earlier ones: DeepSeekMath §4.1.4."""
+    seed, task = collector.seed, collector.task
+    source = replace(collector, seed=derive(seed, "renewal"))
+    pairs = ranked_pairs(source, actor, wanted.renewal_pairs, f"renewal{update}", report)
+    before = pair_quality(model, actor, task, pairs).accuracy
+    replayed = round(wanted.replay / (1 - wanted.replay) * len(pairs))
+    replay = stdlib_random(seed, "replay", update).choices(earlier, k=replayed) if replayed else []
+    train(model, actor, task, pairs + replay, wanted, wanted.renewal_steps, report)
+    normalise(model, actor, task, pairs)
+    return Renewal(before, pair_quality(model, actor, task, pairs).accuracy)

@@ -12,26 +12,31 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from bakeoff.algorithm.step import Adam, Subproblem, require_finite
+from bakeoff.algorithm.divergence import require_finite
+from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, digest, plain
 from bakeoff.errors import UserError
 from bakeoff.measure.phase import Phases
-from bakeoff.model.load import Policy, build, complete, save
+from bakeoff.model.build import build
+from bakeoff.model.encode import encode_with_completions
+from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
+from bakeoff.model.policy import Policy
+from bakeoff.model.weights import save
 from bakeoff.paths import cache
 from bakeoff.randomness import stdlib_random
-from bakeoff.task import Task
+from bakeoff.task.task import Task
 
-RECIPE = 3  # raise it when this file changes what it makes: kept starts of another recipe are not used
+RECIPE = 3  # raise it when a change of this file changes its results: cached starts of another recipe are not used
 
 
-def starting_policy(config: Config, phases: Phases, show: Callable[[str], None]) -> Policy:
+def starting_policy(config: Config, phases: Phases, report: Callable[[str], None]) -> Policy:
     """The policy that actor and reference start from, on the device of the phases.
 
-    Where there is a supervised stage, its result is kept under the hash of all that it depends on, so that
-    the runs of a sweep make it once and start from the same bytes.
+    The result of a supervised stage is cached under the hash of everything that it depends on, so that the runs of a
+    sweep train it once and start from the same bytes.
     """
     device = phases.device
     if config.sft.steps == 0:
@@ -39,24 +44,24 @@ def starting_policy(config: Config, phases: Phases, show: Callable[[str], None])
 
     def make(folder: Path) -> None:
         policy = _to(build(config.model, config.sft.seed), device)
-        train(policy, config, phases, show)
+        train(policy, config, phases, report)
         save(policy, folder)
 
     key = digest({"recipe": RECIPE, **start_identity(config)})
     folder = made_once(cache() / "starts" / key, make)
-    show(f"start {key} from {folder}")
+    report(f"start {key} from {folder}")
     return _to(build(replace(config.model, name=str(folder))), device)
 
 
 def start_identity(config: Config) -> dict[str, Any]:
-    """What the start depends on: not how it is then trained."""
+    """The part of the configuration that the start depends on; how it is then trained is none of it."""
     identity = {key: plain(config)[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
     return identity
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder, filled by `make` if it is not there: whole or not at all, and by one process only."""
+    """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -71,48 +76,48 @@ def _to(policy: Policy, device: torch.device) -> Policy:
     return policy
 
 
-def train(policy: Policy, config: Config, phases: Phases, show: Callable[[str], None]) -> None:
+def train(policy: Policy, config: Config, phases: Phases, report: Callable[[str], None]) -> None:
     """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included.
 
-    A ledger follows the first two steps, the second of which has optimiser state.
+    A ledger traces the first two steps, the second of which has optimiser state.
     """
     sft, network = config.sft, policy.network
     adam = Adam(lr=sft.lr, weight_decay=0.01)
-    optimizer = adam.optimizer(network.parameters())
+    optimizer, forward = adam.create(network.parameters()), ForwardSettings(logits_mb=config.logits_mb)
 
     def steps(first: int, last: int) -> None:
         for step in range(first, min(last, sft.steps)):
             examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step))
             sequences = demonstrations(policy, config.task, examples)
             with phases("sft"):
-                loss = train_step(policy, sequences, adam, optimizer, config.logits_mb)
+                loss = train_step(policy, sequences, adam, optimizer, forward)
             if step % 10 == 0 or step + 1 == sft.steps:
-                show(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
+                report(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
 
     network.train()
-    with phases.following(held_weights(policy), policy.embedding):
+    with phases.tracing(held_weights(policy), policy.embedding):
         steps(0, 2)
     steps(2, sft.steps)
     network.eval()
-    with phases("sft"), torch.no_grad():  # what is kept must be good: the guard on the gradient stands before a step
+    with phases("sft"), torch.no_grad():  # the result must be finite too: the check of the gradient comes before a step
         examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", sft.steps - 1))
         sequences = demonstrations(policy, config.task, examples)
-        logprobs = completion_logprobs(policy, sequences, 1.0, config.logits_mb)
+        logprobs = completion_logprobs(policy, sequences, forward)
         require_finite(torch.where(sequences.mask, logprobs, 0.0), "a log-probability of the policy after the step")
 
 
 def held_weights(policy: Policy) -> list[tuple[Tensor, Label]]:
-    """What the stage holds besides its optimiser's state, as the ledger counts it: the actor's weights."""
+    """The actor's weights as the ledger counts them: all that the stage holds besides its optimiser's state."""
     network = policy.network
     return [(tensor, Label("actor", "parameters")) for tensor in (*network.parameters(), *network.buffers())]
 
 
 def train_step(
-    policy: Policy, sequences: Sequences, adam: Adam, optimizer: torch.optim.Optimizer, logits_mb: float
+    policy: Policy, sequences: Sequences, adam: Adam, optimizer: torch.optim.Optimizer, forward: ForwardSettings
 ) -> Tensor:
     """One step on the mean negative log-likelihood of the completions' tokens; returns it."""
     with attributed("actor", "activations"):
-        logprobs = completion_logprobs(policy, sequences, 1.0, logits_mb)
+        logprobs = completion_logprobs(policy, sequences, forward)
         loss = -torch.where(sequences.mask, logprobs, 0.0).sum() / sequences.mask.sum()
         loss.backward()
         with attributed(kind="optimizer"):
@@ -121,8 +126,8 @@ def train_step(
 
 
 def demonstrations(policy: Policy, task: Task, examples: list[Example]) -> Sequences:
-    """The examples with the task's demonstrations; raises UserError where it has none."""
+    """The examples with their demonstrations; raises UserError where the task has none."""
     texts = [task.demonstration(example) for example in examples]
     if None in texts:
         raise UserError("sft.steps is above 0, but the task has no demonstrations; it must be 0.")
-    return complete(policy, examples, [str(text) for text in texts], task.shot_examples())
+    return encode_with_completions(policy, examples, [str(text) for text in texts], task.shot_examples())

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from bakeoff.measure import TRAINING
 from bakeoff.measure.allocator import has_allocator, take_peaks
 from bakeoff.measure.ledger import Cells, Held, Ledger
 
 
 @dataclass
 class Peak:
-    """The most memory that a phase used on the device, in bytes.
+    """Peak memory of a phase on the device, in bytes.
 
     allocated   CUDA: by the allocator's count. CPU: the sum of live tensors
-    reserved    what the allocator held from the device meanwhile; the CPU has no such thing
-    cells       what it was made of, where a ledger followed the phase
+    reserved    the most that the allocator held from the device meanwhile; 0 on the CPU
+    cells       the tensors that it was made of, where a ledger traced the phase
     """
 
     allocated: int = 0
@@ -34,8 +35,13 @@ class Peak:
 
     @property
     def remainder(self) -> int:
-        """What the allocator counted and no tensor explains: workspaces of libraries."""
+        """Bytes that the allocator counted and no tensor explains: workspaces of libraries."""
         return self.allocated - sum(self.cells.values()) if self.cells else 0
+
+
+def largest_peak(peaks: dict[str, Peak]) -> int:
+    """The largest peak of the phases of training, in bytes; 0 without any."""
+    return max((peak.allocated for phase, peak in peaks.items() if phase in TRAINING), default=0)
 
 
 @dataclass
@@ -48,28 +54,27 @@ class Measured:
 
 @dataclass
 class Phases:
-    """A stopwatch and a memory gauge that the loop reads once a step.
+    """Measures time and peak memory of the phases of an update.
 
-    On CUDA the peak is the allocator's, reset at every phase. On the CPU it is the largest sum of live tensor
-    bytes that the phase saw. Which tensors they were is known where a ledger follows: that costs time, so the loop
-    switches it on for single steps. A phase inside another is not part of it: neither its time nor its peak.
-    `before` is called with the name of every phase before it begins. `failed` is the phase that an exception
-    left, the innermost one; `followed` keeps the last peak of each phase of which the ledger knows the cells.
+    On CUDA the peak is the allocator's, reset at every phase. On the CPU it is the largest sum of live tensor bytes in
+    the phase, where a ledger traces them: that costs time, so it is switched on for single updates. A phase inside
+    another is not part of it: neither its time nor its peak.
+
+    failed   the innermost phase that an exception left
+    traced   the last peak of each phase of which the ledger knows the cells
     """
 
     device: torch.device
     ledger: Ledger | None = None
-    before: Callable[[str], None] | None = None
     failed: str = ""
-    followed: dict[str, Peak] = field(default_factory=dict)
+    traced: dict[str, Peak] = field(default_factory=dict)
     _measured: Measured = field(default_factory=Measured)
     _open: list[str] = field(default_factory=list)
     _since: float = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        if self.before is not None:
-            self.before(name)
+        """Measures the phase `name` while the context is open."""
         self._note()
         self._open.append(name)
         try:
@@ -90,11 +95,11 @@ class Phases:
             measured.seconds[name] = measured.seconds.get(name, 0.0) + now - self._since
             if peak is not None:
                 measured.peaks.setdefault(name, Peak()).join(peak)
-                self.followed |= {name: peak} if peak.cells else {}
+                self.traced |= {name: peak} if peak.cells else {}
         self._since = now
 
     def _peak(self) -> Peak | None:
-        """The peak since the last call, none where nothing counts."""
+        """The peak since the last call, none where nothing is counted."""
         cells: Cells = {}
         allocated = reserved = 0
         if self.ledger is not None:
@@ -107,13 +112,8 @@ class Phases:
         return Peak(allocated, reserved, cells)
 
     @contextmanager
-    def following(
-        self, held: Held, embedding: torch.Size | None = None, limit: int = 0, on: bool = True
-    ) -> Iterator[None]:
-        """Follows every tensor inside, beginning with those that are `held`: see `Ledger`."""
-        if not on:
-            yield
-            return
+    def tracing(self, held: Held, embedding: torch.Size | None = None, limit: int = 0) -> Iterator[None]:
+        """Traces every tensor while the context is open, beginning with those that are `held`: see `Ledger`."""
         with Ledger(self.device, held, embedding, limit) as self.ledger:
             try:
                 yield

@@ -1,11 +1,12 @@
-"""The passes over prompt + completion that every method uses: hidden states, logits, values.
+"""Forward passes over prompt and completion that every method uses: hidden states, logits, values.
 
-The completions of a group stand side by side and have one prompt, which is read once for all of them: its keys and
-values are repeated, as in sampling, and gradients flow through them.
+The completions of a group have one prompt, which is read once for all of them: its keys and values are repeated, as in
+sampling, and gradients flow through them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +15,31 @@ from transformers import PreTrainedModel
 
 from bakeoff.batch import Sequences
 from bakeoff.model.cache import KeyValueCache
-from bakeoff.model.critic import Critic
-from bakeoff.model.load import Policy, at_least_float32
+from bakeoff.model.policy import Policy, at_least_float32
 from bakeoff.model.roles import Trunk
+from bakeoff.model.value import ValueModel
+
+
+@dataclass
+class ForwardSettings:
+    """How forward passes over completions are made.
+
+    temperature   divides the logits
+    micro_batch   number of sequences read at once; 0: all
+    logits_mb     upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
+    """
+
+    temperature: float = 1.0
+    micro_batch: int = 0
+    logits_mb: float = 0.0
 
 
 def completion_logits(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-    """Logits [S, T, V] in float32, over the temperature, that predict each completion token."""
+    """Logits [S, T, V] in float32, divided by the temperature, that predict each completion token."""
     return policy.logits(completion_hidden(policy.trunk, sequences), temperature)
 
 
-def completion_values(critic: Critic, sequences: Sequences) -> Tensor:
+def completion_values(critic: ValueModel, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
     values: Tensor = critic.head(at_least_float32(completion_hidden(critic.trunk, sequences)))
     return values

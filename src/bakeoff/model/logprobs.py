@@ -1,7 +1,7 @@
 """Log-probs of completions from hidden states, a chunk of tokens at a time.
 
-The logits of all tokens, [S, T, V] in float32, are the largest tensor of a step where the vocabulary is large; only
-one number of each row is needed. So rows are made a chunk at a time, and made again in the backward pass.
+The logits of all tokens, [S, T, V] in float32, are the largest tensor of a step where the vocabulary is large, and only
+one number of each row is needed. So logits are computed a chunk of rows at a time, and again in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from bakeoff.algorithm import kl
 from bakeoff.attribution import attributed
 from bakeoff.batch import Sequences
-from bakeoff.model.critic import ValueHead
-from bakeoff.model.forward import completion_hidden
-from bakeoff.model.load import Policy, at_least_float32
+from bakeoff.model.forward import ForwardSettings, completion_hidden
+from bakeoff.model.policy import Policy, at_least_float32
+from bakeoff.model.value import ValueHead
 
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
@@ -25,34 +25,35 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def completion_logprobs(policy: Policy, sequences: Sequences, temperature: float, logits_mb: float) -> Tensor:
-    """log π [S, T] of the completion's tokens; `logits_mb`: see `chunked`."""
-    return logprobs_and_values(policy, None, sequences, temperature, logits_mb)[0]
+def completion_logprobs(policy: Policy, sequences: Sequences, forward: ForwardSettings) -> Tensor:
+    """log π [S, T] of the completion's tokens."""
+    return logprobs_and_values(policy, None, sequences, forward)[0]
 
 
 def logprobs_and_values(
-    policy: Policy, head: ValueHead | None, sequences: Sequences, temperature: float, logits_mb: float
+    policy: Policy, head: ValueHead | None, sequences: Sequences, forward: ForwardSettings
 ) -> tuple[Tensor, Tensor | None]:
     """One pass over the actor's trunk: log π [S, T] and, where it has a value head, values [S, T]."""
     hidden = completion_hidden(policy.trunk, sequences)
     values = None if head is None else head(at_least_float32(hidden))
 
     def logprobs(hidden: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        return (token_logprobs(policy.logits(hidden, temperature), ids),)
+        return (token_logprobs(policy.logits(hidden, forward.temperature), ids),)
 
-    return chunked(policy, logprobs, (hidden, sequences.completion_ids), logits_mb)[0], values
+    return chunked(policy, logprobs, (hidden, sequences.completion_ids), forward.logits_mb)[0], values
 
 
 def logprobs_and_kl(
-    policy: Policy, other: Policy, hidden: Tensor, other_hidden: Tensor, ids: Tensor, temperature: float, mb: float
+    policy: Policy, other: Policy, hidden: Tensor, other_hidden: Tensor, ids: Tensor, forward: ForwardSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p, log q and the exact KL(p‖q) over the vocabulary, [S, T] each, from last hidden states of both models."""
 
     def compared(hidden: Tensor, other_hidden: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        logits, others = policy.logits(hidden, temperature), other.logits(other_hidden, temperature)
+        logits = policy.logits(hidden, forward.temperature)
+        others = other.logits(other_hidden, forward.temperature)
         return token_logprobs(logits, ids), token_logprobs(others, ids), kl.exact(logits, others)
 
-    mine, its, divergence = chunked(policy, compared, (hidden, other_hidden, ids), mb)
+    mine, its, divergence = chunked(policy, compared, (hidden, other_hidden, ids), forward.logits_mb)
     return mine, its, divergence
 
 

@@ -6,27 +6,29 @@ Hu et al. 2022 (arXiv:2106.09685) for LoRA; peft holds the adapters, inside the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from transformers import PreTrainedModel
 
 from bakeoff.attribution import attributed
-from bakeoff.model import Precision
+from bakeoff.device import HOST
+from bakeoff.model.config import Precision
 
 
 @dataclass
 class Roles:
-    """A network whose layers hold one adapter a role. Without a role it computes as its frozen base does."""
+    """A network whose layers hold one adapter per role. Without a role it computes as its frozen base does."""
 
-    model: Any  # a PeftModel, whose attributes peft makes up as it goes
+    model: Any  # a PeftModel, whose attributes are dynamic
 
     def use(self, role: str) -> None:
-        """Every pass from now on is in this role; '' is the base alone. Stays so for a backward that recomputes."""
+        """Puts every later pass in this role, recomputations in a backward pass included; '' is the base alone."""
         if role:
             self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(role)
@@ -41,19 +43,39 @@ class Roles:
 def add_role(network: PreTrainedModel, roles: Roles | None, role: str, rank: int, alpha: int, seed: int) -> Roles:
     """Gives every linear layer but the output embedding an adapter that begins as no change; freezes the rest."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0)
-    with torch.random.fork_rng(devices=[]):
+    predicted = isinstance(next(network.parameters()), FakeTensor)
+    with torch.random.fork_rng(devices=[]), on_meta() if predicted else nullcontext():
         torch.manual_seed(seed)
         if roles is None:
-            return Roles(get_peft_model(network, config, adapter_name=role))
-        roles.model.add_adapter(role, config)
-        return roles
+            roles = Roles(get_peft_model(network, config, adapter_name=role))
+        else:
+            roles.model.add_adapter(role, config)
+    if predicted:
+        fill(roles.model)
+    return roles
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Makes adapters on the meta device: peft moves all others to their layer's device, which fake tensors refuse."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        yield
+
+
+def fill(model: nn.Module) -> None:
+    """Replaces every meta parameter by a fake one in the host's memory."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                empty = torch.empty(parameter.shape, device=HOST)
+                setattr(module, name, nn.Parameter(empty, parameter.requires_grad))
 
 
 @dataclass
 class Trunk:
-    """A backbone in one of its roles: what a pass runs through.
+    """A backbone in one of its roles, through which passes run.
 
-    name   the model whose trunk it is, to whom the memory of its passes is put down: actor, critic, …
+    name   the model whose trunk it is, which owns the memory of its passes: actor, critic, …
     role   its adapter among `roles`; empty: the base alone
     """
 
@@ -70,7 +92,7 @@ class Trunk:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """The context of every pass; takes up the role."""
+        """The context of every pass: its role, its precision, and the owner of its memory."""
         if self.roles is not None:
             self.roles.use(self.role)
         low = self.precision is Precision.bfloat16
@@ -78,5 +100,5 @@ class Trunk:
             yield
 
     def trained(self) -> dict[str, Tensor]:
-        """What training changes, by name: the adapter of the role, or the whole backbone."""
+        """The tensors that training changes, by name: the adapter of the role, or the whole backbone."""
         return dict(self.roles.tensors(self.role)) if self.roles else dict(self.backbone.named_parameters())

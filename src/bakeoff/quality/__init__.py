@@ -1,4 +1,4 @@
-"""How good a method's gradient and advantages are at a fixed policy, measured against many samples.
+"""Quality of a method's gradient and advantages at a fixed policy, measured against many samples.
 
 The policy is the run's start and never moves. A critic is first trained on it alone.
 """
@@ -7,31 +7,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bakeoff.algorithm.critic import OwnStep
-from bakeoff.config import Config
-from bakeoff.learner.collect import collect
-from bakeoff.learner.experience import make_experience
-from bakeoff.learner.state import Counters, Learner, Passes
-from bakeoff.learner.update import update
+from bakeoff.learner.learner import set_lr
+from bakeoff.learner.update import update_critic
+from bakeoff.loop import Loop, collect, experience_of
 from bakeoff.randomness import derive, generator
 
 
-def elsewhere(config: Config, stream: str) -> Config:
-    """The configuration with prompts and draws of a stream of its own."""
-    return replace(config, seed=derive(config.seed, stream))
+def with_stream(loop: Loop, stream: str) -> Loop:
+    """The loop with prompts and draws of a stream of its own."""
+    return replace(loop, collector=replace(loop.collector, seed=derive(loop.collector.seed, stream)))
 
 
-def train_critic(config: Config, learner: Learner, passes: Passes) -> None:
-    """Trains the critic on the policy as it is, for `quality.critic_updates` rollouts; without a critic, nothing."""
-    critic, updates = learner.algorithm.critic, config.quality.critic_updates
-    if not isinstance(critic, OwnStep):
+def train_critic(loop: Loop, updates: int) -> None:
+    """Trains a critic of its own on the policy as it is, for that many rollouts; without such a critic, nothing."""
+    learner, source = loop.learner, with_stream(loop, "critic")
+    if not learner.algorithm.critic.takes_steps:
         return
-    waiting = replace(critic, warmup_updates=updates)  # before that many updates the actor does not move
-    pupil = replace(learner, algorithm=replace(learner.algorithm, critic=waiting), counters=Counters())
-    data = elsewhere(config, "critic")
     for number in range(updates):
-        pupil.counters.updates = number
-        pupil.set_lr(number / updates)
-        collected = collect(data, pupil, passes)
-        experience, _ = make_experience(pupil, collected.rollout, collected.scores, collected.greedy, passes)
-        update(pupil, experience, passes, generator(pupil.actor.device, data.seed, "minibatches", number))
+        set_lr(learner, number, number / updates)
+        collected = collect(source, number)
+        experience, _ = experience_of(loop, collected)
+        draws = generator(learner.actor.device, source.collector.seed, "minibatches", number)
+        with loop.phase("critic_update"):
+            update_critic(learner, experience, loop.forward, draws)

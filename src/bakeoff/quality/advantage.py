@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bakeoff.algorithm.scale import Scale
 from bakeoff.batch import Prompts, Rollout, Scores
-from bakeoff.config import Config
-from bakeoff.learner.collect import collect
-from bakeoff.learner.experience import make_experience
-from bakeoff.learner.state import Counters, Learner, Passes
-from bakeoff.model.load import Policy
-from bakeoff.quality import elsewhere, train_critic
-from bakeoff.randomness import generator
-from bakeoff.rollout import assembled
+from bakeoff.config import Quality
+from bakeoff.engine.engine import Generated, make_rollout
+from bakeoff.loop import Loop, collect, experience_of
+from bakeoff.quality import train_critic, with_stream
+from bakeoff.randomness import derive
 
 APART = 0.1  # of the score: true advantages that are nearer to each other have no order to get right
 
 
-def advantage_quality(
-    config: Config, learner: Learner, passes: Passes, say: Callable[[str], None]
-) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-    """How a method's advantages, before they are scaled, compare with the truth: in all, and by position from 0.
+@dataclass
+class AdvantageQuality:
+    """Advantages of tokens, before they are scaled, compared with the truth.
 
-    The truth at a token is V(s′) − V(s), each V the mean score of many continuations by the policy; it is estimated
-    twice, and the correlation of the two says how good it is itself.
+    correlation           with the truth
+    correlation_ceiling   correlation that the true advantages would have: the truth is a mean of samples
+    bias                  mean of advantage less truth
+    rank_accuracy         share of pairs of tokens that the advantages order as the truth does; ½ is chance
     """
-    say("training the critic" if learner.algorithm.critic.exists else "no critic to train")
-    train_critic(config, learner, passes)
-    unscaled = replace(learner.algorithm, scale=Scale())
-    subject = replace(learner, algorithm=unscaled, counters=Counters())
-    data = elsewhere(replace(config, algorithm=unscaled), "advantage")
-    collected = collect(data, subject, passes)
+
+    correlation: float
+    correlation_ceiling: float
+    bias: float
+    rank_accuracy: float
+
+
+def advantage_quality(
+    loop: Loop, sizes: Quality, report: Callable[[str], None]
+) -> tuple[AdvantageQuality, dict[int, AdvantageQuality]]:
+    """Quality of the method's advantages at the policy of the loop: overall, and by position from 0.
+
+    The true advantage of a token is V(s′) − V(s), each V the mean score of many continuations by the policy. It is
+    estimated twice, and the correlation of the two estimates bounds the correlation that can be found.
+    """
+    learner = loop.learner
+    report("training the critic" if learner.algorithm.critic.exists else "no critic to train")
+    train_critic(loop, sizes.critic_updates)
+    unscaled = replace(learner, algorithm=replace(learner.algorithm, scale=Scale()))
+    source = with_stream(replace(loop, learner=unscaled), "advantage")
+    collected = collect(source, 0)
     rollout = collected.rollout
-    experience, _ = make_experience(subject, rollout, collected.scores, collected.greedy, passes)
+    experience, _ = experience_of(source, collected)
     truths = []
     for half in ("one", "other"):
-        say(f"continuations from {int(rollout.sequences.mask.sum())} states")
-        truths.append(true_advantages(data, learner.actor, rollout, collected.scores, f"truth/{half}"))
+        report(f"continuations from {int(rollout.sequences.mask.sum())} states")
+        truths.append(true_advantages(source, rollout, collected.scores, sizes.continuations, f"truth/{half}"))
     mask, size = rollout.sequences.mask, rollout.group_size
     overall = compared(experience.advantages, truths, mask, size)
     positions = {}
@@ -49,13 +62,12 @@ def advantage_quality(
         here = torch.zeros_like(mask)
         here[:, position] = mask[:, position]
         if int(here.sum()) > 2:
-            found = compared(experience.advantages, truths, here, size)
-            positions[position] = {f"{name}_by_position": value for name, value in found.items()}
+            positions[position] = compared(experience.advantages, truths, here, size)
     return overall, positions
 
 
-def true_advantages(config: Config, policy: Policy, rollout: Rollout, scores: Scores, stream: str) -> Tensor:
-    """A(s, a) [S, T] of every token, from `quality.continuations` completions by the policy at every state.
+def true_advantages(loop: Loop, rollout: Rollout, scores: Scores, continuations: int, stream: str) -> Tensor:
+    """A(s, a) [S, T] of every token, from that number of completions by the policy at every state.
 
     A token leads to one state, so its Q is the value of that state, and the last one's is the score.
     """
@@ -64,40 +76,40 @@ def true_advantages(config: Config, policy: Policy, rollout: Rollout, scores: Sc
     for position in range(mask.shape[1]):
         rows = mask[:, position].nonzero().squeeze(1)
         if len(rows):
-            values[rows, position] = continued(config, policy, rollout, rows, position, stream)
+            values[rows, position] = mean_continuation(loop, rollout, rows, position, continuations, stream)
     return (values[:, 1:] - values[:, :-1]) * mask
 
 
-def continued(config: Config, policy: Policy, rollout: Rollout, rows: Tensor, position: int, stream: str) -> Tensor:
-    """The mean score of continuations of these completions, each from its first `position` tokens."""
-    sequences, many, task = rollout.sequences, config.quality.continuations, config.task
-    examples, texts = rollout.by_completion(rollout.examples), rollout.by_completion(rollout.prompts)
-    chosen = rows.tolist()
+def mean_continuation(
+    loop: Loop, rollout: Rollout, rows: Tensor, position: int, continuations: int, stream: str
+) -> Tensor:
+    """Mean score of continuations of these completions, each from its first `position` tokens."""
+    policy, collector, sequences = loop.learner.actor, loop.collector, rollout.sequences
+    examples, texts = ([of_all[row] for row in rows.tolist()] for of_all in (rollout.examples, rollout.prompts))
     width = sequences.prompt_width
 
     def prompts(read: int) -> Prompts:
-        ids, attention = sequences.ids[rows, :read], sequences.attention[rows, :read]
-        return Prompts([examples[row] for row in chosen], [texts[row] for row in chosen], ids, attention)
+        return Prompts(examples, texts, sequences.ids[rows, :read], sequences.attention[rows, :read])
 
-    draws = generator(policy.device, config.seed, stream, position)
-    rest = config.rollout(policy, prompts(width + position), many, task.max_new_tokens - position, draws)
-    begun = sequences.ids[rows, width : width + position].repeat_interleave(many, 0)
-    ids = torch.cat([begun, rest.sequences.completion_ids], 1)
-    nothing = torch.zeros(ids.shape, device=ids.device)  # log-probs and entropies, which no score asks for
-    whole = assembled(policy, prompts(width), many, ids, nothing, nothing)
-    return config.reward(task, whole).total.view(-1, many).mean(1)
+    seed, budget = derive(collector.seed, stream, position), rollout.max_tokens - position
+    rest = collector.engine.generate(prompts(width + position), continuations, collector.sampling, budget, seed)
+    begun = sequences.ids[rows, width : width + position].repeat_interleave(continuations, 0)
+    ids = torch.cat([begun, rest.ids], 1)
+    whole = Generated(ids, torch.zeros(ids.shape, device=ids.device))  # no score reads log-probs
+    completed = make_rollout(policy, prompts(width), continuations, rollout.max_tokens, whole)
+    return collector.reward(collector.task, completed).total.view(-1, continuations).mean(1)
 
 
-def compared(estimates: Tensor, truths: list[Tensor], mask: Tensor, group_size: int) -> dict[str, float]:
-    """Estimates [S, T] against two independent estimates of the truth, over a mask, under metric names."""
+def compared(estimates: Tensor, truths: list[Tensor], mask: Tensor, group_size: int) -> AdvantageQuality:
+    """Estimates [S, T] against two independent estimates of the truth, over a mask."""
     truth = (truths[0] + truths[1]) / 2
     twice = correlation(truths[0][mask], truths[1][mask])
-    return {
-        "advantage/correlation": correlation(estimates[mask], truth[mask]),
-        "advantage/correlation_ceiling": max(2 * twice / (1 + twice), 0.0) ** 0.5 if twice > -1 else 0.0,
-        "advantage/bias": float((estimates - truth)[mask].mean()),
-        "advantage/rank_accuracy": rank_accuracy(estimates, truth, mask, group_size),
-    }
+    return AdvantageQuality(
+        correlation=correlation(estimates[mask], truth[mask]),
+        correlation_ceiling=max(2 * twice / (1 + twice), 0.0) ** 0.5 if twice > -1 else 0.0,
+        bias=float((estimates - truth)[mask].mean()),
+        rank_accuracy=rank_accuracy(estimates, truth, mask, group_size),
+    )
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -108,7 +120,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def rank_accuracy(estimates: Tensor, truth: Tensor, mask: Tensor, group_size: int) -> float:
-    """The share of pairs of tokens that the estimates order as the truth does; ½ is chance, NaN where there is no pair.
+    """Share of pairs of tokens that the estimates order as the truth does; ½ is chance, NaN where there is no pair.
 
     Pairs are at the same position of two completions of one prompt, their true advantages at least `APART` apart.
     Equal estimates count one half.

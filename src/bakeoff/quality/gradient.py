@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -10,17 +9,15 @@ import torch
 from torch import Tensor
 
 from bakeoff.algorithm import AXES, Algorithm
-from bakeoff.config import Config
-from bakeoff.learner.collect import collect
-from bakeoff.learner.experience import make_experience
-from bakeoff.learner.state import Counters, Learner, Passes
+from bakeoff.config import Quality
 from bakeoff.learner.update import actor_gradient
+from bakeoff.loop import Loop, collect, experience_of
 from bakeoff.measure import TRAINING
-from bakeoff.quality import elsewhere, train_critic
+from bakeoff.quality import train_critic, with_stream
 
 # The policy gradient of the expected score, without bias at any number of samples: RLOO without a penalty.
 UNBIASED = {
-    "sampling": "once",
+    "group_filter": "none",
     "shaping": "none",
     "critic": "none",
     "baseline": "leave_one_out",
@@ -31,7 +28,7 @@ UNBIASED = {
     "kl_to_reference": "none",
     "kl_to_behaviour": "none",
     "aggregate": "sums",
-    "step": "adam_once",
+    "optimizer": "adam_once",
 }
 
 
@@ -66,76 +63,95 @@ class Moments:
         return max(float(self.mean.square().sum()) - self.variance / self.count, 0.0)
 
 
-def gradient_quality(config: Config, learner: Learner, passes: Passes, say: Callable[[str], None]) -> dict[str, float]:
-    """What a method's gradient of one rollout is worth at this policy, under metric names.
+@dataclass
+class GradientQuality:
+    """Quality of the gradient of one rollout; all but the norm is free of the method's scale.
 
-    Gradients are of the first step on a rollout, where every ratio is one. Each method has its own scale, so all but
-    the norm is free of it. Seconds and tokens are those of a rollout and its gradient; a critic's training is not
-    counted.
+    cosine                mean cosine of a rollout's gradient with the policy gradient
+    alignment             cosine of the mean gradient with the policy gradient, corrected for noise
+    bias                  sine of that angle: the error that no number of samples removes
+    relative_variance     trace of the gradient's covariance over the squared norm of its mean
+    snr                   its inverse: signal to noise of one rollout
+    norm                  norm of the mean gradient, corrected for noise
+    tokens, seconds       completion tokens of a rollout; seconds of the rollout and its gradient, no critic's training
     """
-    say("training the critic" if learner.algorithm.critic.exists else "no critic to train")
-    train_critic(config, learner, passes)
+
+    cosine: float
+    alignment: float
+    bias: float
+    relative_variance: float
+    snr: float
+    norm: float
+    tokens: float
+    seconds: float
+    snr_per_1000_tokens: float
+    snr_per_second: float
+
+
+def gradient_quality(loop: Loop, sizes: Quality, report: Callable[[str], None]) -> GradientQuality:
+    """Quality of the method's gradient of one rollout at the policy of the loop.
+
+    Gradients are of the first step on a rollout, where every ratio is one.
+    """
+    report("training the critic" if loop.learner.algorithm.critic.exists else "no critic to train")
+    train_critic(loop, sizes.critic_updates)
     algorithm = Algorithm(**{axis: AXES[axis][option] for axis, option in UNBIASED.items()})
-    judge = replace(learner, algorithm=algorithm, critic=None, head=None, critic_optimizer=None, counters=Counters())
-    say(f"policy gradient of {config.quality.reference_batches} rollouts")
-    reference_config = elsewhere(replace(config, algorithm=algorithm), "policy gradient")
-    drawn = gradients(reference_config, judge, passes, config.quality.reference_batches)
-    reference = Moments.of(gradient for gradient, _ in drawn)
+    unbiased = replace(loop.learner, algorithm=algorithm, critic=None, head=None, critic_optimizer=None)
+    report(f"policy gradient of {sizes.reference_batches} rollouts")
+    source = with_stream(replace(loop, learner=unbiased), "policy gradient")
+    reference = Moments.of(gradient for gradient, _ in gradients(source, sizes.reference_batches))
     truth = reference.mean
-    passes.phases.take()
-    say(f"gradients of {config.quality.batches} rollouts")
+    loop.phases.take()
+    report(f"gradients of {sizes.batches} rollouts")
     tokens: list[int] = []
     cosines: list[float] = []
-    subject = replace(learner, counters=Counters())
 
-    def judged() -> Iterator[Tensor]:
-        for gradient, used in gradients(elsewhere(config, "gradient"), subject, passes, config.quality.batches):
+    def compared() -> Iterator[Tensor]:
+        for gradient, used in gradients(with_stream(loop, "gradient"), sizes.batches):
             tokens.append(used)
             cosines.append(cosine(gradient, truth))
             yield gradient
 
-    moments = Moments.of(judged())
-    seconds = passes.phases.take().seconds
+    moments = Moments.of(compared())
+    seconds = loop.phases.take().seconds
     spent = sum(seconds.get(phase, 0.0) for phase in TRAINING) / moments.count
-    metrics = quality(moments, reference, cosines)
-    sampled = sum(tokens) / moments.count
-    return metrics | {
-        "gradient/tokens": sampled,
-        "gradient/seconds": spent,
-        "gradient/snr_per_1000_tokens": metrics["gradient/snr"] / sampled * 1000,
-        "gradient/snr_per_second": metrics["gradient/snr"] / spent,
-    }
+    return quality(moments, reference, cosines, sum(tokens) / moments.count, spent)
 
 
-def quality(moments: Moments, reference: Moments, cosines: list[float]) -> dict[str, float]:
-    """Bias, variance and signal of gradients with these moments, against a reference's; each is free of scale.
+def quality(
+    moments: Moments, reference: Moments, cosines: list[float], tokens: float, seconds: float
+) -> GradientQuality:
+    """Bias, variance and signal of gradients with these moments, against a reference's.
 
-    Both means are noisy; what their noise adds to their norms is taken off, which can leave an alignment above one, and
-    their draws are independent, so that their product has none.
+    Both means are noisy. Their squared norms are corrected for noise, which can leave an alignment above one; their
+    draws are independent, so that their inner product needs no correction.
     """
     norms = (moments.signal * reference.signal) ** 0.5
     alignment = float(moments.mean @ reference.mean) / norms if norms else 0.0
-    return {
-        "gradient/cosine": sum(cosines) / len(cosines),
-        "gradient/alignment": alignment,
-        "gradient/bias": max(1 - alignment**2, 0.0) ** 0.5,
-        "gradient/relative_variance": moments.variance / moments.signal if moments.signal else float("inf"),
-        "gradient/snr": moments.signal / moments.variance if moments.variance else 0.0,  # nothing was ever scored
-        "gradient/norm": moments.signal**0.5,
-    }
+    snr = moments.signal / moments.variance if moments.variance else 0.0  # no completion was ever scored
+    return GradientQuality(
+        cosine=sum(cosines) / len(cosines),
+        alignment=alignment,
+        bias=max(1 - alignment**2, 0.0) ** 0.5,
+        relative_variance=moments.variance / moments.signal if moments.signal else float("inf"),
+        snr=snr,
+        norm=moments.signal**0.5,
+        tokens=tokens,
+        seconds=seconds,
+        snr_per_1000_tokens=snr / tokens * 1000,
+        snr_per_second=snr / seconds,
+    )
 
 
-def gradients(config: Config, learner: Learner, passes: Passes, count: int) -> Iterator[tuple[Tensor, int]]:
-    """The direction of ascent [N] of so many rollouts, each with the completion tokens that it took."""
+def gradients(loop: Loop, count: int) -> Iterator[tuple[Tensor, int]]:
+    """The direction of ascent [N] of each of `count` rollouts, with the number of completion tokens that it took."""
+    learner, forward = loop.learner, loop.forward
     for number in range(count):
-        learner.counters.updates = number
-        collected = collect(config, learner, passes)
-        with passes.phases("experience"):
-            experience, _ = make_experience(learner, collected.rollout, collected.scores, collected.greedy, passes)
-        with passes.phases("actor_update"):
-            actor_gradient(learner, experience, passes, defaultdict(list))
-        learned = learner.actor.parameters()
-        ascent = [torch.zeros_like(p) if p.grad is None else -p.grad for p in learned]
+        collected = collect(loop, number)
+        experience, _ = experience_of(loop, collected)
+        with loop.phase("actor_update"):
+            actor_gradient(learner, experience, forward)
+        ascent = [torch.zeros_like(p) if p.grad is None else -p.grad for p in learner.actor.parameters()]
         learner.actor_optimizer.zero_grad(set_to_none=True)
         yield torch.cat([part.flatten() for part in ascent]), collected.tokens
 

@@ -41,7 +41,7 @@ def synthetic_store(
             about = {
                 "mlflow.parentRunId": parent.run_id,
                 "study": study,
-                "arm": arm,
+                "config_id": arm,
                 "algorithm": params.get("choice/algorithm", arm),
                 "model": params.get("choice/model", "tiny"),
                 "task": "sort",
@@ -85,7 +85,7 @@ SHOWN = [
 def main() -> None:
     """Makes the store, reads it, makes the whole page, and says how long each took."""
     runs, steps, metrics = (int(a) for a in (sys.argv[1:] + ["1000", "200", "30"][len(sys.argv) - 1 :]))
-    arms = {f"arm {number}": {"rollout.group_size": "4"} for number in range(ARMS)}
+    arms = {f"arm {number}": {"batch.group_size": "4"} for number in range(ARMS)}
     seeds = range(1, runs // ARMS + 1)
     names = [*SHOWN, *(f"metric/{number}" for number in range(metrics - len(SHOWN)))]
 

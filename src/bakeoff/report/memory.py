@@ -105,7 +105,7 @@ def crossing(study: Study, expensive: str, cheap: str) -> pd.DataFrame:
 
     NaN where no group of the study does. In the study `memory_group` these are PPO's critic and GRPO's group.
     """
-    table = over(study, "rollout.group_size")
+    table = over(study, "batch.group_size")
     rows = []
     for model, own in table.groupby("model", sort=False):
         if not {expensive, cheap} <= set(own["arm"]):
@@ -157,7 +157,7 @@ def size_verdict(study: Study, without: str = "critic_none", separate: str = "cr
 def group_verdict(study: Study) -> str:
     """From which group on GRPO needs more than PPO, in a sentence with figures."""
     parts = []
-    smallest = int(over(study, "rollout.group_size")["x"].min())
+    smallest = int(over(study, "batch.group_size")["x"].min())
     for _, row in crossing(study, "critic_separate", "critic_none").iterrows():
         group = float(row["group"])
         tried = "at no size that was tried" if np.isnan(group) else f"from {group:.0f} completions a prompt on"
@@ -178,6 +178,6 @@ def actor_weights(study: Study) -> pd.Series:
 
 def sizes(study: Study) -> pd.DataFrame:
     """Largest peak in GB of each arm (row) with each model (column), the smallest model first."""
-    table = over(study, "rollout.group_size")
+    table = over(study, "batch.group_size")
     wide = table.pivot_table(index="arm", columns="model", values="mb", sort=False) / 1000
     return wide[actor_weights(study).index]

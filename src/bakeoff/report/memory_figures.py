@@ -121,7 +121,7 @@ def plain_log(axes: Axes) -> None:
 
 
 def plot_over(study: Study, key: str, label: str) -> Figure:
-    """Largest peaks over a numeric parameter (`rollout.group_size`), a line for each arm and model."""
+    """Largest peaks over a numeric parameter (`batch.group_size`), a line for each arm and model."""
     style()
     table = over(study, key)
     scale, unit = (1000, "GB") if table["mb"].max() > GIGA else (1, "MB")

@@ -13,7 +13,7 @@ from bakeoff.report.statistics import mean_interval, paired_ratio
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import final
 
-OBJECTIVE, EPOCHS = "choice/algorithm/objective", "algorithm.step.epochs"
+OBJECTIVE, EPOCHS = "choice/algorithm/objective", "algorithm.optimizer.epochs"
 SHADES = {"ratio": "#D55E00", "clip": "#0072B2"}
 MEASURES = {
     "accuracy": "held-out greedy accuracy",

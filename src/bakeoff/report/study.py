@@ -14,19 +14,19 @@ import pandas as pd
 
 from bakeoff.errors import UserError
 from bakeoff.report import store
-from bakeoff.tracking import DIVERGED, NOT_OF_THE_ARM, OUT_OF_MEMORY, Tracking
+from bakeoff.tracking import DIVERGED, NOT_IN_CONFIG_ID, OUT_OF_MEMORY, Tracking
 
 ACCURACY = "eval/greedy_accuracy"
 TRACKING_URI = "sqlite:///mlflow.db"
 NAMED_BY_OTHERS = ("algorithm", "arm", "seed", "sweeps", "tuned")
 SHORT = {
     "model": "",
-    "rollout.group_size": "G",
+    "batch.group_size": "G",
     "algorithm.kl_to_reference.beta": "β",
     "algorithm/kl_to_reference": "KL",
     "algorithm/objective": "",
-    "algorithm.step.epochs": "epochs",
-    "algorithm.step.lr": "lr",
+    "algorithm.optimizer.epochs": "epochs",
+    "algorithm.optimizer.lr": "lr",
 }
 MUST_MATCH = ("rollout", "budget", "task", "model", "sft", "reward", "preferences", "evaluation")
 
@@ -96,7 +96,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     every = store.runs_frame(children)
     if not any(run.info.status == "FINISHED" for run in children):
         raise UserError(f"no run of the study '{name}' has finished yet; the sweep says how to go on with it.")
-    every = every.drop_duplicates(["arm", "seed"], keep="last").reset_index(drop=True)
+    every = every.drop_duplicates(["config_id", "seed"], keep="last").reset_index(drop=True)
     every["name"] = arm_names(every)
     every = chosen(every, where) if where else every
     finished = every["status"] == "FINISHED"
@@ -163,8 +163,8 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
         ],
         runs.index,
     )
-    shared = runs.groupby(names)["arm"].transform("nunique") > 1
-    return names.where(~shared, names + " " + runs["arm"].str[:4])
+    shared = runs.groupby(names)["config_id"].transform("nunique") > 1
+    return names.where(~shared, names + " " + runs["config_id"].str[:4])
 
 
 def question_of(study: Study) -> list[str]:
@@ -251,7 +251,9 @@ def config_diff(study: Study) -> pd.DataFrame:
     names = study.runs.sort_values("seed").drop_duplicates("name").set_index("run")["name"]
     params = study.params[study.params["run"].isin(names.index)]
     params = params.assign(name=params["run"].map(names))
-    params = params[~params["key"].str.split(".").str[0].isin(NOT_OF_THE_ARM) & ~params["key"].str.endswith("_option_")]
+    params = params[
+        ~params["key"].str.split(".").str[0].isin(NOT_IN_CONFIG_ID) & ~params["key"].str.endswith("_option_")
+    ]
     wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first").reindex(columns=study.arms)
     differs = wide.fillna("–").nunique(axis=1) > 1
     return wide[differs].fillna("–").sort_index()

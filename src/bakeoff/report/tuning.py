@@ -10,7 +10,7 @@ from bakeoff.report.figures import colours, laid_out, style
 from bakeoff.report.study import ACCURACY, Study, outcome
 from bakeoff.report.tables import final
 
-RATE = "algorithm.step.lr"
+RATE = "algorithm.optimizer.lr"
 NEAR = 0.02  # of accuracy: trials that end so near the best are as good, for all that one seed can say
 
 

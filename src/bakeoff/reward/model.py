@@ -1,4 +1,4 @@
-"""The learned reward: a backbone with a scalar head that reads prompt and completion to their end."""
+"""The learned reward: a backbone with a scalar head that reads prompt and completion to the end."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Sequences, micro_batches
-from bakeoff.joining import pad_columns
-from bakeoff.model.critic import Critic
+from bakeoff.batch import Sequences, micro_batches, pad_columns, select
 from bakeoff.model.forward import completion_hidden
-from bakeoff.model.load import at_least_float32
+from bakeoff.model.policy import at_least_float32
+from bakeoff.model.value import ValueModel
 
 
 @dataclass
 class RewardModel:
-    """A critic's network that is read after the last token. Scores have mean 0 and deviation 1 on the start's pairs.
+    """A value model that is read after the last token. Its scores have mean 0 and deviation 1 on the start's pairs.
 
     Ziegler et al. 2019 §2.1 normalise so; a constant changes no preference.
     """
 
-    network: Critic
+    network: ValueModel
     mean: Tensor = field(default_factory=lambda: torch.zeros(()))
     std: Tensor = field(default_factory=lambda: torch.ones(()))
 
     def raw(self, sequences: Sequences) -> Tensor:
         """Scores [S] before normalisation; carries gradient."""
-        # One more column makes the last token one that is read: hidden states are those before each token.
+        # One more column lets the pass read the last token: hidden states are those before each token.
         longer = replace(
             sequences,
-            ids=pad_columns(sequences.ids, 0, 1),
-            attention=pad_columns(sequences.attention, 0, 1),
-            mask=pad_columns(sequences.mask, 0, 1),
+            ids=pad_columns(sequences.ids, right=1),
+            attention=pad_columns(sequences.attention, right=1),
+            mask=pad_columns(sequences.mask, right=1),
         )
         hidden = at_least_float32(completion_hidden(self.network.trunk, longer))
         rows = torch.arange(len(sequences), device=hidden.device)
@@ -42,11 +41,11 @@ class RewardModel:
     @torch.no_grad()
     def score(self, sequences: Sequences, micro_batch: int = 0) -> Tensor:
         """Normalised scores [S]."""
-        raw = torch.cat([self.raw(sequences[rows]) for rows in micro_batches(len(sequences), micro_batch)])
+        raw = torch.cat([self.raw(select(sequences, rows)) for rows in micro_batches(len(sequences), micro_batch)])
         return (raw - self.mean) / self.std
 
     def trained(self) -> dict[str, Tensor]:
-        """What training changes, by name."""
+        """The tensors that training changes, by name."""
         return self.network.trained() | {"mean": self.mean, "std": self.std}
 
 

@@ -1,102 +1,11 @@
-"""A task: prompts to train on, held-out prompts to be judged on, and a verifier."""
+"""The tasks, by the name that `task=…` takes. Each is a class beside `task.py`, which states what a task is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from random import Random
+from bakeoff.task.gym import ReasoningGym
+from bakeoff.task.jsonl import Jsonl
+from bakeoff.task.largest import Largest
+from bakeoff.task.sort import Sort
+from bakeoff.task.task import Task
 
-from bakeoff.batch import Example
-from bakeoff.errors import UserError
-
-
-@dataclass
-class Task:
-    """What all tasks have. Subclasses give `generate` and `verify`.
-
-    heldout          number of evaluation prompts: fixed by the task, the same for every seed, never trained on
-    shots            number of solved examples shown before every prompt
-    max_new_tokens   generation budget of a completion, EOS included
-    """
-
-    scores_steps = False
-
-    heldout: int = 256
-    shots: int = 0
-    max_new_tokens: int = 64
-
-    def __post_init__(self) -> None:
-        for key, least in (("heldout", 1), ("shots", 0), ("max_new_tokens", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"task.{key} is {getattr(self, key)}; it must be at least {least}.")
-        self._reserved: tuple[list[Example], list[Example], set[str]] | None = None
-
-    def generate(self, rng: Random) -> Example:
-        """One example, drawn with `rng`."""
-        raise NotImplementedError
-
-    def verify(self, completion: str, example: Example) -> float:
-        """The score of a completion in [0, 1]; 1 is an exact match."""
-        raise NotImplementedError
-
-    def grade(self, completion: str, example: Example, score: float | None = None) -> float:
-        """The true reward in [0, 1], by which preference pairs are ranked: finer than the verifier where steps are.
-
-        `score` is what the verifier gave, where it has been asked already.
-        """
-        score = self.verify(completion, example) if score is None else score
-        if not self.scores_steps:
-            return score
-        return (score + sum(step for _, step in self.verify_steps(completion, example))) / 2
-
-    def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
-        """(end, score) of each step of a completion: the character before which it ends, beyond the text for its end.
-
-        Scores add up to at most 1. Tasks that have them set `scores_steps`.
-        """
-        raise NotImplementedError
-
-    def demonstration(self, example: Example) -> str | None:
-        """A completion to imitate in supervised fine-tuning, none where the task has none."""
-        return example.answer
-
-    def heldout_examples(self) -> list[Example]:
-        """The evaluation set: distinct prompts, the same in every run."""
-        return self._reserve()[0]
-
-    def shot_examples(self) -> list[Example]:
-        """The solved examples that stand before every prompt; in neither set."""
-        return self._reserve()[1]
-
-    def training_examples(self, count: int, rng: Random) -> list[Example]:
-        """`count` examples drawn with `rng`, none of them held out."""
-        excluded = self._reserve()[2]
-        drawn: list[Example] = []
-        for _ in range(100 * count + 10_000):
-            if len(drawn) == count:
-                return drawn
-            example = self.generate(rng)
-            if example.prompt not in excluded:
-                drawn.append(example)
-        raise UserError(
-            f"task.heldout is {self.heldout}: that leaves almost no prompt to train on; "
-            "it must be well below the number of prompts that the task has."
-        )
-
-    def _reserve(self) -> tuple[list[Example], list[Example], set[str]]:
-        if self._reserved is None:
-            rng = Random("heldout")
-            found: dict[str, Example] = {}
-            wanted = self.heldout + self.shots
-            for _ in range(100 * wanted + 10_000):
-                if len(found) == wanted:
-                    break
-                example = self.generate(rng)
-                found.setdefault(example.prompt, example)
-            else:
-                raise UserError(
-                    f"task.heldout is {self.heldout}, but the task has only {len(found)} distinct prompts; "
-                    "it must be well below that number."
-                )
-            examples = list(found.values())
-            self._reserved = examples[self.shots :], examples[: self.shots], set(found)
-        return self._reserved
+TASKS: dict[str, type[Task]] = {"sort": Sort, "largest": Largest, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}

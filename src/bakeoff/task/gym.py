@@ -10,7 +10,7 @@ from typing import Any
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
-from bakeoff.task import Task
+from bakeoff.task.task import Task
 
 
 class Extract(Enum):

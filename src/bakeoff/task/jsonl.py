@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
-from bakeoff.task import Task
+from bakeoff.task.task import Task
 
 
 @dataclass

@@ -8,7 +8,7 @@ from random import Random
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
-from bakeoff.task import Task
+from bakeoff.task.task import Task
 
 
 @dataclass

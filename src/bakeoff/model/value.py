@@ -1,13 +1,14 @@
-"""The critic's networks: a scalar head, on the actor's trunk or on one of its own; and the frozen reference."""
+"""Networks that estimate a number: a scalar head, on the actor's trunk or on a trunk of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bakeoff.model.load import Policy, duplicate
+from bakeoff.model.policy import Policy
 from bakeoff.model.roles import Trunk
+from bakeoff.model.weights import duplicate
 
 
 class ValueHead(nn.Module):
@@ -25,30 +26,24 @@ class ValueHead(nn.Module):
 
 
 @dataclass
-class Critic:
-    """A trunk of its own with a scalar head: the article's critic."""
+class ValueModel:
+    """A trunk of its own with a scalar head: a critic, or a reward model."""
 
     trunk: Trunk
     head: ValueHead
 
     def trained(self) -> dict[str, Tensor]:
-        """What training changes, by name."""
+        """The tensors that training changes, by name."""
         heads = {f"head.{name}": p for name, p in self.head.named_parameters()}
         return self.trunk.trained() | heads
 
 
-def separate_critic(policy: Policy, head_std: float, name: str = "critic") -> Critic:
-    """A copy of the policy's backbone as it is, all of it trained."""
+def separate_model(policy: Policy, head_std: float, name: str = "critic") -> ValueModel:
+    """A value model on a copy of the policy's backbone, all of it trained."""
     backbone = duplicate(policy.network.base_model).requires_grad_(True)
-    return Critic(Trunk(backbone, policy.precision, name), value_head(policy, head_std))
+    return ValueModel(Trunk(backbone, policy.precision, name), value_head(policy, head_std))
 
 
 def value_head(policy: Policy, std: float) -> ValueHead:
     """A scalar head for hidden states of the policy's size, on its device; its draws are the same on every device."""
     return ValueHead(policy.network.config.get_text_config().hidden_size, std).to(policy.device)
-
-
-def frozen_copy(policy: Policy) -> Policy:
-    """A copy that is never trained: the reference."""
-    network = duplicate(policy.network).eval().requires_grad_(False)
-    return replace(policy, network=network, name="reference")

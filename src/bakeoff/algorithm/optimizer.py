@@ -1,42 +1,22 @@
-"""How the step is taken, and how often a rollout is used."""
+"""How a step is taken, and how many steps a rollout is used for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-
-class Diverged(ArithmeticError):
-    """Training has diverged: the message names the quantity that is NaN or infinite.
-
-    of_critic   whether it is the critic's
-    """
-
-    def __init__(self, message: str, of_critic: bool = False) -> None:
-        super().__init__(message)
-        self.of_critic = of_critic
-
-
-def require_finite(values: Tensor, quantity: str, of_critic: bool = False) -> None:
-    """Raises Diverged, naming the quantity, where one of the values is NaN or infinite; waits once for their device."""
-    if (~torch.isfinite(values)).any():  # not `not …all()`: a prediction's tensors answer every condition with false
-        raise Diverged(f"{quantity} is not finite", of_critic)
-
-
-def finite_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The global 2-norm of the gradients, a scalar; raises Diverged where it is NaN or infinite."""
-    norm = nn.utils.get_total_norm(gradients)
-    require_finite(norm, "the norm of the gradient")
-    return norm
+from bakeoff.algorithm.divergence import finite_norm
+from bakeoff.batch import Scalar
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     """Clips the gradients to a global norm (0: no clip); returns the norm before clipping, a scalar.
 
-    Raises Diverged where that is NaN or infinite: one such step would make every weight NaN.
+    Raises Diverged where the norm is NaN or infinite: one such step would make every weight NaN.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = finite_norm(p.grad for p in parameters if p.grad is not None)
@@ -47,11 +27,11 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
 
 @dataclass
 class Subproblem:
-    """What a step may ask of the minibatch that it is taken on.
+    """The minibatch that a step is taken on, as the step may query it.
 
     optimizer        holds the parameters; their gradients are those of the loss
-    evaluate         () → loss and mean KL(π_old‖π_θ) in nats per token, at the parameters as they are
-    fisher_product   (v, n) → F·v, a tensor a parameter, for F the mean Fisher information of the distributions of
+    evaluate         () → loss and mean KL(π_old‖π_θ) in nats per token, at the current parameters
+    fisher_product   (v, n) → F·v, one tensor per parameter, for F the mean Fisher information of the distributions of
                      at most n tokens (0: of all)
     """
 
@@ -65,17 +45,46 @@ class Subproblem:
 
 
 @dataclass
-class Step:
-    """What every kind of step has. Epochs and minibatches are ours; every tuned value is in conf/tuned.
+class StepStatistics:
+    """gradient_norm: norm of the gradient before clipping."""
 
-    epochs           how often each rollout is gone through
-    minibatches      into how many parts each epoch is split, one step for each
-    lr               learning rate
-    final_lr_share   the rate goes linearly with the used share of the budget, from lr to lr × this
-    warmup_updates   before that, it rises linearly over so many updates
+    gradient_norm: Scalar
+
+
+@dataclass
+class TrustRegionStatistics(StepStatistics):
+    """A step of TRPO.
+
+    cg_residual             ‖g − F·x‖/‖g‖ after the conjugate gradient
+    predicted_improvement   g·x of the full step
+    actual_improvement      decrease of the loss by the step taken; 0 where none was accepted
+    step_norm               norm of the step taken; 0 where none was accepted
+    step_kl                 mean KL(π_old‖π_θ) in nats per token after the step taken
+    backtracks              number of times the step was shortened
+    accepted                1 where a step was accepted, else 0
     """
 
-    needs_whole_rollout = False
+    cg_residual: Scalar
+    predicted_improvement: Scalar
+    actual_improvement: Scalar = 0.0
+    step_norm: Scalar = 0.0
+    step_kl: Scalar = 0.0
+    backtracks: Scalar = 0.0
+    accepted: Scalar = 0.0
+
+
+@dataclass
+class Optimizer:
+    """What all kinds of step share. Epochs and minibatches are ours; every tuned value is in conf/tuned.
+
+    epochs           number of passes over each rollout
+    minibatches      number of parts of each epoch, one step each
+    lr               learning rate
+    final_lr_share   the rate falls linearly with the used share of the budget, from lr to lr × this
+    warmup_updates   number of updates over which the rate first rises linearly
+    """
+
+    needs_whole_rollout: ClassVar[bool] = False
 
     epochs: int = 2
     minibatches: int = 2
@@ -83,35 +92,32 @@ class Step:
     final_lr_share: float = 1.0
     warmup_updates: int = 0
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """What holds the parameters and the state of the steps."""
+    def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """torch's optimiser, which holds the parameters and the state of the steps."""
         raise NotImplementedError
 
-    def __call__(self, problem: Subproblem) -> dict[str, float | Tensor]:
-        """Takes one step and clears the gradients; returns statistics by name.
-
-        Raises Diverged, and takes no step, where the gradient is not finite.
-        """
+    def __call__(self, problem: Subproblem) -> StepStatistics:
+        """Takes one step and clears the gradients. Raises Diverged, and takes no step, for a gradient not finite."""
         raise NotImplementedError
 
     def lr_factor(self, update: int, progress: float) -> float:
-        """What multiplies the learning rate at this update (from 0), `progress` of the budget used."""
+        """Factor of the learning rate at this update (from 0), `progress` of the budget used."""
         warm = min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else 1.0
         return warm * (1 - (1 - self.final_lr_share) * min(progress, 1.0))
 
 
 @dataclass
-class GradientStep(Step):
-    """A step along the gradient, clipped to a norm, as an optimiser takes it."""
+class GradientStep(Optimizer):
+    """A step along the gradient, clipped to a norm, as an optimiser of torch takes it."""
 
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
 
-    def __call__(self, problem: Subproblem) -> dict[str, float | Tensor]:
+    def __call__(self, problem: Subproblem) -> StepStatistics:
         norm = clip_gradients(problem.optimizer, self.max_gradient_norm)
         problem.optimizer.step()
         problem.optimizer.zero_grad(set_to_none=True)
-        return {"gradient_norm": norm}
+        return StepStatistics(norm)
 
 
 @dataclass
@@ -121,7 +127,7 @@ class Adam(GradientStep):
     beta1: float = 0.9
     beta2: float = 0.999
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
         # fused: the other implementations need scratch memory of the size of all weights
         return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
@@ -134,23 +140,24 @@ class Adafactor(GradientStep):
     Its state is a few thousandths of AdamW's. As torch has it, which scales each step to the size of its weights.
     """
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adafactor(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass
-class Trpo(Step):
+class Trpo(Optimizer):
     """The natural gradient, as far as the KL allows: Schulman et al. 2015 (TRPO) appendix C.
 
     max_kl          δ, mean KL(π_old‖π_θ) in nats per token; 0.01 as in the paper
     cg_iterations   conjugate-gradient iterations on (F + damping)·x = g
     damping         as in openai/baselines; the paper has none
-    backtracks      so often the step is tried, times `backtrack` each time; if none is accepted, none is taken
-    fisher_tokens   F is of the first sequences of the rollout with at most so many tokens; 0: of all. The
+    backtracks      maximum number of times the step is tried, each `backtrack` times as long as the one before; if
+                    none is accepted, no step is taken
+    fisher_tokens   F is that of the first sequences of the rollout with at most this number of tokens; 0: of all. The
                     paper has a tenth of the samples.
     """
 
-    needs_whole_rollout = True
+    needs_whole_rollout: ClassVar[bool] = True
 
     epochs: int = 1
     minibatches: int = 1
@@ -162,11 +169,11 @@ class Trpo(Step):
     backtrack: float = 0.8
     fisher_tokens: int = 1024
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Plain gradient descent, which has no state: it only holds the parameters, and scales the step by lr."""
         return torch.optim.SGD(parameters, lr=self.lr)
 
-    def __call__(self, problem: Subproblem) -> dict[str, float | Tensor]:
+    def __call__(self, problem: Subproblem) -> TrustRegionStatistics:
         evaluate, fisher_product, parameters = problem.evaluate, problem.fisher_product, problem.parameters
         assert evaluate is not None
         assert fisher_product is not None
@@ -182,29 +189,24 @@ class Trpo(Step):
         curvature = dot(direction, damped(direction))
         length = (2 * self.max_kl / curvature.clamp(min=1e-20)).sqrt() * problem.optimizer.param_groups[0]["lr"]
         full = [length * x for x in direction]
-        predicted = dot(descent, full)
+        statistics = TrustRegionStatistics(norm, residual, predicted_improvement=dot(descent, full))
         before, _ = evaluate()
         start = [p.detach().clone() for p in parameters]
-        statistics: dict[str, float | Tensor] = {
-            "gradient_norm": norm,
-            "cg_residual": residual,
-            "predicted_improvement": predicted,
-        }
         for tried in range(self.backtracks):
             share = self.backtrack**tried
             move(parameters, start, full, share)
             after, kl = evaluate()
             if after < before and kl <= self.max_kl:
-                return statistics | {
-                    "step_norm": share * dot(full, full).sqrt(),
-                    "actual_improvement": before - after,
-                    "step_kl": kl,
-                    "backtracks": float(tried),
-                    "accepted": 1.0,
-                }
+                return replace(
+                    statistics,
+                    actual_improvement=before - after,
+                    step_norm=share * dot(full, full).sqrt(),
+                    step_kl=kl,
+                    backtracks=float(tried),
+                    accepted=1.0,
+                )
         move(parameters, start, full, 0.0)
-        nothing = dict.fromkeys(("step_norm", "actual_improvement", "step_kl", "accepted"), 0.0)
-        return statistics | nothing | {"backtracks": float(self.backtracks)}
+        return replace(statistics, backtracks=float(self.backtracks))
 
 
 @torch.no_grad()

@@ -1,0 +1,8 @@
+"""The engines, by the name that `engine=…` takes. Each is a class beside `engine.py`, which states the contract."""
+
+from __future__ import annotations
+
+from bakeoff.engine.embedded import Embedded
+from bakeoff.engine.engine import Engine
+
+ENGINES: dict[str, type[Engine]] = {"embedded": Embedded}

@@ -1,0 +1,160 @@
+"""Rollouts: the layout of a batch, the distribution that completions are drawn from, and the engine that decodes them.
+
+The three know nothing of each other, and none knows the method: every method gets its completions here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bakeoff.batch import Prompts, Rollout, Sequences
+from bakeoff.errors import UserError
+
+if TYPE_CHECKING:
+    from bakeoff.model.policy import Policy
+
+
+@dataclass
+class Batch:
+    """Layout of an update's rollout, the same for every method.
+
+    prompts      number of prompts
+    group_size   number of completions of each prompt
+    """
+
+    prompts: int = 32
+    group_size: int = 8
+
+    def __post_init__(self) -> None:
+        for key in ("prompts", "group_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"batch.{key} is {getattr(self, key)}; it must be at least 1.")
+
+    @property
+    def sequences(self) -> int:
+        """Number of completions."""
+        return self.prompts * self.group_size
+
+
+@dataclass
+class Sampling:
+    """Distribution that a token is drawn from.
+
+    temperature    divides the logits, in sampling and in every log-prob that the learner computes
+    top_k, top_p   truncate the distribution (0 and 1: not at all); log-probs are those before truncation
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"sampling.temperature is {self.temperature}; it must be above 0.")
+        if self.top_k < 0:
+            raise UserError(f"sampling.top_k is {self.top_k}; it must be 0 (off) or above.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p is {self.top_p}; it must be above 0 and at most 1.")
+
+
+@dataclass
+class Generated:
+    """Completions as an engine returns them; columns after a row's first EOS are ignored.
+
+    ids        [S, T] int64, the G completions of a prompt in consecutive rows
+    logprobs   [S, T] log-prob of each token at the sampling temperature, before truncation
+    entropy    [S, T] entropy in nats of each token's distribution, before truncation; none where it is not computed
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    entropy: Tensor | None = None
+
+
+@dataclass
+class Engine:
+    """Decodes completions. tests/engine/test_contract.py runs this contract over every engine.
+
+    An engine holds weights from `load` on. What it generates is a function of these weights and of its arguments, the
+    seed included: two calls with equal arguments return equal completions.
+    """
+
+    def load(self, policy: Policy) -> None:
+        """Takes the policy's weights as they are now, its tokenizer and its end-of-sequence tokens."""
+        raise NotImplementedError
+
+    @property
+    def exact_logprobs(self) -> bool:
+        """Whether its log-probs equal those of the training forward to rounding.
+
+        Where they do not, the learner computes log π_old again.
+        """
+        raise NotImplementedError
+
+    def generate(
+        self,
+        prompts: Prompts,
+        completions: int,
+        sampling: Sampling,
+        max_tokens: int,
+        seed: int,
+        greedy: bool = False,
+    ) -> Generated:
+        """`completions` of each prompt, of at most `max_tokens` tokens each, EOS included.
+
+        `greedy` takes the likeliest token instead of drawing one. Raises Diverged where the log-prob of a sampled token
+        is not finite.
+        """
+        raise NotImplementedError
+
+    def trace_peak(self, prompts: Prompts, completions: int, sampling: Sampling, max_tokens: int) -> None:
+        """Runs the part of `generate` that needs the most memory on this device, for a prediction on fake tensors.
+
+        An engine that decodes outside of this process does nothing here.
+        """
+
+
+def roll_out(
+    engine: Engine,
+    policy: Policy,
+    prompts: Prompts,
+    completions: int,
+    sampling: Sampling,
+    max_tokens: int,
+    seed: int,
+    greedy: bool = False,
+) -> Rollout:
+    """The engine's completions of the prompts as a rollout; the engine must have loaded the policy."""
+    generated = engine.generate(prompts, completions, sampling, max_tokens, seed, greedy)
+    return make_rollout(policy, prompts, completions, max_tokens, generated)
+
+
+def make_rollout(policy: Policy, prompts: Prompts, completions: int, max_tokens: int, generated: Generated) -> Rollout:
+    """Masks and decodes what was generated."""
+    ids = generated.ids
+    is_end = torch.isin(ids, policy.eos_ids)
+    mask = is_end.long().cumsum(1) - is_end.long() == 0
+    ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
+    lengths = (mask & ~is_end).sum(1).tolist()
+    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    return Rollout(
+        examples=[example for example in prompts.examples for _ in range(completions)],
+        prompts=[text for text in prompts.texts for _ in range(completions)],
+        completions=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
+        sequences=Sequences(
+            ids=torch.cat([prompts.ids.repeat_interleave(completions, 0), ids], 1),
+            attention=torch.cat([prompts.attention.repeat_interleave(completions, 0), mask], 1),
+            mask=mask,
+            group_size=completions,
+        ),
+        sampler_logprobs=torch.where(mask, generated.logprobs, 0.0),
+        entropy=None if generated.entropy is None else torch.where(mask, generated.entropy, 0.0),
+        ended=is_end.any(1),
+        max_tokens=max_tokens,
+        decode=partial(policy.tokenizer.decode, skip_special_tokens=True),
+    )

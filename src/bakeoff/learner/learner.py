@@ -1,0 +1,166 @@
+"""The models of a run and their optimisers: made from the actor's start, and carried from update to update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bakeoff.algorithm import Algorithm
+from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
+from bakeoff.algorithm.loss import Betas
+from bakeoff.config import Budget, Unit
+from bakeoff.model.config import Lora
+from bakeoff.model.policy import Policy
+from bakeoff.model.roles import Roles, Trunk, add_role
+from bakeoff.model.value import ValueHead, ValueModel, separate_model, value_head
+from bakeoff.model.weights import frozen_copy
+from bakeoff.reward.model import RewardModel
+
+
+@dataclass
+class Counters:
+    """Progress of a run. Seconds are those of training: rollout, reward, experience and update."""
+
+    updates: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def used(self, unit: Unit) -> float:
+        """The number of units used so far."""
+        return float(getattr(self, unit.value))
+
+    def progress(self, budget: Budget) -> float:
+        """Share of the budget that is used."""
+        return self.used(budget.unit) / budget.limit
+
+
+@dataclass
+class Learner:
+    """The method, its models, and their optimisers. The method has no other owner.
+
+    reference      frozen; none where nothing asks for it
+    critic         a critic with a trunk of its own; none where there is none or it shares the actor's
+    head           the value head on the actor's trunk; none otherwise
+    reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
+    parked         `id` of the tensors that are in the host's memory
+    """
+
+    algorithm: Algorithm
+    actor: Policy
+    reference: Policy | None
+    critic: ValueModel | None
+    head: ValueHead | None
+    reward_model: RewardModel | None
+    actor_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None
+    betas: Betas
+    counters: Counters = field(default_factory=Counters)
+    parked: set[int] = field(default_factory=set)
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the method has outer iterations, in which reference and reward model change."""
+        return self.algorithm.kl_to_reference.iteration_updates > 0
+
+    @property
+    def iteration_ends(self) -> bool:
+        """Whether the last update was the last of an outer iteration."""
+        return self.iterates and self.counters.updates % self.algorithm.kl_to_reference.iteration_updates == 0
+
+    def trained(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor that differs from the start, by model and name: the weights of a checkpoint."""
+        models: dict[str, Mapping[str, Tensor] | None] = {
+            "actor": self.actor.trained(),
+            "reference": self.reference.trained() if self.reference and self.iterates else None,
+            "critic": self.critic.trained() if self.critic else None,
+            "value_head": dict(self.head.named_parameters()) if self.head else None,
+            "reward_model": self.reward_model.trained() if self.reward_model and self.iterates else None,
+        }
+        return {name: dict(tensors) for name, tensors in models.items() if tensors}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name."""
+        named = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
+        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+
+def set_lr(learner: Learner, update: int, progress: float) -> float:
+    """Sets every optimiser's learning rate for this update, `progress` of the budget used; returns the actor's."""
+    actor, critic = learner.algorithm.optimizer, learner.algorithm.critic
+    pairs = [(learner.actor_optimizer, actor)]
+    if learner.critic_optimizer is not None and isinstance(critic, OwnStep):
+        pairs.append((learner.critic_optimizer, critic.optimizer))
+    for optimizer, option in pairs:
+        for group in optimizer.param_groups:
+            group["lr"] = option.lr * option.lr_factor(update, progress)
+    rate: float = learner.actor_optimizer.param_groups[0]["lr"]
+    return rate
+
+
+@torch.no_grad()
+def renew_reference(learner: Learner) -> None:
+    """Makes the reference the current policy."""
+    if learner.reference is not None:
+        for mine, its in zip(learner.reference.trained().values(), learner.actor.trained().values(), strict=True):
+            mine.copy_(its)
+
+
+def make_learner(
+    algorithm: Algorithm,
+    actor: Policy,
+    lora: Lora,
+    keep_reference: bool,
+    seed: int,
+    reward_model: RewardModel | None = None,
+) -> Learner:
+    """Reference and critic from the actor's start, and all optimisers. `seed` draws adapters and heads."""
+    spec = algorithm.critic
+    needs_reference = keep_reference or algorithm.kl_to_reference.needs_reference
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        critic = head = reference = None
+        if isinstance(spec, Separate):  # copied before adapters are put into what is copied
+            critic = separate_model(actor, spec.head_std)
+        elif isinstance(spec, Shared):
+            head = value_head(actor, spec.head_std)
+        if lora.rank:
+            roles = add_role(actor.network, None, "actor", lora.rank, lora.alpha, seed)
+            actor = replace(actor, roles=roles, role="actor")
+            if needs_reference:
+                reference = adapted_reference(actor, roles, lora, algorithm, seed)
+        elif needs_reference or isinstance(spec, Adapter):
+            reference = frozen_copy(actor)
+        if isinstance(spec, Adapter):
+            base = actor if lora.rank else reference
+            assert base is not None
+            roles = add_role(base.network, base.roles, "critic", spec.rank, spec.alpha, seed)
+            trunk = Trunk(base.network.base_model, actor.precision, "critic", roles, "critic")
+            critic = ValueModel(trunk, value_head(actor, spec.head_std))
+            if reference is not None:
+                reference = replace(reference, roles=roles)
+    critic_optimizer = None
+    if critic is not None and isinstance(spec, OwnStep):
+        critic_optimizer = spec.optimizer.create(critic.trained().values())
+    return Learner(
+        algorithm=algorithm,
+        actor=actor,
+        reference=reference,
+        critic=critic,
+        head=head,
+        reward_model=reward_model,
+        actor_optimizer=algorithm.optimizer.create([*actor.parameters(), *(head.parameters() if head else ())]),
+        critic_optimizer=critic_optimizer,
+        betas=Betas.of(algorithm),
+    )
+
+
+def adapted_reference(actor: Policy, roles: Roles, lora: Lora, algorithm: Algorithm, seed: int) -> Policy:
+    """The reference of an actor with an adapter: the frozen base, or an adapter of its own where it is renewed."""
+    if not algorithm.kl_to_reference.iteration_updates:
+        return replace(actor, role="", name="reference")
+    add_role(actor.network, roles, "reference", lora.rank, lora.alpha, seed)
+    return replace(actor, role="reference", name="reference")

@@ -1,0 +1,259 @@
+"""One update, which reads as the data flow: prompts → rollout → scores → experience → steps. Every method takes it.
+
+This module opens every phase of an update: it places the models that the phase uses, then measures time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bakeoff.algorithm.kl import KLEstimates
+from bakeoff.algorithm.loss import Betas
+from bakeoff.attribution import Label
+from bakeoff.batch import Experience, Prompts, Rollout, Scores, concatenate, group_rows, numbers, select
+from bakeoff.collector import Collector
+from bakeoff.engine.engine import roll_out
+from bakeoff.learner.experience import ExperienceStatistics, make_experience
+from bakeoff.learner.holdings import held
+from bakeoff.learner.learner import Learner, renew_reference, set_lr
+from bakeoff.learner.offload import place_for
+from bakeoff.learner.reward_model import PairQuality, Renewal
+from bakeoff.learner.update import ActorStep, CriticStep, measure_step, update_actor, update_critic
+from bakeoff.measure import TRAINING
+from bakeoff.measure.phase import Measured, Phases
+from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.policy import Policy
+from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.task.task import Task
+
+
+@dataclass
+class Loop:
+    """Everything that an update works with, in a run, a benchmark, a check and a prediction alike.
+
+    learner        the method and its models
+    collector      the source of scored completions
+    forward        how forward passes are made
+    phases         measures time and memory
+    heldout        the prompts of evaluation
+    kl_sequences   number of sequences on which the KL of an update is measured; 0: all
+    offload        whether models that a phase does not use wait in the host's memory
+    reward_quality held-out quality of the reward model, none where the reward is not learned
+    renew_reward   (actor, update) → goes on training the reward model when an outer iteration ends; none likewise
+    start          hash of the weights that training started from
+    """
+
+    learner: Learner
+    collector: Collector
+    forward: ForwardSettings
+    phases: Phases
+    heldout: Prompts
+    kl_sequences: int = 0
+    offload: bool = False
+    reward_quality: PairQuality | None = None
+    renew_reward: Callable[[Policy, int], Renewal] | None = None
+    start: str = ""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Places the models for a phase, which is the phase `offload`, then measures the phase itself."""
+        if self.offload:
+            with self.phases("offload"):
+                place_for(self.learner, name, self.phases.device)
+        with self.phases(name):
+            yield
+
+    def traced(self, limit: int = 0) -> AbstractContextManager[None]:
+        """Traces memory by role and kind while the context is open.
+
+        More live bytes than `limit` (0: no limit) raise torch.OutOfMemoryError.
+        """
+        prompts = [(self.heldout.ids, Label()), (self.heldout.attention, Label())]
+        return self.phases.tracing([*held(self.learner), *prompts], self.learner.actor.embedding, limit)
+
+
+@dataclass
+class Collected:
+    """Scored completions of one update.
+
+    rollout, scores           those that the method learns from
+    all_rollouts, all_scores  all that was sampled: the same, unless the method filters groups
+    greedy                    [P] scores of greedy completions, none where no baseline asks for them
+    sequences, tokens         number of completions and of their tokens, greedy ones included: the budget counts them
+    rounds                    number of times that prompts were drawn
+    """
+
+    rollout: Rollout
+    scores: Scores
+    all_rollouts: Rollout
+    all_scores: Scores
+    greedy: Tensor | None
+    sequences: int
+    tokens: int
+    rounds: int
+
+
+@dataclass
+class Update:
+    """One update: what was sampled, how the models moved, what it cost.
+
+    betas      the KL coefficients that the update used
+    kl         KL(π_old‖π_θ) after the update
+    renewal    of the reward model, at the end of an outer iteration
+    measured   seconds and peak memory by phase
+    """
+
+    collected: Collected
+    experience: ExperienceStatistics
+    actor: list[ActorStep]
+    critic: list[CriticStep]
+    kl: KLEstimates
+    lr: float
+    betas: Betas
+    renewal: Renewal | None
+    measured: Measured
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return sum(self.measured.seconds.get(phase, 0.0) for phase in TRAINING)
+
+
+def update_once(loop: Loop, progress: float = 0.0) -> Update:
+    """Samples, scores, evaluates and learns once, and advances the counters. `progress` is the used budget share.
+
+    Raises Diverged where a quantity is not finite.
+    """
+    learner, collector, forward = loop.learner, loop.collector, loop.forward
+    algorithm, number, seed = learner.algorithm, learner.counters.updates, collector.seed
+    torch.manual_seed(derive(seed, "global", number))
+    lr, betas = set_lr(learner, number, progress), Betas(**vars(learner.betas))
+    collected = collect(loop, number)
+    experience, statistics = experience_of(loop, collected)
+    draws = generator(learner.actor.device, seed, "minibatches", number)
+    actor: list[ActorStep] = []
+    if number >= algorithm.critic.warmup_updates:
+        with loop.phase("actor_update"):
+            actor = update_actor(learner, experience, forward, draws, partial(loop.phase, "fisher_product"))
+    critic: list[CriticStep] = []
+    if algorithm.critic.takes_steps:
+        with loop.phase("critic_update"):
+            critic = update_critic(learner, experience, forward, draws)
+    with loop.phase("measure"):
+        kl = measure_step(learner, experience, loop.kl_sequences, forward)
+    kl, statistics = numbers((kl, statistics))
+    adapt_betas(learner, kl, statistics, len(experience))
+    learner.counters.updates += 1
+    renewal = None
+    if learner.iteration_ends:
+        with loop.phase("renewal"):
+            renew_reference(learner)
+            renewal = loop.renew_reward(learner.actor, learner.counters.updates) if loop.renew_reward else None
+    update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, loop.phases.take())
+    learner.counters.sequences += collected.sequences
+    learner.counters.tokens += collected.tokens
+    learner.counters.seconds += update.seconds
+    return update
+
+
+def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, ExperienceStatistics]:
+    """The experience of collected completions, and its statistics."""
+    exact = loop.collector.engine.exact_logprobs
+    with loop.phase("experience"):
+        return make_experience(loop.learner, collected.rollout, collected.scores, collected.greedy, loop.forward, exact)
+
+
+def adapt_betas(learner: Learner, kl: KLEstimates, statistics: ExperienceStatistics, episodes: int) -> None:
+    """Sets the KL coefficients of the next update from the KL of this one."""
+    algorithm, betas = learner.algorithm, learner.betas
+    betas.behaviour = algorithm.kl_to_behaviour.adapt(betas.behaviour, float(kl.k3_per_token))
+    if statistics.reference is not None:
+        reference_kl = float(statistics.reference.k1_per_sequence)
+        betas.reference = algorithm.kl_to_reference.adapt(betas.reference, reference_kl, episodes)
+
+
+def collect(loop: Loop, number: int) -> Collected:
+    """Samples and scores the completions of update `number`, until the method has groups that it can learn from."""
+    learner, collector = loop.learner, loop.collector
+    group_filter, batch = learner.algorithm.group_filter, collector.batch
+    learned = learned_scores(loop)
+    collector.engine.load(learner.actor)
+    rollouts: list[Rollout] = []
+    scores: list[Scores] = []
+    kept: list[Tensor] = []
+    while len(rollouts) < group_filter.rounds and sum(int(k.sum()) for k in kept) < batch.prompts:
+        stream = f"/{len(rollouts)}" if rollouts else ""
+        with loop.phase("rollout"):
+            prompt_draws = stdlib_random(collector.seed, f"prompts{stream}", number)
+            examples = collector.task.training_examples(batch.prompts, prompt_draws)
+            rollouts.append(collector.roll_out(learner.actor, examples, batch.group_size, f"rollout{stream}", number))
+        with loop.phase("reward"):
+            scores.append(collector.reward(collector.task, rollouts[-1], learned))
+            kept.append(group_filter(scores[-1].total.view(-1, batch.group_size)))
+    every, all_scores = concatenate(rollouts), concatenate(scores)
+    rollout, chosen = every, all_scores
+    if len(rollouts) > 1:
+        # Kept groups first, in the order in which they were sampled; the others fill up the batch.
+        order = torch.argsort(torch.cat(kept).int(), descending=True, stable=True)[: batch.prompts]
+        rows = group_rows(order, batch.group_size)
+        rollout, chosen = select(every, rows), select(all_scores, rows)
+    sequences, tokens = len(every.sequences), int(every.sequences.mask.sum())
+    greedy = None
+    if learner.algorithm.baseline.needs_greedy:
+        answers, greedy = greedy_scores(loop, rollout)
+        sequences, tokens = sequences + len(answers.sequences), tokens + int(answers.sequences.mask.sum())
+    return Collected(rollout, chosen, every, all_scores, greedy, sequences, tokens, len(rollouts))
+
+
+def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
+    """One greedy completion of each prompt of the rollout, and its score with the method's shaping, [P]."""
+    learner, collector = loop.learner, loop.collector
+    with loop.phase("rollout"):
+        examples = rollout.examples[:: rollout.group_size]
+        answers = collector.roll_out(learner.actor, examples, 1, "greedy", greedy=True)
+    with loop.phase("reward"):
+        shaped = learner.algorithm.shaping(answers.sequences.mask.sum(1), answers.max_tokens)
+        return answers, collector.reward(collector.task, answers, learned_scores(loop)).total + shaped
+
+
+def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
+    """The reward model as a function of rollouts, none where the reward is not learned."""
+    model = loop.learner.reward_model
+    return None if model is None else lambda rollout: model.score(rollout.sequences, loop.forward.micro_batch)
+
+
+@dataclass
+class HeldOut:
+    """Held-out accuracy by exact match, and the mean length of greedy completions in tokens."""
+
+    greedy_accuracy: float
+    sampled_accuracy: float
+    greedy_length: float
+
+
+def evaluate(loop: Loop, samples: int) -> HeldOut:
+    """Accuracy on the held-out prompts: greedy, and of `samples` completions a prompt at the training temperature."""
+    learner, collector = loop.learner, loop.collector
+    seed = derive(collector.seed, "evaluation", learner.counters.updates)
+    with loop.phase("evaluation"):
+        collector.engine.load(learner.actor)
+        settings = (collector.sampling, collector.task.max_new_tokens, seed)
+        greedy = roll_out(collector.engine, learner.actor, loop.heldout, 1, *settings, greedy=True)
+        sampled = roll_out(collector.engine, learner.actor, loop.heldout, samples, *settings)
+        return HeldOut(
+            greedy_accuracy=exact_match(collector.task, greedy),
+            sampled_accuracy=exact_match(collector.task, sampled),
+            greedy_length=float(greedy.sequences.mask.sum(1).float().mean()),
+        )
+
+
+def exact_match(task: Task, rollout: Rollout) -> float:
+    """Share of completions to which the verifier gives full marks."""
+    pairs = zip(rollout.completions, rollout.examples, strict=True)
+    return float(torch.tensor([task.verify(text, example) >= 1.0 for text, example in pairs]).float().mean())

@@ -1,0 +1,276 @@
+"""Every metric: its name, unit and definition, and the one place where statistics get their names.
+
+Nothing reads a metric back: what steers a run are the typed statistics that are named here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bakeoff.batch import Rollout, Scalar, Scores, numbers
+from bakeoff.learner.learner import Counters
+from bakeoff.learner.reward_model import PairQuality
+from bakeoff.loop import Update
+from bakeoff.measure.phase import Measured, Peak, largest_peak
+
+# name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
+METRICS: dict[str, tuple[str, str]] = {
+    "reward/mean": ("score", "mean total reward of the rollout's completions, before any KL"),
+    "reward/std": ("score", "standard deviation of the total reward over the rollout"),
+    "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
+    "reward/true": (
+        "score",
+        "mean true reward: the task's own grade in [0, 1], whatever the method is trained on",
+    ),
+    "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
+    "reward/term_*": ("score", "mean of one reward function, unweighted"),
+    "length/mean": ("tokens", "mean completion length, EOS included"),
+    "length/max": ("tokens", "longest completion of the rollout"),
+    "length/eos_share": ("share", "completions that end with EOS within the budget"),
+    "rollout/rounds": (
+        "–",
+        "number of times that prompts were drawn; 1 unless the method filters groups",
+    ),
+    "rollout/sampler_mismatch": (
+        "nats",
+        "mean absolute difference of log π, engine against training forward, where the engine is not exact",
+    ),
+    "policy/entropy": ("nats/token", "mean entropy of π_old over the vocabulary, at the sampling temperature"),
+    "policy/loss": ("–", "loss that the actor minimises, mean over minibatches"),
+    "policy/ratio_mean": ("–", "mean ratio, over minibatches"),
+    "policy/ratio_max": ("–", "largest ratio of the update"),
+    "policy/effective_sample_size": (
+        "share",
+        "(Σ ratio)²/(n·Σ ratio²) over tokens, mean over minibatches: the share of the samples that reuse leaves",
+    ),
+    "policy/clip_fraction": (
+        "share",
+        "tokens on which the clip makes the surrogate flat, mean over minibatches",
+    ),
+    "policy/first_ratio_error": (
+        "–",
+        "largest distance of the ratio from one in a rollout's first minibatch; 0",
+    ),
+    "policy/first_clip_fraction": ("share", "clip fraction of a rollout's first minibatch; 0"),
+    "policy/gradient_norm": ("–", "norm of the actor's gradient before clipping, mean over minibatches"),
+    "policy/cg_residual": ("–", "TRPO: ‖g − F·x‖/‖g‖ after the conjugate gradient"),
+    "policy/step_norm": ("–", "TRPO: norm of the step taken; 0 where none was accepted"),
+    "policy/backtracks": ("–", "TRPO: number of times the step was shortened"),
+    "policy/accepted": ("share", "TRPO: whether a step was accepted"),
+    "policy/predicted_improvement": ("–", "TRPO: g·x of the full step, the predicted gain of the surrogate"),
+    "policy/actual_improvement": ("–", "TRPO: gain of the surrogate by the step taken"),
+    "policy/step_kl": ("nats/token", "TRPO: mean KL(π_old‖π_θ), by k3, after the step taken"),
+    "policy/lr": ("–", "learning rate of the actor"),
+    "advantage/mean": ("–", "mean advantage over tokens, after scaling"),
+    "advantage/std": ("–", "standard deviation of the advantage over tokens, after scaling"),
+    "advantage/correlation": (
+        "–",
+        "mode=advantage_quality: correlation of unscaled advantages with the truth, all tokens",
+    ),
+    "advantage/correlation_ceiling": (
+        "–",
+        "the same of the true advantages: the truth is a mean of samples",
+    ),
+    "advantage/bias": ("score", "mean of unscaled advantage less truth"),
+    "advantage/rank_accuracy": (
+        "share",
+        "pairs of tokens at one position of one prompt that the advantages order as the truth does; ½ is chance",
+    ),
+    "advantage/*_by_position": ("–", "the same at one position of the completion, which is the step, from 0"),
+    "gradient/cosine": ("–", "mode=gradient_quality: mean cosine of a rollout's gradient with the policy gradient"),
+    "gradient/alignment": ("–", "cosine of the mean gradient with the policy gradient, corrected for noise"),
+    "gradient/bias": ("–", "sine of that angle: the error that no number of samples removes"),
+    "gradient/relative_variance": ("–", "trace of the gradient's covariance over the square of its mean's norm"),
+    "gradient/snr": ("–", "its inverse: signal to noise of one rollout"),
+    "gradient/snr_per_1000_tokens": ("–", "the same per 1000 completion tokens"),
+    "gradient/snr_per_second": (
+        "–",
+        "the same per second of a rollout and its gradient, no critic's training",
+    ),
+    "gradient/norm": ("–", "norm of the mean gradient, corrected for noise"),
+    "gradient/tokens": ("tokens", "completion tokens of a rollout"),
+    "gradient/seconds": ("s", "seconds of a rollout, its scores, its experience and its gradient"),
+    "critic/value_loss": ("score²", "½·(V − R)², mean over minibatches"),
+    "critic/explained_variance": ("–", "1 − Var(R − V)/Var(R) at the rollout, before the update"),
+    "critic/value_mean": ("score", "mean value at the rollout"),
+    "critic/gradient_norm": ("–", "norm of the critic's gradient before clipping, mean over minibatches"),
+    "reward_model/new_pair_accuracy": (
+        "share",
+        "pairs of the policy's own completions that the reward model ranks right, when an outer iteration ends",
+    ),
+    "reward_model/new_pair_accuracy_after": ("share", "the same pairs after the reward model was trained on them"),
+    "reward_model/heldout_pair_accuracy": ("share", "held-out pairs of the start that the reward model ranks right"),
+    "reward_model/heldout_loss": ("nats", "Bradley–Terry loss on these pairs"),
+    "reward_model/calibration_error": ("share", "mean distance of stated and observed accuracy on these pairs"),
+    "kl/reference_exact_per_token": (
+        "nats/token",
+        "exact KL(π_old‖π_ref), where a forward pass gives π_old's logits",
+    ),
+    "kl/reference_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_ref), mean over tokens"),
+    "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
+    "kl/behaviour_k*_per_token": (
+        "nats/token",
+        "estimator k1, k2 or k3 of KL(π_old‖π_θ) after the update, over measure.kl_sequences",
+    ),
+    "kl/behaviour_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
+    "kl/beta_reference": ("–", "coefficient of the KL to the reference in this update"),
+    "kl/beta_behaviour": ("–", "coefficient of the KL to the behaviour policy in this update"),
+    "eval/greedy_accuracy": ("share", "exact match on the held-out prompts, greedy decoding"),
+    "eval/sampled_accuracy": ("share", "exact match on the held-out prompts, sampled as in training"),
+    "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
+    "progress/sequences": ("sequences", "completions sampled for training so far"),
+    "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
+    "progress/seconds": ("s", "time in the phases rollout, reward, experience and update so far"),
+    "speed/tokens_per_second": ("tokens/s", "completion tokens of this step over its training time"),
+    "time/*": ("s", "time in one phase of this step"),
+    "memory/weights_*_mb": ("MB", "parameters that a role adds (actor, reference, critic, reward_model), 10⁶ bytes"),
+    "memory/peak_mb": ("MB", "the largest peak of the phases of training, 10⁶ bytes"),
+    "memory/rss_mb": ("MB", "CPU: peak resident memory of the whole process since the last update, Python included"),
+    "memory/predicted_*_mb": ("MB", "with measure.memory_prediction: the predicted peak of a phase"),
+    "memory/*_reserved_mb": ("MB", "CUDA: the most that the allocator held from the device in a phase"),
+    "memory/*_mb": (
+        "MB",
+        "peak of a phase (CUDA: of the allocator; CPU: of live tensor bytes); `memory/PHASE/ROLE_KIND_mb`: bytes of "
+        "one kind that a role holds at that peak; `memory/PHASE/remainder_mb`: bytes that the allocator counts and no "
+        "tensor explains",
+    ),
+}
+
+
+def metrics_table() -> str:
+    """docs/metrics.md."""
+    head = """# Metrics
+
+Every run logs these, under these names, once per update (`eval/*` where it evaluates). `*` stands for a phase or a
+reward function; `critic/*` exists where there is a critic. `make docs` writes this page from `bakeoff/metrics.py`.
+
+| metric | unit | definition |
+|---|---|---|
+"""
+    return head + "".join(f"| `{name}` | {unit} | {text} |\n" for name, (unit, text) in METRICS.items())
+
+
+def named(prefix: str, statistics: Any) -> dict[str, Any]:
+    """The fields of a dataclass of scalars as metrics `prefix` + field; fields that are none have no metric."""
+    return {f"{prefix}{name}": value for name, value in vars(statistics).items() if value is not None}
+
+
+def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
+    """All metrics of an update, after which the counters stand as given."""
+    experience, collected = update.experience, update.collected
+    metrics: dict[str, Scalar | None] = {
+        **rollout_metrics(collected.all_rollouts, collected.all_scores),
+        **step_metrics(update),
+        **named("kl/behaviour_", update.kl),
+        **(named("kl/reference_", experience.reference) if experience.reference else {}),
+        "kl/reference_exact_per_token": experience.reference_exact,
+        "kl/beta_reference": update.betas.reference,
+        "kl/beta_behaviour": update.betas.behaviour,
+        "policy/lr": update.lr,
+        "policy/entropy": experience.entropy,
+        "advantage/mean": experience.advantage_mean,
+        "advantage/std": experience.advantage_std,
+        "rollout/rounds": collected.rounds,
+        "rollout/sampler_mismatch": experience.sampler_mismatch,
+        "critic/explained_variance": experience.explained_variance,
+        "critic/value_mean": experience.value_mean,
+        "progress/sequences": counters.sequences,
+        "progress/tokens": counters.tokens,
+        "progress/seconds": counters.seconds,
+        "speed/tokens_per_second": collected.tokens / update.seconds,
+        **phase_metrics(update.measured),
+    }
+    if update.renewal is not None:
+        metrics["reward_model/new_pair_accuracy"] = update.renewal.accuracy_before
+        metrics["reward_model/new_pair_accuracy_after"] = update.renewal.accuracy_after
+    return {name: float(value) for name, value in numbers(metrics).items() if value is not None}
+
+
+def step_metrics(update: Update) -> dict[str, Scalar]:
+    """Means over the steps of actor and critic; of some statistics the largest or the first."""
+    metrics = means("policy/", [vars(step.minibatch) | vars(step.step) for step in update.actor])
+    if update.actor:
+        first = update.actor[0].minibatch
+        metrics["policy/ratio_max"] = stacked([step.minibatch.ratio_max for step in update.actor]).max()
+        metrics["policy/first_ratio_error"] = first.ratio_error
+        del metrics["policy/ratio_error"]
+        metrics["policy/first_clip_fraction"] = first.clip_fraction
+    if (value_loss := metrics.pop("policy/value_loss", None)) is not None:
+        metrics["critic/value_loss"] = value_loss
+    return metrics | means("critic/", [{"value_loss": s.value_loss} | vars(s.step) for s in update.critic])
+
+
+def means(prefix: str, steps: list[dict[str, Scalar]]) -> dict[str, Scalar]:
+    """Mean of each statistic over the steps."""
+    names = [name for name, value in steps[0].items() if value is not None] if steps else []
+    return {f"{prefix}{name}": stacked([step[name] for step in steps]).mean() for name in names}
+
+
+def stacked(values: list[Scalar]) -> Tensor:
+    """Scalars as a vector."""
+    return torch.stack([torch.as_tensor(value) for value in values])
+
+
+def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
+    """Rewards and lengths of a rollout."""
+    groups = scores.total.view(-1, rollout.group_size)
+    lengths = rollout.sequences.mask.sum(1).float()
+    return {
+        "reward/mean": scores.total.mean(),
+        "reward/std": scores.total.std(correction=0),
+        "reward/exact_match": scores.exact.float().mean(),
+        "reward/true": scores.true.mean(),
+        "reward/zero_spread_groups": (groups.amax(1) == groups.amin(1)).float().mean(),
+        "length/mean": lengths.mean(),
+        "length/max": lengths.max(),
+        "length/eos_share": rollout.ended.float().mean(),
+        **{f"reward/term_{name}": term.mean() for name, term in scores.terms.items()},
+    }
+
+
+def pair_metrics(quality: PairQuality) -> dict[str, float]:
+    """Quality of a reward model on the held-out pairs of the start."""
+    return {
+        "reward_model/heldout_pair_accuracy": quality.accuracy,
+        "reward_model/heldout_loss": quality.loss,
+        "reward_model/calibration_error": quality.calibration_error,
+    }
+
+
+def weight_metrics(weight_bytes: dict[str, int]) -> dict[str, float]:
+    """Bytes of weights by role, in MB."""
+    return {f"memory/weights_{role}_mb": size / 1e6 for role, size in weight_bytes.items()}
+
+
+def phase_metrics(measured: Measured) -> dict[str, float]:
+    """Seconds and peaks by phase."""
+    return {f"time/{phase}": value for phase, value in measured.seconds.items()} | peak_metrics(measured.peaks)
+
+
+def peak_metrics(peaks: dict[str, Peak]) -> dict[str, float]:
+    """Peaks by phase in MB, and the cells that they are made of."""
+    sizes: dict[str, int] = {}
+    for phase, peak in peaks.items():
+        sizes[phase] = peak.allocated
+        sizes |= {f"{phase}/{role}_{kind}": size for (role, kind), size in peak.cells.items() if size}
+        sizes |= {f"{phase}/remainder": peak.remainder, f"{phase}_reserved": peak.reserved} if peak.reserved else {}
+    largest = largest_peak(peaks)
+    sizes |= {"peak": largest} if largest else {}
+    return {f"memory/{name}_mb": size / 1e6 for name, size in sizes.items()}
+
+
+def resident_metrics(peak: int | None) -> dict[str, float]:
+    """Peak resident memory of the process in MB; none where the system does not report it."""
+    return {"memory/rss_mb": peak / 1e6} if peak else {}
+
+
+def predicted_metrics(peaks: dict[str, Peak]) -> dict[str, float]:
+    """Predicted peaks by phase in MB, beside those that are measured."""
+    return {f"memory/predicted_{phase}_mb": peak.allocated / 1e6 for phase, peak in peaks.items()}
+
+
+if __name__ == "__main__":
+    print(metrics_table(), end="")

@@ -1,0 +1,124 @@
+"""A causal LM and its tokenizer, loaded or built from an architecture."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from bakeoff.errors import UserError
+from bakeoff.model.config import SCRATCH, Model
+from bakeoff.model.policy import Policy, at_least_float32
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """One token a character, after <pad>, <bos> and <eos>; a character outside the alphabet is an error."""
+    vocabulary = {token: index for index, token in enumerate([PAD, BOS, EOS, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+def build(model: Model, seed: int = 0) -> Policy:
+    """The policy that `model` describes, in the host's memory and float32; raises UserError where it cannot be had."""
+    if model.name == SCRATCH:
+        tokenizer: PreTrainedTokenizerBase = character_tokenizer(model.characters)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = from_architecture(model, tokenizer)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model.name)
+            network = AutoModelForCausalLM.from_pretrained(
+                model.name, dtype=torch.float32, attn_implementation=model.attention
+            )
+        except (OSError, ValueError, ImportError) as error:
+            hint = " (run `make smollm2` first)" if "smollm2" in model.name.lower() else ""
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"model.name is '{model.name}', which cannot be loaded{hint}; it must be a Hugging Face name or a "
+                f"folder with a causal LM and its tokenizer: {reason}"
+            ) from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.chat and not tokenizer.chat_template:
+            raise UserError(f"model.chat is true, but the tokenizer of '{model.name}' has no chat template.")
+    policy = prepared(network, tokenizer, model)
+    check_logits(policy, model.name)
+    return policy
+
+
+def skeleton(model: Model) -> Policy:
+    """The policy that `model` describes with whatever weights there are, for a prediction: in a mode of fake tensors.
+
+    Of a model that has an architecture nothing is loaded, not even a tokenizer (unless it is one of characters).
+    """
+    tokenizer = character_tokenizer(model.characters) if model.characters else None
+    if model.architecture:
+        return prepared(from_architecture(model, tokenizer), tokenizer, model)
+    try:
+        tokenizer, config = AutoTokenizer.from_pretrained(model.name), AutoConfig.from_pretrained(model.name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.name is '{model.name}', whose configuration is not here and model.architecture is empty; choose "
+            "one of the architectures in conf/model, or a folder with a model."
+        ) from error
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+    return prepared(network, tokenizer, model)
+
+
+def from_architecture(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    """The network of `model.architecture` in float32 with random weights; raises UserError where it cannot be built."""
+    values = {key: value for key, value in model.architecture.items() if key != "model_type"}
+    if tokenizer is not None:
+        values |= {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("pad", "bos", "eos")}
+        values.setdefault("vocab_size", len(tokenizer))
+    try:
+        config = AutoConfig.for_model(model.architecture["model_type"], **values)
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=model.attention
+        )
+    except Exception as error:  # whatever transformers makes of a wrong value
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {reason}") from error
+    return network
+
+
+def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> Policy:
+    """The network as every run has it: without dropout, and recomputing its activations where that is asked for."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
+    if model.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(network, tokenizer, model.precision, model.chat, model.system)
+
+
+@torch.no_grad()
+def check_logits(policy: Policy, name: str) -> None:
+    """Raises UserError where the network makes its logits in a way that `Policy.logits` does not know."""
+    ids = torch.tensor([[policy.tokenizer.eos_token_id or 0] * 2])
+    own = policy.network(input_ids=ids).logits
+    ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
+    if not torch.allclose(at_least_float32(own), ours, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"model.name is '{name}', whose logits are not made of its last hidden states in a way that is known here; "
+            "it must be a causal LM with a plain head, or one scaled or capped as in Cohere, Granite and Gemma."
+        )

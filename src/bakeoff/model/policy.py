@@ -1,0 +1,84 @@
+"""A causal LM with its tokenizer, as rollouts and the learner use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeoff.attribution import attributed
+from bakeoff.model.config import Precision
+from bakeoff.model.roles import Roles, Trunk
+
+
+@dataclass
+class Policy:
+    """A causal LM with its tokenizer, as rollout and learner use them; in a role where it has adapters.
+
+    name   actor or reference: to whom the memory of its passes is put down
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    chat: bool
+    system: str = ""
+    roles: Roles | None = None
+    role: str = ""
+    name: str = "actor"
+
+    @property
+    def trunk(self) -> Trunk:
+        return Trunk(self.network.base_model, self.precision, self.name, self.roles, self.role)
+
+    @property
+    def device(self) -> torch.device:
+        return self.trunk.device
+
+    @property
+    def eos_ids(self) -> Tensor:
+        """Every token id that ends a completion, [number of them]."""
+        configured = getattr(self.network.generation_config, "eos_token_id", None)
+        ids = {self.tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+        return torch.tensor(sorted(i for i in ids if i is not None), device=self.device)
+
+    @property
+    def embedding(self) -> torch.Size:
+        """[V, H], the shape of the output embedding."""
+        shape: torch.Size = self.network.get_output_embeddings().weight.shape
+        return shape
+
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits [..., V] in float32 over the temperature, as the network makes them of last hidden states [..., H].
+
+        The head computes in its weights' float32 under autocast too: bfloat16 rounds a logit of 16 or more to a
+        multiple of 0.125, and a log-prob with it.
+        """
+        config = self.network.config.get_text_config()
+        with self.trunk.computing(), attributed(kind="logits"):
+            head = self.network.get_output_embeddings()
+            with torch.autocast(self.device.type, enabled=False):
+                logits: Tensor = head(hidden.to(head.weight.dtype))
+            if scale := getattr(config, "logit_scale", None):  # Cohere
+                logits = logits * scale
+            if divisor := getattr(config, "logits_scaling", None):  # Granite
+                logits = logits / divisor
+            if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+                logits = cap * torch.tanh(logits / cap)
+            logits = at_least_float32(logits)
+            return logits if temperature == 1 else logits / temperature
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser trains: the adapter of the role, or all weights."""
+        return list(self.roles.tensors(self.role).values()) if self.roles else list(self.network.parameters())
+
+    def trained(self) -> dict[str, Tensor]:
+        """The same by name; a tied weight has one name."""
+        return self.trunk.trained() if self.roles else dict(self.network.named_parameters())
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 as float32, float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

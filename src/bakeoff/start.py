@@ -1,0 +1,80 @@
+"""The one way to start: from a configuration to a loop whose models stand at their start.
+
+The command, the benchmark, the checks and the tests all start here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from bakeoff.collector import Collector
+from bakeoff.config import Config
+from bakeoff.device import choose_device, set_up_device
+from bakeoff.learner.learner import make_learner
+from bakeoff.learner.reward_model import learned_reward, renew_reward_model
+from bakeoff.learner.sft import starting_policy
+from bakeoff.loop import Loop
+from bakeoff.measure.memory import keep_freed_memory
+from bakeoff.measure.phase import Phases
+from bakeoff.model.encode import encode
+from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.weights import weights_hash
+from bakeoff.randomness import derive
+
+
+def prepare(config: Config) -> Phases:
+    """Sets up the process and its device for a run; returns the measure of its phases."""
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    set_up_device(device, config.deterministic, config.memory_limit_mb)
+    return Phases(device)
+
+
+def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda message: None) -> Loop:
+    """The loop of a configuration: start weights, reward model, learner and held-out prompts.
+
+    `report` receives a message after each stage. Raises UserError for a model, data or a reward that cannot be used,
+    and Diverged where a stage before the loop diverges.
+    """
+    actor = starting_policy(config, phases, report)
+    start_hash = weights_hash(actor.network)
+    collector = collector_of(config)
+    learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
+    learner = make_learner(
+        config.algorithm,
+        actor,
+        config.model.lora,
+        config.measure.kl_to_reference,
+        derive(config.seed, "critic"),
+        learned.model if learned else None,
+    )
+    renewal = None
+    if learned is not None:
+        renewal = partial(renew_reward_model, learned.model, config.preferences, collector, learned.pairs, report)
+    return Loop(
+        learner=learner,
+        collector=collector,
+        forward=forward_settings(config),
+        phases=phases,
+        heldout=encode(actor, config.task.heldout_examples(), config.task.shot_examples()),
+        kl_sequences=config.measure.kl_sequences,
+        offload=config.offload,
+        reward_quality=learned.quality if learned else None,
+        renew_reward=renewal,
+        start=start_hash,
+    )
+
+
+def collector_of(config: Config) -> Collector:
+    """The source of scored completions of a configuration."""
+    return Collector(config.task, config.engine, config.batch, config.sampling, config.reward, config.seed)
+
+
+def forward_settings(config: Config) -> ForwardSettings:
+    """The forward passes of a configuration."""
+    return ForwardSettings(config.sampling.temperature, config.micro_batch, config.logits_mb)
