@@ -15,6 +15,18 @@ SWEEPS = ROOT / "sweeps"
 ANALYSIS = ROOT / "analysis"
 
 
+def study_folders() -> list[Path]:
+    """Folders that hold studies in sweeps/ and analysis/: the user's, $BAKEOFF_STUDIES or the working one, then ours."""
+    own = Path(os.environ.get("BAKEOFF_STUDIES", ".")).expanduser().resolve()
+    return list(dict.fromkeys((own, ROOT)))
+
+
+def study_file(kind: str, name: str) -> Path | None:
+    """The first file kind/name among the folders that hold studies, such as ("sweeps", "methods.yaml"); none if none."""
+    found = (folder / kind / name for folder in study_folders())
+    return next((path for path in found if path.is_file()), None)
+
+
 def cache() -> Path:
     """The folder that keeps supervised starts and fetched weights: $BAKEOFF_CACHE or ~/.cache/bakeoff."""
     return Path(os.environ.get("BAKEOFF_CACHE", "~/.cache/bakeoff")).expanduser()
