@@ -80,7 +80,7 @@ smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch
 
 docs: $(READY)  ## docs/metrics.md, from the code
-	$(BIN)/python -m bakeoff.measure.statistics > docs/metrics.md
+	$(BIN)/python -m bakeoff.metrics > docs/metrics.md
 
 lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock

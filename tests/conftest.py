@@ -19,21 +19,16 @@ from hydra.core.global_hydra import GlobalHydra
 from jupyter_client.manager import AsyncKernelManager
 
 from bakeoff.config import Config, register
-from bakeoff.device import choose_device, set_up_device
-from bakeoff.learner.offload import Offload
-from bakeoff.learner.reward_model import learned_reward
-from bakeoff.learner.sft import starting_policy
-from bakeoff.learner.state import make_learner
-from bakeoff.measure.phase import Phases
+from bakeoff.loop import Loop, update_once
+from bakeoff.metrics import update_metrics
 from bakeoff.model.build import build
-from bakeoff.model.encode import encode
 from bakeoff.model.policy import Policy
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.report.__main__ import main as bakeoff_report
 from bakeoff.report.render import kernel
-from bakeoff.reward import LEARNED
 from bakeoff.run import Run
+from bakeoff.start import prepare, start
 from bakeoff.validation import to_config
 from tests.commands import call
 
@@ -118,7 +113,7 @@ def report(
 
 
 class Noted:
-    """Stands in for a Tracker: keeps what it is told."""
+    """Stands in for a Tracker: keeps the metrics that it receives."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -127,33 +122,25 @@ class Noted:
         self.logged.append(values)
 
 
+def loop_of(config: Config) -> Loop:
+    """The loop of a configuration, started as the command starts it."""
+    return start(config, prepare(config))
+
+
+def update_of(loop: Loop) -> dict[str, float]:
+    """The metrics of the loop's next update, with those of memory."""
+    with loop.traced():
+        update = update_once(loop)
+    return update_metrics(update, loop.learner.counters)
+
+
 def run_of(config: Config, folder: Path) -> Run:
-    """A run from random weights, set up as the command does it, that reports to memory."""
-    phases = Phases(choose_device(config.device))
-    set_up_device(phases.device, config.deterministic, config.memory_limit_mb)
-    actor = starting_policy(config, phases, lambda message: None)
-    learned = (
-        learned_reward(config, actor, phases, lambda message: None) if LEARNED in config.reward.functions else None
-    )
-    model = learned.model if learned else None
-    keep_reference = config.measure.kl_to_reference
-    learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference, 0, model)
-    phases.before = Offload(learner, phases) if config.offload else None
-    return Run(
-        config=config,
-        folder=folder,
-        learner=learner,
-        heldout=encode(actor, config.task.heldout_examples(), []),
-        phases=phases,
-        tracker=Noted(),  # type: ignore[arg-type]
-        progress=RunProgress(folder, "test", quiet=True),
-        identity={},
-        signals=[],
-        pairs=learned.pairs if learned else [],
-    )
+    """A run that reports to memory."""
+    tracker, progress = Noted(), RunProgress(folder, "test", quiet=True)
+    return Run(config, folder, loop_of(config), tracker, progress, identity={}, signals=[])  # type: ignore[arg-type]
 
 
 def known(metric: str, pattern: str) -> bool:
-    """Whether a name of docs/metrics.md, in which `*` stands for anything, is this metric's."""
+    """Whether the metric matches a name of docs/metrics.md, in which `*` stands for anything."""
     head, star, tail = pattern.partition("*")
     return metric.startswith(head) and metric.endswith(tail) if star else metric == pattern

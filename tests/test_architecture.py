@@ -14,16 +14,16 @@ ORDER = [
     {"tracking", "device"},
     {"batch", "attribution"},
     {"measure"},
-    {"joining"},
     {"algorithm"},
     {"task"},
     {"model"},
-    {"rollout"},
-    {"reward"},
-    {"config"},
+    {"engine", "reward"},
+    {"config", "collector"},
     {"validation"},
     {"learner"},
-    {"progress", "predict", "quality"},
+    {"loop"},
+    {"start", "metrics", "quality"},
+    {"progress", "predict"},
     {"run", "sweep", "outcome"},
     {"job"},
     {"bench", "reward_model"},
@@ -84,7 +84,7 @@ def test_the_maths_imports_only_torch(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_the_module_of_the_device_and_those_that_measure_it_name_a_kind(path):
+def test_only_the_device_module_and_measure_name_a_kind_of_device(path):
     if package(path) in ("device", "measure"):
         return
     tree = ast.parse(path.read_text())
@@ -93,5 +93,5 @@ def test_only_the_module_of_the_device_and_those_that_measure_it_name_a_kind(pat
     assert [name for name in names if re.search(r"\b(cpu|cuda|mps|xpu)\b", name)] == []
 
 
-def test_every_module_is_placed():
+def test_every_module_has_a_place_in_the_order():
     assert {package(p) for p in ROOT.rglob("*.py")} - set(LEVEL) == {"__init__"}

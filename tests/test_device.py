@@ -16,20 +16,21 @@ import yaml
 from safetensors.torch import load_file
 
 from bakeoff.algorithm import AXES
-from bakeoff.algorithm.critic import OwnStep
 from bakeoff.config import Config, Mode, Quality
+from bakeoff.engine.engine import roll_out
 from bakeoff.errors import UserError
 from bakeoff.job import run_job
 from bakeoff.learner.checkpoint import save_checkpoint
+from bakeoff.learner.holdings import held, state
+from bakeoff.loop import Loop, update_once
 from bakeoff.measure import NOT_REPRODUCIBLE
+from bakeoff.metrics import update_metrics
 from bakeoff.model.config import Precision
 from bakeoff.model.weights import save
 from bakeoff.paths import CONF
 from bakeoff.predict import cheaper
-from bakeoff.randomness import generator
-from bakeoff.run import followed, step
 from bakeoff.validation import validate
-from tests.conftest import compose, run_of
+from tests.conftest import compose, loop_of, update_of
 from tests.virtual_gpu import GPU, VirtualGPU, virtual_gpu
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
@@ -53,7 +54,7 @@ def composed(*overrides: str) -> Config:
     algorithm = (config := compose(*SMALL, *overrides)).algorithm
     for taken in [
         algorithm.optimizer,
-        *([algorithm.critic.optimizer] if isinstance(algorithm.critic, OwnStep) else []),
+        *([algorithm.critic.optimizer] if algorithm.critic.takes_steps else []),
     ]:
         taken.epochs = 1
         for key in {"cg_iterations", "backtracks"} & set(vars(taken)):
@@ -63,34 +64,33 @@ def composed(*overrides: str) -> Config:
     return config
 
 
-def check(config: Config, folder):
+def check(config: Config):
     """Two updates on the virtual GPU: the numbers are the CPU's, and the ledger explains every byte."""
-    here = run_of(config, folder)
-    expected = [step(here)[0] for _ in range(2)]
+    here = loop_of(config)
+    expected = [update_of(here) for _ in range(2)]
     with virtual_gpu() as gpu:
-        run = run_of(replace(config, deterministic=True), folder)
-        assert run.phases.device == GPU
+        loop = loop_of(replace(config, deterministic=True))
+        assert loop.phases.device == GPU
         for numbers in expected:
-            with followed(run):
-                measured = step(run)[0]
+            measured = update_of(loop)
             compared = {k: v for k, v in numbers.items() if not k.startswith(NOT_REPRODUCIBLE)}
             assert {k: v for k, v in measured.items() if not k.startswith(NOT_REPRODUCIBLE)} == compared
-        kept = [t for t, label in run.learner.held() if label.kind != "parked" and t.dim()]
+        kept = [t for t, label in held(loop.learner) if label.kind != "parked" and t.dim()]
         assert {tensor.device for tensor in kept} == {GPU}
     assert gpu.launches > 500
-    remainders = {phase: peak.remainder for phase, peak in run.phases.followed.items()}
+    remainders = {phase: peak.remainder for phase, peak in loop.phases.traced.items()}
     assert set(remainders.values()) == {0}, remainders
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_computes_the_cpus_numbers(method, tmp_path):
-    check(composed(f"algorithm={method}"), tmp_path)
+def test_every_method_computes_the_cpus_numbers(method):
+    check(composed(f"algorithm={method}"))
 
 
 @pytest.mark.parametrize("critic", sorted(set(AXES["critic"]) - {"none", "separate"}))
 @pytest.mark.parametrize("rank", [0, 2])
-def test_every_kind_of_critic_computes_the_cpus_numbers(critic, rank, tmp_path):
-    check(composed("algorithm=ppo", f"algorithm/critic={critic}", f"model.lora.rank={rank}"), tmp_path)
+def test_every_kind_of_critic_computes_the_cpus_numbers(critic, rank):
+    check(composed("algorithm=ppo", f"algorithm/critic={critic}", f"model.lora.rank={rank}"))
 
 
 CHOSEN = {
@@ -103,7 +103,7 @@ OPTIONS = {(axis, name) for axis, options in AXES.items() for name in options if
 
 
 @pytest.mark.parametrize(("axis", "name"), sorted(OPTIONS - CHOSEN))
-def test_every_option_that_no_method_uses_computes_the_cpus_numbers(axis, name, tmp_path):
+def test_every_option_that_no_method_uses_computes_the_cpus_numbers(axis, name):
     for method in ("grpo", "ppo"):
         config = composed(f"algorithm={method}")
         setattr(config.algorithm, axis, AXES[axis][name])
@@ -111,29 +111,29 @@ def test_every_option_that_no_method_uses_computes_the_cpus_numbers(axis, name, 
             validate(config)
         except UserError:
             continue
-        return check(config, tmp_path)
+        return check(config)
     pytest.fail(f"neither grpo nor ppo takes algorithm/{axis}={name}")
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_every_reward_computes_the_cpus_numbers(reward, tmp_path):
+def test_every_reward_computes_the_cpus_numbers(reward):
     """From a supervised start, with a method that renews its reference and a learned reward in every update."""
     stages = {"sft": "steps=4,batch=8", "preferences": "pairs=4,heldout=2,steps=2,batch=2,renewal_steps=2"}
     short = [f"{group}.{value}" for group, values in stages.items() for value in values.split(",")]
     sampled = ["preferences.renewal_pairs=1", "batch.prompts=8", "batch.group_size=4"]
-    check(composed("algorithm=grpo_iterative", f"reward={reward}", *short, *sampled), tmp_path)
+    check(composed("algorithm=grpo_iterative", f"reward={reward}", *short, *sampled))
 
 
 @pytest.mark.parametrize("precision", [each.value for each in Precision])
-def test_every_precision_computes_the_cpus_numbers(precision, tmp_path):
+def test_every_precision_computes_the_cpus_numbers(precision):
     """With a truncated distribution, a critic on the actor's base, and the sampler's log-probs computed again."""
     shared = ["algorithm/critic=adapter", "model.lora.rank=2", "sampling.top_k=5", "sampling.top_p=0.9"]
-    check(composed("algorithm=ppo", f"model.precision={precision}", *shared), tmp_path)
+    check(composed("algorithm=ppo", f"model.precision={precision}", *shared))
 
 
 @pytest.mark.parametrize("setting", [name for name, _ in cheaper(composed("algorithm=ppo"))])
-def test_every_setting_that_saves_memory_computes_the_cpus_numbers(setting, tmp_path):
-    check(dict(cheaper(composed("algorithm=ppo")))[setting], tmp_path)
+def test_every_setting_that_saves_memory_computes_the_cpus_numbers(setting):
+    check(dict(cheaper(composed("algorithm=ppo")))[setting])
 
 
 @pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.train], ids=lambda mode: mode.value)
@@ -159,13 +159,15 @@ def counts_of(gpu: VirtualGPU, work: Callable[[], object]) -> tuple[int, int]:
     return gpu.launches - launches, gpu.waits.total() - waits
 
 
-def test_launches_and_waits_of_a_decoded_token(tmp_path):
+def test_launches_and_waits_of_a_decoded_token():
     """By the difference between completions of three and of eight tokens: a layer of tiny, its head and a draw."""
     with virtual_gpu() as gpu:
-        run = run_of(composed("algorithm=grpo"), tmp_path)
+        loop = loop_of(composed("algorithm=grpo"))
+        engine, actor = loop.collector.engine, loop.learner.actor
+        engine.load(actor)
 
         def decode(tokens: int) -> None:
-            rollout = run.config.rollout(run.learner.actor, run.heldout, 16, tokens, generator(GPU, 0, "test"))
+            rollout = roll_out(engine, actor, loop.heldout, 16, loop.collector.sampling, tokens, seed=0)
             assert rollout.sequences.mask.shape[1] == tokens, "a completion that goes on to the end"
 
         short, long = counts_of(gpu, lambda: decode(3)), counts_of(gpu, lambda: decode(8))
@@ -174,15 +176,20 @@ def test_launches_and_waits_of_a_decoded_token(tmp_path):
     assert launches <= 90
 
 
-def test_launches_and_waits_of_an_update(tmp_path):
+def metrics_of(loop: Loop) -> dict[str, float]:
+    """The metrics of an update whose memory is not traced."""
+    return update_metrics(update_once(loop), loop.learner.counters)
+
+
+def test_launches_and_waits_of_an_update():
     """Of PPO without offloading and with it: copies to page-locked memory are queued, and waited for once a phase."""
     counts, tensors = {}, 0
     for offload in (False, True):
         with virtual_gpu() as gpu:
-            run = run_of(composed("algorithm=ppo", f"offload={offload}"), tmp_path)
-            step(run)  # before it, optimisers have no state to move
-            counts[offload] = counts_of(gpu, lambda run=run: step(run))
-            tensors = len(list(run.learner.state()))
+            loop = loop_of(composed("algorithm=ppo", f"offload={offload}"))
+            update_once(loop)  # before it, optimisers have no state to move
+            counts[offload] = counts_of(gpu, lambda loop=loop: metrics_of(loop))
+            tensors = len(list(state(loop.learner)))
     launches, waits = counts[False]
     assert launches <= 2700
     assert waits <= 52
@@ -191,17 +198,17 @@ def test_launches_and_waits_of_an_update(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [["algorithm=ppo"], ["algorithm=grpo", "model.lora.rank=2"]], ids=str)
-def test_what_a_run_saves_takes_no_memory_of_the_gpu(overrides, tmp_path):
+def test_saving_takes_no_memory_of_the_gpu(overrides, tmp_path):
     """Neither a checkpoint nor the saved actor, whose adapter is merged into a copy, clones a model there."""
     with virtual_gpu() as gpu:
-        run = run_of(composed(*overrides), tmp_path)
-        step(run)
+        learner = (loop := loop_of(composed(*overrides))).learner
+        update_once(loop)
         torch.cuda.reset_peak_memory_stats()
         before = gpu.peak
-        saved = save_checkpoint(tmp_path / "checkpoints", run.learner, {}, keep=1)
-        save(run.learner.actor, tmp_path / "actor")
+        saved = save_checkpoint(tmp_path / "checkpoints", learner, {}, keep=1)
+        save(learner.actor, tmp_path / "actor")
         assert gpu.peak <= before + 4096, "scalars alone"
-        for name, tensors in run.learner.trained().items():
+        for name, tensors in learner.trained().items():
             stored = load_file(saved / f"{name}.safetensors")
             assert stored.keys() == tensors.keys()
             assert all(torch.equal(stored[key], tensor.detach().cpu()) for key, tensor in tensors.items())

@@ -1,10 +1,19 @@
 """Docs and code say the same thing."""
 
 import re
+import shlex
+import sys
+
+import pytest
 
 from bakeoff.algorithm import AXES
-from bakeoff.measure.statistics import metrics_table
+from bakeoff.config import register
+from bakeoff.engine import ENGINES
+from bakeoff.metrics import METRICS, metrics_table
 from bakeoff.paths import CONF, ROOT
+from bakeoff.reward import REWARDS
+from bakeoff.task import TASKS
+from tests.conftest import compose, loop_of, update_of
 
 DOCS = ROOT / "docs"
 
@@ -31,3 +40,34 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.fixture
+def registries():
+    """Restores the registries, to which the examples add."""
+    every = [*AXES.values(), TASKS, ENGINES, REWARDS, METRICS]
+    before = [dict(registry) for registry in every]
+    yield
+    for registry, kept in zip(every, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def test_every_example_of_the_extending_page_runs_and_trains(registries, tmp_path, monkeypatch):
+    """Its code is executed in order; then every command of the page composes and takes an update."""
+    page = (DOCS / "extending.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == page.count("```") // 2 == 6
+    (tmp_path / "my_rewards.py").write_text(next(block for block in blocks if "def brevity" in block))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = sys.modules[__name__]
+    for block in blocks:
+        exec(compile(block, "extending.md", "exec"), vars(module))
+    register()
+    small = ["tuned=none", "sft.steps=0", "task.heldout=4", "batch.prompts=2", "batch.group_size=2"]
+    commands = re.findall(r"^    bakeoff (.*)$", page, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        metrics = update_of(loop_of(compose(*small, *shlex.split(command))))
+        assert metrics["progress/sequences"] == 4, command
+    assert "policy/ratio_spread" in METRICS

@@ -8,11 +8,12 @@ import pytest
 from bakeoff.algorithm import AXES
 from bakeoff.config import Config
 from bakeoff.errors import UserError
-from bakeoff.measure.statistics import METRICS
+from bakeoff.learner.holdings import weight_bytes
+from bakeoff.loop import update_once
+from bakeoff.metrics import METRICS, update_metrics
 from bakeoff.paths import CONF
-from bakeoff.run import step
 from bakeoff.validation import validate
-from tests.conftest import compose, known, run_of
+from tests.conftest import compose, known, loop_of, update_of
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 SIZES = ["batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"]
@@ -40,9 +41,9 @@ def refusal(method: str, critic: str, task: str) -> str:
     if method not in WITH_CRITIC and critic != "none":
         return "nothing uses its values"
     if method == "trpo" and critic == "shared":
-        return "says nothing about a value head"
+        return "not a value head on its trunk"
     if method == "grpo_process" and task == "jsonl":
-        return "has no scores of steps"
+        return "does not score steps"
     return ""
 
 
@@ -50,15 +51,15 @@ CASES = [(m, c, t) for m in METHODS for c in AXES["critic"] for t in TASKS]
 
 
 @pytest.mark.parametrize(("method", "critic", "task"), [c for c in CASES if not refusal(*c)])
-def test_two_updates(method, critic, task, pairs, tmp_path):
+def test_every_accepted_combination_takes_two_updates(method, critic, task, pairs):
     config = configuration(method, critic, task, pairs)
     if method == "trpo":
         config.algorithm.optimizer.cg_iterations, config.algorithm.optimizer.backtracks = 2, 2
-    run = run_of(config, tmp_path)
+    loop = loop_of(config)
     for _ in range(2):
-        metrics, _, _ = step(run)
+        metrics = update_of(loop)
         assert all(math.isfinite(value) for value in metrics.values()), metrics
-    assert run.learner.counters.updates == 2
+    assert loop.learner.counters.updates == 2
     assert metrics["progress/sequences"] >= 16
     unknown = [m for m in metrics if not any(known(m, pattern) for pattern in METRICS)]
     assert not unknown, "a metric that docs/metrics.md does not explain"
@@ -66,7 +67,7 @@ def test_two_updates(method, critic, task, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_others_are_refused_in_one_sentence(method, pairs):
+def test_every_other_combination_is_refused_in_one_sentence(method, pairs):
     refused = [(critic, task) for m, critic, task in CASES if m == method and refusal(m, critic, task)]
     config = {}
     for critic, task in refused:
@@ -84,7 +85,7 @@ def test_the_others_are_refused_in_one_sentence(method, pairs):
 
 @pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("method", ["ppo", "ppo_kl", "grpo", "grpo_iterative"])
-def test_a_learned_reward_of_four_models(method, lora, tmp_path):
+def test_a_learned_reward_of_four_models(method, lora):
     """Actor, reference, critic and reward model; the true reward is measured and not seen."""
     choices = ["reward=learned", "sft.steps=2", f"model.lora.rank={lora}"]
     few = ["preferences.pairs=16", "preferences.heldout=8", "preferences.steps=3", "preferences.batch=8"]
@@ -92,12 +93,13 @@ def test_a_learned_reward_of_four_models(method, lora, tmp_path):
     config = compose(f"algorithm={method}", *SMALL, "sft.steps=2", *choices, *few, *renewal)
     if method == "grpo_iterative":
         config.algorithm.kl_to_reference.iteration_updates = 1
-    run = run_of(config, tmp_path)
-    with run.phases.following(run.learner.held()):
-        metrics, _, scores = step(run)
+    loop = loop_of(config)
+    with loop.traced():
+        update = update_once(loop)
+    metrics, scores = update_metrics(update, loop.learner.counters), update.collected.scores
     assert scores.outcome.tolist() == pytest.approx(scores.terms["learned"].tolist())
     assert 0 <= metrics["reward/true"] <= 1
-    sizes = {role: metrics[f"memory/weights_{role}_mb"] for role in ("actor", "reference", "critic", "reward_model")}
+    sizes = {role: size / 1e6 for role, size in weight_bytes(loop.learner).items()}
     assert sizes["actor"] > 0.4
     assert sizes["reward_model"] == pytest.approx(0.4, abs=0.1)
     assert (sizes["critic"] > 0) == (method in WITH_CRITIC)

@@ -8,13 +8,13 @@ from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bakeoff.algorithm.optimizer import Trpo
+from bakeoff.loop import update_once
 from bakeoff.memory import largest
-from bakeoff.model.config import Model
 from bakeoff.model.build import skeleton
+from bakeoff.model.config import Model
 from bakeoff.paths import CONF
 from bakeoff.predict import predict, savings
-from bakeoff.run import followed, step
-from tests.conftest import compose, run_of
+from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS
 
 SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=8", "batch.group_size=4"]
@@ -44,7 +44,7 @@ SETTINGS = [
 ]
 
 
-def compare(folder, *overrides):
+def compare(*overrides):
     """Largest relative error of a predicted peak in the second update, over the phases that run a model."""
     config = compose(*SMALL, *overrides)
     config.algorithm.critic.warmup_updates = 0
@@ -53,10 +53,9 @@ def compare(folder, *overrides):
         config.algorithm.optimizer = replace(
             config.algorithm.optimizer, cg_iterations=3, backtracks=2, fisher_tokens=256
         )
-    run = run_of(config, folder)
-    step(run)  # leaves the optimisers with their state
-    with followed(run):
-        metrics = step(run)[0]
+    loop = loop_of(config)
+    update_once(loop)  # leaves the optimisers with their state
+    metrics = update_of(loop)
     predicted = predict(config).peaks
     errors = {
         phase: predicted[phase].allocated / 1e6 / metrics[f"memory/{phase}_mb"] - 1
@@ -68,14 +67,14 @@ def compare(folder, *overrides):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_predicted_within_five_percent(method, tmp_path):
-    assert compare(tmp_path, f"algorithm={method}") < 0.05
+def test_every_method_is_predicted_within_five_percent(method):
+    assert compare(f"algorithm={method}") < 0.05
 
 
 @pytest.mark.parametrize("overrides", [["algorithm=ppo"], ["algorithm=trpo"], *SETTINGS], ids=lambda o: " ".join(o))
-def test_on_another_model_with_every_setting(overrides, tmp_path):
+def test_on_another_model_with_every_setting(overrides):
     """Grouped-query attention, untied embeddings, a vocabulary in which logits count."""
-    assert compare(tmp_path, *OTHER, *overrides) < 0.05
+    assert compare(*OTHER, *overrides) < 0.05
 
 
 def test_cells_sum_to_the_peak():
@@ -83,7 +82,7 @@ def test_cells_sum_to_the_peak():
         assert sum(peak.cells.values()) == peak.allocated
 
 
-def test_the_supervised_stage_and_the_reward_model_are_phases_of_it():
+def test_the_supervised_stage_and_the_reward_model_are_predicted():
     prediction = predict(compose(*SMALL, "algorithm=ppo", "sft.steps=2", "reward=learned"))
     assert prediction.peaks["sft"].cells["actor", "optimizer"] > 2 * prediction.weight_bytes["actor"] * 0.99
     assert prediction.peaks["reward"].cells["reward_model", "activations"] > 0

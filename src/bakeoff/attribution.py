@@ -1,7 +1,7 @@
-"""Whose memory, and what for: the code that allocates opens a scope, and the ledger reads it.
+"""Labels for memory accounting: the code that allocates opens a scope, and the ledger reads it.
 
-Role: a model of the run (actor, critic, reference, reward_model), or `data` for what belongs to none.
-Kind: parameters, gradients, optimizer, activations, logits, kv_cache, other; `parked` is off the device.
+Role: a model of the run (actor, critic, reference, reward_model), or `data` for tensors of no model.
+Kind: parameters, gradients, optimizer, activations, logits, kv_cache, other; `parked` tensors are off the device.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ PARKED = "parked"
 
 
 class Label(NamedTuple):
-    """To which cell of the ledger a tensor belongs."""
+    """The cell of the ledger that a tensor belongs to."""
 
     role: str = "data"
     kind: str = "other"
 
 
-_scope = [Label()]  # not by thread: autograd's device threads allocate for the scope of the thread that waits for them
+_scope = [Label()]  # process-wide on purpose: autograd's worker threads must see the caller's label
 
 
 @contextmanager
 def attributed(role: str = "", kind: str = "") -> Iterator[None]:
-    """What is allocated inside is of this role and kind; an empty one stays as it is outside."""
+    """Labels allocations inside the context with this role and kind; an empty one keeps the outer label's."""
     outer = _scope[-1]
     _scope.append(Label(role or outer.role, kind or outer.kind))
     try:
@@ -37,5 +37,5 @@ def attributed(role: str = "", kind: str = "") -> Iterator[None]:
 
 
 def current_label() -> Label:
-    """The innermost scope's."""
+    """Label of the innermost scope."""
     return _scope[-1]

@@ -8,6 +8,7 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import accumulate, chain
@@ -352,11 +353,11 @@ def micro_batches(count: int, size: int) -> Iterator[slice]:
 
 
 def numbers(noun: T) -> T:
-    """The noun with every scalar tensor in it as a Python number; it waits once for the device, not once per scalar."""
-    found: list[Tensor] = []
-    map_tensors(lambda scalar: found.append(scalar.double()), noun)
-    values = iter(torch.stack(found).tolist() if found else [])
-    return map_tensors(lambda _: next(values), noun)
+    """The noun with every scalar tensor in it as a Python number; it waits once per device, not once per scalar."""
+    found: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
+    map_tensors(lambda scalar: found[scalar.device].append(scalar.double()), noun)
+    values = {device: iter(torch.stack(scalars).tolist()) for device, scalars in found.items()}
+    return map_tensors(lambda scalar: next(values[scalar.device]), noun)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

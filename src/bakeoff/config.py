@@ -15,7 +15,7 @@ from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.model.config import Model
-from bakeoff.paths import ROOT
+from bakeoff.paths import CONF, ROOT
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -198,8 +198,11 @@ def register() -> None:
     for axis, options in AXES.items():
         for name, option in options.items():
             store.store(group=f"algorithm/{axis}", name=name, node=option)
-    for name, engine in ENGINES.items():
-        store.store(group="engine", name=name, node=engine)
+    groups: dict[str, dict[str, Any]] = {"engine": ENGINES, "task": TASKS}
+    for group, classes in groups.items():
+        for name, option in classes.items():
+            if not (CONF / group / f"{name}.yaml").is_file():  # a file takes the schema below, and sets values
+                store.store(group=group, name=name, node=option)
     schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking}
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)

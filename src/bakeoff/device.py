@@ -18,8 +18,8 @@ HOST = torch.device("cpu")
 def choose_device(name: str) -> torch.device:
     """The device of that name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
 
-    A GPU has its index, which many functions of torch.cuda insist on. Raises UserError for a device that this machine
-    lacks. No memory is taken on any device.
+    A GPU always has its index, which many functions of torch.cuda require. Allocates no memory on any device. Raises
+    UserError for a device that this machine does not have.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.device("cuda", index) for index in range(count)]
@@ -27,15 +27,15 @@ def choose_device(name: str) -> torch.device:
     if gpus:
         known |= {"cuda": gpus[0]} | {str(gpu): gpu for gpu in gpus}
     if name not in known:
-        raise UserError(f"device is {name!r}, which this machine lacks; it may be {', '.join(known)}.")
+        raise UserError(f"device is {name!r}, but this machine has no such device; it may be {', '.join(known)}.")
     return known[name]
 
 
 def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: float) -> None:
-    """Prepares the process for a run on `device`: frees what an earlier run left there and sets the run's limit.
+    """Prepares the process for a run on `device`: frees memory that an earlier run left there and sets the limit.
 
-    deterministic     CUDA computes by algorithms whose results repeat bit for bit, or raises where it has none
-    memory_limit_mb   10⁶ bytes of a GPU that the process may hold (0: all); on the CPU the ledger enforces the limit
+    deterministic     CUDA computes by algorithms whose results repeat bit for bit, and raises where it has none
+    memory_limit_mb   MB (10⁶ bytes) of a GPU that the process may hold, 0: all; on the CPU the ledger enforces it
     """
     # cuDNN's attention can return NaN gradients under an explicit mask (pytorch#196678), and plans for each key length.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -52,12 +52,12 @@ def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: fl
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called in tables and tags: a GPU's model, or `cpu`."""
+    """Name of the device in tables and tags: a GPU's model, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def describe_device(device: torch.device) -> dict[str, str]:
-    """What a measurement was made on: the device, its driver and CUDA's version where it is a GPU, and torch's."""
+    """Device of a measurement, its driver and CUDA's version if it is a GPU, and torch's version."""
     about = {"device": device_name(device)}
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -69,7 +69,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 def queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on `device`, complete only after `wait_for` has waited for the GPU involved.
 
-    The host's side of a copy from a GPU is page-locked, so that many copies are queued and waited for once. torch keeps
+    A copy from a GPU goes to page-locked memory, so that many copies are queued and waited for once. torch keeps
     page-locked memory for the next copy, in blocks of a power of two bytes, until the process ends.
     """
     locked = device.type == "cpu" and tensor.device.type == "cuda"
@@ -77,6 +77,6 @@ def queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until everything queued on the device is done."""
+    """Waits until the device has finished everything that is queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -31,12 +31,12 @@ RATES = {
 
 
 class OutOfMemory(UserError):
-    """The sentence of a run that ran out of memory."""
+    """A run ran out of memory."""
 
 
 @contextmanager
 def explained(config: Config, phases: Phases, tracker: Tracker, progress: RunProgress) -> Iterator[None]:
-    """Turns divergence and lack of memory inside into a UserError, after tagging the run with its outcome."""
+    """Turns divergence and lack of memory into a UserError, after tagging the run with its outcome."""
     try:
         yield
     except Diverged as error:
@@ -53,7 +53,7 @@ def explained(config: Config, phases: Phases, tracker: Tracker, progress: RunPro
 
 @contextmanager
 def divergence_named(config: Config, phases: Phases) -> Iterator[None]:
-    """Turns divergence inside a stage that is no run into a UserError that names the stage and what may help."""
+    """Turns divergence of a stage outside of a run into a UserError that names the stage and a remedy."""
     try:
         yield
     except Diverged as error:
@@ -61,7 +61,7 @@ def divergence_named(config: Config, phases: Phases) -> Iterator[None]:
 
 
 def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) -> str:
-    """Says where training diverged, after this number of finished updates, and which learning rate to lower."""
+    """Where training diverged, after this number of finished updates, and which learning rate to lower."""
     where = STAGES.get(phase, f"update {updates + 1}, phase {phase}")
     critic = error.of_critic and config.algorithm.critic.takes_steps
     rate = RATES["critic_update"] if critic else RATES.get(phase, "algorithm.optimizer.lr")
@@ -70,14 +70,14 @@ def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) ->
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is an allocator's error, of torch or of a library below it, or that of a ledger's limit."""
-    said = str(error).lower()
+    """Whether the error is an allocator's, of torch or of a library below it, or that of a ledger's limit."""
+    message = str(error).lower()
     marks = ("can't allocate memory", "out of memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in said for mark in marks)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in message for mark in marks)
 
 
 def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progress: RunProgress) -> str:
-    """Says in which phase memory ran out and who held most of it; logs the last ledger of each phase."""
+    """The phase in which memory ran out and the largest holder; logs the last ledger of each phase."""
     phase = phases.failed or "set-up"
     peaks = phases.take().peaks
     peak = phases.traced.get(phase, peaks.get(phase, Peak()))
@@ -98,13 +98,15 @@ def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progr
 
 
 def hint(config: Config, progress: RunProgress) -> str:
-    """The setting that a prediction says saves most."""
+    """The setting that saves most according to a prediction."""
     progress.report("out of memory: predicting which setting saves most")
     try:
         settings = savings(config)
     except UserError as error:
-        return f"what would help cannot be predicted: {error}"
+        return f"no remedy can be predicted: {error}"
     if not settings:
-        return "every setting that saves memory is on already: choose a smaller model, batch.prompts or group_size."
+        return (
+            "every setting that saves memory is on already; choose a smaller model, batch.prompts or batch.group_size."
+        )
     setting, peak = settings[0]
     return f"{setting} saves most: its peak is predicted at {megabytes(peak)}."

@@ -16,13 +16,13 @@ ANALYSIS = ROOT / "analysis"
 
 
 def study_folders() -> list[Path]:
-    """Folders that hold studies in sweeps/ and analysis/: the user's, $BAKEOFF_STUDIES or the working one, then ours."""
+    """Folders with sweeps/ and analysis/: the user's, which is $BAKEOFF_STUDIES or the working folder, then ours."""
     own = Path(os.environ.get("BAKEOFF_STUDIES", ".")).expanduser().resolve()
     return list(dict.fromkeys((own, ROOT)))
 
 
 def study_file(kind: str, name: str) -> Path | None:
-    """The first file kind/name among the folders that hold studies, such as ("sweeps", "methods.yaml"); none if none."""
+    """The file `kind`/`name` of the first folder that has it, as for ("sweeps", "methods.yaml"); none if none has."""
     found = (folder / kind / name for folder in study_folders())
     return next((path for path in found if path.is_file()), None)
 

@@ -44,7 +44,7 @@ UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where none are given
 
 
 class _NoValues(TorchDispatchMode):
-    """Reads 1.0, 0 or false from a fake tensor. Statistics and loops ask for numbers; memory does not depend on them."""
+    """Reads 1.0, 0 or false from a fake tensor: loops and statistics ask for numbers; memory depends on none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:

@@ -1,4 +1,4 @@
-"""Every random draw is a function of (seed, stream, step), so that a resumed run has no state to restore."""
+"""Every random draw is a function of (seed, stream, step), so that a resumed run has no generator to restore."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def generator(device: torch.device, seed: int, stream: str, step: int = 0) -> to
 
 
 def stdlib_random(seed: int, stream: str, step: int = 0) -> Random:
-    """The same for Python's own random."""
+    """Python's own random generator for one stream at one step."""
     return Random(derive(seed, stream, step))

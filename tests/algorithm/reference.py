@@ -251,6 +251,38 @@ def cispo(case):
     return loss, gradient, None
 
 
+def dppo(case):
+    """−1/N Σ w·A·log π, w = min(ratio, 20) a constant; zero where π has moved by 0.15 in the direction of A's sign."""
+    advantages, total = group_normalised(case, case.scores), len(case.tokens())
+    loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
+    for i, t in case.tokens():
+        new, old, advantage = case.logprobs[i][t], case.old[i][t], advantages[i][t]
+        moved = math.exp(new) - math.exp(old)
+        if (advantage > 0 and moved > 0.15) or (advantage < 0 and moved < -0.15):
+            continue
+        weight = min(math.exp(new - old), 20.0) * advantage / total
+        loss -= weight * new
+        gradient[i][t] = -weight
+    return loss, gradient, None
+
+
+def gmpo(case):
+    """−1/S Σ A·(Π_t r_t, each clipped at e^0.4 on the side of A's sign)^(1/length)."""
+    advantages, size = group_normalised(case, case.scores), len(case.logprobs)
+    loss, gradient = 0.0, []
+    for row, old, own in zip(case.logprobs, case.old, advantages, strict=True):
+        advantage, length, product, free = own[0], len(row), 1.0, []
+        for new, before in zip(row, old, strict=True):
+            ratio = math.exp(new - before)
+            inside = ratio <= math.exp(0.4) if advantage > 0 else ratio >= math.exp(-0.4)
+            product *= ratio if inside else math.exp(0.4 if advantage > 0 else -0.4)
+            free.append(inside)
+        value = product ** (1 / length) * advantage
+        loss -= value / size
+        gradient.append([-value / length / size if inside else 0.0 for inside in free])
+    return loss, gradient, None
+
+
 def reinforce_pp(case):
     to_go = [[sum(row[t:]) for t in range(len(row))] for row in kl_rewards(case, 0.01)]
     return *over_tokens(case, whiten(to_go), clipped(0.2, 0.2), token_mean(case)), None
@@ -274,5 +306,7 @@ METHODS = {
     "dapo": dapo,
     "gspo": gspo,
     "cispo": cispo,
+    "dppo": dppo,
+    "gmpo": gmpo,
     "reinforce_pp": reinforce_pp,
 }

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bakeoff.algorithm import advantage, aggregate, baseline, objective, ratio, scale
-from bakeoff.algorithm.loss import place
-from bakeoff.batch import Rewards
+from bakeoff.algorithm.loss import place_scores
+from bakeoff.batch import Rewards, Tokens, select
 
 numbers = st.floats(-10, 10, allow_nan=False, width=32)
 
@@ -20,7 +20,7 @@ def batches(draw, smallest_group=2):
     lengths = torch.tensor(draw(st.lists(st.integers(1, width), min_size=size, max_size=size)))
     scores = torch.tensor(draw(st.lists(numbers, min_size=size, max_size=size)), dtype=torch.float64)
     mask = torch.arange(width) < lengths[:, None]
-    return place(scores, mask, group), torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return place_scores(scores, mask, group), torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
 
 def noise(shape, draw):
@@ -48,7 +48,7 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(batch):
     mask = rewards.mask
     old, advantages = noise(mask.shape, draw), noise(mask.shape, draw)
     old = torch.where(mask, old, 0.0)
-    weights = aggregate.Tokens()(mask, mask.shape[1])
+    weights = aggregate.PerToken()(mask, mask.shape[1])
     gradients = []
     for surrogate in (
         objective.Reinforce(),
@@ -57,10 +57,11 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(batch):
         objective.Clip(),
         objective.Clip(epsilon_high=0.28),
         objective.Cispo(),
+        objective.BinaryTotalVariation(),
     ):
         logprobs = old.clone().requires_grad_()
-        ratios = ratio.TokenRatio()(logprobs, old, mask)
-        (weights * surrogate(ratios, advantages, logprobs)).sum().backward()
+        tokens = Tokens(logprobs, old, advantages, mask)
+        (weights * surrogate(ratio.TokenRatio()(tokens), tokens)).sum().backward()
         gradients.append(logprobs.grad)
     for gradient in gradients[1:]:
         assert torch.allclose(gradient, gradients[0], atol=1e-12)
@@ -72,8 +73,8 @@ def test_gspo_ratio_to_the_length_is_the_sequence_ratio(batch):
     rewards, draw = batch
     mask = rewards.mask
     logprobs, old = (torch.where(mask, noise(mask.shape, draw), 0.0) for _ in range(2))
-    geometric = ratio.SequenceMeanRatio()(logprobs, old, mask)
-    whole = ratio.SequenceRatio()(logprobs, old, mask)
+    tokens = Tokens(logprobs, old, torch.ones_like(old), mask)
+    geometric, whole = ratio.SequenceMeanRatio()(tokens), ratio.SequenceRatio()(tokens)
     assert torch.allclose(geometric ** mask.sum(1, keepdim=True), whole, rtol=1e-9)
 
 
@@ -122,12 +123,12 @@ def test_one_score_at_the_end_is_one_step(batch):
 
 @given(batches())
 @settings(deadline=None, max_examples=50)
-def test_sums_are_the_budget_times_its_size_and_sequences_weigh_alike(batch):
+def test_sums_are_the_token_budget_times_its_size_and_sequences_weigh_alike(batch):
     mask = batch[0].mask
     sums, fixed = aggregate.Sums()(mask, 7), aggregate.TokenBudget()(mask, 7)
     assert torch.allclose(sums, 7 * fixed)
     assert torch.allclose(aggregate.PerSequence()(mask, 7).sum(1) * len(mask), torch.ones(len(mask)).double())
-    assert aggregate.Tokens()(mask, 7).sum().item() == pytest.approx(1)
+    assert aggregate.PerToken()(mask, 7).sum().item() == pytest.approx(1)
 
 
 @given(batches())
@@ -135,16 +136,10 @@ def test_sums_are_the_budget_times_its_size_and_sequences_weigh_alike(batch):
 def test_masked_positions_and_the_order_of_groups_never_matter(batch):
     rewards, draw = batch
     rubbish = torch.where(rewards.mask, rewards.tokens, noise(rewards.mask.shape, draw))
-    spoilt = Rewards(rubbish, rewards.steps, rewards.last, rewards.mask, rewards.group_size)
+    spoilt = Rewards(rubbish, rewards.process, rewards.last, rewards.mask, rewards.group_size)
     groups = len(rewards.mask) // rewards.group_size
     rows = torch.arange(len(rewards.mask)).view(groups, -1).flip(0).flatten()
-    turned = Rewards(
-        rewards.tokens[rows],
-        rewards.steps.rows(rows, len(rows)),
-        rewards.last[rows],
-        rewards.mask[rows],
-        rewards.group_size,
-    )
+    turned = select(rewards, rows)
     for option in (baseline.BatchMean(), baseline.GroupMean(), baseline.LeaveOneOut(), baseline.GroupStepMean()):
         assert torch.allclose(option(spoilt), option(rewards), atol=1e-12)
         assert torch.allclose(option(turned), option(rewards)[rows], atol=1e-9)

@@ -1,13 +1,15 @@
 """Every shipped method against an independent computation, finite differences, and exact enumeration."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
+from bakeoff.algorithm import AXES
 from bakeoff.algorithm import ratio as ratios
-from bakeoff.algorithm.loss import advantages_and_returns, place, policy_loss, value_loss, with_kl_reward
-from bakeoff.batch import Steps, micro_batches
+from bakeoff.algorithm.loss import advantages_and_returns, place_scores, policy_loss, value_loss, with_kl_reward
+from bakeoff.batch import StepRewards, Tokens, micro_batches, select
 from bakeoff.paths import CONF
 from tests.conftest import compose
 
@@ -45,7 +47,7 @@ def fixed():
         "values": values,
         "scores": torch.tensor(SCORES, dtype=torch.float64),
         "greedy": torch.tensor(GREEDY, dtype=torch.float64),
-        "steps": Steps(torch.tensor(row), torch.tensor(token), torch.tensor(score, dtype=torch.float64)),
+        "steps": StepRewards(torch.tensor(row), torch.tensor(token), torch.tensor(score, dtype=torch.float64), 8),
     }
 
 
@@ -76,7 +78,7 @@ def prepared(name, fixed, *overrides):
     outcome = fixed["scores"] + algorithm.shaping(mask.sum(1), WIDTH)
     by_steps = (0 * outcome, mask, GROUP, fixed["steps"])
     whole = (outcome, mask, GROUP, None, fixed["greedy"])
-    rewards = place(*(by_steps if algorithm.baseline.needs_steps else whole))
+    rewards = place_scores(*(by_steps if algorithm.baseline.needs_process_rewards else whole))
     rewards = with_kl_reward(algorithm, rewards, algorithm.kl_to_reference.beta, fixed["old"], fixed["ref"])
     values = fixed["values"] if algorithm.critic.exists else None
     return algorithm, *advantages_and_returns(algorithm, rewards, values)
@@ -84,7 +86,8 @@ def prepared(name, fixed, *overrides):
 
 def loss_of(algorithm, logprobs, fixed, advantages):
     weights = algorithm.aggregate(fixed["mask"], WIDTH)
-    return policy_loss(algorithm, logprobs, fixed["old"], advantages, fixed["mask"], weights, fixed["ref"]).loss
+    tokens = Tokens(logprobs, fixed["old"], advantages, fixed["mask"])
+    return policy_loss(algorithm, tokens, weights, fixed["ref"]).loss
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -107,7 +110,7 @@ def test_loss_gradient_and_targets_are_those_of_the_papers(name, fixed):
             assert mine == pytest.approx(expected, abs=1e-9)
 
 
-def test_grpo_advantages_by_hand(fixed):
+def test_grpo_normalises_scores_by_the_group(fixed):
     """Scores 1, 0, 0, 1: mean ½, std (ddof 1) √⅓ = 0.57735. The second group has no spread and teaches nothing."""
     _, advantages, _ = prepared("grpo", fixed)
     expected = 0.5 / (3**-0.5 + 1e-4)
@@ -116,7 +119,7 @@ def test_grpo_advantages_by_hand(fixed):
     assert advantages[4:].abs().max() == 0
 
 
-def test_process_advantages_by_hand(fixed):
+def test_process_advantages_are_those_of_the_steps_from_the_token_on(fixed):
     """The second group's step rewards are all ¼: no advantage. The first group's tokens see what follows them."""
     _, advantages, _ = prepared("grpo_process", fixed)
     assert advantages[4:].abs().max() == 0
@@ -130,8 +133,8 @@ def test_process_advantages_by_hand(fixed):
 def test_outcome_methods_take_step_scores_as_their_sum(fixed):
     algorithm = compose("algorithm=grpo").algorithm
     mask, steps = fixed["mask"], fixed["steps"]
-    by_steps = place(0 * fixed["scores"], mask, GROUP, steps)
-    by_sum = place(steps.on_tokens(steps.score, mask).sum(1), mask, GROUP)
+    by_steps = place_scores(0 * fixed["scores"], mask, GROUP, steps)
+    by_sum = place_scores(steps.on_tokens(steps.score, mask).sum(1), mask, GROUP)
     for x, y in zip(*(advantages_and_returns(algorithm, r, None)[:1] for r in (by_steps, by_sum)), strict=True):
         assert torch.allclose(x, y, atol=1e-12)
 
@@ -139,7 +142,7 @@ def test_outcome_methods_take_step_scores_as_their_sum(fixed):
 def test_gae_takes_step_scores_at_their_positions(fixed):
     algorithm = compose("algorithm=ppo", "algorithm/scale=none", "tuned=none").algorithm
     steps = fixed["steps"]
-    rewards = place(0 * fixed["scores"], fixed["mask"], GROUP, steps)
+    rewards = place_scores(0 * fixed["scores"], fixed["mask"], GROUP, steps)
     on_tokens = steps.on_tokens(steps.score, fixed["mask"])
     advantages, _ = advantages_and_returns(algorithm, rewards, fixed["values"])
     for row, length in enumerate(LENGTHS):
@@ -149,8 +152,8 @@ def test_gae_takes_step_scores_at_their_positions(fixed):
         assert advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-9)
 
 
-# CISPO's weight is a constant by definition, so its gradient is not the derivative of its loss.
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cispo"}))
+# The weights of CISPO and DPPO are constants by definition, so their gradients are not the derivatives of their losses.
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cispo", "dppo"}))
 def test_gradient_against_finite_differences(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     logprobs = torch.where(fixed["mask"], fixed["current"], 0.0).requires_grad_()
@@ -177,7 +180,7 @@ def test_value_gradient_against_finite_differences(fixed):
     assert torch.autograd.gradcheck(lambda v: value_loss(critic, v, old, returns, mask, mask.sum()), inputs)
 
 
-def test_value_loss_by_hand():
+def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
     """V 1, R 3: ½·4 = 2; clipped at 0.2 around the old value 0: V may only reach 0.2: ½·2.8² = 3.92."""
     one = torch.ones(1, 1)
     plain = compose("algorithm=ppo").algorithm.critic
@@ -196,8 +199,8 @@ def test_micro_batches_add_up_to_the_minibatch(name, fixed):
     for size in (0, 1, 3):
         logprobs = fixed["current"].clone().requires_grad_()
         for part in micro_batches(8, size):
-            arguments = (logprobs[part], old[part], advantages[part], mask[part], weights[part], ref[part])
-            policy_loss(algorithm, *arguments).loss.backward()
+            tokens = Tokens(logprobs[part], old[part], advantages[part], mask[part])
+            policy_loss(algorithm, tokens, weights[part], ref[part]).loss.backward()
         gradients.append(logprobs.grad)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-12)
     assert torch.allclose(gradients[0], gradients[2], atol=1e-12)
@@ -219,7 +222,7 @@ def test_masked_positions_never_matter(name, fixed):
 @pytest.mark.parametrize("name", METHODS)
 def test_permuting_groups_changes_nothing(name, fixed):
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
-    own = {"greedy": fixed["greedy"][[1, 0]], "steps": fixed["steps"].rows(order, 8)}
+    own = {"greedy": fixed["greedy"][[1, 0]], "steps": select(fixed["steps"], order)}
     permuted = {key: own[key] if key in own else x[order] for key, x in fixed.items()}
     losses = [loss_of(a, f["current"], f, adv).item() for f in (fixed, permuted) for a, adv, _ in [prepared(name, f)]]
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
@@ -229,27 +232,59 @@ def test_permuting_groups_changes_nothing(name, fixed):
 def test_on_policy_ratio_is_one_and_nothing_is_clipped(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
-    result = policy_loss(algorithm, old, old, advantages, mask, algorithm.aggregate(mask, WIDTH), ref)
+    result = policy_loss(algorithm, Tokens(old, old, advantages, mask), algorithm.aggregate(mask, WIDTH), ref)
     assert (result.ratio == 1).all()
     assert not result.clipped.any()
 
 
-def test_clip_by_hand():
+def tokens_of(ratio, advantages):
+    """Tokens of one completion with these ratios; the behaviour policy gives each a probability of one half."""
+    behaviour = torch.full_like(ratio, 0.5).log()
+    return Tokens((ratio / 2).log()[None], behaviour[None], advantages[None], torch.ones(1, len(ratio)).bool())
+
+
+def test_the_clip_flattens_the_surrogate_only_away_from_one():
     """Ratios 1.5 and 0.5: clipped where the advantage pushes further out, not where it pulls back."""
     objective = compose("algorithm=ppo").algorithm.objective
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    assert objective(ratio, advantages, ratio.log()).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
-    assert objective.clipped(ratio, advantages).tolist() == [True, False, False, True]
+    tokens = tokens_of(ratio, advantages)
+    assert objective(ratio[None], tokens)[0].tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
+    assert objective.clipped(ratio[None], tokens)[0].tolist() == [True, False, False, True]
 
 
-def test_ratios_of_sequences_by_hand():
+def test_total_variation_masks_by_the_change_of_a_probability_not_by_its_ratio():
+    """From a half: 0.7 and 0.3 have moved by 0.2 > δ, 0.6 and 0.4 by 0.1. Of 0.01, a ratio of 5 moves 0.04 alone."""
+    objective = AXES["objective"]["binary_tv"]
+    ratio, advantages = torch.tensor([1.4, 1.4, 0.6, 0.6, 1.2, 0.8]), torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0])
+    tokens = tokens_of(ratio, advantages)
+    assert objective.clipped(ratio[None], tokens)[0].tolist() == [True, False, True, False, False, False]
+    contributions = objective(ratio[None], tokens)[0]
+    assert contributions[[0, 2]].tolist() == [0, 0]
+    assert contributions[1].item() == pytest.approx(-1.4 * math.log(0.7))
+    rare = Tokens(torch.tensor([[0.05]]).log(), torch.tensor([[0.01]]).log(), torch.ones(1, 1), torch.ones(1, 1).bool())
+    assert not objective.clipped(torch.tensor([[5.0]]), rare).any()
+
+
+def test_a_geometric_mean_clips_each_ratio_on_the_side_of_the_advantage():
+    """Ratios 2 (beyond e^0.4) and ½: with A = 2 the mean is √(e^0.4·½); with A = −2 it is √(2·e^−0.4)."""
+    objective, ratio = AXES["objective"]["geometric_mean"], torch.tensor([2.0, 0.5])
+    for sign, expected, clipped in (
+        (1, (math.exp(0.4) / 2) ** 0.5, [True, False]),
+        (-1, (2 * math.exp(-0.4)) ** 0.5, [False, True]),
+    ):
+        tokens = tokens_of(ratio, torch.full((2,), 2.0 * sign))
+        assert objective(ratio[None], tokens)[0].tolist() == pytest.approx([2 * sign * expected] * 2)
+        assert objective.clipped(ratio[None], tokens)[0].tolist() == clipped
+
+
+def test_ratios_of_sequences_are_products_and_geometric_means():
     """Token ratios 2, 2, ½ and 3: products 2 and 3, geometric means 2^⅓ and 3."""
     logprobs = torch.tensor([[2.0, 2.0, 0.5], [3.0, 1.0, 1.0]]).log()
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    zero = torch.zeros_like(logprobs)
-    assert ratios.SequenceRatio()(logprobs, zero, mask)[:, 0].tolist() == pytest.approx([2, 3])
-    assert ratios.SequenceMeanRatio()(logprobs, zero, mask)[:, 0].tolist() == pytest.approx([2 ** (1 / 3), 3])
+    tokens = Tokens(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs), mask)
+    assert ratios.SequenceRatio()(tokens)[:, 0].tolist() == pytest.approx([2, 3])
+    assert ratios.SequenceMeanRatio()(tokens)[:, 0].tolist() == pytest.approx([2 ** (1 / 3), 3])
 
 
 def test_truncation_bounds_the_weight():
@@ -257,11 +292,12 @@ def test_truncation_bounds_the_weight():
         "algorithm=importance_sampling", "algorithm/objective=truncated_ratio", "tuned=none"
     ).algorithm.objective
     ratio, advantages = torch.tensor([0.5, 2.0, 7.0]), torch.tensor([1.0, -1.0, -1.0])
-    assert objective(ratio, advantages, ratio.log()).tolist() == pytest.approx([0.5, -2, -2])
-    assert objective.clipped(ratio, advantages).tolist() == [False, False, True]
+    tokens = tokens_of(ratio, advantages)
+    assert objective(ratio[None], tokens)[0].tolist() == pytest.approx([0.5, -2, -2])
+    assert objective.clipped(ratio[None], tokens)[0].tolist() == [False, False, True]
 
 
-def test_overlong_shaping_by_hand():
+def test_overlong_shaping_falls_linearly_within_the_margin():
     """Budget 100, margin 20: nothing up to 80, half of the penalty at 90, all at 100."""
     shaping = compose("algorithm=dapo").algorithm.shaping
     assert shaping(torch.tensor([10, 80, 90, 100]), 100).tolist() == pytest.approx([0, 0, -0.25, -0.5])
@@ -299,6 +335,8 @@ EXPECTED_SHARE = {
     "dapo": lambda s, g, t: (g - 1) / g / t,
     "cispo": lambda s, g, t: (g - 1) / g / t,
     "gspo": lambda s, g, t: (g - 1) / g / t,
+    "dppo": lambda s, g, t: (g - 1) / g / t,
+    "gmpo": lambda s, g, t: (g - 1) / g / t,
 }
 
 
@@ -362,10 +400,10 @@ def gradient_estimates(algorithm, table, sampled_from, batches=400, group=4):
         drawn = torch.multinomial(probabilities, SAMPLED, replacement=True)
         logprobs = sequence_logprobs(table, everything[drawn])
         behaviour = sequence_logprobs(sampled_from, everything[drawn]).detach()
-        rewards = place(reward[drawn], mask, group, greedy=greedy)
+        rewards = place_scores(reward[drawn], mask, group, greedy=greedy)
         advantages, _ = advantages_and_returns(algorithm, rewards, values if algorithm.critic.exists else None)
         weights = algorithm.aggregate(mask, LENGTH)
-        loss = policy_loss(algorithm, logprobs, behaviour, advantages, mask, weights).loss
+        loss = policy_loss(algorithm, Tokens(logprobs, behaviour, advantages, mask), weights).loss
         estimates.append(torch.autograd.grad(-loss, table)[0])
     return torch.stack(estimates)
 

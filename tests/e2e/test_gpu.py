@@ -34,7 +34,7 @@ def test_a_run_killed_on_a_gpu_resumes_and_ends_with_the_cpus_curve(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = call("bakeoff.__main__", ("resume=out",), there, enters_a_virtual_gpu)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from update 2" in resumed.stdout
+    assert "resumed after update 2" in resumed.stdout
     plain = call("bakeoff.__main__", (*WHOLE, "device=auto"), here)
     assert plain.returncode == 0, plain.stderr
     pd.testing.assert_series_equal(history(there), history(here), check_exact=True)

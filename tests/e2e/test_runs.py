@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bakeoff.measure.statistics import METRICS
+from bakeoff.metrics import METRICS
 from bakeoff.report import store
 from tests.commands import call, dies_in_update, start
 from tests.conftest import known
@@ -41,7 +41,7 @@ def test_a_run_is_tracked_whole(finished, name):
     run = only_run(finished[name])
     assert run.info.status == "FINISHED"
     assert run.data.tags["algorithm"] == name
-    assert {"arm", "start", "seed", "task", "model", "commit", "device", "tuned"} <= set(run.data.tags)
+    assert {"config_id", "start", "seed", "task", "model", "commit", "device", "tuned"} <= set(run.data.tags)
     assert run.data.params["choice/algorithm/kl_to_behaviour"] == ("adaptive_penalty" if name == "ppo_kl" else "none")
     assert run.data.params["batch.group_size"] == "4"
     table = store.completions_frame(tracking(finished[name]), run.info.run_id)
@@ -89,7 +89,7 @@ def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path
     assert only_run(tmp_path).info.status == "RUNNING"
     resumed = command("resume=out")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from update 3" in resumed.stdout
+    assert "resumed after update 3" in resumed.stdout
     assert only_run(tmp_path).info.status == "FINISHED"
     pd.testing.assert_series_equal(history(tmp_path), history(finished[name]), check_exact=True)
 

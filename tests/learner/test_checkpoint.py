@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run, save_checkpoint
-from bakeoff.learner.state import make_learner
+from bakeoff.learner.learner import make_learner
 from bakeoff.model.build import build
 from bakeoff.model.weights import weights_hash
 from tests.conftest import compose
@@ -35,15 +35,15 @@ def one_step(learner, draw):
         [],
     ],
 )
-def test_a_restored_learner_goes_on_identically(overrides, tmp_path):
+def test_a_restored_learner_takes_the_same_next_step(overrides, tmp_path):
     draw = torch.Generator().manual_seed(0)
     learner = learner_of(*overrides)
     one_step(learner, draw)
     learner.counters.updates, learner.counters.seconds, learner.betas.behaviour = 7, 1 / 3, 0.1
-    save_checkpoint(tmp_path, learner, {"arm": "a"}, keep=2)
-    other = learner_of(*overrides)  # of the same start, and gone another way since
+    save_checkpoint(tmp_path, learner, {"seed": 0}, keep=2)
+    other = learner_of(*overrides)  # the same start, then another step
     one_step(other, torch.Generator().manual_seed(5))
-    load_checkpoint(checkpoints(tmp_path)[-1], other)
+    other = load_checkpoint(checkpoints(tmp_path)[-1], other)
     for each in (learner, other):
         one_step(each, torch.Generator().manual_seed(1))
     assert weights_hash(other.actor.network) == weights_hash(learner.actor.network)

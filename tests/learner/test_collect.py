@@ -1,38 +1,34 @@
-"""What one update samples: once, until groups have spread, with greedy completions; and how rollouts are joined."""
+"""The completions of one update: sampled once, or until groups have spread, with greedy ones; and joined rollouts."""
 
 import torch
 
-from bakeoff.batch import Example, Rollout, Scores, Steps
-from bakeoff.joining import join_rollouts, join_scores
-from bakeoff.learner.collect import collect
-from bakeoff.learner.state import passes_of
+from bakeoff.batch import Example, Rollout, Scores, StepRewards, concatenate, select
+from bakeoff.loop import collect
 from bakeoff.model.forward import completion_logits
 from bakeoff.task.sort import Sort
-from tests.conftest import compose, run_of
+from tests.conftest import compose, loop_of
 from tests.model.test_forward import grouped
 
 SMALL = ["tuned=none", "batch.prompts=6", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
 
 
-def collected(monkeypatch, tmp_path, verdict, *overrides):
-    """One update's samples under a verifier `verdict(completion, example)`."""
+def collected(monkeypatch, verdict, *overrides):
+    """The completions of one update under a verifier `verdict(completion, example)`."""
     monkeypatch.setattr(Sort, "verify", lambda self, completion, example: float(verdict(completion, example)))
-    config = compose(*SMALL, *overrides)
-    run = run_of(config, tmp_path)
-    return collect(config, run.learner, passes_of(config, run.phases))
+    return collect(loop_of(compose(*SMALL, *overrides)), 0)
 
 
-def test_a_method_that_samples_once_learns_from_all(monkeypatch, tmp_path):
-    found = collected(monkeypatch, tmp_path, lambda text, example: 1.0, "algorithm=grpo")
+def test_a_method_that_samples_once_learns_from_all(monkeypatch):
+    found = collected(monkeypatch, lambda text, example: 1.0, "algorithm=grpo")
     assert (found.rounds, found.sequences) == (1, 12)
     assert found.rollout is found.all_rollouts
     assert found.tokens == int(found.rollout.sequences.mask.sum())
 
 
-def test_dynamic_sampling_keeps_groups_with_spread_first(monkeypatch, tmp_path):
+def test_dynamic_sampling_keeps_groups_with_spread_first(monkeypatch):
     """A prompt whose first digit is even has spread, others have none: about half of the groups are kept."""
     even = lambda text, example: int(example.prompt[0]) % 2 == 0 and len(text) % 2  # noqa: E731
-    found = collected(monkeypatch, tmp_path, even, "algorithm=dapo", "algorithm.group_filter.rounds=9")
+    found = collected(monkeypatch, even, "algorithm=dapo", "algorithm.group_filter.rounds=9")
     spread = found.scores.total.view(6, 2)
     assert (spread.amax(1) > spread.amin(1)).all()
     assert found.rounds > 1
@@ -44,25 +40,26 @@ def test_dynamic_sampling_keeps_groups_with_spread_first(monkeypatch, tmp_path):
     assert len({tuple(row) for row in ids[:, 0].tolist()}) == 6
 
 
-def test_dynamic_sampling_is_bounded_and_fills_up(monkeypatch, tmp_path):
-    found = collected(monkeypatch, tmp_path, lambda text, example: 0.0, "algorithm=dapo")
+def test_dynamic_sampling_is_bounded_and_fills_up(monkeypatch):
+    found = collected(monkeypatch, lambda text, example: 0.0, "algorithm=dapo")
     assert found.rounds == 3
     assert len(found.rollout.sequences) == 12
     assert found.sequences == 36
 
 
-def test_greedy_completions_are_scored_and_counted(monkeypatch, tmp_path):
-    found = collected(monkeypatch, tmp_path, lambda text, example: len(text) / 100, "algorithm=remax")
+def test_greedy_completions_are_scored_and_counted(monkeypatch):
+    found = collected(monkeypatch, lambda text, example: len(text) / 100, "algorithm=remax")
     assert found.greedy.shape == (6,)
     assert found.sequences == 18
-    again = collected(monkeypatch, tmp_path, lambda text, example: len(text) / 100, "algorithm=remax")
+    again = collected(monkeypatch, lambda text, example: len(text) / 100, "algorithm=remax")
     assert torch.equal(found.greedy, again.greedy)
 
 
 def test_joined_rollouts_have_the_logprobs_of_their_parts(tiny):
     wide, narrow = grouped(tiny, 8), grouped(tiny, 3)
-    joined = join_rollouts([rollout_with(wide), rollout_with(narrow)], tiny.tokenizer.pad_token_id)
+    joined = concatenate([rollout_with(wide), rollout_with(narrow)])
     assert joined.sequences.mask.shape == (24, 8)
+    assert joined.entropy.shape == (24, 8)
     logits = completion_logits(tiny, joined.sequences)
     assert torch.allclose(logits[12:, :3][narrow.mask], completion_logits(tiny, narrow)[narrow.mask], atol=1e-5)
     assert torch.allclose(logits[:12][wide.mask], completion_logits(tiny, wide)[wide.mask], atol=1e-5)
@@ -71,25 +68,29 @@ def test_joined_rollouts_have_the_logprobs_of_their_parts(tiny):
 def rollout_with(sequences):
     rows = len(sequences)
     return Rollout(
-        examples=[Example("1=", "1")] * 3,
-        prompts=["1="] * 3,
+        examples=[Example("1=", "1")] * rows,
+        prompts=["1="] * rows,
         completions=["1"] * rows,
-        group_size=4,
         sequences=sequences,
-        decode=str,
         sampler_logprobs=torch.zeros(sequences.mask.shape),
         entropy=torch.zeros(sequences.mask.shape),
         ended=torch.ones(rows, dtype=torch.bool),
+        max_tokens=8,
+        decode=str,
     )
 
 
-def test_joined_and_chosen_step_scores_stay_with_their_completions():
+def test_joined_and_selected_step_scores_stay_with_their_completions():
     def scores(shift):
-        steps = Steps(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1]), torch.tensor([1.0, 2.0, 3.0]) + shift)
+        score = torch.tensor([1.0, 2.0, 3.0]) + shift
+        steps = StepRewards(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1]), score, completions=2)
         two = torch.tensor([0.5, 0.0])
         return Scores(two, two > 0, two, {"f": two}, steps)
 
-    joined = join_scores([scores(0), scores(10)])
+    joined = concatenate([scores(0), scores(10)])
     assert joined.total.tolist() == [1.5, 5.0, 11.5, 25.0]
-    assert joined.rows(torch.tensor([3, 0])).total.tolist() == [25.0, 1.5]
-    assert sorted(joined.rows(torch.tensor([3, 0])).steps.row.tolist()) == [0, 0, 1]
+    for rows in (torch.tensor([3, 0]), slice(1, 3)):
+        chosen = select(joined, rows)
+        assert chosen.total.tolist() == joined.total[rows].tolist()
+        assert chosen.process.completions == 2
+    assert sorted(select(joined, torch.tensor([3, 0])).process.row.tolist()) == [0, 0, 1]

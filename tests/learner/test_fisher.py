@@ -1,17 +1,21 @@
 """Fisher products against the explicit matrix of a tiny model, with fused attention, and a real trust-region update."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bakeoff.learner.fisher import fisher_product, logits_tangent, sequences_within
-from bakeoff.learner.update import actor_subproblem, update
-from bakeoff.model.forward import completion_logits
+from bakeoff.learner.holdings import held
+from bakeoff.learner.update import actor_subproblem, update_actor, update_critic
+from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
+from bakeoff.model.forward import ForwardSettings, completion_logits
 from bakeoff.model.weights import weights_hash
-from bakeoff.randomness import generator
 from tests.conftest import compose
-from tests.learner.test_update import CPU, passes, prepared
+from tests.learner.test_update import CPU, draws, forward, prepared, update
 from tests.model.test_forward import grouped, ungrouped
 
 SMALL = [
@@ -48,7 +52,7 @@ def test_products_are_those_of_the_explicit_fisher(small, shared_prompt):
     vector = [torch.randn(q.shape, generator=draw, dtype=torch.float64) for q in parameters]
     expected = fisher @ torch.cat([v.flatten() for v in vector])
     for micro_batch in (0, 5):
-        product = fisher_product(small, sequences, vector, temperature=0.7, micro_batch=micro_batch)
+        product = fisher_product(small, sequences, vector, ForwardSettings(0.7, micro_batch))
         assert torch.allclose(torch.cat([x.flatten() for x in product]), expected, atol=1e-9)
     assert expected.abs().max() > 1e-3
 
@@ -88,11 +92,11 @@ def test_the_token_bound_takes_the_first_sequences(tiny):
 def test_a_trust_region_update_holds_its_bound(overrides):
     learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005", *overrides)
     before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
-    statistics = update(learner, experience, passes(5), generator(CPU, 0, "m"))
-    assert statistics["policy/accepted"] == 1
-    assert 0 < statistics["policy/step_kl"] <= 0.005
-    assert statistics["policy/actual_improvement"] > 0
-    assert statistics["policy/cg_residual"] < 1
+    (taken,), _ = update(learner, experience, forward(5))
+    assert taken.step.accepted == 1
+    assert 0 < taken.step.step_kl <= 0.005
+    assert taken.step.actual_improvement > 0
+    assert taken.step.cg_residual < 1
     after = learner.actor.trained()
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
@@ -101,14 +105,14 @@ def test_no_accepted_step_leaves_the_actor_as_it_was():
     learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005")
     experience.behaviour_logprobs = experience.behaviour_logprobs + 5.0  # no step can bring this KL below the bound
     before = weights_hash(learner.actor.network)
-    statistics = update(learner, experience, passes(), generator(CPU, 0, "m"))
-    assert statistics["policy/accepted"] == 0
+    (taken,), _ = update(learner, experience)
+    assert taken.step.accepted == 0
     assert weights_hash(learner.actor.network) == before
 
 
-def test_the_subproblem_evaluates_where_the_parameters_are():
+def test_the_subproblem_evaluates_at_the_current_parameters():
     learner, experience, _ = prepared("algorithm=trpo")
-    problem = actor_subproblem(learner, experience, passes(3))
+    problem = actor_subproblem(learner, experience, forward(3), nullcontext)
     loss, kl = problem.evaluate()
     assert kl == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
@@ -119,10 +123,13 @@ def test_the_subproblem_evaluates_where_the_parameters_are():
     assert kl > 1e-5
 
 
-def test_phases_tell_the_product_apart():
+def test_products_are_a_phase_of_their_own():
     learner, experience, _ = prepared("algorithm=trpo")
-    settings = passes()
-    with settings.phases.following(learner.held()):
-        update(learner, experience, settings, generator(CPU, 0, "m"))
-    measured = settings.phases.take()
+    phases, order = Phases(CPU), draws()
+    with phases.tracing(held(learner)):
+        with phases("actor_update"):
+            update_actor(learner, experience, forward(), order, partial(phases, "fisher_product"))
+        with phases("critic_update"):
+            update_critic(learner, experience, forward(), order)
+    measured = phases.take()
     assert {"actor_update", "fisher_product", "critic_update"} == set(measured.seconds) == set(measured.peaks)

@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bakeoff.batch import Example
 from bakeoff.device import HOST
+from bakeoff.engine.embedded import Embedded
+from bakeoff.engine.engine import Sampling, roll_out
 from bakeoff.errors import UserError
 from bakeoff.learner import reward_model as stage
 from bakeoff.measure.phase import Phases
@@ -15,7 +18,7 @@ from bakeoff.model.build import build
 from bakeoff.model.encode import encode, encode_with_completions
 from bakeoff.reward.model import bradley_terry
 from bakeoff.reward.preferences import Pair, read_pairs
-from bakeoff.rollout import Sampler
+from bakeoff.start import collector_of
 from tests.conftest import compose
 
 FEW = ["reward=learned", "sft.steps=0", "preferences.pairs=24", "preferences.heldout=8", "preferences.steps=3"]
@@ -53,9 +56,10 @@ def test_a_score_is_read_after_the_last_token_whatever_the_padding(tiny, model):
 
 def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
     prompts = encode(tiny, [Example("12=", ""), Example("345=", "")], [])
-    rollout = Sampler(temperature=3.0)(tiny, prompts, 16, 8, torch.Generator().manual_seed(0))
-    examples = rollout.by_completion(rollout.examples)
-    by_text = model.score(encode_with_completions(tiny, examples, rollout.completions, []))
+    engine = Embedded()
+    engine.load(tiny)
+    rollout = roll_out(engine, tiny, prompts, 16, Sampling(temperature=3.0), 8, seed=0)
+    by_text = model.score(encode_with_completions(tiny, rollout.examples, rollout.completions, []))
     by_ids = model.score(rollout.sequences, micro_batch=5)
     special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask
     same = rollout.ended & ~special.any(1)  # text leaves special tokens out
@@ -65,7 +69,7 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
 
 def test_pairs_are_ranked_by_the_true_reward_without_ties(tiny):
     config = compose(*FEW)
-    pairs = stage.ranked_pairs(config, tiny, 20, seed=0, stream="pairs", show=quiet)
+    pairs = stage.ranked_pairs(collector_of(config), tiny, 20, "pairs", quiet)
     grades = [(config.task.grade(p.chosen, p.example), config.task.grade(p.rejected, p.example)) for p in pairs]
     assert len(pairs) == 20
     assert all(chosen > rejected for chosen, rejected in grades)
@@ -73,7 +77,7 @@ def test_pairs_are_ranked_by_the_true_reward_without_ties(tiny):
 
 def test_label_noise_reverses_its_share_of_training_pairs_alone(tiny):
     config = compose(*FEW, "preferences.pairs=200", "preferences.label_noise=0.25")
-    training, heldout = stage.preference_pairs(config, tiny, quiet)
+    training, heldout = stage.preference_pairs(config.preferences, collector_of(config), tiny, quiet)
 
     def reversed_share(pairs):
         grades = [(config.task.grade(p.chosen, p.example), config.task.grade(p.rejected, p.example)) for p in pairs]
@@ -87,7 +91,7 @@ def test_too_few_pairs_is_one_sentence(tiny, monkeypatch):
     config = compose(*FEW)
     monkeypatch.setattr(type(config.task), "grade", lambda self, completion, example: 0.0)
     with pytest.raises(UserError, match=r"preferences\.pairs: of \d+ completions only 0 pairs differ"):
-        stage.ranked_pairs(config, tiny, 20, seed=0, stream="pairs", show=quiet)
+        stage.ranked_pairs(collector_of(config), tiny, 20, "pairs", quiet)
 
 
 def test_training_learns_a_preference_and_normalises_it(tiny):
@@ -95,11 +99,10 @@ def test_training_learns_a_preference_and_normalises_it(tiny):
     config = compose(*FEW)
     pairs = [Pair(Example(f"{i}=", ""), str(i) * 4, str(i)) for i in range(10)]
     model = stage.untrained(tiny, seed=0)
-    assert stage.judged(model, tiny, config.task, pairs)["pair_accuracy"] == 0.5, "it prefers nothing at first"
+    assert stage.pair_quality(model, tiny, config.task, pairs).accuracy == 0.5, "it prefers nothing at first"
     stage.train(model, tiny, config.task, pairs, config.preferences, 30, quiet)
     stage.normalise(model, tiny, config.task, pairs)
-    report = stage.judged(model, tiny, config.task, pairs)
-    assert report["pair_accuracy"] == 1
+    assert stage.pair_quality(model, tiny, config.task, pairs).accuracy == 1
     examples = [pair.example for pair in pairs for _ in range(2)]
     scores = model.score(
         encode_with_completions(tiny, examples, [t for p in pairs for t in (p.chosen, p.rejected)], [])
@@ -108,26 +111,26 @@ def test_training_learns_a_preference_and_normalises_it(tiny):
     assert scores.std().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_calibration_by_hand(tiny, model, monkeypatch):
-    """Margins log 4 (said 0.8), three of four right; 0 counts as half right, said 0.5."""
+def test_calibration_compares_stated_with_observed_accuracy(tiny, model, monkeypatch):
+    """Margins log 4 (stated 0.8), three of four right; 0 counts as half right, stated 0.5."""
     margins = torch.tensor([math.log(4)] * 3 + [-math.log(4), 0.0])
     monkeypatch.setattr(stage, "pair_scores", lambda *_: (margins, torch.zeros(5)))
-    report = stage.judged(model, tiny, None, [None] * 5)
-    assert report["pair_accuracy"] == pytest.approx(3.5 / 5)
-    rows = {round(row["from"], 1): row for row in report["calibration"]}
-    assert (rows[0.8]["pairs"], rows[0.8]["said"], rows[0.8]["right"]) == (4, pytest.approx(0.8), pytest.approx(0.75))
-    assert report["calibration_error"] == pytest.approx((4 * 0.05 + 0) / 5, abs=1e-6)
+    quality = stage.pair_quality(model, tiny, None, [None] * 5)
+    assert quality.accuracy == pytest.approx(3.5 / 5)
+    row = {round(each["from"], 1): each for each in quality.calibration}[0.8]
+    assert (row["pairs"], row["stated"], row["observed"]) == (4, pytest.approx(0.8), pytest.approx(0.75))
+    assert quality.calibration_error == pytest.approx((4 * 0.05 + 0) / 5, abs=1e-6)
 
 
-def test_it_is_made_once_and_is_the_same_from_the_cache(cache):
+def test_a_reward_model_is_trained_once_and_then_read_from_the_cache(cache):
     config = compose(*FEW)
     policy = build(config.model, seed=3)
     policy.network.eval()
-    first = stage.learned_reward(config, policy, Phases(HOST), quiet)
-    said = []
-    again = stage.learned_reward(config, policy, Phases(HOST), said.append)
-    assert (first.pairs, first.report) == (again.pairs, again.report)
-    assert len(said) == 1, "nothing was trained"
+    first = stage.learned_reward(config, collector_of(config), policy, Phases(HOST), quiet)
+    messages = []
+    again = stage.learned_reward(config, collector_of(config), policy, Phases(HOST), messages.append)
+    assert (first.pairs, first.quality) == (again.pairs, again.quality)
+    assert len(messages) == 1, "nothing was trained"
     for name, tensor in first.model.trained().items():
         assert torch.equal(tensor, again.model.trained()[name])
 
@@ -139,11 +142,13 @@ def test_renewal_learns_from_new_pairs_and_replays_earlier_ones(tiny, monkeypatc
     train = stage.train
     monkeypatch.setattr(stage, "train", lambda *a: (seen.extend(a[3]), train(*a)))
     model = stage.untrained(tiny, seed=0)
-    metrics = stage.renew(model, config, tiny, earlier, update=3, show=quiet)
+    renewal = stage.renew_reward_model(
+        model, config.preferences, collector_of(config), earlier, quiet, actor=tiny, update=3
+    )
     assert sum(pair in earlier for pair in seen) == 2, "a tenth of twenty"
     assert len(seen) == 20
-    assert metrics["reward_model/new_pair_accuracy"] == 0.5
-    assert metrics["reward_model/new_pair_accuracy_after"] > 0.8
+    assert renewal.accuracy_before == 0.5
+    assert renewal.accuracy_after > 0.8
 
 
 def test_pairs_from_a_file(tmp_path, tiny):
@@ -151,12 +156,10 @@ def test_pairs_from_a_file(tmp_path, tiny):
     path.write_text("\n".join(json.dumps({"prompt": f"{i}=", "chosen": "1", "rejected": "2"}) for i in range(9)))
     assert read_pairs(str(path))[3] == Pair(Example("3=", "1"), "1", "2")
     config = compose("reward=learned", f"preferences.path={path}", "preferences.heldout=4")
-    training, heldout = stage.preference_pairs(config, tiny, quiet)
+    training, heldout = stage.preference_pairs(config.preferences, collector_of(config), tiny, quiet)
     assert (len(training), len(heldout)) == (5, 4)
     with pytest.raises(UserError, match=r"preferences.heldout is 9, but .* has 9 pairs"):
-        stage.preference_pairs(
-            compose("reward=learned", f"preferences.path={path}", "preferences.heldout=9"), tiny, quiet
-        )
+        stage.preference_pairs(replace(config.preferences, heldout=9), collector_of(config), tiny, quiet)
     path.write_text('{"prompt": "1=", "chosen": "1"}')
     with pytest.raises(UserError, match=r"preferences.path: line 1 of .*KeyError: 'rejected'"):
         read_pairs(str(path))

@@ -1,43 +1,58 @@
 """The learner on the real path: micro-batches, the first minibatch, what trains and what does not."""
 
-from collections import defaultdict
-
 import pytest
 import torch
 
+from bakeoff.engine.engine import roll_out
 from bakeoff.learner.experience import explained_variance, make_experience
-from bakeoff.learner.state import Passes, make_learner
-from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update
+from bakeoff.learner.holdings import held
+from bakeoff.learner.learner import make_learner
+from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update_actor, update_critic
+from bakeoff.loop import update_once
 from bakeoff.measure.phase import Phases
-from bakeoff.model.forward import completion_logits
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
+from bakeoff.model.forward import ForwardSettings, completion_logits
 from bakeoff.model.weights import weights_hash
 from bakeoff.randomness import generator, stdlib_random
-from tests.conftest import compose
+from tests.conftest import compose, loop_of
 
 CPU = torch.device("cpu")
 ARMS = [["algorithm=ppo"], ["algorithm=ppo_kl"], ["algorithm=grpo"], ["algorithm=ppo", "algorithm/critic=shared"]]
 
 
-def passes(micro_batch=0):
-    return Passes(2.0, micro_batch, 0, 11, Phases(CPU))
+def forward(micro_batch=0):
+    return ForwardSettings(temperature=2.0, micro_batch=micro_batch)
 
 
 def prepared(*overrides):
-    """A learner from random weights, and its first experience with rewards of 0 and 1."""
-    config = compose(*overrides, "tuned=none", "batch.prompts=4", "batch.group_size=4", "algorithm.optimizer.lr=1e-3")
+    """A learner from random weights, its first experience with rewards of 0 and 1, and that experience's statistics."""
+    config = compose(
+        *("tuned=none", "batch.prompts=4", "batch.group_size=4", "algorithm.optimizer.lr=1e-3"),
+        *("sampling.temperature=2.0", *overrides),
+    )
     actor = build(config.model, seed=1)
     actor.network.eval()
     learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0)
     prompts = encode(actor, config.task.training_examples(4, stdlib_random(0, "p")), [])
-    sampler = config.rollout
-    sampler.temperature = 2.0
-    rollout = sampler(actor, prompts, 4, 11, generator(CPU, 0, "r"))
+    engine = config.engine
+    engine.load(actor)
+    rollout = roll_out(engine, actor, prompts, 4, config.sampling, 11, seed=1)
     scores = config.reward(config.task, rollout)
     scores.outcome = (torch.arange(16) % 3 == 0).float()
-    experience, statistics = make_experience(learner, rollout, scores, None, passes())
+    experience, statistics = make_experience(learner, rollout, scores, None, forward(), engine.exact_logprobs)
     return learner, experience, statistics
+
+
+def draws():
+    return generator(CPU, 0, "m")
+
+
+def update(learner, experience, settings=None):
+    """The steps of actor and critic."""
+    settings = settings or forward()
+    order = draws()
+    return update_actor(learner, experience, settings, order), update_critic(learner, experience, settings, order)
 
 
 def gradients(learner):
@@ -49,10 +64,10 @@ def test_gradients_do_not_depend_on_the_micro_batch(overrides):
     collected = {}
     for size in (0, 1, 5):
         learner, experience, _ = prepared(*overrides)
-        actor_gradient(learner, experience, passes(size), defaultdict(list))
+        actor_gradient(learner, experience, forward(size))
         collected[size] = gradients(learner)
         if learner.critic is not None:
-            critic_gradient(learner, learner.algorithm.critic, experience, passes(size), defaultdict(list))
+            critic_gradient(learner, learner.algorithm.critic, experience, forward(size))
             collected[size] += [p.grad.clone() for p in learner.critic.trained().values()]
     assert any(g.abs().max() > 0 for g in collected[0])
     for size in (1, 5):
@@ -63,47 +78,48 @@ def test_gradients_do_not_depend_on_the_micro_batch(overrides):
 @pytest.mark.parametrize("overrides", ARMS)
 def test_the_first_minibatch_after_a_rollout_is_on_policy(overrides):
     learner, experience, _ = prepared(*overrides)
-    statistics = update(learner, experience, passes(), generator(CPU, 0, "m"))
-    assert statistics["policy/first_ratio_error"] < 1e-5
-    assert statistics["policy/first_clip_fraction"] == 0
-    assert statistics["policy/ratio_max"] > 1, "later minibatches are not"
-    moved = measure_step(learner, experience, 8, passes())
-    assert moved["kl/behaviour_k3_per_token"] > 0
+    steps, _ = update(learner, experience)
+    assert steps[0].minibatch.ratio_error < 1e-5
+    assert steps[0].minibatch.clip_fraction == 0
+    assert max(step.minibatch.ratio_max for step in steps[1:]) > 1, "later minibatches are not"
+    assert measure_step(learner, experience, 8, forward()).k3_per_token > 0
 
 
 @pytest.mark.parametrize("overrides", ARMS)
-def test_what_trains_and_what_is_frozen(overrides):
+def test_actor_and_critic_train_and_the_reference_is_frozen(overrides):
     learner, experience, _ = prepared(*overrides)
     before = weights_hash(learner.actor.network), weights_hash(learner.reference.network)
     critic = weights_hash(learner.critic.head) if learner.critic else ""
-    update(learner, experience, passes(), generator(CPU, 0, "m"))
+    update(learner, experience)
     assert weights_hash(learner.actor.network) != before[0]
     assert weights_hash(learner.reference.network) == before[1]
     if learner.critic:
         assert weights_hash(learner.critic.head) != critic
 
 
-def test_the_start_is_the_reference_and_the_critic_says_zero():
+def test_at_the_start_actor_and_reference_agree_and_every_value_is_zero():
     _, experience, statistics = prepared("algorithm=ppo")
     mask = experience.sequences.mask
     assert torch.allclose(experience.behaviour_logprobs[mask], experience.reference_logprobs[mask], atol=1e-5)
     assert experience.values.abs().max() == 0
-    assert statistics["kl/reference_k3_per_token"] == pytest.approx(0, abs=1e-9)
-    assert statistics["critic/explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert float(statistics.reference.k3_per_token) == pytest.approx(0, abs=1e-9)
+    assert float(statistics.explained_variance) == pytest.approx(0, abs=1e-6)
 
 
-def test_critic_warm_up_leaves_the_actor_alone():
-    learner, experience, _ = prepared("algorithm=ppo", "algorithm.critic.warmup_updates=1")
+def test_critic_warm_up_leaves_the_actor_unchanged():
+    few = ["sft.steps=0", "task.heldout=4", "batch.prompts=4", "batch.group_size=2", "tuned=none"]
+    loop = loop_of(compose("algorithm=ppo", "algorithm.critic.warmup_updates=1", "algorithm.optimizer.lr=1e-3", *few))
+    learner = loop.learner
+    learner.critic.head.linear.bias.data += 1.0  # a value that returns of zero are far from
     actor, critic = weights_hash(learner.actor.network), weights_hash(learner.critic.head)
-    update(learner, experience, passes(), generator(CPU, 0, "m"))
+    assert update_once(loop).actor == []
     assert weights_hash(learner.actor.network) == actor
     assert weights_hash(learner.critic.head) != critic
-    learner.counters.updates = 1
-    update(learner, experience, passes(), generator(CPU, 0, "m"))
+    assert len(update_once(loop).actor) == 4
     assert weights_hash(learner.actor.network) != actor
 
 
-def test_explained_variance_by_hand():
+def test_explained_variance_is_the_share_of_the_returns_that_values_explain():
     """Returns 0, 1, 2, 3 (variance 1.25); residuals ±½ (variance 0.25): 1 − 0.2."""
     returns = torch.tensor([[0.0, 1.0, 2.0, 3.0, 99.0]])
     values = returns + torch.tensor([[0.5, -0.5, 0.5, -0.5, 7.0]])
@@ -112,24 +128,24 @@ def test_explained_variance_by_hand():
     assert explained_variance(values, torch.ones(1, 5), mask).item() == 0
 
 
-def test_lr_schedule_by_hand():
-    step = compose(
+def test_the_rate_warms_up_and_then_falls_linearly():
+    optimizer = compose(
         "tuned=none", "algorithm.optimizer.warmup_updates=4", "algorithm.optimizer.final_lr_share=0.2"
     ).algorithm.optimizer
-    assert step.lr_factor(0, 0.0) == pytest.approx(0.25)
-    assert step.lr_factor(3, 0.0) == pytest.approx(1.0)
-    assert step.lr_factor(50, 0.5) == pytest.approx(0.6)
-    assert step.lr_factor(99, 1.0) == pytest.approx(0.2)
+    assert optimizer.lr_factor(0, 0.0) == pytest.approx(0.25)
+    assert optimizer.lr_factor(3, 0.0) == pytest.approx(1.0)
+    assert optimizer.lr_factor(50, 0.5) == pytest.approx(0.6)
+    assert optimizer.lr_factor(99, 1.0) == pytest.approx(0.2)
 
 
-def test_the_actor_is_evaluated_again_only_where_that_tells_something_new():
-    """In float32 the sampler's log-probs serve; with a head on the trunk, or in bfloat16, the actor runs again."""
-    assert "kl/reference_exact_per_token" not in prepared("algorithm=grpo")[2]
+def test_the_actor_runs_again_only_where_the_engine_is_not_exact_or_values_are_needed():
+    """In float32 the engine's log-probs serve; with a head on the trunk, or in bfloat16, the actor runs again."""
+    assert prepared("algorithm=grpo")[2].reference_exact is None
     for overrides in (["algorithm=ppo", "algorithm/critic=shared"], ["model.precision=bfloat16"]):
         _, experience, statistics = prepared(*overrides)
-        assert statistics["kl/reference_exact_per_token"] == pytest.approx(0, abs=1e-6)
+        assert float(statistics.reference_exact) == pytest.approx(0, abs=1e-6)
         assert torch.equal(experience.behaviour_logprobs, experience.reference_logprobs)
-        assert statistics["rollout/sampler_mismatch"] < 0.1
+        assert statistics.sampler_mismatch < 0.1
 
 
 def test_sampled_entropy_is_that_of_the_training_forward():
@@ -137,15 +153,18 @@ def test_sampled_entropy_is_that_of_the_training_forward():
     logits = completion_logits(learner.actor, experience.sequences, 2.0)
     entropies = torch.distributions.Categorical(logits=logits).entropy()
     expected = entropies[experience.sequences.mask].mean().item()
-    assert statistics["policy/entropy"] == pytest.approx(expected, abs=1e-5)
+    assert float(statistics.entropy) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_critic_recomputes_its_activations_as_the_actor_does():
     """Were it not in training mode, it would recompute nothing, and read every prompt of a group besides."""
     learner, experience, _ = prepared("algorithm=ppo", "model.gradient_checkpointing=true")
-    settings = passes()
-    with settings.phases.following(learner.held()):
-        update(learner, experience, settings, generator(CPU, 0, "m"))
-    peaks = settings.phases.take().peaks
+    phases, order = Phases(CPU), draws()
+    with phases.tracing(held(learner)):
+        with phases("actor_update"):
+            update_actor(learner, experience, forward(), order)
+        with phases("critic_update"):
+            update_critic(learner, experience, forward(), order)
+    peaks = phases.take().peaks
     actor, critic = (peaks[f"{role}_update"].cells[role, "activations"] for role in ("actor", "critic"))
     assert critic == pytest.approx(actor, rel=0.05)

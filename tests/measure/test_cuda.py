@@ -7,8 +7,8 @@ from bakeoff.attribution import Label
 from bakeoff.device import choose_device, device_name, set_up_device
 from bakeoff.errors import UserError
 from bakeoff.measure.phase import Phases
-from bakeoff.measure.statistics import peak_megabytes
-from bakeoff.run import followed
+from bakeoff.metrics import peak_metrics
+from bakeoff.run import traced
 from tests.conftest import compose, run_of
 from tests.virtual_gpu import GPU, HOST, virtual_gpu
 
@@ -52,9 +52,9 @@ def test_what_no_tensor_explains_is_the_remainder():
     with virtual_gpu():
         phases = Phases(GPU)
         weight, workspace = megabytes(1.024), megabytes(0.0512)
-        with phases.following([(weight, Label("actor", "parameters"))]), phases("rollout"):
+        with phases.tracing([(weight, Label("actor", "parameters"))]), phases("rollout"):
             torch.zeros(10)  # in the host's memory: not the device's
-        metrics = peak_megabytes(phases.take().peaks)
+        metrics = peak_metrics(phases.take().peaks)
     assert metrics["memory/rollout/actor_parameters_mb"] == 1.024
     assert metrics["memory/rollout/remainder_mb"] == pytest.approx(0.0512)
     assert metrics["memory/rollout_mb"] == pytest.approx(1.0752)
@@ -85,9 +85,9 @@ def test_the_snapshot_is_kept_where_memory_runs_out(tmp_path):
     with virtual_gpu() as gpu:
         run, artifacts = run_of(compose("measure.memory_snapshot=true", "sft.steps=0"), tmp_path), []
         run.tracker.artifact = artifacts.append
-        with pytest.raises(torch.OutOfMemoryError), followed(run), run.phases("rollout"):
+        with pytest.raises(torch.OutOfMemoryError), traced(run), run.loop.phase("rollout"):
             raise torch.OutOfMemoryError("CUDA out of memory")
     assert [arguments for name, arguments in gpu.calls if name == "history"] == ["all", None], "recording ends"
     assert [path.name for path in artifacts] == ["memory_snapshot.pickle"]
     assert artifacts[0].stat().st_size > 0
-    assert run.phases.failed == "rollout"
+    assert run.loop.phases.failed == "rollout"

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from bakeoff.batch import Example, Sequences
+from bakeoff.batch import Example, Sequences, group_rows, select
+from bakeoff.engine.embedded import Embedded
+from bakeoff.engine.engine import Sampling, roll_out
 from bakeoff.errors import UserError
-from bakeoff.model.value import separate_model
-from bakeoff.model.forward import completion_logits, completion_values
 from bakeoff.model.build import build, check_logits
 from bakeoff.model.encode import encode
+from bakeoff.model.forward import completion_logits, completion_values
 from bakeoff.model.logprobs import token_logprobs
-from bakeoff.rollout import Sampler
+from bakeoff.model.value import separate_model
 from tests.conftest import compose
 
 GROUP = 4
@@ -19,7 +20,9 @@ GROUP = 4
 def grouped(policy, width=8) -> Sequences:
     """Completions of three prompts of unequal length, four of each."""
     prompts = encode(policy, [Example(text, "") for text in ("12=", "4829103758=", "7=")], [])
-    return Sampler()(policy, prompts, GROUP, width, torch.Generator().manual_seed(0)).sequences
+    engine = Embedded()
+    engine.load(policy)
+    return roll_out(engine, policy, prompts, GROUP, Sampling(), width, seed=0).sequences
 
 
 def ungrouped(sequences: Sequences) -> Sequences:
@@ -75,7 +78,7 @@ def test_values_of_a_critic_are_the_same_with_a_shared_prompt(tiny):
 @pytest.mark.parametrize(("rows", "group"), [((0, 12), 4), ((4, 12), 4), ((0, 6), 2), ((6, 12), 2), ((3, 4), 1)])
 def test_rows_that_cut_through_groups_share_less(tiny, rows, group):
     sequences = grouped(tiny)
-    part = sequences[slice(*rows)]
+    part = select(sequences, slice(*rows))
     assert part.group_size == group
     prompts = part.ids[:, : part.prompt_width].view(-1, group, part.prompt_width)
     assert (prompts == prompts[:, :1]).all()
@@ -83,9 +86,9 @@ def test_rows_that_cut_through_groups_share_less(tiny, rows, group):
     assert torch.allclose(completion_logits(tiny, part)[part.mask], whole[part.mask], atol=1e-5)
 
 
-def test_groups_come_in_the_order_asked_for(tiny):
+def test_selected_groups_keep_the_given_order(tiny):
     sequences = grouped(tiny)
-    chosen = sequences.groups(torch.tensor([2, 0]))
+    chosen = select(sequences, group_rows(torch.tensor([2, 0]), GROUP))
     assert torch.equal(chosen.ids, torch.cat([sequences.ids[8:12], sequences.ids[0:4]]))
     assert chosen.group_size == GROUP
 

@@ -7,9 +7,9 @@ import torch
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
-from bakeoff.model.fetch import verify
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode, render
+from bakeoff.model.fetch import verify
 from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
 

@@ -7,11 +7,11 @@ from bakeoff.algorithm import kl
 from bakeoff.attribution import Label
 from bakeoff.device import HOST
 from bakeoff.measure.ledger import Ledger
+from bakeoff.model.build import build
+from bakeoff.model.forward import ForwardSettings, completion_hidden, completion_logits
+from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, token_logprobs
 from bakeoff.model.value import value_head
 from bakeoff.model.weights import frozen_copy
-from bakeoff.model.forward import completion_hidden, completion_logits
-from bakeoff.model.build import build
-from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, token_logprobs
 from tests.conftest import compose
 from tests.model.test_forward import grouped
 
@@ -29,7 +29,7 @@ def policy():
 def test_values_and_gradients_are_those_of_the_plain_computation(policy, temperature):
     sequences = grouped(policy)
     plain = token_logprobs(completion_logits(policy, sequences, temperature), sequences.completion_ids)
-    chunked = completion_logprobs(policy, sequences, temperature, CHUNK_MB)
+    chunked = completion_logprobs(policy, sequences, ForwardSettings(temperature, logits_mb=CHUNK_MB))
     assert chunked.shape == plain.shape
     assert torch.allclose(chunked, plain, atol=1e-12)
     weights = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(0))
@@ -43,9 +43,9 @@ def test_values_and_gradients_are_those_of_the_plain_computation(policy, tempera
 
 def test_values_come_from_the_same_pass(policy):
     sequences, head = grouped(policy), value_head(policy, 0.5).double()
-    logprobs, values = logprobs_and_values(policy, head, sequences, 1.0, CHUNK_MB)
+    logprobs, values = logprobs_and_values(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
     assert torch.equal(values, head(completion_hidden(policy.trunk, sequences)))
-    assert torch.allclose(logprobs, completion_logprobs(policy, sequences, 1.0, 0), atol=1e-12)
+    assert torch.allclose(logprobs, completion_logprobs(policy, sequences, ForwardSettings()), atol=1e-12)
 
 
 @torch.no_grad()
@@ -55,7 +55,9 @@ def test_the_exact_kl_in_chunks(policy):
         parameter.mul_(1.1)
     logits, others = completion_logits(policy, sequences, 0.7), completion_logits(other, sequences, 0.7)
     hidden = [completion_hidden(each.trunk, sequences) for each in (policy, other)]
-    mine, its, divergence = logprobs_and_kl(policy, other, *hidden, sequences.completion_ids, 0.7, CHUNK_MB)
+    mine, its, divergence = logprobs_and_kl(
+        policy, other, *hidden, sequences.completion_ids, ForwardSettings(0.7, 0, CHUNK_MB)
+    )
     assert torch.allclose(divergence, kl.exact(logits, others), atol=1e-12)
     assert divergence.max() > 1e-3
     assert torch.allclose(mine, token_logprobs(logits, sequences.completion_ids), atol=1e-12)
@@ -71,7 +73,7 @@ def test_the_saving_is_the_vocabularys():
     peaks = {}
     for limit in (0.0, 0.2):
         with Ledger(HOST, [(p, Label("actor", "parameters")) for p in policy.network.parameters()]) as ledger:
-            completion_logprobs(policy, sequences, 1.0, limit).sum().backward()
+            completion_logprobs(policy, sequences, ForwardSettings(logits_mb=limit)).sum().backward()
         peaks[limit] = ledger.peak_cells.get(Label("actor", "logits"), 0), ledger.peak
         policy.network.zero_grad(set_to_none=True)
     assert peaks[0.0][1] > peaks[0.2][1] + whole
@@ -90,5 +92,5 @@ def test_bfloat16_does_not_round_logits():
     assert torch.allclose(logits, hidden @ head.weight.T, atol=1e-4)
     assert logits.abs().max() == pytest.approx(64, abs=1e-3)
     assert (logits - logits.bfloat16()).abs().max() > 0.1, "what rounding would have done"
-    logprobs = completion_logprobs(policy, sequences, 1.0, CHUNK_MB)
+    logprobs = completion_logprobs(policy, sequences, ForwardSettings(logits_mb=CHUNK_MB))
     assert torch.allclose(logprobs, token_logprobs(logits, sequences.completion_ids), atol=1e-4)

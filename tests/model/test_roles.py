@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bakeoff.learner.state import make_learner
-from bakeoff.model.forward import completion_logits, completion_values
+from bakeoff.learner.holdings import weight_bytes
+from bakeoff.learner.learner import make_learner, renew_reference
 from bakeoff.model.build import build
+from bakeoff.model.forward import completion_logits, completion_values
 from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
 from tests.model.test_forward import grouped
@@ -58,7 +59,7 @@ def test_a_critic_in_a_role_leaves_actor_and_reference_alone(lora, tiny):
     assert values[sequences.mask].std() > 0
     for policy, logits in zip((learner.actor, learner.reference), before, strict=True):
         assert torch.allclose(completion_logits(policy, sequences), logits, atol=1e-6)
-    sizes = learner.weight_bytes()
+    sizes = weight_bytes(learner)
     assert sizes["critic"] == sum(p.nbytes for p in learner.critic.trained().values())
     assert sizes["critic"] < sizes["actor"], "an adapter and a head, no second backbone"
     assert (sizes["reference"] == 0) == (lora > 0)
@@ -79,7 +80,7 @@ def test_a_renewed_reference_is_the_policy_of_that_moment(tiny):
     for lora in (0, 4):
         learner = learner_of("algorithm=grpo_iterative", f"model.lora.rank={lora}")
         disturb(learner.actor.parameters())
-        learner.renew_reference()
+        renew_reference(learner)
         sequences = grouped(tiny)
         then = completion_logits(learner.actor, sequences).detach()
         disturb(learner.actor.parameters())
@@ -87,7 +88,7 @@ def test_a_renewed_reference_is_the_policy_of_that_moment(tiny):
         assert not torch.allclose(completion_logits(learner.actor, sequences), then, atol=1e-2)
 
 
-def test_iterations_end_where_they_should():
+def test_an_outer_iteration_ends_after_its_number_of_updates():
     learner = learner_of("algorithm=grpo_iterative", "algorithm.kl_to_reference.iteration_updates=3")
     ends = []
     for learner.counters.updates in range(1, 8):

@@ -5,19 +5,18 @@ import math
 import pytest
 import torch
 
-from bakeoff.learner.collect import collect
-from bakeoff.learner.state import passes_of
+from bakeoff.loop import collect
 from bakeoff.quality import train_critic
 from bakeoff.quality.advantage import advantage_quality, compared, rank_accuracy, true_advantages
 from bakeoff.quality.gradient import Moments, gradient_quality, quality
 from bakeoff.task.sort import Sort
-from tests.conftest import compose, run_of
+from tests.conftest import compose, loop_of
 
 SMALL = ["tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
 FEW = ["quality.critic_updates=2", "quality.batches=3", "quality.reference_batches=4", "quality.continuations=3"]
 
 
-def test_moments_by_hand():
+def test_moments_correct_the_norm_of_a_mean_for_its_noise():
     """Of (1, 0), (3, 0), (2, 3): mean (2, 1), squared deviations 2, 2 and 4."""
     moments = Moments.of([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0]), torch.tensor([2.0, 3.0])])
     assert moments.mean.tolist() == [2, 1]
@@ -35,13 +34,13 @@ def test_bias_and_signal_of_known_gaussians():
     def around(mean, count):
         return Moments.of(mean + torch.randn(50, generator=draws) for _ in range(count))
 
-    found = quality(around(mine, 4000), around(truth, 4000), [0.5, 0.7])
-    assert found["gradient/alignment"] == pytest.approx(math.cos(angle), abs=0.03)
-    assert found["gradient/bias"] == pytest.approx(math.sin(angle), abs=0.03)
-    assert found["gradient/snr"] == pytest.approx(9 / 50, rel=0.05)
-    assert found["gradient/relative_variance"] == pytest.approx(50 / 9, rel=0.05)
-    assert found["gradient/norm"] == pytest.approx(3, rel=0.03)
-    assert found["gradient/cosine"] == pytest.approx(0.6)
+    found = quality(around(mine, 4000), around(truth, 4000), [0.5, 0.7], tokens=100, seconds=2)
+    assert found.alignment == pytest.approx(math.cos(angle), abs=0.03)
+    assert found.bias == pytest.approx(math.sin(angle), abs=0.03)
+    assert found.snr == pytest.approx(9 / 50, rel=0.05)
+    assert found.relative_variance == pytest.approx(50 / 9, rel=0.05)
+    assert found.norm == pytest.approx(3, rel=0.03)
+    assert found.cosine == pytest.approx(0.6)
 
 
 def by_first_token(self, completion, example):
@@ -49,21 +48,21 @@ def by_first_token(self, completion, example):
     return float(completion[:1] in ("1", "2", "3", "+"))
 
 
-def test_an_unbiased_method_is_aligned_and_a_scale_changes_nothing(monkeypatch, tmp_path):
+def test_an_unbiased_method_is_aligned_and_a_scale_changes_nothing(monkeypatch):
     monkeypatch.setattr(Sort, "verify", by_first_token)
     found = {}
     for name, algorithm in (("rloo", "rloo"), ("grpo", "dr_grpo")):
         config = compose(*SMALL, f"algorithm={algorithm}", "quality.batches=40", "quality.reference_batches=80")
-        run = run_of(config, tmp_path / name)
-        before = [p.detach().clone() for p in run.learner.actor.parameters()]
-        found[name] = gradient_quality(config, run.learner, passes_of(config, run.phases), lambda text: None)
-        assert all(torch.equal(a, b) for a, b in zip(before, run.learner.actor.parameters(), strict=True))
-    assert found["rloo"]["gradient/alignment"] == pytest.approx(1, abs=0.3)
+        loop = loop_of(config)
+        before = [p.detach().clone() for p in loop.learner.actor.parameters()]
+        found[name] = gradient_quality(loop, config.quality, lambda message: None)
+        assert all(torch.equal(a, b) for a, b in zip(before, loop.learner.actor.parameters(), strict=True))
+    assert found["rloo"].alignment == pytest.approx(1, abs=0.3)
     # all completions are as long as the budget here, and with groups of two Dr. GRPO is RLOO but for a factor
-    for name in ("gradient/cosine", "gradient/alignment", "gradient/snr"):
-        assert found["grpo"][name] == pytest.approx(found["rloo"][name], rel=1e-3)
-    assert found["grpo"]["gradient/norm"] < found["rloo"]["gradient/norm"]
-    assert found["rloo"]["gradient/snr_per_second"] > 0
+    for name in ("cosine", "alignment", "snr"):
+        assert getattr(found["grpo"], name) == pytest.approx(getattr(found["rloo"], name), rel=1e-3)
+    assert found["grpo"].norm < found["rloo"].norm
+    assert found["rloo"].snr_per_second > 0
 
 
 def exact_values(policy, prompt, score):
@@ -88,18 +87,18 @@ def exact_values(policy, prompt, score):
     return float(first @ torch.tensor(after, dtype=torch.float64)), after
 
 
-def test_the_truth_is_that_of_exact_enumeration(monkeypatch, tmp_path):
+def test_the_truth_is_that_of_exact_enumeration(monkeypatch):
     """A policy of two tokens: every continuation of every state, weighed by its probability."""
     score = lambda text: float("1" in text) + 0.5 * float("2" in text)  # noqa: E731
     monkeypatch.setattr(Sort, "verify", lambda self, completion, example: score(completion))
     config = compose(*SMALL, "algorithm=rloo", "task.digits=1", "task.max_new_tokens=2", "quality.continuations=4000")
-    run = run_of(config, tmp_path)
-    collected = collect(config, run.learner, passes_of(config, run.phases))
-    found = true_advantages(config, run.learner.actor, collected.rollout, collected.scores, "truth")
+    loop = loop_of(config)
+    collected = collect(loop, 0)
+    found = true_advantages(loop, collected.rollout, collected.scores, config.quality.continuations, "truth")
     sequences = collected.rollout.sequences
     for row in range(len(sequences)):
         prompt = sequences.ids[row, : sequences.prompt_width][sequences.attention[row, : sequences.prompt_width]]
-        start, after = exact_values(run.learner.actor, prompt.tolist(), score)
+        start, after = exact_values(loop.learner.actor, prompt.tolist(), score)
         reached = after[int(sequences.completion_ids[row, 0])]
         noise = 4 * 0.5 / 4000**0.5
         assert float(found[row, 0]) == pytest.approx(reached - start, abs=2 * noise)
@@ -107,41 +106,39 @@ def test_the_truth_is_that_of_exact_enumeration(monkeypatch, tmp_path):
             assert float(found[row, 1]) == pytest.approx(float(collected.scores.total[row]) - reached, abs=noise)
 
 
-def test_compared_by_hand():
+def test_advantages_are_compared_with_two_estimates_of_the_truth():
     """One prompt, two completions of two tokens; the two estimates of the truth agree."""
     truth = torch.tensor([[0.5, -0.5], [0.1, 0.3]])
     mask = torch.tensor([[True, True], [True, True]])
     found = compared(truth + 0.25, [truth, truth], mask, 2)
-    assert found["advantage/correlation"] == pytest.approx(1)
-    assert found["advantage/correlation_ceiling"] == pytest.approx(1)
-    assert found["advantage/bias"] == pytest.approx(0.25)
-    assert found["advantage/rank_accuracy"] == 1
+    assert found.correlation == pytest.approx(1)
+    assert found.correlation_ceiling == pytest.approx(1)
+    assert found.bias == pytest.approx(0.25)
+    assert found.rank_accuracy == 1
     constant = torch.ones(2, 2)
-    assert compared(constant, [truth, truth], mask, 2)["advantage/correlation"] == 0
+    assert compared(constant, [truth, truth], mask, 2).correlation == 0
     assert rank_accuracy(constant, truth, mask, 2) == 0.5, "no order is chance"
     assert rank_accuracy(torch.tensor([[1.0, 9.0], [0.0, 1.0]]), truth, mask, 2) == 0.5, "one pair right, one wrong"
     near = torch.tensor([[0.5, 0.0], [0.45, 0.05]])
     assert math.isnan(rank_accuracy(constant, near, mask, 2)), "nobody can order what is equal"
 
 
-def test_a_critic_is_trained_and_the_policy_is_not(monkeypatch, tmp_path):
+def test_a_critic_is_trained_and_the_policy_is_not(monkeypatch):
     monkeypatch.setattr(Sort, "verify", by_first_token)
     config = compose(*SMALL, *FEW, "algorithm=ppo", "algorithm.critic.optimizer.lr=1e-2")
-    run = run_of(config, tmp_path)
-    learner = run.learner
+    loop = loop_of(config)
+    learner = loop.learner
     before = [p.detach().clone() for p in learner.actor.parameters()]
     head = learner.critic.head.linear.weight.detach().clone()
-    train_critic(config, learner, passes_of(config, run.phases))
+    train_critic(loop, config.quality.critic_updates)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.actor.parameters(), strict=True))
     assert not torch.equal(head, learner.critic.head.linear.weight)
-    assert learner.counters.updates == 0, "the run has not begun"
+    assert learner.counters.updates == 0, "no update was counted"
 
 
-def test_the_mode_gives_metrics_by_position(monkeypatch, tmp_path):
+def test_advantages_are_compared_at_every_position(monkeypatch):
     monkeypatch.setattr(Sort, "verify", by_first_token)
     config = compose(*SMALL, *FEW, "algorithm=ppo")
-    run = run_of(config, tmp_path)
-    overall, positions = advantage_quality(config, run.learner, passes_of(config, run.phases), lambda text: None)
-    assert set(overall) == {f"advantage/{n}" for n in ("correlation", "correlation_ceiling", "bias", "rank_accuracy")}
+    overall, positions = advantage_quality(loop_of(config), config.quality, lambda message: None)
+    assert -1 <= overall.correlation <= 1
     assert set(positions) == set(range(11)), "random completions use their budget"
-    assert set(positions[0]) == {f"{name}_by_position" for name in overall}

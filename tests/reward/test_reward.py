@@ -7,7 +7,7 @@ import torch
 
 from bakeoff.batch import Example, Rollout, Sequences
 from bakeoff.errors import UserError
-from bakeoff.reward import Reward, load
+from bakeoff.reward.reward import REWARDS, Reward, load
 from bakeoff.task.sort import Sort
 
 SEEN = {}
@@ -48,11 +48,11 @@ def rollout():
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]).bool()
     ids = torch.arange(20).view(4, 5)
     return Rollout(
-        examples=[Example("21=", "12", {"level": 1}), Example("3=", "3", {"level": 2})],
-        prompts=["21=", "3="],
+        examples=[Example("21=", "12", {"level": 1})] * 2 + [Example("3=", "3", {"level": 2})] * 2,
+        prompts=["21=", "21=", "3=", "3="],
         completions=["12", "1", "33", ""],
-        group_size=2,
-        sequences=Sequences(ids, torch.ones(4, 5).bool(), mask),
+        sequences=Sequences(ids, torch.ones(4, 5).bool(), mask, group_size=2),
+        max_tokens=3,
         decode=lambda tokens: "x" * len(tokens),
         sampler_logprobs=torch.zeros(4, 3),
         entropy=torch.zeros(4, 3),
@@ -93,16 +93,16 @@ def test_a_bad_reward_is_named(rollout, name, words):
 
 
 @pytest.mark.parametrize("name", ["no.such.module.f", "math.no_such", "verifierr", "math.pi"])
-def test_a_function_that_is_not_there(name):
+def test_a_function_that_cannot_be_imported_is_named(name):
     with pytest.raises(UserError, match=r"reward\.functions names"):
         Reward({name: 1.0})
 
 
 def test_steps_stand_on_the_tokens_that_complete_them(rollout):
     """The first step on token 0; the other beyond the text, so on the last token of each completion."""
-    scores = Reward({}, steps={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
+    scores = Reward({}, process={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
     mask = rollout.sequences.mask
-    assert scores.steps.on_tokens(scores.steps.score, mask).tolist() == [
+    assert scores.process.on_tokens(scores.process.score, mask).tolist() == [
         [0.5, 0, 1.0], [0.5, 1.0, 0], [0.5, 0, 1.0], [0, 0, 0],
     ]  # fmt: skip
     assert scores.total.tolist() == [1.5, 1.5, 1.5, 0]
@@ -112,18 +112,18 @@ def test_steps_stand_on_the_tokens_that_complete_them(rollout):
 
 def test_a_token_of_several_characters_completes_the_steps_within_it(rollout):
     rollout.decode = lambda tokens: "xxxx" * len(tokens)
-    scores = Reward({}, steps={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
-    assert scores.steps.token[:2].tolist() == [0, 2]
+    scores = Reward({}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    assert scores.process.token[:2].tolist() == [0, 2]
 
 
 def test_outcome_and_steps_add_up(rollout):
-    scores = Reward({"verifier": 1.0}, steps={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    scores = Reward({"verifier": 1.0}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
     assert scores.total.tolist() == [1.75, 0.75, 0.75, 0]
 
 
 def test_a_bad_step_is_named(rollout):
-    with pytest.raises(UserError, match=r"reward\.steps: .*bad_step returned the step \(0, 1\.0\) for completion 0"):
-        Reward({}, steps={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
+    with pytest.raises(UserError, match=r"reward\.process: .*bad_step returned the step \(0, 1\.0\) for completion 0"):
+        Reward({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
 
 
 def test_the_learned_score_is_one_of_the_functions(rollout):
@@ -134,7 +134,7 @@ def test_the_learned_score_is_one_of_the_functions(rollout):
 
 
 def test_no_reward_at_all_is_refused():
-    with pytest.raises(UserError, match=r"reward\.functions and reward\.steps are empty"):
+    with pytest.raises(UserError, match=r"reward\.functions and reward\.process are empty"):
         Reward({})
 
 
@@ -143,4 +143,4 @@ def test_a_function_is_looked_for_where_the_command_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lengths_of_mine.py").write_text("def count(completions):\n    return [len(c) for c in completions]\n")
-    assert load("lengths_of_mine.count", "reward.functions")(["ab"]) == [2]
+    assert load("lengths_of_mine.count", "reward.functions", REWARDS)(["ab"]) == [2]

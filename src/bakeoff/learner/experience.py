@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,13 +68,13 @@ def forward_passes(
 
     The actor is among them where it has the value head, and where the engine's log-probs are not exact.
     """
+    with_actor = learner.head is not None or not exact_logprobs
     parts: list[ForwardPasses] = []
     for rows in micro_batches(len(sequences), forward.micro_batch):
         part = select(sequences, rows)
-        passes = policy_passes(learner, part, forward, with_actor=learner.head is not None or not exact_logprobs)
-        if learner.critic is not None:
-            passes.values = completion_values(learner.critic, part)
-        parts.append(passes)
+        passes = policy_passes(learner, part, forward, with_actor)
+        own = None if learner.critic is None else completion_values(learner.critic, part)
+        parts.append(passes if own is None else replace(passes, values=own))
     return concatenate(parts)
 
 
@@ -133,24 +133,21 @@ def make_experience(
 def experience_statistics(experience: Experience, rollout: Rollout, passes: ForwardPasses) -> ExperienceStatistics:
     """Scalars of an experience; they stay on its device."""
     mask, behaviour = experience.sequences.mask, experience.behaviour_logprobs
+    reference, values, returns = experience.reference_logprobs, experience.values, experience.returns
 
     def mean(x: Tensor | None) -> Tensor | None:
         return None if x is None else masked_mean(x, mask)
 
-    statistics = ExperienceStatistics(
+    return ExperienceStatistics(
         advantage_mean=masked_mean(experience.advantages, mask),
         advantage_std=masked_variance(experience.advantages, mask).sqrt(),
         entropy=mean(rollout.entropy),
+        sampler_mismatch=mean(None if passes.logprobs is None else (behaviour - rollout.sampler_logprobs).abs()),
+        reference=None if reference is None else estimate_kl(behaviour, reference, mask),
         reference_exact=mean(passes.reference_kl),
+        explained_variance=None if values is None or returns is None else explained_variance(values, returns, mask),
+        value_mean=mean(values),
     )
-    if passes.logprobs is not None:
-        statistics.sampler_mismatch = mean((behaviour - rollout.sampler_logprobs).abs())
-    if passes.reference_logprobs is not None:
-        statistics.reference = estimate_kl(behaviour, passes.reference_logprobs, mask)
-    if experience.values is not None and experience.returns is not None:
-        statistics.explained_variance = explained_variance(experience.values, experience.returns, mask)
-        statistics.value_mean = mean(experience.values)
-    return statistics
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

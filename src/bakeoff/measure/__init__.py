@@ -1,4 +1,4 @@
-"""What is measured of every method alike: time and memory by phase, and statistics of the update."""
+"""Measurements that every method shares: time and memory by phase."""
 
 TRAINING = (
     "rollout",
@@ -11,5 +11,5 @@ TRAINING = (
     "offload",
 )
 PHASES = ("sft", *TRAINING, "measure")
-# metrics by these prefixes differ between identical runs; all others are functions of the configuration
+# metrics with these prefixes differ between identical runs; all others are functions of the configuration
 NOT_REPRODUCIBLE = ("time/", "speed/", "memory/", "progress/seconds")

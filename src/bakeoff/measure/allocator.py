@@ -1,4 +1,4 @@
-"""CUDA's allocator: what it counts, and the history that it can keep. The CPU has none that counts."""
+"""CUDA's allocator: its counts, and the history that it can record. The CPU's allocator counts nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def has_allocator(device: torch.device) -> bool:
-    """Whether the device has an allocator that counts its bytes and keeps a limit."""
+    """Whether the device has an allocator that counts bytes and enforces a limit."""
     return device.type == "cuda"
 
 
 def take_peaks(device: torch.device) -> tuple[int, int]:
-    """The most bytes that were allocated and reserved on the GPU since the last call, after all that is queued."""
+    """Peak bytes allocated and reserved on the GPU since the last call, after waiting for all queued work."""
     torch.cuda.synchronize(device)
     peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -24,9 +24,9 @@ def take_peaks(device: torch.device) -> tuple[int, int]:
 
 @contextmanager
 def allocation_history(path: Path) -> Iterator[None]:
-    """Records every allocation inside, with its stack, and writes them to `path` for pytorch.org/memory_viz.
+    """Records every allocation in the context, with its stack, and writes them to `path` for pytorch.org/memory_viz.
 
-    They are written also where an exception leaves: where memory ran out, they are wanted most.
+    It writes them after an exception too: they are most useful where memory ran out.
     """
     torch.cuda.memory._record_memory_history()
     try:

@@ -1,6 +1,6 @@
-"""The ledger of memory: which model holds which bytes, of what kind, at the peak of each phase.
+"""The memory ledger: bytes by model and kind at the peak of each phase.
 
-The same ledger follows real tensors on any device, and the fake ones of a prediction.
+The same ledger traces real tensors on any device, and the fake ones of a prediction.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ALLOCATOR_BLOCK = 512  # bytes: CUDA's allocator rounds every storage up to a mu
 class Ledger(TorchDispatchMode):
     """Counts the bytes of every storage that operators create on a device while the mode is on, until it is freed.
 
-    device      what is made elsewhere is not counted
-    held        the tensors that exist already, with their labels; gradients of parameters among them are followed
-    embedding   [V, H], the shape of the output embedding: a backward pass is run by autograd, outside of every
-                scope, and by shape alone it is known there what is a gradient of logits or of that embedding
+    device      tensors of other devices are not counted
+    held        the tensors that exist already, with their labels; gradients of the parameters among them are traced
+    embedding   [V, H], the shape of the output embedding. Autograd runs a backward pass outside of every scope, where
+                only their shapes identify gradients of logits and of that embedding
     limit       more live bytes than that raise torch.OutOfMemoryError, as on a device of that size; 0: no limit
 
-    Each storage is counted once, under one label, whatever views it has. Scratch memory inside an operator is not
-    seen. What is `parked` is not counted: it lies in the host's memory, also where the device is the host.
+    Each storage is counted once, under one label, whatever views it has. Scratch memory inside an operator is
+    invisible. `parked` tensors are not counted: they are in the host's memory, even where the device is the host.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Ledger(TorchDispatchMode):
         super().__exit__(*exception)
 
     def reset_peak(self) -> None:
-        """The peak starts again from what is alive now."""
+        """Starts a new peak from the bytes that are live now."""
         self.peak, self.peak_cells = self.live, dict(self.cells)
 
     def watch(self, tensor: Tensor, label: Label) -> None:
-        """Counts the tensor's storage under the label from now until it is freed; moves it there if it is counted."""
+        """Counts the tensor's storage under the label until it is freed; relabels it if it is counted already."""
         if tensor.device.type != self._device.type:
             return
         storage = tensor.untyped_storage()
@@ -79,7 +79,7 @@ class Ledger(TorchDispatchMode):
         if self.live > self.peak:
             self.peak, self.peak_cells = self.live, dict(self.cells)
             if 0 < self._limit < self.live:
-                raise torch.OutOfMemoryError(f"{self.live / 1e6:.1f} MB are needed, of {self._limit / 1e6:.1f}")
+                raise torch.OutOfMemoryError(f"{self.live / 1e6:.1f} MB needed, {self._limit / 1e6:.1f} MB allowed")
 
     def _count(self, label: Label, size: int) -> None:
         if label.kind != PARKED:

@@ -1,4 +1,4 @@
-"""The process's memory: what glibc keeps, and what is resident."""
+"""Memory of the process: freed blocks that glibc keeps, and resident memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed blocks of up to 32 MB, instead of handing them to the kernel and faulting them in again.
+    """Lets glibc keep freed blocks of up to 32 MB, instead of returning them to the kernel and faulting them in again.
 
     Every step frees and allocates the same activations; the page faults were 8 % of an update on `tiny`
     (`make bench`). Does nothing under another C library.
@@ -20,9 +20,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_resident_bytes() -> int | None:
-    """The largest resident memory of the process since the last call; none where the system does not say (not Linux).
+    """Peak resident memory of the process since the last call; none where the system does not report it (not Linux).
 
-    The kernel's mark is set back by every call, so that a large run leaves nothing in a later one's figure.
+    Every call resets the kernel's mark, so that a large run does not count in a later one's figure.
     """
     try:
         status = Path("/proc/self/status").read_text()

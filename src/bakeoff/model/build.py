@@ -28,7 +28,7 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
-    """One token a character, after <pad>, <bos> and <eos>; a character outside the alphabet is an error."""
+    """A tokenizer with one token per character, after <pad>, <bos> and <eos>; other characters are an error."""
     vocabulary = {token: index for index, token in enumerate([PAD, BOS, EOS, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -37,7 +37,7 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 
 def build(model: Model, seed: int = 0) -> Policy:
-    """The policy that `model` describes, in the host's memory and float32; raises UserError where it cannot be had."""
+    """The policy that `model` describes, in the host's memory and float32; raises UserError if it cannot be loaded."""
     if model.name == SCRATCH:
         tokenizer: PreTrainedTokenizerBase = character_tokenizer(model.characters)
         with torch.random.fork_rng(devices=[]):
@@ -66,9 +66,9 @@ def build(model: Model, seed: int = 0) -> Policy:
 
 
 def skeleton(model: Model) -> Policy:
-    """The policy that `model` describes with whatever weights there are, for a prediction: in a mode of fake tensors.
+    """The policy that `model` describes, without its weights: for a prediction, under FakeTensorMode.
 
-    Of a model that has an architecture nothing is loaded, not even a tokenizer (unless it is one of characters).
+    Nothing of a model with an architecture is loaded, not even a tokenizer (unless it is one of characters).
     """
     tokenizer = character_tokenizer(model.characters) if model.characters else None
     if model.architecture:
@@ -77,8 +77,8 @@ def skeleton(model: Model) -> Policy:
         tokenizer, config = AutoTokenizer.from_pretrained(model.name), AutoConfig.from_pretrained(model.name)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.name is '{model.name}', whose configuration is not here and model.architecture is empty; choose "
-            "one of the architectures in conf/model, or a folder with a model."
+            f"model.name is '{model.name}', whose configuration cannot be found, and model.architecture is empty; "
+            "choose one of the architectures in conf/model, or a folder with a model."
         ) from error
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
     return prepared(network, tokenizer, model)
@@ -102,7 +102,7 @@ def from_architecture(model: Model, tokenizer: PreTrainedTokenizerBase | None) -
 
 
 def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> Policy:
-    """The network as every run has it: without dropout, and recomputing its activations where that is asked for."""
+    """The network without dropout, and with recomputed activations if the configuration says so."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
@@ -113,12 +113,12 @@ def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model
 
 @torch.no_grad()
 def check_logits(policy: Policy, name: str) -> None:
-    """Raises UserError where the network makes its logits in a way that `Policy.logits` does not know."""
+    """Raises UserError if the network computes its logits in a way that `Policy.logits` does not."""
     ids = torch.tensor([[policy.tokenizer.eos_token_id or 0] * 2])
     own = policy.network(input_ids=ids).logits
     ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(at_least_float32(own), ours, rtol=1e-3, atol=1e-3):
         raise UserError(
-            f"model.name is '{name}', whose logits are not made of its last hidden states in a way that is known here; "
-            "it must be a causal LM with a plain head, or one scaled or capped as in Cohere, Granite and Gemma."
+            f"model.name is '{name}', whose logits are computed from its last hidden states in an unknown way; it must "
+            "be a causal LM with a plain head, or a head that is scaled or capped as in Cohere, Granite and Gemma."
         )

@@ -1,4 +1,4 @@
-"""The cache of keys and values that sampling and the shared reading of prompts grow."""
+"""The cache of keys and values, for decoding and for prompts that a group shares."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bakeoff.attribution import attributed
 
 
 def _kind() -> str:
-    """In a training pass the keys and values are kept for the backward pass: activations, as all else there."""
+    """Kind of the cache's memory: in a training pass it is kept for the backward pass, as all activations are."""
     return "" if torch.is_grad_enabled() else "kv_cache"
 
 
 class KeyValueCache(DynamicCache):  # type: ignore[misc]
-    """transformers' growing cache, whose memory is put down as such, in the precision that attention computes in.
+    """transformers' growing cache, with its memory labelled, in the precision that attention computes in.
 
-    Under autocast the rotary embedding makes float32 keys, and the cache would keep the values so too; attention casts
-    both down before it reads them, so nothing is lost by keeping them that way.
+    Under autocast the rotary embedding returns float32 keys, and the cache would keep float32 values too. Attention
+    casts both down before it reads them, so that casting earlier loses nothing.
     """
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

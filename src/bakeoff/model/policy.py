@@ -15,9 +15,9 @@ from bakeoff.model.roles import Roles, Trunk
 
 @dataclass
 class Policy:
-    """A causal LM with its tokenizer, as rollout and learner use them; in a role where it has adapters.
+    """A causal LM with its tokenizer, in one of its roles if it has adapters.
 
-    name   actor or reference: to whom the memory of its passes is put down
+    name   actor or reference: the owner of the memory of its passes
     """
 
     network: PreTrainedModel
@@ -39,7 +39,7 @@ class Policy:
 
     @property
     def eos_ids(self) -> Tensor:
-        """Every token id that ends a completion, [number of them]."""
+        """The token ids that end a completion, a vector."""
         configured = getattr(self.network.generation_config, "eos_token_id", None)
         ids = {self.tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
         return torch.tensor(sorted(i for i in ids if i is not None), device=self.device)
@@ -51,10 +51,10 @@ class Policy:
         return shape
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits [..., V] in float32 over the temperature, as the network makes them of last hidden states [..., H].
+        """Logits [..., V] in float32, divided by the temperature, from last hidden states [..., H].
 
-        The head computes in its weights' float32 under autocast too: bfloat16 rounds a logit of 16 or more to a
-        multiple of 0.125, and a log-prob with it.
+        The head computes in its weights' float32 even under autocast: bfloat16 rounds a logit of 16 or more to a
+        multiple of 0.125, and the log-prob with it.
         """
         config = self.network.config.get_text_config()
         with self.trunk.computing(), attributed(kind="logits"):
@@ -71,11 +71,11 @@ class Policy:
             return logits if temperature == 1 else logits / temperature
 
     def parameters(self) -> list[nn.Parameter]:
-        """What an optimiser trains: the adapter of the role, or all weights."""
+        """The tensors that an optimiser trains: the adapter of the role, or all weights."""
         return list(self.roles.tensors(self.role).values()) if self.roles else list(self.network.parameters())
 
     def trained(self) -> dict[str, Tensor]:
-        """The same by name; a tied weight has one name."""
+        """The same tensors by name; a tied weight has one name."""
         return self.trunk.trained() if self.roles else dict(self.network.named_parameters())
 
 

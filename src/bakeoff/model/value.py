@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bakeoff.device import HOST
 from bakeoff.model.policy import Policy
 from bakeoff.model.roles import Trunk
 from bakeoff.model.weights import duplicate
@@ -45,5 +46,6 @@ def separate_model(policy: Policy, head_std: float, name: str = "critic") -> Val
 
 
 def value_head(policy: Policy, std: float) -> ValueHead:
-    """A scalar head for hidden states of the policy's size, on its device; its draws are the same on every device."""
-    return ValueHead(policy.network.config.get_text_config().hidden_size, std).to(policy.device)
+    """A scalar head for the policy's hidden states, on its device, with the same initial weights on every device."""
+    head = ValueHead(policy.network.config.get_text_config().hidden_size, std)
+    return head if policy.device == HOST else head.to(policy.device)  # a prediction's fake tensors cannot be moved

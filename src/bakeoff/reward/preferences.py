@@ -1,4 +1,4 @@
-"""Preferences: pairs of completions of which one is the better, and how a reward model is made of them."""
+"""Preferences: pairs of completions, one better than the other, and the training of a reward model on them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Pair:
 
 @dataclass
 class Preferences:
-    """The reward model's stage: what it is trained on, and how. Every value is ours.
+    """Training of the reward model. Every value is ours unless it says otherwise.
 
     path            a JSONL file of {"prompt", "chosen", "rejected"}; empty: pairs of the start's own completions,
                     ranked by the task's true reward
-    pairs, heldout  number of pairs to train on and to judge by
+    pairs, heldout  number of training pairs and of held-out pairs
     label_noise     share of the training pairs whose order is reversed
-    steps, batch, lr, seed   AdamW steps of so many pairs
-    renewal_steps, renewal_pairs   how it goes on at each outer iteration of an iterative method, from new completions
-    replay          share of earlier pairs in that: DeepSeekMath §4.1.4 has 0.1
+    steps, batch    number of AdamW steps, and pairs per step
+    renewal_steps, renewal_pairs   steps, and pairs of new completions, at each outer iteration of an iterative method
+    replay          share of earlier pairs in a renewal: 0.1 in DeepSeekMath §4.1.4
     """
 
     path: str = ""

@@ -184,7 +184,7 @@ def to_token_steps(name: str, said: list[Steps], rollout: Rollout) -> StepReward
     """
     mask, ids = rollout.sequences.mask.to(HOST), rollout.sequences.completion_ids.to(HOST)
     if len(said) != len(mask):
-        raise UserError(f"reward.steps: {name} returned steps of {len(said)} completions for {len(mask)}.")
+        raise UserError(f"reward.process: {name} returned steps of {len(said)} completions for {len(mask)}.")
     found: list[tuple[int, int, float]] = []
     for row, (steps, keep) in enumerate(zip(said, mask, strict=True)):
         tokens = ids[row].tolist()[: int(keep.sum())]
@@ -192,8 +192,8 @@ def to_token_steps(name: str, said: list[Steps], rollout: Rollout) -> StepReward
         for end, score in steps:
             if end < 1 or not math.isfinite(score):
                 raise UserError(
-                    f"reward.steps: {name} returned the step ({end}, {score}) for completion {row}; a step ends after "
-                    "at least one character and has a finite score."
+                    f"reward.process: {name} returned the step ({end}, {score}) for completion {row}; a step ends "
+                    "after at least one character and has a finite score."
                 )
             token = next((index for index, length in enumerate(lengths) if length >= end), len(tokens) - 1)
             found.append((row, token, float(score)))

@@ -14,7 +14,7 @@ from bakeoff.task.task import Task
 
 
 class Extract(Enum):
-    """What of a completion is its answer."""
+    """The part of a completion that is its answer."""
 
     whole = "whole"
     first_line = "first_line"
@@ -37,7 +37,7 @@ class Extract(Enum):
 
 @dataclass
 class ReasoningGym(Task):
-    """generator: a name of reasoning-gym; parameters: passed to it; extract: what of a completion is scored."""
+    """generator: a name of reasoning-gym; parameters: its arguments; extract: the scored part of a completion."""
 
     generator: str = "chain_sum"
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class ReasoningGym(Task):
             raise UserError(f"task.generator is {self.generator!r}: {error}{known}.") from error
         except (TypeError, AssertionError) as error:
             raise UserError(
-                f"task.parameters is {self.parameters}, which reasoning-gym's {self.generator} refuses: {error}."
+                f"task.parameters is {self.parameters}, but reasoning-gym's {self.generator} refuses it: {error}."
             ) from error
 
     def generate(self, rng: Random) -> Example:

@@ -1,4 +1,4 @@
-"""Prompt/answer pairs from a JSONL file: one object a line, {"prompt": …, "answer": …, any columns}."""
+"""Prompt/answer pairs from a JSONL file: one object per line, {"prompt": …, "answer": …, any columns}."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bakeoff.task.task import Task
 
 @dataclass
 class Jsonl(Task):
-    """path: the file; demonstrate: whether the answers may be imitated in supervised fine-tuning."""
+    """path: the file; demonstrate: whether supervised fine-tuning may imitate the answers."""
 
     path: str = MISSING
     demonstrate: bool = True
@@ -37,15 +37,15 @@ class Jsonl(Task):
 
 
 def read_examples(path: str) -> list[Example]:
-    """The examples of a file; raises UserError that names the line which cannot be read."""
+    """The examples of a file; raises UserError that names an unreadable line."""
     rows = read_rows(path, "task.path", ("prompt", "answer"))
     return [Example(str(row.pop("prompt")), str(row.pop("answer")), row) for row in rows]
 
 
 def read_rows(path: str, setting: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that is named by `setting`; each must have the keys, as text where it is a string.
+    """The objects of the JSONL file that the key `setting` names; each must have `keys`.
 
-    Raises UserError that names the line which cannot be read.
+    Raises UserError that names an unreadable line.
     """
     file = Path(path).expanduser()
     try:
@@ -65,5 +65,5 @@ def read_rows(path: str, setting: str, keys: tuple[str, ...]) -> list[dict[str, 
                 f"the keys {', '.join(keys)} ({type(error).__name__}: {error})."
             ) from error
     if not rows:
-        raise UserError(f"{setting} is '{file}', which holds nothing; it must have one JSON object a line.")
+        raise UserError(f"{setting} is '{file}', which is empty; it must have one JSON object per line.")
     return rows

@@ -13,7 +13,7 @@ from bakeoff.task.task import Task
 
 @dataclass
 class Largest(Task):
-    """count: how many numbers; below: they are drawn from 0 to below − 1; below^count prompts."""
+    """count: number of numbers, drawn from 0 to `below` − 1; there are below^count prompts."""
 
     count: int = 4
     below: int = 100
@@ -28,5 +28,5 @@ class Largest(Task):
         return Example(f"Largest of {', '.join(map(str, numbers))}?", str(max(numbers)))
 
     def verify(self, completion: str, example: Example) -> float:
-        """Whether the completion says one number, and that is the largest; words around it are allowed."""
+        """Whether the completion has one number, the largest; words around it are allowed."""
         return float(re.findall(r"\d+", completion) == [example.answer])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
@@ -12,9 +13,9 @@ from bakeoff.task.task import Task
 
 @dataclass
 class Sort(Task):
-    """digits: how many digits to sort; 10^digits prompts. A step is a digit."""
+    """digits: number of digits to sort; there are 10^digits prompts. A step is a digit."""
 
-    scores_steps = True
+    scores_steps: ClassVar[bool] = True
 
     digits: int = 10
 
@@ -34,9 +35,9 @@ class Sort(Task):
         return float(completion == example.answer)
 
     def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
-        """1/n for each digit up to the first wrong one, 0 for those after it, and for missing ones at the end.
+        """1/n for each digit up to the first wrong one, 0 for the digits after it and for missing digits at the end.
 
-        Were missing digits no steps, a completion that stops early would have fewer bad ones than one that goes on.
+        If missing digits were no steps, a completion that stops early would have fewer bad steps than a complete one.
         """
         right = [completion[:end] == example.answer[:end] for end in range(1, len(completion) + 1)]
         steps = [(end, float(ok) / self.digits) for end, ok in enumerate(right, start=1)]

@@ -1,9 +1,10 @@
-"""A task: prompts to train on, held-out prompts to be judged on, and a verifier."""
+"""A task: training prompts, held-out prompts, and a verifier."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
@@ -11,14 +12,15 @@ from bakeoff.errors import UserError
 
 @dataclass
 class Task:
-    """What all tasks have. Subclasses give `generate` and `verify`.
+    """Base of all tasks. Subclasses define `generate` and `verify`.
 
+    scores_steps     whether the task defines `verify_steps`
     heldout          number of evaluation prompts: fixed by the task, the same for every seed, never trained on
     shots            number of solved examples shown before every prompt
     max_new_tokens   generation budget of a completion, EOS included
     """
 
-    scores_steps = False
+    scores_steps: ClassVar[bool] = False
 
     heldout: int = 256
     shots: int = 0
@@ -39,9 +41,9 @@ class Task:
         raise NotImplementedError
 
     def grade(self, completion: str, example: Example, score: float | None = None) -> float:
-        """The true reward in [0, 1], by which preference pairs are ranked: finer than the verifier where steps are.
+        """The true reward in [0, 1], which ranks preference pairs: finer than the verifier if the task scores steps.
 
-        `score` is what the verifier gave, where it has been asked already.
+        `score` is the verifier's score, if it is known already.
         """
         score = self.verify(completion, example) if score is None else score
         if not self.scores_steps:
@@ -49,14 +51,14 @@ class Task:
         return (score + sum(step for _, step in self.verify_steps(completion, example))) / 2
 
     def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
-        """(end, score) of each step of a completion: the character before which it ends, beyond the text for its end.
+        """(end, score) of each step of a completion: the number of characters up to its end, and its score.
 
-        Scores add up to at most 1. Tasks that have them set `scores_steps`.
+        An `end` past the text means the EOS token. Scores add up to at most 1.
         """
         raise NotImplementedError
 
     def demonstration(self, example: Example) -> str | None:
-        """A completion to imitate in supervised fine-tuning, none where the task has none."""
+        """A completion to imitate in supervised fine-tuning; none if the task has no demonstrations."""
         return example.answer
 
     def heldout_examples(self) -> list[Example]:
@@ -64,7 +66,7 @@ class Task:
         return self._reserve()[0]
 
     def shot_examples(self) -> list[Example]:
-        """The solved examples that stand before every prompt; in neither set."""
+        """The solved examples before every prompt, which are in neither set."""
         return self._reserve()[1]
 
     def training_examples(self, count: int, rng: Random) -> list[Example]:
@@ -78,8 +80,8 @@ class Task:
             if example.prompt not in excluded:
                 drawn.append(example)
         raise UserError(
-            f"task.heldout is {self.heldout}: that leaves almost no prompt to train on; "
-            "it must be well below the number of prompts that the task has."
+            f"task.heldout is {self.heldout}, which leaves almost no prompt to train on; it must be well below the "
+            "task's number of distinct prompts."
         )
 
     def _reserve(self) -> tuple[list[Example], list[Example], set[str]]:
@@ -94,8 +96,8 @@ class Task:
                 found.setdefault(example.prompt, example)
             else:
                 raise UserError(
-                    f"task.heldout is {self.heldout}, but the task has only {len(found)} distinct prompts; "
-                    "it must be well below that number."
+                    f"task.heldout is {self.heldout}, but the task has only {len(found)} distinct prompts; it must be "
+                    "well below that number."
                 )
             examples = list(found.values())
             self._reserved = examples[self.shots :], examples[: self.shots], set(found)

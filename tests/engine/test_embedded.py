@@ -1,28 +1,31 @@
-"""Sampling: padding, the cache, truncation and the end of completions change no probability."""
+"""The embedded engine: padding, the cache, truncation and the end of completions change no probability."""
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from bakeoff.batch import Example
-from bakeoff.model.forward import completion_logits
+from bakeoff.engine.embedded import Embedded, truncated
+from bakeoff.engine.engine import Sampling, roll_out
 from bakeoff.model.encode import encode
-from bakeoff.model.policy import Policy
+from bakeoff.model.forward import completion_logits
 from bakeoff.model.logprobs import token_logprobs
-from bakeoff.rollout import Sampler, truncated
+from bakeoff.model.policy import Policy
 
 
 def prompts_of(policy: Policy, *texts: str):
     return encode(policy, [Example(text, "") for text in texts], [])
 
 
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rollout_of(policy: Policy, prompts, completions: int, max_tokens: int, greedy: bool = False, **sampling):
+    engine = Embedded()
+    engine.load(policy)
+    return roll_out(engine, policy, prompts, completions, Sampling(**sampling), max_tokens, seed=0, greedy=greedy)
 
 
 def test_left_padded_prompts_give_the_logprobs_of_unpadded_ones(tiny):
     texts = ["12=", "4829103758=", "7="]
-    together = Sampler()(tiny, prompts_of(tiny, *texts), 3, 8, draws())
+    together = rollout_of(tiny, prompts_of(tiny, *texts), 3, 8)
     logprobs = token_logprobs(completion_logits(tiny, together.sequences), together.sequences.completion_ids)
     for index, text in enumerate(texts):
         alone = prompts_of(tiny, text)
@@ -34,8 +37,8 @@ def test_left_padded_prompts_give_the_logprobs_of_unpadded_ones(tiny):
             assert torch.allclose(logprobs[row][: len(ids)], expected, atol=1e-5)
 
 
-def test_sampler_logprobs_are_those_of_the_training_forward(tiny):
-    rollout = Sampler(temperature=0.7)(tiny, prompts_of(tiny, "12=", "4829103758="), 4, 8, draws())
+def test_the_engines_logprobs_are_those_of_the_training_forward(tiny):
+    rollout = rollout_of(tiny, prompts_of(tiny, "12=", "4829103758="), 4, 8, temperature=0.7)
     logits = completion_logits(tiny, rollout.sequences, temperature=0.7)
     expected = token_logprobs(logits, rollout.sequences.completion_ids)
     mask = rollout.sequences.mask
@@ -44,7 +47,7 @@ def test_sampler_logprobs_are_those_of_the_training_forward(tiny):
 
 def test_greedy_agrees_with_transformers_generate(tiny):
     prompts = prompts_of(tiny, "12=", "4829103758=", "99999=")
-    rollout = Sampler()(tiny, prompts, 1, 9, draws(), greedy=True)
+    rollout = rollout_of(tiny, prompts, 1, 9, greedy=True)
     config = GenerationConfig(
         max_new_tokens=9,
         do_sample=False,
@@ -59,7 +62,7 @@ def test_greedy_agrees_with_transformers_generate(tiny):
 
 
 def test_the_mask_ends_with_the_first_eos_and_text_ends_before_it(tiny):
-    rollout = Sampler(temperature=3.0)(tiny, prompts_of(tiny, "12=", "345="), 64, 12, draws())
+    rollout = rollout_of(tiny, prompts_of(tiny, "12=", "345="), 64, 12, temperature=3.0)
     eos = tiny.tokenizer.eos_token_id
     assert rollout.ended.any()
     assert not rollout.ended.all()
@@ -72,7 +75,7 @@ def test_the_mask_ends_with_the_first_eos_and_text_ends_before_it(tiny):
 
 
 def test_groups_are_of_one_prompt_and_differ(tiny):
-    rollout = Sampler()(tiny, prompts_of(tiny, "12=", "345="), 5, 8, draws())
+    rollout = rollout_of(tiny, prompts_of(tiny, "12=", "345="), 5, 8)
     ids = rollout.sequences.ids[:, : -rollout.sequences.mask.shape[1]]
     assert (ids[:5] == ids[0]).all()
     assert (ids[5:] == ids[5]).all()
@@ -82,13 +85,13 @@ def test_groups_are_of_one_prompt_and_differ(tiny):
 def test_sampling_frequencies_are_the_policy(tiny):
     """The first token's frequencies over 20 000 draws lie within four standard errors of its probabilities."""
     prompts, count = prompts_of(tiny, "31="), 20_000
-    rollout = Sampler()(tiny, prompts, count, 1, draws())
+    rollout = rollout_of(tiny, prompts, count, 1)
     frequencies = rollout.sequences.completion_ids[:, 0].bincount(minlength=19) / count
     p = tiny.network(input_ids=prompts.ids).logits[0, -1].softmax(-1)
     assert ((frequencies - p).abs() < 4 * (p * (1 - p) / count).sqrt() + 1e-4).all()
 
 
-def test_truncation_by_hand():
+def test_truncation_keeps_the_likeliest_tokens_and_the_nucleus():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     assert truncated(logits, top_k=2, top_p=1.0).softmax(-1)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
     assert truncated(logits, top_k=0, top_p=0.8).softmax(-1)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])

@@ -1,0 +1,138 @@
+"""The contract of an engine, which every registered engine keeps, and one that is built in another way keeps too."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from bakeoff.algorithm.divergence import Diverged, require_finite
+from bakeoff.batch import Example
+from bakeoff.engine import ENGINES
+from bakeoff.engine.embedded import truncated
+from bakeoff.engine.engine import Engine, Generated, Sampling, roll_out
+from bakeoff.model.build import build
+from bakeoff.model.encode import encode
+from bakeoff.model.forward import completion_logits
+from bakeoff.model.logprobs import token_logprobs
+from bakeoff.randomness import derive
+from tests.conftest import compose, loop_of, update_of
+
+TEXTS = ["12=", "4829103758=", "7="]
+
+
+@dataclass
+class Uncached(Engine):
+    """One completion at a time, without a cache, by a copy of the weights; it computes no entropy."""
+
+    def load(self, policy):
+        self.network, self.eos = copy.deepcopy(policy.network), policy.eos_ids.tolist()
+
+    @property
+    def exact_logprobs(self):
+        return False
+
+    @torch.no_grad()
+    def generate(self, prompts, completions, sampling, max_tokens, seed, greedy=False):
+        ids, logprobs = torch.zeros(2, len(prompts.texts) * completions, max_tokens)
+        for row in range(len(ids)):
+            read = prompts.ids[row // completions][prompts.attention[row // completions]].tolist()
+            draws = torch.Generator().manual_seed(derive(seed, "completion", row))
+            for step in range(max_tokens):
+                logits = self.network(input_ids=torch.tensor([read])).logits[:, -1] / sampling.temperature
+                weights = truncated(logits, sampling.top_k, sampling.top_p).softmax(-1).nan_to_num(1.0)
+                token = int(logits.argmax()) if greedy else int(torch.multinomial(weights, 1, generator=draws))
+                ids[row, step], logprobs[row, step] = token, logits.log_softmax(-1)[0, token]
+                if token in self.eos:
+                    break
+                read.append(token)
+        require_finite(logprobs, "a log-probability of the policy that samples")
+        return Generated(ids.long(), logprobs)
+
+
+EVERY = ENGINES | {"uncached": Uncached}
+
+
+@pytest.fixture(params=EVERY)
+def engine(request) -> Engine:
+    return EVERY[request.param]()
+
+
+@pytest.fixture
+def policy():
+    """A policy of the test's own, which it may change; short completions are likely."""
+    policy = build(compose().model, seed=3)
+    policy.network.eval()
+    return policy
+
+
+def completed(engine, policy, completions=3, max_tokens=6, seed=0, greedy=False, **sampling):
+    engine.load(policy)
+    prompts = encode(policy, [Example(text, "") for text in TEXTS], [])
+    return roll_out(engine, policy, prompts, completions, Sampling(**sampling), max_tokens, seed, greedy)
+
+
+def test_completions_of_a_prompt_stand_together_and_keep_the_budget(engine, policy):
+    rollout = completed(engine, policy, max_tokens=6, temperature=2.0)
+    lengths = rollout.sequences.mask.sum(1)
+    assert rollout.prompts == [text for text in TEXTS for _ in range(3)]
+    assert (len(rollout.sequences), rollout.group_size, rollout.max_tokens) == (9, 3, 6)
+    assert lengths.max() <= 6
+    assert (lengths[~rollout.ended] == 6).all()
+    assert len(set(rollout.completions)) > 3
+
+
+def test_completions_are_a_function_of_weights_and_seed(engine, policy):
+    first, again, other = (completed(engine, policy, seed=seed) for seed in (1, 1, 2))
+    assert first.completions == again.completions != other.completions
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.7}, {"temperature": 2.0, "top_k": 4}, {"top_p": 0.8}], ids=str
+)
+def test_logprobs_are_the_policys_before_truncation(engine, policy, sampling):
+    rollout = completed(engine, policy, **sampling)
+    mask = rollout.sequences.mask
+    logits = completion_logits(policy, rollout.sequences, sampling.get("temperature", 1.0))
+    expected = token_logprobs(logits, rollout.sequences.completion_ids)
+    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
+    if rollout.entropy is not None:
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        assert torch.allclose(rollout.entropy[mask], entropy[mask], atol=1e-5)
+
+
+def test_truncation_to_one_token_is_greedy(engine, policy):
+    greedy = completed(engine, policy, completions=1, greedy=True)
+    ids, logits = greedy.sequences.completion_ids, completion_logits(policy, greedy.sequences)
+    assert torch.equal(ids[greedy.sequences.mask], logits.argmax(-1)[greedy.sequences.mask])
+    assert completed(engine, policy, completions=1, top_k=1).completions == greedy.completions
+
+
+def test_load_takes_the_weights_as_they_are_now(engine, policy):
+    completed(engine, policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.5)
+    rollout = completed(engine, policy)
+    expected = token_logprobs(completion_logits(policy, rollout.sequences), rollout.sequences.completion_ids)
+    mask = rollout.sequences.mask
+    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
+
+
+def test_weights_that_are_not_finite_are_a_divergence(engine, policy):
+    with torch.no_grad():
+        policy.network.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(Diverged, match="a log-probability of the policy that samples is not finite"):
+        completed(engine, policy)
+
+
+@pytest.mark.parametrize("method", ["grpo", "dapo", "remax", "ppo"])
+def test_every_method_trains_on_its_completions(engine, method):
+    """Its first minibatch is on policy: where log-probs are not exact, the training forward has computed them again."""
+    few = ["tuned=none", "batch.prompts=2", "batch.group_size=2", "sft.steps=0", "task.heldout=2", "task.digits=2"]
+    loop = loop_of(compose(*few, "task.max_new_tokens=3", f"algorithm={method}"))
+    loop = replace(loop, collector=replace(loop.collector, engine=engine))
+    metrics = update_of(loop)
+    assert metrics["policy/first_ratio_error"] < 1e-4
+    assert ("policy/entropy" in metrics) == isinstance(engine, ENGINES["embedded"])
+    assert ("rollout/sampler_mismatch" in metrics) == (not engine.exact_logprobs)
