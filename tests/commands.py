@@ -1,6 +1,6 @@
-"""Commands as a user types them, each in a process of its own.
+"""Commands as a user types them, each in its own process.
 
-The processes are forked from one that has imported everything, so that a start takes no seconds.
+The processes are forked from one that has imported everything, so they start at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SERVER.set_forkserver_preload(
 def start(
     module: str, arguments: tuple[str, ...], cwd: Path, told: Path, *before: Callable[[], None]
 ) -> multiprocessing.context.ForkServerProcess:
-    """Starts a command in `cwd`; its output goes to the folder `told`. Functions `before` it run in its process."""
+    """Starts a command in `cwd`, with output in the folder `told`; its process first calls the functions `before`."""
     process = SERVER.Process(target=perform, args=(module, arguments, cwd, dict(os.environ), told, before))
     process.start()
     return process
@@ -46,7 +46,7 @@ def perform(
     told: Path,
     before: tuple[Callable[[], None], ...],
 ) -> None:
-    """What the console script does, in this process."""
+    """Runs the console script of the command in this process."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -57,7 +57,7 @@ def perform(
         function()
     try:
         import_module(module).main()
-    finally:  # as an interpreter ends, with a launcher's processes; a forked one only goes
+    finally:  # an interpreter's end, which ends a launcher's processes; a fork skips it
         threading._shutdown()
         atexit._run_exitfuncs()
 
@@ -65,9 +65,9 @@ def perform(
 def call(
     module: str, arguments: tuple[str, ...], cwd: Path, *before: Callable[[], None]
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, and returns its exit code and output.
+    """Runs a command to its end; returns its exit code and output.
 
-    Where the folder has no store it gets an empty one: MLflow takes two seconds to make its tables. `start` gives none.
+    A folder without a store gets an empty one, because MLflow takes two seconds to make the tables; `start` adds none.
     """
     if not (cwd / "mlflow.db").exists():
         shutil.copy(empty_store(), cwd / "mlflow.db")
@@ -84,7 +84,7 @@ def call(
 
 @cache
 def empty_store() -> Path:
-    """A store with tables and no run in it, made once by each process of the tests."""
+    """A store with tables and no runs, made once per test process."""
     from mlflow import MlflowClient
 
     path = Path(tempfile.mkdtemp()) / "mlflow.db"
@@ -93,7 +93,7 @@ def empty_store() -> Path:
 
 
 def dies_in_update(number: int) -> None:
-    """Lets the process kill itself at the start of this update, counted from 1."""
+    """Makes the process kill itself at the start of update `number`, counted from 1."""
     run = import_module("bakeoff.run")
     update_once = run.update_once
 

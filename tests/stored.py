@@ -1,4 +1,4 @@
-"""What a run left in the MLflow store of a folder."""
+"""Reads a run from the MLflow store of a folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def only_run(folder: Path) -> Run:
 
 
 def history(folder: Path) -> pd.Series:
-    """Every metric that is a function of the configuration: not time, speed or memory."""
+    """Every metric that the configuration determines: all but time, speed and memory."""
     frame = store.metrics_frame(tracking(folder), [only_run(folder)])
-    frame = frame.astype({"metric": str})  # which metrics there are of time and memory may differ
+    frame = frame.astype({"metric": str})  # categories include metrics of time and memory, which may differ
     frame = frame[~frame["metric"].str.startswith(NOT_REPRODUCIBLE)]
     return frame.set_index(["metric", "step"])["value"].sort_index()

@@ -1,8 +1,8 @@
-"""Runs on a virtual GPU: every method, role, setting and mode, taken from the registries, computes the CPU's numbers.
+"""Runs on a virtual GPU: every method, role, setting and mode, taken from the registries, has the CPU's numbers.
 
-CUDA refuses an operator whose tensors are on different devices; so does the virtual GPU, in backward passes too. What a
-run measures there must equal what it measures on the CPU, bit for bit. The allocator's count of bytes, which knows
-nothing of the ledger, must equal the ledger's.
+Like CUDA, the virtual GPU refuses an operator whose tensors are on different devices, in backward passes too. The
+metrics of a run on it must equal those of the run on the CPU bit for bit. The allocator's count of bytes, which is
+independent of the ledger, must equal the ledger's.
 """
 
 import gc
@@ -43,14 +43,14 @@ SMALL = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _little_garbage():
-    """A run on a GPU collects garbage before it starts, which takes half a second among all that tests import."""
+    """Freezes what the tests import: a run on a GPU first collects garbage, which would take half a second."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 def composed(*overrides: str) -> Config:
-    """A small configuration whose updates are short; outer iterations end with every one."""
+    """A small configuration with short updates, each of which ends an outer iteration."""
     algorithm = (config := compose(*SMALL, *overrides)).algorithm
     for taken in [
         algorithm.optimizer,
@@ -65,7 +65,7 @@ def composed(*overrides: str) -> Config:
 
 
 def check(config: Config):
-    """Two updates on the virtual GPU: the numbers are the CPU's, and the ledger explains every byte."""
+    """Asserts that two updates on the virtual GPU have the CPU's numbers and that the ledger explains every byte."""
     here = loop_of(config)
     expected = [update_of(here) for _ in range(2)]
     with virtual_gpu() as gpu:
@@ -83,13 +83,13 @@ def check(config: Config):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_computes_the_cpus_numbers(method):
+def test_every_method_has_the_cpus_numbers(method):
     check(composed(f"algorithm={method}"))
 
 
 @pytest.mark.parametrize("critic", sorted(set(AXES["critic"]) - {"none", "separate"}))
 @pytest.mark.parametrize("rank", [0, 2])
-def test_every_kind_of_critic_computes_the_cpus_numbers(critic, rank):
+def test_every_kind_of_critic_has_the_cpus_numbers(critic, rank):
     check(composed("algorithm=ppo", f"algorithm/critic={critic}", f"model.lora.rank={rank}"))
 
 
@@ -103,7 +103,7 @@ OPTIONS = {(axis, name) for axis, options in AXES.items() for name in options if
 
 
 @pytest.mark.parametrize(("axis", "name"), sorted(OPTIONS - CHOSEN))
-def test_every_option_that_no_method_uses_computes_the_cpus_numbers(axis, name):
+def test_every_option_that_no_method_uses_has_the_cpus_numbers(axis, name):
     for method in ("grpo", "ppo"):
         config = composed(f"algorithm={method}")
         setattr(config.algorithm, axis, AXES[axis][name])
@@ -116,8 +116,8 @@ def test_every_option_that_no_method_uses_computes_the_cpus_numbers(axis, name):
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_every_reward_computes_the_cpus_numbers(reward):
-    """From a supervised start, with a method that renews its reference and a learned reward in every update."""
+def test_every_reward_has_the_cpus_numbers(reward):
+    """From a supervised start, the method renews its reference and a learned reward in every update."""
     stages = {"sft": "steps=4,batch=8", "preferences": "pairs=4,heldout=2,steps=2,batch=2,renewal_steps=2"}
     short = [f"{group}.{value}" for group, values in stages.items() for value in values.split(",")]
     sampled = ["preferences.renewal_pairs=1", "batch.prompts=8", "batch.group_size=4"]
@@ -125,20 +125,20 @@ def test_every_reward_computes_the_cpus_numbers(reward):
 
 
 @pytest.mark.parametrize("precision", [each.value for each in Precision])
-def test_every_precision_computes_the_cpus_numbers(precision):
-    """With a truncated distribution, a critic on the actor's base, and the sampler's log-probs computed again."""
+def test_every_precision_has_the_cpus_numbers(precision):
+    """Sampling is truncated, the critic is an adapter on the actor's base, and inexact log-probs are computed again."""
     shared = ["algorithm/critic=adapter", "model.lora.rank=2", "sampling.top_k=5", "sampling.top_p=0.9"]
     check(composed("algorithm=ppo", f"model.precision={precision}", *shared))
 
 
 @pytest.mark.parametrize("setting", [name for name, _ in cheaper(composed("algorithm=ppo"))])
-def test_every_setting_that_saves_memory_computes_the_cpus_numbers(setting):
+def test_every_setting_that_saves_memory_has_the_cpus_numbers(setting):
     check(dict(cheaper(composed("algorithm=ppo")))[setting])
 
 
 @pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.train], ids=lambda mode: mode.value)
-def test_every_mode_gives_the_cpus_result(mode, tmp_path):
-    """As the command runs it, from the choice of the device on; a prediction takes no device."""
+def test_every_mode_has_the_cpus_result(mode, tmp_path):
+    """The job runs as from the command line, from the choice of the device on; a prediction uses no device."""
     config = composed("algorithm=ppo", f"mode={mode.value}")
     config.quality = Quality(critic_updates=1, batches=2, reference_batches=2, continuations=2)
     config.tracking.uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -153,14 +153,14 @@ def job(config: Config, folder: Path) -> float:
 
 
 def counts_of(gpu: VirtualGPU, work: Callable[[], object]) -> tuple[int, int]:
-    """How many kernels the work launches, and how often the host waits for the GPU meanwhile."""
+    """Number of kernels that the work launches, and number of times that the host waits for the GPU."""
     launches, waits = gpu.launches, gpu.waits.total()
     work()
     return gpu.launches - launches, gpu.waits.total() - waits
 
 
-def test_launches_and_waits_of_a_decoded_token():
-    """By the difference between completions of three and of eight tokens: a layer of tiny, its head and a draw."""
+def test_a_decoded_token_launches_at_most_90_kernels_and_waits_twice():
+    """Measured between completions of three and of eight tokens: a layer of tiny, its head and a draw."""
     with virtual_gpu() as gpu:
         loop = loop_of(composed("algorithm=grpo"))
         engine, actor = loop.collector.engine, loop.learner.actor
@@ -168,11 +168,11 @@ def test_launches_and_waits_of_a_decoded_token():
 
         def decode(tokens: int) -> None:
             rollout = roll_out(engine, actor, loop.heldout, 16, loop.collector.sampling, tokens, seed=0)
-            assert rollout.sequences.mask.shape[1] == tokens, "a completion that goes on to the end"
+            assert rollout.sequences.mask.shape[1] == tokens, "one completion must use the whole budget"
 
         short, long = counts_of(gpu, lambda: decode(3)), counts_of(gpu, lambda: decode(8))
     launches, waits = ((b - a) / 5 for a, b in zip(short, long, strict=True))
-    assert waits == 2, "whether every completion has ended; and transformers asks whether the mask hides anything"
+    assert waits == 2, "one for the end of all completions, one for transformers, which reads the mask"
     assert launches <= 90
 
 
@@ -181,8 +181,8 @@ def metrics_of(loop: Loop) -> dict[str, float]:
     return update_metrics(update_once(loop), loop.learner.counters)
 
 
-def test_launches_and_waits_of_an_update():
-    """Of PPO without offloading and with it: copies to page-locked memory are queued, and waited for once a phase."""
+def test_an_update_launches_at_most_2700_kernels_and_waits_at_most_52_times():
+    """With offloading, copies to page-locked memory are queued and cost at most three waits per phase."""
     counts, tensors = {}, 0
     for offload in (False, True):
         with virtual_gpu() as gpu:
@@ -193,13 +193,13 @@ def test_launches_and_waits_of_an_update():
     launches, waits = counts[False]
     assert launches <= 2700
     assert waits <= 52
-    phases = 7  # each is timed at its beginning and its end, and waits once for what leaves the GPU
+    phases = 7  # each waits twice for the timer and once for the tensors that leave the GPU
     assert counts[True][1] - waits <= 3 * phases < tensors
 
 
 @pytest.mark.parametrize("overrides", [["algorithm=ppo"], ["algorithm=grpo", "model.lora.rank=2"]], ids=str)
-def test_saving_takes_no_memory_of_the_gpu(overrides, tmp_path):
-    """Neither a checkpoint nor the saved actor, whose adapter is merged into a copy, clones a model there."""
+def test_saving_takes_no_gpu_memory(overrides, tmp_path):
+    """Neither a checkpoint nor the saved actor, whose adapter is merged into a copy, clones a model on the GPU."""
     with virtual_gpu() as gpu:
         learner = (loop := loop_of(composed(*overrides))).learner
         update_once(loop)
@@ -207,7 +207,7 @@ def test_saving_takes_no_memory_of_the_gpu(overrides, tmp_path):
         before = gpu.peak
         saved = save_checkpoint(tmp_path / "checkpoints", learner, {}, keep=1)
         save(learner.actor, tmp_path / "actor")
-        assert gpu.peak <= before + 4096, "scalars alone"
+        assert gpu.peak <= before + 4096, "only scalars may be added"
         for name, tensors in learner.trained().items():
             stored = load_file(saved / f"{name}.safetensors")
             assert stored.keys() == tensors.keys()

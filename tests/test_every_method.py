@@ -1,4 +1,4 @@
-"""Every accepted pair of method, critic and task takes two updates of the real loop; the others are refused."""
+"""Every accepted combination of method, critic and task takes two updates of the real loop; all others are refused."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def configuration(method: str, critic: str, task: str, pairs: Path) -> Config:
 
 
 def refusal(method: str, critic: str, task: str) -> str:
-    """What refuses this combination, empty if it must work."""
+    """Part of the message that refuses this combination; empty if it is accepted."""
     if method in WITH_CRITIC and critic == "none":
         return "algorithm/critic is none"
     if method not in WITH_CRITIC and critic != "none":
@@ -85,8 +85,8 @@ def test_every_other_combination_is_refused_in_one_sentence(method, pairs):
 
 @pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("method", ["ppo", "ppo_kl", "grpo", "grpo_iterative"])
-def test_a_learned_reward_of_four_models(method, lora):
-    """Actor, reference, critic and reward model; the true reward is measured and not seen."""
+def test_a_learned_reward_adds_a_reward_model_and_hides_the_true_reward(method, lora):
+    """Scores are those of the reward model; the true reward is measured and not used."""
     choices = ["reward=learned", "sft.steps=2", f"model.lora.rank={lora}"]
     few = ["preferences.pairs=16", "preferences.heldout=8", "preferences.steps=3", "preferences.batch=8"]
     renewal = ["preferences.renewal_steps=2", "preferences.renewal_pairs=8"]

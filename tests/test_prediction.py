@@ -1,4 +1,4 @@
-"""A prediction against the ledger of real updates, for every method; known architectures have their known size."""
+"""Predictions against the ledger of real updates, for every method; sizes of known architectures."""
 
 from dataclasses import replace
 
@@ -48,13 +48,13 @@ def compare(*overrides):
     """Largest relative error of a predicted peak in the second update, over the phases that run a model."""
     config = compose(*SMALL, *overrides)
     config.algorithm.critic.warmup_updates = 0
-    config.algorithm.optimizer.epochs = 1  # a second one needs no more
+    config.algorithm.optimizer.epochs = 1  # a second epoch needs no more memory
     if isinstance(config.algorithm.optimizer, Trpo):
         config.algorithm.optimizer = replace(
             config.algorithm.optimizer, cg_iterations=3, backtracks=2, fisher_tokens=256
         )
     loop = loop_of(config)
-    update_once(loop)  # leaves the optimisers with their state
+    update_once(loop)  # creates the state of the optimisers
     metrics = update_of(loop)
     predicted = predict(config).peaks
     errors = {
@@ -72,12 +72,12 @@ def test_every_method_is_predicted_within_five_percent(method):
 
 
 @pytest.mark.parametrize("overrides", [["algorithm=ppo"], ["algorithm=trpo"], *SETTINGS], ids=lambda o: " ".join(o))
-def test_on_another_model_with_every_setting(overrides):
-    """Grouped-query attention, untied embeddings, a vocabulary in which logits count."""
+def test_another_model_is_predicted_within_five_percent_with_every_setting(overrides):
+    """Grouped-query attention, untied embeddings, and a vocabulary whose logits take much of the memory."""
     assert compare(*OTHER, *overrides) < 0.05
 
 
-def test_cells_sum_to_the_peak():
+def test_predicted_cells_sum_to_the_peak():
     for peak in predict(compose(*SMALL, "algorithm=ppo", "sft.steps=2")).peaks.values():
         assert sum(peak.cells.values()) == peak.allocated
 
@@ -129,15 +129,15 @@ def test_architectures_have_the_published_number_of_parameters():
     assert sizes == pytest.approx(PUBLISHED, abs=0.06)
 
 
-def test_seventy_billion_parameters_without_one_of_them():
+def test_a_model_of_seventy_billion_parameters_is_predicted_without_its_weights():
     config = compose("model=llama3_1_70b", "task=largest", "algorithm=grpo", "batch.prompts=2", "batch.group_size=2")
-    config.model.architecture["num_hidden_layers"] = 4  # of 80: the same weights at the ends, in a few seconds
+    config.model.architecture["num_hidden_layers"] = 4  # of 80, to take seconds; embedding and head stay
     prediction = predict(config)
     assert prediction.weight_bytes["actor"] > 20e9
     assert prediction.peaks["actor_update"].cells["actor", "gradients"] > 10e9
 
 
-def test_a_limit_ends_a_prediction():
+def test_a_prediction_above_its_limit_raises_out_of_memory():
     with pytest.raises(torch.OutOfMemoryError):
         predict(compose(*SMALL, "algorithm=ppo"), limit=2e6)
 
@@ -153,7 +153,7 @@ def test_savings_are_predictions_of_cheaper_settings():
     assert settings["model.gradient_checkpointing=true"] < predict(config).peak
 
 
-def test_bisection_finds_the_largest_that_fits():
+def test_bisection_finds_the_largest_value_that_fits():
     values = [str(2**n) for n in range(8)]
     for limit in (0, 1, 5, 64, 1000):
         fitting = [v for v in values if int(v) <= limit]

@@ -1,4 +1,4 @@
-"""The virtual GPU refuses what CUDA refuses, counts what a GPU would wait for, and lets all else through."""
+"""The virtual GPU refuses what CUDA refuses, counts waits for the GPU, and accepts everything else."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def gpu():
         yield gpu
 
 
-def test_tensors_keep_their_values_and_claim_a_device(gpu):
+def test_tensors_keep_their_values_and_claim_to_be_on_the_gpu(gpu):
     x = torch.arange(6, device="cuda").view(2, 3)
     assert (x.device, x.is_cuda, x[0].device, (x + 1).sum().device) == (GPU, True, GPU, GPU)
     assert x.cpu().device == x.to("cpu").device == HOST
@@ -44,12 +44,12 @@ MIXTURES = {
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_a_mixture_is_refused(mixture, gpu):
+def test_an_operator_that_mixes_devices_is_refused(mixture, gpu):
     with pytest.raises(Refused):
         MIXTURES[mixture](torch.ones(2, 2), torch.ones(2, 2, device="cuda"))
 
 
-def test_a_mixture_in_a_backward_pass_is_refused(gpu):
+def test_an_operator_that_mixes_devices_in_a_backward_pass_is_refused(gpu):
     class Careless(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -57,21 +57,21 @@ def test_a_mixture_in_a_backward_pass_is_refused(gpu):
 
         @staticmethod
         def backward(ctx, gradient):
-            return gradient * torch.ones(3)  # of the host
+            return gradient * torch.ones(3)  # on the host
 
     with pytest.raises(Refused):
         Careless.apply(torch.ones(3, device="cuda", requires_grad=True)).sum().backward()
 
 
-def test_what_cuda_takes_is_let_through(gpu):
+def test_scalars_and_indices_on_the_host_are_accepted(gpu):
     there = torch.ones(3, device="cuda")
-    assert (there * torch.tensor(2.0)).device == GPU, "a number of the host"
+    assert (there * torch.tensor(2.0)).device == GPU, "a scalar on the host"
     assert torch.where(there > 0, there, torch.tensor(0.0)).device == GPU
-    assert there[torch.tensor([0, 1])].device == GPU, "an index of the host"
+    assert there[torch.tensor([0, 1])].device == GPU, "an index on the host"
     assert gpu.waits["index from the host"] == 1
 
 
-def test_what_has_no_deterministic_kernel_is_refused_where_results_must_repeat(gpu):
+def test_an_operator_without_a_deterministic_kernel_is_refused_in_deterministic_mode(gpu):
     there = torch.ones(3, device="cuda")
     assert there.cumsum(0).tolist() == [1, 2, 3]
     torch.use_deterministic_algorithms(True)
@@ -94,7 +94,7 @@ def test_autocast_computes_in_bfloat16_and_gradients_are_on_the_gpu(gpu):
     assert layer.weight.grad.device == GPU
 
 
-def test_waits_are_counted(gpu):
+def test_every_wait_is_counted_and_a_view_launches_nothing(gpu):
     x = torch.arange(4, device="cuda")
     waits = {
         "item": lambda: x.sum().item(),
@@ -117,7 +117,7 @@ def test_waits_are_counted(gpu):
 
 
 def test_copies_from_a_gpu_are_queued_and_waited_for_once(gpu):
-    """The copies of offloading: into page-locked memory, and back out of it. None is read before it is complete."""
+    """The copies of offloading go to page-locked memory and back; reading one before it is complete is refused."""
     tensors = [torch.full((3,), float(number), device="cuda") for number in range(5)]
     gpu.waits.clear()
     copies = [queued_copy(tensor, HOST) for tensor in tensors]
@@ -131,7 +131,7 @@ def test_copies_from_a_gpu_are_queued_and_waited_for_once(gpu):
     assert [x.tolist() for x in copies] == [x.tolist() for x in back] == [x.tolist() for x in tensors]
 
 
-def test_the_allocator_counts_what_is_alive(gpu):
+def test_the_allocator_counts_live_tensors_in_blocks(gpu):
     x = torch.zeros(1000, device="cuda")  # 4000 bytes in blocks of 512
     assert torch.cuda.memory_allocated() == 4096
     y = x + 1

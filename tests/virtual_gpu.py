@@ -1,12 +1,12 @@
 """A GPU for machines that have none: tensors hold their values in the host's memory and claim to be on `cuda:0`.
 
-A storage is on the GPU if a call placed it there (`device=`, `.to`) or if an operator computed it from storages that
-are. `Calls` sees every function of torch: it strips the device from the call, and answers what `Tensor.device` asks.
-`Operators` sees every operator, autograd's included: it refuses what CUDA refuses, and counts what a GPU would do.
-Below torch.cuda, whose own Python runs as on any machine, `bindings` stands in for the driver and the allocator.
+A storage is on the GPU if a call placed it there (`device=`, `.to`) or if an operator computed it from storages on the
+GPU. `Calls` intercepts every function of torch: it strips the device from the call and answers `Tensor.device`.
+`Operators` intercepts every operator, autograd's included: it refuses what CUDA refuses and counts the GPU's work.
+Below torch.cuda, whose own Python runs as on any machine, `bindings` replaces the driver and the allocator.
 
-Values are real, so whole runs go through: sampling, checkpoints, resuming. What only a GPU can show is not here: its
-kernels, their rounding and their speed.
+Values are real, so whole runs work: sampling, checkpoints, resuming. The kernels of a GPU, their rounding and their
+speed are beyond it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
-BLOCK, SEGMENT = 512, 2 << 20  # bytes: the allocator rounds a tensor up to the first, what it reserves to the second
+BLOCK, SEGMENT = 512, 2 << 20  # bytes: the allocator rounds tensors up to BLOCK, reserved memory to SEGMENT
 TOTAL = 80_000_000_000
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ INDEXED = {
     *(aten._index_put_impl_.default, aten._unsafe_index_put.default),
 }
 SIZED_BY_VALUES = {aten.nonzero.default, aten.masked_select.default, aten.equal.default, aten._unique2.default}
-# what torch.use_deterministic_algorithms lists as raising on CUDA, as far as a language model could meet it
+# operators that torch.use_deterministic_algorithms lists as raising on CUDA and that a language model could use
 UNORDERED = {
     *(aten.cumsum.default, aten.cumsum_.default, aten.put.default, aten.put_.default, aten.histc.default),
     *(aten.median.dim, aten.nll_loss_forward.default, aten.nll_loss2d_forward.default),
@@ -46,15 +46,15 @@ UNORDERED = {
 
 
 class Refused(RuntimeError):
-    """What CUDA would have refused."""
+    """An operation that CUDA refuses."""
 
 
 class VirtualGPU:
-    """What is on the GPU, and what it had to do.
+    """The storages on the GPU, and counts of its work.
 
     launches   number of operators that would start a kernel
     waits      number of times that the host would wait for the GPU, by reason
-    live       bytes allocated now; `peak` is their maximum since it was reset, `reserved` what is held from the device
+    live       bytes allocated now; `peak` is their maximum since its reset, `reserved` the bytes taken from the device
     """
 
     def __init__(self) -> None:
@@ -85,21 +85,21 @@ class VirtualGPU:
         self.live -= self.storages.pop(key, 0)
 
     def device(self, tensor: Tensor) -> torch.device:
-        """`cuda:0` or `cpu`, of a tensor that has values."""
+        """Device of a tensor that has values: `cuda:0` or `cpu`."""
         return GPU if tensor.untyped_storage()._cdata in self.storages else HOST
 
     def require_complete(self, tensor: Tensor) -> None:
-        """Raises Refused where the host reads what a queued copy from the GPU has still to write."""
+        """Raises Refused if a queued copy from the GPU to the tensor is not complete."""
         if tensor.untyped_storage()._cdata in self.incomplete:
             raise Refused(f"{tuple(tensor.shape)} on cpu is read before the copy from the GPU is complete")
 
     def claimed(self, tensor: Tensor) -> torch.device:
-        """What `Tensor.device` answers."""
+        """Value of `Tensor.device`."""
         return self.device(tensor) if has_values(tensor) else TensorBase.device.__get__(tensor)
 
 
 def tensors_in(args: Any, kwargs: dict[str, Any] | None = None) -> list[Tensor]:
-    """The tensors among arguments or results, those in lists included; torch's pytree takes five times as long."""
+    """Tensors among arguments or results, including those in lists; torch's pytree takes five times as long."""
     found = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
@@ -110,20 +110,20 @@ def tensors_in(args: Any, kwargs: dict[str, Any] | None = None) -> list[Tensor]:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """False for the tensors of a prediction, and for those of a model that is being built."""
+    """False for the tensors of a prediction and of a model under construction."""
     return not isinstance(tensor, FakeTensor) and not tensor.is_meta
 
 
 @cache
 def looks_only(func: Any) -> bool:
-    """Whether the operator returns a view of its input: no kernel runs."""
+    """Whether the operator returns a view of its input, so that no kernel runs."""
     returns = func._schema.returns
     views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
     return views or func in (aten._unsafe_view.default, aten._reshape_alias.default, aten.detach.default)
 
 
 class Operators(TorchDispatchMode):
-    """Refuses an operator whose tensors are on different devices; places and counts what the others compute."""
+    """Refuses an operator whose tensors are on different devices; counts all others and places their results."""
 
     def __init__(self, gpu: VirtualGPU, calls: Calls) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Operators(TorchDispatchMode):
         return result
 
     def count(self, func: Any, args: Any, given: list[Tensor]) -> None:
-        """Counts the kernel and the wait of an operator on the GPU; refuses what has no deterministic kernel."""
+        """Counts the kernel and the wait of an operator on the GPU; in deterministic mode refuses unordered kernels."""
         gpu = self.gpu
         gpu.launches += not looks_only(func)
         if func is aten._local_scalar_dense.default:
@@ -159,7 +159,7 @@ class Operators(TorchDispatchMode):
             raise Refused(f"{func} has no deterministic kernel on CUDA")
 
     def device_of(self, func: Any, args: Any, kwargs: dict[str, Any], given: list[Tensor]) -> torch.device:
-        """The device that the operator runs on; raises Refused where CUDA would."""
+        """Device on which the operator runs; raises Refused if CUDA would refuse it."""
         where = self.gpu.device
         if not given or kwargs.get("device") is not None:
             return self.calls.ambient
@@ -180,7 +180,7 @@ class Operators(TorchDispatchMode):
         raise Refused(f"{func}: " + ", ".join(f"{tuple(x.shape)} on {where(x)}" for x in given))
 
     def device_of_indexed(self, func: Any, args: Any) -> torch.device:
-        """CUDA tensors take indices from the host and wait for them; the host's take none from the GPU."""
+        """Device of the indexed tensor: on the GPU it waits for host indices, on the host it refuses GPU indices."""
         where, own = self.gpu.device, self.gpu.device(args[0])
         for index in tensors_in(args[1]):
             if where(index) != own and own == HOST:
@@ -192,7 +192,7 @@ class Operators(TorchDispatchMode):
         return own
 
     def count_copy(self, target: Tensor, source: Tensor, non_blocking: bool) -> None:
-        """A copy between devices is waited for, unless it is queued from or into page-locked memory."""
+        """Counts the wait for a copy between devices, unless it is queued from or to page-locked memory."""
         target_on, source_on = self.gpu.device(target), self.gpu.device(source)
         on_host = target if target_on == HOST else source
         queued = non_blocking and on_host.untyped_storage()._cdata in self.gpu.page_locked
@@ -207,7 +207,7 @@ class Operators(TorchDispatchMode):
 class Calls(TorchFunctionMode):
     """Strips the device from every call that names one, places the result there, and answers `Tensor.device`.
 
-    ambient   the device of the call in hand: there its operators put what they make out of no tensor
+    ambient   device of the current call, where its operators create tensors that have no input
     """
 
     def __init__(self, gpu: VirtualGPU) -> None:
@@ -226,7 +226,7 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if isinstance(func, torch._ops.OpOverload):  # from a mode of operators, which has it from a call
+        if isinstance(func, torch._ops.OpOverload):  # from a dispatch mode, inside a call
             return func(*args, **kwargs)
         if func in self.answers and has_values(args[0]):
             return self.answers[func](*args, **kwargs)
@@ -240,10 +240,10 @@ class Calls(TorchFunctionMode):
         return self.called(func, args, kwargs, GPU if device.type == "cuda" else HOST)
 
     def called(self, func: Any, args: Any, kwargs: dict[str, Any], device: torch.device) -> Any:
-        """The result of a call whose `device` is stripped; a new tensor is placed on the device named there."""
+        """Result of a call without its `device`; a new tensor is placed on the device that the call named."""
         locked, names_one = kwargs.pop("pin_memory", False), kwargs.get("device") is not None
         if names_one:
-            kwargs["device"] = HOST  # where its values are
+            kwargs["device"] = HOST  # where the values are
         outer, self.ambient = self.ambient, device
         try:
             result = func(*args, **kwargs)
@@ -257,7 +257,7 @@ class Calls(TorchFunctionMode):
                 return self.moved(result, device) if self.gpu.device(result) != device else result
             from_list = func in (torch.tensor, torch.as_tensor) and result.numel() > 0
             self.gpu.waits["made from a list"] += device == GPU and from_list
-            self.gpu.place(result, device).detach()  # an operator, by which a ledger sees the tensor where it is now
+            self.gpu.place(result, device).detach()  # an operator shows a ledger the tensor on its new device
         return result
 
     def to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -278,7 +278,7 @@ class Calls(TorchFunctionMode):
         return self.moved(tensor, device, dtype)
 
     def moved(self, tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy on the other device. It carries no gradient: no pass of a run crosses devices."""
+        """A copy on the other device. It carries no gradient, because no pass of a run crosses devices."""
         if tensor.requires_grad and torch.is_grad_enabled():
             raise Refused(f"a tensor of shape {tuple(tensor.shape)} that carries a gradient moves to {device}")
         place = GPU if device.type == "cuda" else HOST
@@ -297,7 +297,7 @@ class Calls(TorchFunctionMode):
 
 
 class Generator(torch.Generator):
-    """Claims to be on a device; its draws are the host's."""
+    """A generator that claims to be on a device; its draws are the host's."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         generator = super().__new__(cls, "cpu")
@@ -310,10 +310,10 @@ class Generator(torch.Generator):
 
 
 def bindings(gpu: VirtualGPU) -> list[tuple[Any, str, Any]]:
-    """Stand-ins for what torch.cuda calls in its library, as strict about types: (owner, name, stand-in)."""
+    """Stand-ins for the library calls of torch.cuda, equally strict about types: (owner, name, stand-in)."""
 
     def takes(name: str, *types: type, returns: Any = None) -> tuple[Any, str, Any]:
-        """Notes a call whose arguments are of these types."""
+        """A stand-in that records its calls and requires arguments of these types."""
 
         def stand_in(*arguments: Any) -> Any:
             if [type(argument) for argument in arguments] != list(types):
@@ -343,7 +343,7 @@ def bindings(gpu: VirtualGPU) -> list[tuple[Any, str, Any]]:
 
     group = torch._C._group_tensors_by_device_and_dtype
     properties = SimpleNamespace(name="virtual GPU", total_memory=TOTAL, major=9, minor=0, multi_processor_count=132)
-    near = {"cuda": "cpu", GPU: "cpu"}  # autocast of the host's kernels: those of CUDA round elsewhere
+    near = {"cuda": "cpu", GPU: "cpu"}  # the host's autocast: CUDA's rounds elsewhere
     enabled, set_enabled = torch.is_autocast_enabled, torch.set_autocast_enabled
     dtype, set_dtype = torch.get_autocast_dtype, torch.set_autocast_dtype
     return [
@@ -378,7 +378,7 @@ def bindings(gpu: VirtualGPU) -> list[tuple[Any, str, Any]]:
 
 @contextmanager
 def virtual_gpu() -> Iterator[VirtualGPU]:
-    """Inside, this machine has one GPU."""
+    """Gives this machine one virtual GPU inside the context."""
     gpu = VirtualGPU()
     with ExitStack() as stack:
         for owner, name, stand_in in bindings(gpu):
@@ -390,9 +390,9 @@ def virtual_gpu() -> Iterator[VirtualGPU]:
 
 
 def seeing(calls: Calls) -> Callable[..., Any]:
-    """The engine of backward passes under the mode, which torch leaves while the call of `backward` is in its hands.
+    """Autograd's engine under the mode `calls`, which torch disables while it handles a call of `backward`.
 
-    Functions that run Python in a backward pass, and layers computed again there, call torch like any other code.
+    Python functions and recomputed layers in a backward pass call torch like any other code.
     """
     engine = torch.autograd._engine_run_backward
 
@@ -404,7 +404,7 @@ def seeing(calls: Calls) -> Callable[..., Any]:
 
 
 def enters_a_virtual_gpu() -> None:
-    """Gives the process a GPU until it ends."""
+    """Gives the process a virtual GPU until it ends."""
     UNTIL_THE_END.enter_context(virtual_gpu())
 
 

@@ -25,7 +25,7 @@ from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
 
 @dataclass
 class Sft:
-    """Supervised fine-tuning on the task's demonstrations, before actor and reference start; 0 steps: no such stage.
+    """Supervised fine-tuning on the task's demonstrations: the start of actor and reference. 0 steps: no such stage.
 
     Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison is
     over several starts.

@@ -45,7 +45,7 @@ class Loop:
     kl_sequences   number of sequences on which the KL of an update is measured; 0: all
     offload        whether models that a phase does not use wait in the host's memory
     reward_quality held-out quality of the reward model, none where the reward is not learned
-    renew_reward   (actor, update) → goes on training the reward model when an outer iteration ends; none likewise
+    renew_reward   (actor, update) → trains the reward model further when an outer iteration ends; none likewise
     start          hash of the weights that training started from
     """
 
@@ -62,7 +62,7 @@ class Loop:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Places the models for a phase, which is the phase `offload`, then measures the phase itself."""
+        """Places the models that a phase uses, measured as the phase `offload`, then measures the phase itself."""
         if self.offload:
             with self.phases("offload"):
                 place_for(self.learner, name, self.phases.device)
@@ -183,13 +183,14 @@ def collect(loop: Loop, number: int) -> Collected:
     learner, collector = loop.learner, loop.collector
     group_filter, batch = learner.algorithm.group_filter, collector.batch
     learned = learned_scores(loop)
-    collector.engine.load(learner.actor)
     rollouts: list[Rollout] = []
     scores: list[Scores] = []
     kept: list[Tensor] = []
     while len(rollouts) < group_filter.rounds and sum(int(k.sum()) for k in kept) < batch.prompts:
         stream = f"/{len(rollouts)}" if rollouts else ""
         with loop.phase("rollout"):
+            if not rollouts:
+                collector.engine.load(learner.actor)
             prompt_draws = stdlib_random(collector.seed, f"prompts{stream}", number)
             examples = collector.task.training_examples(batch.prompts, prompt_draws)
             rollouts.append(collector.roll_out(learner.actor, examples, batch.group_size, f"rollout{stream}", number))

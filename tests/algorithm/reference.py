@@ -1,6 +1,6 @@
-"""An independent, slow reading of the papers: loops over sequences and tokens, plain floats, gradients by hand.
+"""Independent, slow reference of every method: the papers' formulas in loops over floats, with analytic gradients.
 
-Nothing here is imported from the package; methods share sums, means and the papers' formulas, and no more.
+It imports nothing from the package. Methods share sums, means and the papers' formulas, and nothing else.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Case:
-    """Rows are completions of unequal length, `group` neighbours have one prompt."""
+    """Inputs of a method. Rows are completions of unequal length; `group` consecutive rows share a prompt."""
 
     logprobs: list
     old: list
@@ -37,7 +37,7 @@ def std(xs, ddof=1):
 
 
 def kl_rewards(case, beta, scores=None):
-    """−β·k1 on every token, the score on the last."""
+    """Rewards of tokens: −β·k1 on every token, plus the score on the last."""
     rows = []
     for i, (old, ref) in enumerate(zip(case.old, case.reference, strict=True)):
         row = [-beta * (a - b) for a, b in zip(old, ref, strict=True)]
@@ -47,7 +47,7 @@ def kl_rewards(case, beta, scores=None):
 
 
 def gae_double_sum(rewards, values, gamma, lam):
-    """Â_t = Σ_l (γλ)^l δ_{t+l} for one sequence, by the definition."""
+    """Â_t = Σ_l (γλ)^l δ_{t+l} for one sequence, from the definition."""
     n = len(rewards)
     following = [*values[1:], 0.0]
     deltas = [rewards[t] + gamma * following[t] - values[t] for t in range(n)]
@@ -61,7 +61,7 @@ def whiten(rows):
 
 
 def spread(per_sequence, case):
-    """One number a completion, on each of its tokens."""
+    """Advantages of tokens: each token has its completion's number."""
     return [[a] * len(row) for a, row in zip(per_sequence, case.logprobs, strict=True)]
 
 
@@ -92,7 +92,7 @@ def clipped(low, high):
 
 
 def over_tokens(case, advantages, term, weight, penalty=None):
-    """Loss and gradient of −Σ weight·(term − penalty), each token by itself."""
+    """Loss −Σ weight·(term − penalty) over tokens, and its derivative with respect to each log-prob."""
     loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
     for i, t in case.tokens():
         logprob, old = case.logprobs[i][t], case.old[i][t]
@@ -199,7 +199,7 @@ def grpo(case):
 
 
 def grpo_process(case):
-    """§4.1.3: all step rewards of a group are one set; a token gets those of the steps that end at or after it."""
+    """§4.1.3: step rewards are normalised over the group; a token gets the sum of the steps that end at or after it."""
     advantages = []
     for members in case.groups():
         every = [score for i in members for _, score in case.steps[i]]
@@ -241,7 +241,7 @@ def gspo(case):
 
 
 def cispo(case):
-    """−1/N Σ w·A·log π with w = min(ratio, 1.28) a constant."""
+    """−1/N Σ w·A·log π with constant w = min(ratio, 1.28)."""
     advantages, total = group_normalised(case, case.scores), len(case.tokens())
     loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
     for i, t in case.tokens():
@@ -252,7 +252,7 @@ def cispo(case):
 
 
 def dppo(case):
-    """−1/N Σ w·A·log π, w = min(ratio, 20) a constant; zero where π has moved by 0.15 in the direction of A's sign."""
+    """−1/N Σ w·A·log π with constant w = min(ratio, 20); zero where π moved by over 0.15 towards A's sign."""
     advantages, total = group_normalised(case, case.scores), len(case.tokens())
     loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
     for i, t in case.tokens():
@@ -267,7 +267,7 @@ def dppo(case):
 
 
 def gmpo(case):
-    """−1/S Σ A·(Π_t r_t, each clipped at e^0.4 on the side of A's sign)^(1/length)."""
+    """−1/S Σ A·(Π_t r_t, each clipped at e^±0.4 on the side of A's sign)^(1/length)."""
     advantages, size = group_normalised(case, case.scores), len(case.logprobs)
     loss, gradient = 0.0, []
     for row, old, own in zip(case.logprobs, case.old, advantages, strict=True):

@@ -1,4 +1,4 @@
-"""Exact identities between methods, on whatever numbers hypothesis finds."""
+"""Exact identities between methods, on numbers that hypothesis draws."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ numbers = st.floats(-10, 10, allow_nan=False, width=32)
 
 @st.composite
 def batches(draw, smallest_group=2):
-    """Rewards of P groups of G ragged completions, with scores; everything float64."""
+    """Rewards of P groups of G completions of unequal length, in float64, and a generator."""
     prompts, group, width = draw(st.integers(1, 4)), draw(st.integers(smallest_group, 5)), draw(st.integers(1, 6))
     size = prompts * group
     lengths = torch.tensor(draw(st.lists(st.integers(1, width), min_size=size, max_size=size)))
@@ -29,7 +29,7 @@ def noise(shape, draw):
 
 @given(batches())
 @settings(deadline=None, max_examples=50)
-def test_rloo_is_the_centred_return_stretched(batch):
+def test_rloo_is_the_centred_return_times_g_over_g_minus_one(batch):
     """R_i − mean of the others = G/(G − 1)·(R_i − mean)."""
     rewards, _ = batch
     group = rewards.group_size
@@ -69,7 +69,7 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(batch):
 
 @given(batches(1))
 @settings(deadline=None, max_examples=50)
-def test_gspo_ratio_to_the_length_is_the_sequence_ratio(batch):
+def test_the_gspo_ratio_to_the_power_of_the_length_is_the_sequence_ratio(batch):
     rewards, draw = batch
     mask = rewards.mask
     logprobs, old = (torch.where(mask, noise(mask.shape, draw), 0.0) for _ in range(2))
@@ -91,7 +91,7 @@ def test_gae_at_lambda_one_without_values_is_the_reward_to_go(batch):
 
 @given(batches(1))
 @settings(deadline=None, max_examples=50)
-def test_decoupled_gae_at_one_lambda_is_gae(batch):
+def test_decoupled_gae_with_equal_lambdas_is_gae(batch):
     rewards, draw = batch
     tokens, values = noise(rewards.mask.shape, draw), noise(rewards.mask.shape, draw)
     plain = advantage.GAE(lam=0.9)(tokens, values, rewards.mask)
@@ -112,8 +112,8 @@ def test_the_first_reward_to_go_is_the_sequence_return(batch):
 
 @given(batches())
 @settings(deadline=None, max_examples=50)
-def test_one_score_at_the_end_is_one_step(batch):
-    """Process supervision of one step a completion, at its end, is outcome supervision."""
+def test_process_supervision_by_one_final_step_is_outcome_supervision(batch):
+    """Each completion has one step, which ends on its last token."""
     rewards, _ = batch
     process = advantage.RewardToGo()(rewards.tokens - baseline.GroupStepMean()(rewards), None, rewards.mask)[0]
     outcome = advantage.SequenceReturn()(rewards.tokens - baseline.GroupMean()(rewards), None, rewards.mask)[0]
@@ -123,7 +123,7 @@ def test_one_score_at_the_end_is_one_step(batch):
 
 @given(batches())
 @settings(deadline=None, max_examples=50)
-def test_sums_are_the_token_budget_times_its_size_and_sequences_weigh_alike(batch):
+def test_sums_are_the_token_budget_times_its_size_and_every_sequence_has_equal_weight(batch):
     mask = batch[0].mask
     sums, fixed = aggregate.Sums()(mask, 7), aggregate.TokenBudget()(mask, 7)
     assert torch.allclose(sums, 7 * fixed)
@@ -133,7 +133,7 @@ def test_sums_are_the_token_budget_times_its_size_and_sequences_weigh_alike(batc
 
 @given(batches())
 @settings(deadline=None, max_examples=50)
-def test_masked_positions_and_the_order_of_groups_never_matter(batch):
+def test_padding_and_the_order_of_groups_change_no_baseline_and_no_scale(batch):
     rewards, draw = batch
     rubbish = torch.where(rewards.mask, rewards.tokens, noise(rewards.mask.shape, draw))
     spoilt = Rewards(rubbish, rewards.process, rewards.last, rewards.mask, rewards.group_size)

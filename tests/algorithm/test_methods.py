@@ -1,4 +1,4 @@
-"""Every shipped method against an independent computation, finite differences, and exact enumeration."""
+"""Every shipped method against an independent reference, finite differences and exact enumeration."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from . import reference
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 LENGTHS = [4, 2, 5, 1, 3, 5, 2, 4]
 WIDTH, GROUP = 5, 4
-SCORES = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]  # the second group has no spread
+SCORES = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]  # all scores of the second group are equal
 GREEDY = [1.0, 0.0]
 STEPS = [
     [(0, 0.5), (3, 0.25)], [(1, 0.0), (1, 0.5)], [(0, 0.5), (2, 0.5), (4, 0.0)], [(0, 1.0)],
@@ -28,7 +28,7 @@ STEPS = [
 
 @pytest.fixture(scope="module")
 def fixed():
-    """Fixed tensors [8, 5] in float64 under a ragged mask; padding holds rubbish."""
+    """Tensors [8, 5] in float64 under a ragged mask; padding holds arbitrary values."""
     draw = torch.Generator().manual_seed(5)
     mask = torch.arange(WIDTH) < torch.tensor(LENGTHS)[:, None]
 
@@ -56,7 +56,7 @@ def rows(x, mask):
 
 
 def case(fixed):
-    """The same numbers for the independent computation."""
+    """The same numbers for the independent reference."""
     mask = fixed["mask"]
     return reference.Case(
         logprobs=rows(fixed["current"], mask),
@@ -72,7 +72,7 @@ def case(fixed):
 
 
 def prepared(name, fixed, *overrides):
-    """The method, its advantages and its targets, by the functions that a run calls."""
+    """The method, its advantages and its value targets, computed by the functions that a run calls."""
     algorithm = compose(f"algorithm={name}", "tuned=none", *overrides).algorithm
     mask = fixed["mask"]
     outcome = fixed["scores"] + algorithm.shaping(mask.sum(1), WIDTH)
@@ -102,7 +102,7 @@ def test_loss_gradient_and_targets_are_those_of_the_papers(name, fixed):
     for mine, expected in zip(rows(logprobs.grad, mask), gradient, strict=True):
         assert mine == pytest.approx(expected, abs=1e-9)
     assert logprobs.grad[~mask].abs().max() == 0
-    assert max(abs(x) for row in gradient for x in row) > 1e-3, "a case in which nothing happens shows nothing"
+    assert max(abs(x) for row in gradient for x in row) > 1e-3, "a gradient of zero tests nothing"
     if targets is None:
         assert returns is None
     else:
@@ -111,7 +111,7 @@ def test_loss_gradient_and_targets_are_those_of_the_papers(name, fixed):
 
 
 def test_grpo_normalises_scores_by_the_group(fixed):
-    """Scores 1, 0, 0, 1: mean ½, std (ddof 1) √⅓ = 0.57735. The second group has no spread and teaches nothing."""
+    """Scores 1, 0, 0, 1: mean ½, std (ddof 1) √⅓ = 0.57735. Scores of the second group are equal: no advantage."""
     _, advantages, _ = prepared("grpo", fixed)
     expected = 0.5 / (3**-0.5 + 1e-4)
     assert advantages[0, :4].tolist() == pytest.approx([expected] * 4, abs=1e-12)
@@ -119,8 +119,8 @@ def test_grpo_normalises_scores_by_the_group(fixed):
     assert advantages[4:].abs().max() == 0
 
 
-def test_process_advantages_are_those_of_the_steps_from_the_token_on(fixed):
-    """The second group's step rewards are all ¼: no advantage. The first group's tokens see what follows them."""
+def test_a_process_advantage_is_the_sum_of_the_steps_that_end_at_or_after_the_token(fixed):
+    """The second group's step rewards are all ¼: no advantage. In the first group they differ."""
     _, advantages, _ = prepared("grpo_process", fixed)
     assert advantages[4:].abs().max() == 0
     every = [0.5, 0.25, 0.0, 0.5, 0.5, 0.5, 0.0, 1.0]
@@ -130,7 +130,7 @@ def test_process_advantages_are_those_of_the_steps_from_the_token_on(fixed):
     assert advantages[0, 0].item() == pytest.approx(late + (0.5 - sum(every) / 8) / deviation, abs=1e-9)
 
 
-def test_outcome_methods_take_step_scores_as_their_sum(fixed):
+def test_an_outcome_method_scores_a_completion_by_the_sum_of_its_steps(fixed):
     algorithm = compose("algorithm=grpo").algorithm
     mask, steps = fixed["mask"], fixed["steps"]
     by_steps = place_scores(0 * fixed["scores"], mask, GROUP, steps)
@@ -139,7 +139,7 @@ def test_outcome_methods_take_step_scores_as_their_sum(fixed):
         assert torch.allclose(x, y, atol=1e-12)
 
 
-def test_gae_takes_step_scores_at_their_positions(fixed):
+def test_gae_rewards_a_step_on_the_token_that_ends_it(fixed):
     algorithm = compose("algorithm=ppo", "algorithm/scale=none", "tuned=none").algorithm
     steps = fixed["steps"]
     rewards = place_scores(0 * fixed["scores"], fixed["mask"], GROUP, steps)
@@ -154,7 +154,7 @@ def test_gae_takes_step_scores_at_their_positions(fixed):
 
 # The weights of CISPO and DPPO are constants by definition, so their gradients are not the derivatives of their losses.
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"cispo", "dppo"}))
-def test_gradient_against_finite_differences(name, fixed):
+def test_the_gradient_of_the_loss_is_that_of_finite_differences(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     logprobs = torch.where(fixed["mask"], fixed["current"], 0.0).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss_of(algorithm, x, fixed, advantages), logprobs, atol=1e-7)
@@ -162,7 +162,7 @@ def test_gradient_against_finite_differences(name, fixed):
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("corrected", ["true", "false"])
-def test_gradient_of_every_kl_in_the_loss(estimator, corrected, fixed):
+def test_the_gradient_of_every_kl_in_the_loss_is_that_of_finite_differences(estimator, corrected, fixed):
     values = [
         f"algorithm.kl_to_reference.estimator={estimator}",
         f"algorithm.kl_to_reference.ratio_corrected={corrected}",
@@ -172,7 +172,7 @@ def test_gradient_of_every_kl_in_the_loss(estimator, corrected, fixed):
     assert torch.autograd.gradcheck(lambda x: loss_of(algorithm, x, fixed, advantages), logprobs, atol=1e-7)
 
 
-def test_value_gradient_against_finite_differences(fixed):
+def test_the_gradient_of_the_value_loss_is_that_of_finite_differences(fixed):
     mask, values = fixed["mask"], fixed["values"]
     critic = compose("algorithm=ppo", "algorithm.critic.value_clip=0.2").algorithm.critic
     returns, old = values.flip(0), values + 0.15 * values.flip(1)
@@ -181,7 +181,7 @@ def test_value_gradient_against_finite_differences(fixed):
 
 
 def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
-    """V 1, R 3: ½·4 = 2; clipped at 0.2 around the old value 0: V may only reach 0.2: ½·2.8² = 3.92."""
+    """V = 1 and R = 3: ½·2² = 2. Clipped at 0.2 around the old value of 0, V is 0.2: ½·2.8² = 3.92."""
     one = torch.ones(1, 1)
     plain = compose("algorithm=ppo").algorithm.critic
     clipped = compose("algorithm=ppo", "algorithm.critic.value_clip=0.2").algorithm.critic
@@ -191,7 +191,7 @@ def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_micro_batches_add_up_to_the_minibatch(name, fixed):
+def test_gradients_of_micro_batches_sum_to_that_of_the_minibatch(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
     weights = algorithm.aggregate(mask, WIDTH)
@@ -207,7 +207,7 @@ def test_micro_batches_add_up_to_the_minibatch(name, fixed):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_masked_positions_never_matter(name, fixed):
+def test_padding_changes_no_loss(name, fixed):
     losses = []
     for rubbish in (0.0, -300.0, float("nan")):
         changed = fixed | {key: torch.where(fixed["mask"], fixed[key], rubbish) for key in ("current", "old", "ref")}
@@ -220,7 +220,7 @@ def test_masked_positions_never_matter(name, fixed):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_permuting_groups_changes_nothing(name, fixed):
+def test_the_order_of_groups_changes_no_loss(name, fixed):
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
     own = {"greedy": fixed["greedy"][[1, 0]], "steps": select(fixed["steps"], order)}
     permuted = {key: own[key] if key in own else x[order] for key, x in fixed.items()}
@@ -229,7 +229,7 @@ def test_permuting_groups_changes_nothing(name, fixed):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_on_policy_ratio_is_one_and_nothing_is_clipped(name, fixed):
+def test_on_policy_every_ratio_is_one_and_no_token_is_clipped(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
     result = policy_loss(algorithm, Tokens(old, old, advantages, mask), algorithm.aggregate(mask, WIDTH), ref)
@@ -238,13 +238,13 @@ def test_on_policy_ratio_is_one_and_nothing_is_clipped(name, fixed):
 
 
 def tokens_of(ratio, advantages):
-    """Tokens of one completion with these ratios; the behaviour policy gives each a probability of one half."""
+    """Tokens of one completion with these ratios; the behaviour policy gives each token a probability of ½."""
     behaviour = torch.full_like(ratio, 0.5).log()
     return Tokens((ratio / 2).log()[None], behaviour[None], advantages[None], torch.ones(1, len(ratio)).bool())
 
 
-def test_the_clip_flattens_the_surrogate_only_away_from_one():
-    """Ratios 1.5 and 0.5: clipped where the advantage pushes further out, not where it pulls back."""
+def test_the_clip_binds_only_where_the_advantage_pushes_the_ratio_away_from_one():
+    """Ratios of 1.5 and 0.5, each with an advantage of either sign."""
     objective = compose("algorithm=ppo").algorithm.objective
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
@@ -254,7 +254,7 @@ def test_the_clip_flattens_the_surrogate_only_away_from_one():
 
 
 def test_total_variation_masks_by_the_change_of_a_probability_not_by_its_ratio():
-    """From a half: 0.7 and 0.3 have moved by 0.2 > δ, 0.6 and 0.4 by 0.1. Of 0.01, a ratio of 5 moves 0.04 alone."""
+    """From ½, 0.7 and 0.3 moved by 0.2 > δ, and 0.6 and 0.4 by 0.1. From 0.01, a ratio of 5 moved by only 0.04."""
     objective = AXES["objective"]["binary_tv"]
     ratio, advantages = torch.tensor([1.4, 1.4, 0.6, 0.6, 1.2, 0.8]), torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0])
     tokens = tokens_of(ratio, advantages)
@@ -267,7 +267,7 @@ def test_total_variation_masks_by_the_change_of_a_probability_not_by_its_ratio()
 
 
 def test_a_geometric_mean_clips_each_ratio_on_the_side_of_the_advantage():
-    """Ratios 2 (beyond e^0.4) and ½: with A = 2 the mean is √(e^0.4·½); with A = −2 it is √(2·e^−0.4)."""
+    """Ratios of 2 (above e^0.4) and ½: with A = 2 the mean is √(e^0.4·½), with A = −2 it is √(2·e^−0.4)."""
     objective, ratio = AXES["objective"]["geometric_mean"], torch.tensor([2.0, 0.5])
     for sign, expected, clipped in (
         (1, (math.exp(0.4) / 2) ** 0.5, [True, False]),
@@ -278,7 +278,7 @@ def test_a_geometric_mean_clips_each_ratio_on_the_side_of_the_advantage():
         assert objective.clipped(ratio[None], tokens)[0].tolist() == clipped
 
 
-def test_ratios_of_sequences_are_products_and_geometric_means():
+def test_sequence_ratios_are_products_and_geometric_means_of_token_ratios():
     """Token ratios 2, 2, ½ and 3: products 2 and 3, geometric means 2^⅓ and 3."""
     logprobs = torch.tensor([[2.0, 2.0, 0.5], [3.0, 1.0, 1.0]]).log()
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -287,7 +287,7 @@ def test_ratios_of_sequences_are_products_and_geometric_means():
     assert ratios.SequenceMeanRatio()(tokens)[:, 0].tolist() == pytest.approx([2 ** (1 / 3), 3])
 
 
-def test_truncation_bounds_the_weight():
+def test_a_ratio_above_the_cap_is_truncated_to_it():
     objective = compose(
         "algorithm=importance_sampling", "algorithm/objective=truncated_ratio", "tuned=none"
     ).algorithm.objective
@@ -298,7 +298,7 @@ def test_truncation_bounds_the_weight():
 
 
 def test_overlong_shaping_falls_linearly_within_the_margin():
-    """Budget 100, margin 20: nothing up to 80, half of the penalty at 90, all at 100."""
+    """Budget 100, margin 20: no penalty up to 80 tokens, half of it at 90, all of it at 100."""
     shaping = compose("algorithm=dapo").algorithm.shaping
     assert shaping(torch.tensor([10, 80, 90, 100]), 100).tolist() == pytest.approx([0, 0, -0.25, -0.5])
 
@@ -316,7 +316,7 @@ def sequence_logprobs(table, sequences):
     return torch.stack([logs[0, sequences[:, 0]], logs[1 + sequences[:, 0], sequences[:, 1]]], 1)
 
 
-# An estimate's expectation is the exact gradient times this, for S sequences of T tokens in groups of G.
+# Expected estimate as a multiple of the exact gradient, for S sequences of T tokens in groups of G.
 EXPECTED_SHARE = {
     "reinforce": lambda s, g, t: 1,
     "reinforce_baseline": lambda s, g, t: (s - 1) / s,  # the mean includes the sample itself
@@ -341,16 +341,16 @@ EXPECTED_SHARE = {
 
 
 @pytest.mark.parametrize("name", EXPECTED_SHARE)
-def test_gradient_estimate_covers_the_exact_policy_gradient(name):
-    """On-policy and without KL, each method's mean gradient is the exact one up to a positive factor.
+def test_the_mean_gradient_is_the_exact_policy_gradient_times_a_known_factor(name):
+    """On policy and without KL, each method's mean gradient is the exact one times a positive factor.
 
-    The scale of a method (whitening, group std) is a random factor, so it is switched off here; GRPO's group
+    The scale of a method (whitening, group std) is a random factor, so it is disabled here; GRPO's group
     mean includes the sample itself, which shrinks the expectation by exactly (G − 1)/G.
     """
     overrides = ["algorithm/scale=none", "algorithm/kl_to_reference=none", "algorithm/kl_to_behaviour=none"]
     algorithm = compose(f"algorithm={name}", *overrides, "tuned=none").algorithm
     if algorithm.critic.exists:
-        algorithm.advantage.lam = 1.0  # values are a baseline then, whatever they are
+        algorithm.advantage.lam = 1.0  # with λ = 1, values of any kind are a baseline
     table, exact = policy_and_gradient()
     estimates = gradient_estimates(algorithm, table, table)
     share = EXPECTED_SHARE[name](SAMPLED, 4, LENGTH)
@@ -358,8 +358,8 @@ def test_gradient_estimate_covers_the_exact_policy_gradient(name):
 
 
 @pytest.mark.parametrize(("ratio", "aggregate"), [("sequence", "sequences"), ("token", "sums")])
-def test_the_ratio_of_whole_completions_makes_old_samples_unbiased(ratio, aggregate):
-    """Samples of another policy: weighted by the completion's ratio they give the exact gradient, by tokens' not."""
+def test_only_the_ratio_of_whole_completions_makes_samples_of_an_old_policy_unbiased(ratio, aggregate):
+    """Weights by completion ratios give the exact gradient; weights by token ratios give a biased one."""
     choices = [f"algorithm/ratio={ratio}", f"algorithm/aggregate={aggregate}", "algorithm/baseline=none"]
     method = compose(
         "algorithm=importance_sampling", *choices, "algorithm/kl_to_reference=none", "tuned=none"
@@ -388,7 +388,7 @@ def policy_and_gradient():
 
 
 def gradient_estimates(algorithm, table, sampled_from, batches=400, group=4):
-    """The gradient of each of many batches that the policy `sampled_from` wrote."""
+    """Gradient estimates, one for each of `batches` batches that the policy `sampled_from` generated."""
     everything = torch.tensor(SEQUENCES)
     reward = torch.tensor([REWARD[s] for s in SEQUENCES], dtype=torch.float64)
     probabilities = sequence_logprobs(sampled_from, everything).sum(1).exp().detach()
@@ -412,4 +412,4 @@ def assert_covers(estimates, exact):
     error = estimates.std(0) / len(estimates) ** 0.5
     distance = (estimates.mean(0) - exact).abs() / error.clamp(min=1e-12)
     assert distance.max() < 4, f"{distance.max():.1f} standard errors off"
-    assert exact.abs().max() > 10 * error.max(), "the test must be able to tell the gradient from zero"
+    assert exact.abs().max() > 10 * error.max(), "standard errors are too large for a test of the gradient"

@@ -1,4 +1,4 @@
-"""The conjugate gradient against a dense solve, and what a trust-region step may and may not do."""
+"""Conjugate gradient against a dense solve, the bounds of a trust-region step, and gradient steps."""
 
 import math
 
@@ -16,7 +16,7 @@ def positive_definite(size, seed=0):
 
 
 def parts(vector):
-    """A vector as the list of tensors that a model's parameters are."""
+    """The vector as a list of tensors, like the parameters of a model."""
     return [vector[:2].view(1, 2), vector[2:]]
 
 
@@ -24,14 +24,14 @@ def whole(tensors):
     return torch.cat([x.flatten() for x in tensors])
 
 
-def test_conjugate_gradient_is_the_dense_solution():
+def test_conjugate_gradient_converges_to_the_dense_solution():
     matrix, b = positive_definite(7), torch.arange(1, 8, dtype=torch.float64)
     x, residual = conjugate_gradient(lambda v: parts(matrix @ whole(v)), parts(b), iterations=30, tolerance=1e-24)
     assert torch.allclose(whole(x), torch.linalg.solve(matrix, b), atol=1e-9)
     assert residual < 1e-9
 
 
-def test_few_iterations_leave_a_residual_that_is_reported():
+def test_the_residual_of_few_iterations_is_reported():
     matrix, b = positive_definite(7), torch.arange(1, 8, dtype=torch.float64)
     x, residual = conjugate_gradient(lambda v: parts(matrix @ whole(v)), parts(b), iterations=2)
     true = (b - matrix @ whole(x)).norm() / b.norm()
@@ -40,7 +40,7 @@ def test_few_iterations_leave_a_residual_that_is_reported():
 
 
 class Quadratic:
-    """loss = g·θ, KL = ½ θᵀFθ around the start at zero: a step's effect is known in closed form."""
+    """Problem with loss g·θ and KL ½ θᵀFθ around a start at zero: the effect of a step has a closed form."""
 
     def __init__(self, kl_scale=1.0, loss_sign=1.0):
         self.fisher = positive_definite(5)
@@ -62,8 +62,8 @@ class Quadratic:
         return step(Subproblem(optimizer, self.evaluate, product))
 
 
-def test_the_step_is_the_natural_gradient_up_to_the_bound():
-    """√(2δ/gᵀF⁻¹g)·(−F⁻¹g), times 0.8 once: at full length a quadratic KL is δ but for rounding."""
+def test_a_trust_region_step_is_the_natural_gradient_scaled_to_the_bound():
+    """The step is √(2δ/gᵀF⁻¹g)·(−F⁻¹g), times 0.8 if rounding lifts the KL of the full step above δ."""
     problem = Quadratic()
     statistics = problem.take(max_kl=0.02)
     natural = -torch.linalg.solve(problem.fisher, problem.gradient)
@@ -77,7 +77,7 @@ def test_the_step_is_the_natural_gradient_up_to_the_bound():
     assert all(p.grad is None for p in problem.parameters)
 
 
-def test_backtracking_until_the_kl_holds():
+def test_a_step_backtracks_until_its_kl_is_within_the_bound():
     """A KL five times the quadratic needs 0.8^(2k) ≤ 1/5: four backtracks."""
     problem = Quadratic(kl_scale=5.0)
     statistics = problem.take(max_kl=0.02)
@@ -86,7 +86,7 @@ def test_backtracking_until_the_kl_holds():
 
 
 @pytest.mark.parametrize("problem", [Quadratic(kl_scale=1e6), Quadratic(loss_sign=-1.0)], ids=["KL", "loss"])
-def test_a_step_that_is_not_accepted_leaves_the_parameters_bit_for_bit(problem):
+def test_a_rejected_step_leaves_the_parameters_bit_for_bit(problem):
     with torch.no_grad():
         for parameter in problem.parameters:
             parameter.add_(0.1)
@@ -98,7 +98,7 @@ def test_a_step_that_is_not_accepted_leaves_the_parameters_bit_for_bit(problem):
 
 
 @pytest.mark.parametrize("step", [Adam(lr=0.05), Adafactor(lr=0.05)], ids=["adam", "adafactor"])
-def test_gradient_steps_descend_and_clip(step):
+def test_a_gradient_step_lowers_the_loss_and_reports_the_norm_before_clipping(step):
     weight = torch.nn.Parameter(torch.full((30, 20), 2.0))
     optimizer = step.create([weight])
     norms = []
@@ -106,7 +106,7 @@ def test_gradient_steps_descend_and_clip(step):
         weight.square().sum().backward()
         norms.append(float(step(Subproblem(optimizer)).gradient_norm))
         assert weight.grad is None
-    assert norms[0] == pytest.approx(4 * 600**0.5), "before clipping"
+    assert norms[0] == pytest.approx(4 * 600**0.5), "the norm before clipping"
     assert weight.square().sum() < 0.3 * 2400
 
 
@@ -123,8 +123,8 @@ def test_adafactor_keeps_rows_and_columns_where_adam_keeps_two_copies():
 
 @pytest.mark.parametrize("name", AXES["optimizer"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
-def test_no_kind_of_step_follows_a_gradient_that_is_not_finite(name, value):
-    """One element is enough; and where each is finite, their norm may not be."""
+def test_every_optimizer_refuses_a_gradient_whose_norm_is_not_finite(name, value):
+    """One element is enough; elements of 1e30 are finite, but their norm is not."""
     weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
     step = AXES["optimizer"][name]
     problem = Subproblem(step.create(weights), lambda: (0.0, 0.0), lambda vector, tokens: vector)

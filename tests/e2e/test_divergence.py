@@ -1,4 +1,4 @@
-"""Runs whose numbers leave the finite ones: one sentence, the run FAILED, and a last checkpoint that is good."""
+"""Runs whose numbers become infinite or NaN end as FAILED, with one sentence and a good last checkpoint."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ CASES = {
         "A lower sft.lr (it was 1e+30)",
     ),
     "a start whose last step goes too far": (
-        ["sft.steps=1", "sft.batch=8", "sft.lr=1e39"],  # beyond float32: normalisation hides anything less
+        ["sft.steps=1", "sft.batch=8", "sft.lr=1e39"],  # beyond float32: normalisation hides smaller steps
         "diverged in the supervised start: a log-probability of the policy after the step is not finite",
         "A lower sft.lr (it was 1e+39) may help; there is no checkpoint.",
     ),
@@ -59,7 +59,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_diverges_says_where_and_what_may_help(case, tmp_path: Path):
+def test_a_diverging_run_reports_where_it_diverged_and_what_may_help(case, tmp_path: Path):
     overrides, where, remedy = CASES[case]
     (tmp_path / "rewards.py").write_text(REWARDS)
     result = call("bakeoff.__main__", (*SHORT, *overrides), tmp_path)
@@ -78,7 +78,7 @@ def test_a_run_that_diverges_says_where_and_what_may_help(case, tmp_path: Path):
             assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
 
 
-def test_the_reward_model_alone_says_so_too(tmp_path):
+def test_the_reward_model_command_reports_divergence_in_one_sentence(tmp_path):
     few = ["preferences.pairs=4", "preferences.heldout=2", "preferences.batch=2"]
     short = [
         "sft.steps=1",

@@ -1,4 +1,4 @@
-"""Commands on a machine that has a virtual GPU: a whole run, killed and resumed, ends with the CPU's curve."""
+"""Commands on a machine with a virtual GPU: a run, killed and resumed, ends with the CPU's curve."""
 
 import signal
 from functools import partial
@@ -44,8 +44,8 @@ def test_a_run_killed_on_a_gpu_resumes_and_ends_with_the_cpus_curve(tmp_path):
     assert run.data.metrics["memory/checkpoint_reserved_mb"] > 0
 
 
-def test_the_script_of_the_first_hour_on_a_gpu_holds_on_a_cpu(tmp_path):
-    """`make gpu` with its smallest work: every section runs, every line passes, and the table is written."""
+def test_every_line_of_make_gpu_passes_on_a_cpu(tmp_path):
+    """At its smallest size, every section runs, every line passes, and the table is written."""
     result = call("bakeoff.gpu_check", ("--device", "cpu", "--small", "--out", "table.md"), tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "table.md").read_text()

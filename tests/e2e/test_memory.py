@@ -1,4 +1,4 @@
-"""Memory through the commands a user types: predicted, measured, and too little of it."""
+"""Memory through the commands that a user types: predicted, measured and exhausted."""
 
 import json
 import re
@@ -28,14 +28,14 @@ def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
     assert not any(name.startswith(("reward/", "eval/")) for name in run.data.metrics)
 
 
-def test_a_bad_model_is_one_sentence(command):
+def test_an_unknown_model_is_refused_in_one_sentence(command):
     result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.memory")
     assert result.returncode == 2
     assert "model.name is 'nowhere/nothing'" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_out_of_memory_is_an_outcome(command, tmp_path):
+def test_out_of_memory_fails_the_run_and_names_phase_role_and_remedy(command, tmp_path):
     result = command("algorithm=ppo", "memory_limit_mb=4", "batch.prompts=16", "batch.group_size=4", *SHORT)
     assert result.returncode == 2
     sentence = " ".join(result.stderr.split())
@@ -52,8 +52,8 @@ def test_out_of_memory_is_an_outcome(command, tmp_path):
     assert sum(row["bytes"] for row in at) > 4e6
 
 
-def test_a_sweep_goes_on_and_a_small_job_after_a_large_one_reports_small(command, tmp_path):
-    """In one process, one job after another: neither a large job nor one that failed is in a later one's peak."""
+def test_a_small_job_after_a_failed_large_one_has_the_memory_of_a_job_alone(command, tmp_path):
+    """Jobs run one after another in one process; the large one, which fails, is not in the peak of the small one."""
     alone = command("seed=3", "algorithm=ppo", *SMALL)
     assert alone.returncode == 0, alone.stderr
     result = command(
@@ -66,14 +66,14 @@ def test_a_sweep_goes_on_and_a_small_job_after_a_large_one_reports_small(command
     small_alone, large, small_after = found
     assert [run.info.status for run in found] == ["FINISHED", "FAILED", "FINISHED"]
     assert large.data.metrics["memory/rollout_mb"] > 1.5 * small_alone.data.metrics["memory/rollout_mb"]
-    skipped = ("memory/sft", "memory/rss")  # only the first run of a seed makes its start
+    skipped = ("memory/sft", "memory/rss")  # only the first run of a seed trains its start
     names = [name for name in small_alone.data.metrics if name.startswith("memory/") and not name.startswith(skipped)]
     assert len(names) > 20
     after = {name: small_after.data.metrics[name] for name in names}
     assert after == pytest.approx({name: small_alone.data.metrics[name] for name in names})
 
 
-def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path):
+def test_predicted_memory_is_logged_beside_measured_memory(command, tmp_path):
     result = command("algorithm=grpo", "measure.memory_prediction=true", *SMALL)
     assert result.returncode == 0, result.stderr
     metrics = runs(tmp_path)[1][0].data.metrics
@@ -82,8 +82,8 @@ def test_what_was_predicted_is_logged_beside_what_is_measured(command, tmp_path)
     assert metrics["memory/rss_mb"] > metrics["memory/peak_mb"]
 
 
-def test_the_critic_study_and_its_page(command, report, tmp_path):
-    """Trained arms and predicted groups in small: the page says what the critic costs before it says anything else."""
+def test_the_critic_page_leads_with_the_cost_of_the_critic(command, report, tmp_path):
+    """A small study of trained arms and predicted groups; its page states the cost of the critic first."""
     short = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
     few = ["budget={unit: updates, limit: 2}", "micro_batch=8", "hydra/launcher=basic"]
     few += ["++model.architecture.num_hidden_layers=1", "algorithm.optimizer.epochs=1"]
@@ -100,7 +100,7 @@ def test_the_critic_study_and_its_page(command, report, tmp_path):
     assert "GRPO needs more memory than PPO with 2 completions a prompt" in page
     assert page.index(sentence[0]) < page.index("<h2")
     figures = len(re.findall(r'class="jp-RenderedSVG', page))
-    assert figures == 4, "by role, by kind, through the phases, and what it earns"
+    assert figures == 4, "by role, by kind, over the phases, and memory against accuracy"
     assert "Prediction against measurement" in page
     assert "Traceback" not in page
     reported = report("memory_group")

@@ -1,4 +1,4 @@
-"""One run, as a user starts it: what it tracks, what it saves, and how it survives kill -9."""
+"""One run, as a user starts it: its tracked data, its saved actor, and its resumption after kill -9."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.stored import history, only_run, tracking
 
 SHORT = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
-pytestmark = pytest.mark.xdist_group("runs")  # one worker: what `finished` makes is shared
+pytestmark = pytest.mark.xdist_group("runs")  # one worker, so that the runs of `finished` are shared
 
 
 def six_updates(name: str) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_is_tracked_whole(finished, name):
+def test_a_run_logs_its_tags_parameters_and_completions(finished, name):
     run = only_run(finished[name])
     assert run.info.status == "FINISHED"
     assert run.data.tags["algorithm"] == name
@@ -55,7 +55,7 @@ def test_metrics_are_the_documented_ones_and_the_same_for_every_method(finished)
     for found in names.values():
         for metric in found:
             assert any(known(metric, pattern) for pattern in METRICS), f"{metric} is not documented in {patterns}"
-    # cells of the ledger are where there are bytes, and the supervised stage where the start was not there yet
+    # a cell of the ledger exists only if it has bytes, and the supervised stage only if the start was not cached
     names = {name: {m for m in found if not re.match(r"memory/(\w+/|sft)", m)} for name, found in names.items()}
     without_critic = {m for m in names["ppo"] if "critic" not in m}
     assert {m for m in names["grpo"] if "critic" not in m} == without_critic
@@ -63,8 +63,8 @@ def test_metrics_are_the_documented_ones_and_the_same_for_every_method(finished)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_identical_runs_are_identical(finished, name, command):
-    """Six updates, counted: sequences, evaluation at start and end, ratio one at first."""
+def test_six_updates_are_counted_evaluated_every_two_and_begin_on_policy(finished, name, command):
+    """At first, ratios are one, nothing is clipped, and the KL to the reference is zero."""
     metrics = history(finished[name])
     assert metrics["progress/sequences"].tolist() == [16.0 * n for n in range(1, 7)]
     assert metrics["eval/greedy_accuracy"].index.tolist() == [0, 2, 4, 6]

@@ -1,4 +1,4 @@
-"""The contract of an engine, which every registered engine keeps, and one that is built in another way keeps too."""
+"""The contract of an engine, tested for every registered engine and for one with a different design."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ TEXTS = ["12=", "4829103758=", "7="]
 
 @dataclass
 class Uncached(Engine):
-    """One completion at a time, without a cache, by a copy of the weights; it computes no entropy."""
+    """Samples one completion at a time, without a cache, from a copy of the weights; computes no entropy."""
 
     def load(self, policy):
         self.network, self.eos = copy.deepcopy(policy.network), policy.eos_ids.tolist()
@@ -60,7 +60,7 @@ def engine(request) -> Engine:
 
 @pytest.fixture
 def policy():
-    """A policy of the test's own, which it may change; short completions are likely."""
+    """A policy that the test may change; short completions are likely."""
     policy = build(compose().model, seed=3)
     policy.network.eval()
     return policy
@@ -72,7 +72,7 @@ def completed(engine, policy, completions=3, max_tokens=6, seed=0, greedy=False,
     return roll_out(engine, policy, prompts, completions, Sampling(**sampling), max_tokens, seed, greedy)
 
 
-def test_completions_of_a_prompt_stand_together_and_keep_the_budget(engine, policy):
+def test_completions_of_a_prompt_are_consecutive_and_within_the_budget(engine, policy):
     rollout = completed(engine, policy, max_tokens=6, temperature=2.0)
     lengths = rollout.sequences.mask.sum(1)
     assert rollout.prompts == [text for text in TEXTS for _ in range(3)]
@@ -82,7 +82,7 @@ def test_completions_of_a_prompt_stand_together_and_keep_the_budget(engine, poli
     assert len(set(rollout.completions)) > 3
 
 
-def test_completions_are_a_function_of_weights_and_seed(engine, policy):
+def test_the_seed_determines_the_completions(engine, policy):
     first, again, other = (completed(engine, policy, seed=seed) for seed in (1, 1, 2))
     assert first.completions == again.completions != other.completions
 
@@ -90,7 +90,7 @@ def test_completions_are_a_function_of_weights_and_seed(engine, policy):
 @pytest.mark.parametrize(
     "sampling", [{}, {"temperature": 0.7}, {"temperature": 2.0, "top_k": 4}, {"top_p": 0.8}], ids=str
 )
-def test_logprobs_are_the_policys_before_truncation(engine, policy, sampling):
+def test_sampler_logprobs_are_the_policys_before_truncation(engine, policy, sampling):
     rollout = completed(engine, policy, **sampling)
     mask = rollout.sequences.mask
     logits = completion_logits(policy, rollout.sequences, sampling.get("temperature", 1.0))
@@ -101,14 +101,14 @@ def test_logprobs_are_the_policys_before_truncation(engine, policy, sampling):
         assert torch.allclose(rollout.entropy[mask], entropy[mask], atol=1e-5)
 
 
-def test_truncation_to_one_token_is_greedy(engine, policy):
+def test_top_k_of_one_gives_the_greedy_completion(engine, policy):
     greedy = completed(engine, policy, completions=1, greedy=True)
     ids, logits = greedy.sequences.completion_ids, completion_logits(policy, greedy.sequences)
     assert torch.equal(ids[greedy.sequences.mask], logits.argmax(-1)[greedy.sequences.mask])
     assert completed(engine, policy, completions=1, top_k=1).completions == greedy.completions
 
 
-def test_load_takes_the_weights_as_they_are_now(engine, policy):
+def test_load_takes_the_current_weights(engine, policy):
     completed(engine, policy)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -119,7 +119,7 @@ def test_load_takes_the_weights_as_they_are_now(engine, policy):
     assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
 
 
-def test_weights_that_are_not_finite_are_a_divergence(engine, policy):
+def test_sampling_with_weights_that_are_not_finite_raises_diverged(engine, policy):
     with torch.no_grad():
         policy.network.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(Diverged, match="a log-probability of the policy that samples is not finite"):
@@ -127,8 +127,8 @@ def test_weights_that_are_not_finite_are_a_divergence(engine, policy):
 
 
 @pytest.mark.parametrize("method", ["grpo", "dapo", "remax", "ppo"])
-def test_every_method_trains_on_its_completions(engine, method):
-    """Its first minibatch is on policy: where log-probs are not exact, the training forward has computed them again."""
+def test_the_first_minibatch_on_its_completions_is_on_policy(engine, method):
+    """If the engine's log-probs are not exact, the training forward computes them again."""
     few = ["tuned=none", "batch.prompts=2", "batch.group_size=2", "sft.steps=0", "task.heldout=2", "task.digits=2"]
     loop = loop_of(compose(*few, "task.max_new_tokens=3", f"algorithm={method}"))
     loop = replace(loop, collector=replace(loop.collector, engine=engine))

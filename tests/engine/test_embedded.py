@@ -23,7 +23,7 @@ def rollout_of(policy: Policy, prompts, completions: int, max_tokens: int, greed
     return roll_out(engine, policy, prompts, completions, Sampling(**sampling), max_tokens, seed=0, greedy=greedy)
 
 
-def test_left_padded_prompts_give_the_logprobs_of_unpadded_ones(tiny):
+def test_a_padded_prompt_has_the_logprobs_of_an_unpadded_one(tiny):
     texts = ["12=", "4829103758=", "7="]
     together = rollout_of(tiny, prompts_of(tiny, *texts), 3, 8)
     logprobs = token_logprobs(completion_logits(tiny, together.sequences), together.sequences.completion_ids)
@@ -37,7 +37,7 @@ def test_left_padded_prompts_give_the_logprobs_of_unpadded_ones(tiny):
             assert torch.allclose(logprobs[row][: len(ids)], expected, atol=1e-5)
 
 
-def test_the_engines_logprobs_are_those_of_the_training_forward(tiny):
+def test_sampler_logprobs_are_those_of_the_training_forward(tiny):
     rollout = rollout_of(tiny, prompts_of(tiny, "12=", "4829103758="), 4, 8, temperature=0.7)
     logits = completion_logits(tiny, rollout.sequences, temperature=0.7)
     expected = token_logprobs(logits, rollout.sequences.completion_ids)
@@ -45,7 +45,7 @@ def test_the_engines_logprobs_are_those_of_the_training_forward(tiny):
     assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
 
 
-def test_greedy_agrees_with_transformers_generate(tiny):
+def test_greedy_completions_are_those_of_transformers_generate(tiny):
     prompts = prompts_of(tiny, "12=", "4829103758=", "99999=")
     rollout = rollout_of(tiny, prompts, 1, 9, greedy=True)
     config = GenerationConfig(
@@ -74,7 +74,7 @@ def test_the_mask_ends_with_the_first_eos_and_text_ends_before_it(tiny):
         assert text == tiny.tokenizer.decode(kept, skip_special_tokens=True).replace("<eos>", "")
 
 
-def test_groups_are_of_one_prompt_and_differ(tiny):
+def test_completions_of_a_group_share_their_prompt_and_differ(tiny):
     rollout = rollout_of(tiny, prompts_of(tiny, "12=", "345="), 5, 8)
     ids = rollout.sequences.ids[:, : -rollout.sequences.mask.shape[1]]
     assert (ids[:5] == ids[0]).all()
@@ -82,7 +82,7 @@ def test_groups_are_of_one_prompt_and_differ(tiny):
     assert len(set(rollout.completions)) > 5
 
 
-def test_sampling_frequencies_are_the_policy(tiny):
+def test_sampling_frequencies_are_the_probabilities_of_the_policy(tiny):
     """The first token's frequencies over 20 000 draws lie within four standard errors of its probabilities."""
     prompts, count = prompts_of(tiny, "31="), 20_000
     rollout = rollout_of(tiny, prompts, count, 1)
@@ -91,7 +91,7 @@ def test_sampling_frequencies_are_the_policy(tiny):
     assert ((frequencies - p).abs() < 4 * (p * (1 - p) / count).sqrt() + 1e-4).all()
 
 
-def test_truncation_keeps_the_likeliest_tokens_and_the_nucleus():
+def test_top_k_keeps_the_likeliest_tokens_and_top_p_the_nucleus():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     assert truncated(logits, top_k=2, top_p=1.0).softmax(-1)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
     assert truncated(logits, top_k=0, top_p=0.8).softmax(-1)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])

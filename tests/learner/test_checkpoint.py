@@ -1,4 +1,4 @@
-"""Checkpoints: complete, atomic, the last few kept."""
+"""Checkpoints are complete and atomic, and only the last few are kept."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_a_restored_learner_takes_the_same_next_step(overrides, tmp_path):
         assert weights_hash(other.head) == weights_hash(learner.head)
 
 
-def test_the_last_few_are_kept_and_partial_ones_are_not_seen(tmp_path):
+def test_only_the_last_few_checkpoints_are_kept_and_partial_ones_are_ignored(tmp_path):
     learner = learner_of()
     for updates in (5, 10, 15):
         learner.counters.updates = updates

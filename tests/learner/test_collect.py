@@ -1,4 +1,4 @@
-"""The completions of one update: sampled once, or until groups have spread, with greedy ones; and joined rollouts."""
+"""Completions of one update: sampled once, repeatedly until the scores of groups differ, or with greedy ones; joins."""
 
 import torch
 
@@ -13,34 +13,34 @@ SMALL = ["tuned=none", "batch.prompts=6", "batch.group_size=2", "sft.steps=0", "
 
 
 def collected(monkeypatch, verdict, *overrides):
-    """The completions of one update under a verifier `verdict(completion, example)`."""
+    """Completions of one update, scored by the verifier `verdict(completion, example)`."""
     monkeypatch.setattr(Sort, "verify", lambda self, completion, example: float(verdict(completion, example)))
     return collect(loop_of(compose(*SMALL, *overrides)), 0)
 
 
-def test_a_method_that_samples_once_learns_from_all(monkeypatch):
+def test_a_method_that_samples_once_learns_from_all_completions(monkeypatch):
     found = collected(monkeypatch, lambda text, example: 1.0, "algorithm=grpo")
     assert (found.rounds, found.sequences) == (1, 12)
     assert found.rollout is found.all_rollouts
     assert found.tokens == int(found.rollout.sequences.mask.sum())
 
 
-def test_dynamic_sampling_keeps_groups_with_spread_first(monkeypatch):
-    """A prompt whose first digit is even has spread, others have none: about half of the groups are kept."""
+def test_dynamic_sampling_prefers_groups_whose_scores_differ(monkeypatch):
+    """Scores differ only for prompts whose first digit is even, so about half of the groups are kept."""
     even = lambda text, example: int(example.prompt[0]) % 2 == 0 and len(text) % 2  # noqa: E731
     found = collected(monkeypatch, even, "algorithm=dapo", "algorithm.group_filter.rounds=9")
     spread = found.scores.total.view(6, 2)
     assert (spread.amax(1) > spread.amin(1)).all()
     assert found.rounds > 1
     assert found.sequences == 12 * found.rounds == len(found.all_rollouts.sequences)
-    assert found.tokens == int(found.all_rollouts.sequences.mask.sum()), "all that was sampled counts"
+    assert found.tokens == int(found.all_rollouts.sequences.mask.sum()), "every sampled token counts"
     assert len(found.rollout.sequences) == 12
     ids = found.rollout.sequences.ids[:, : found.rollout.sequences.prompt_width].view(6, 2, -1)
     assert (ids[:, 0] == ids[:, 1]).all(), "groups stay whole"
     assert len({tuple(row) for row in ids[:, 0].tolist()}) == 6
 
 
-def test_dynamic_sampling_is_bounded_and_fills_up(monkeypatch):
+def test_dynamic_sampling_stops_after_its_rounds_and_fills_the_batch(monkeypatch):
     found = collected(monkeypatch, lambda text, example: 0.0, "algorithm=dapo")
     assert found.rounds == 3
     assert len(found.rollout.sequences) == 12

@@ -1,4 +1,4 @@
-"""Fisher products against the explicit matrix of a tiny model, with fused attention, and a real trust-region update."""
+"""Fisher products against the explicit matrix of a tiny model, with fused attention, and trust-region updates."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -27,14 +27,14 @@ SMALL = [
 
 @pytest.fixture(scope="module", params=["true", "false"], ids=["tied", "untied"])
 def small(request):
-    """A Llama of some 300 weights in float64; its embeddings are the output's too, or not."""
+    """A Llama of about 300 weights in float64, with tied or untied embeddings."""
     policy = build(compose(*SMALL, f"model.architecture.tie_word_embeddings={request.param}").model, seed=1)
     policy.network.eval().double()
     return policy
 
 
 @pytest.mark.parametrize("shared_prompt", [True, False])
-def test_products_are_those_of_the_explicit_fisher(small, shared_prompt):
+def test_a_fisher_product_is_that_of_the_explicit_matrix(small, shared_prompt):
     sequences = grouped(small, 3) if shared_prompt else ungrouped(grouped(small, 3))
     parameters = small.parameters()
     with sdpa_kernel(SDPBackend.MATH):
@@ -58,7 +58,7 @@ def test_products_are_those_of_the_explicit_fisher(small, shared_prompt):
 
 
 def test_tangents_are_directional_derivatives(small):
-    sequences, step = grouped(small, 3), 1e-3  # norms compute in float32: a smaller step would be rounding
+    sequences, step = grouped(small, 3), 1e-3  # norms compute in float32: a smaller step would measure rounding
     names = [name for name, _ in small.network.named_parameters()]
     torch.manual_seed(0)
     vector = [torch.randn_like(q) for q in small.parameters()]
@@ -74,11 +74,11 @@ def test_tangents_are_directional_derivatives(small):
     assert (tangent - slope).abs().max() < 0.01 * slope.abs().max()
 
 
-def test_the_token_bound_takes_the_first_sequences(tiny):
+def test_the_token_bound_keeps_the_first_sequences_that_fit(tiny):
     sequences = grouped(tiny)
     width = sequences.mask.shape[1]
     assert sequences_within(sequences, 0) == 12
-    assert sequences_within(sequences, 1) == 1, "one at the least"
+    assert sequences_within(sequences, 1) == 1, "at least one"
     assert sequences_within(sequences, 5 * width) == 5
     assert sequences_within(sequences, 5 * width - 1) == 4
     assert sequences_within(sequences, 99 * width) == 12
@@ -89,7 +89,7 @@ def test_the_token_bound_takes_the_first_sequences(tiny):
     [[], ["model.lora.rank=2"], ["model.precision=bfloat16"], ["model.gradient_checkpointing=true"]],
     ids=lambda o: " ".join(o) or "plain",
 )
-def test_a_trust_region_update_holds_its_bound(overrides):
+def test_the_kl_of_a_trust_region_update_is_within_its_bound(overrides):
     learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005", *overrides)
     before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
     (taken,), _ = update(learner, experience, forward(5))
@@ -101,7 +101,7 @@ def test_a_trust_region_update_holds_its_bound(overrides):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_no_accepted_step_leaves_the_actor_as_it_was():
+def test_a_rejected_trust_region_step_leaves_the_actor_unchanged():
     learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005")
     experience.behaviour_logprobs = experience.behaviour_logprobs + 5.0  # no step can bring this KL below the bound
     before = weights_hash(learner.actor.network)
@@ -123,7 +123,7 @@ def test_the_subproblem_evaluates_at_the_current_parameters():
     assert kl > 1e-5
 
 
-def test_products_are_a_phase_of_their_own():
+def test_fisher_products_are_a_phase_of_their_own():
     learner, experience, _ = prepared("algorithm=trpo")
     phases, order = Phases(CPU), draws()
     with phases.tracing(held(learner)):

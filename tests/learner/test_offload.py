@@ -1,4 +1,4 @@
-"""Offloading changes where tensors wait, and nothing else."""
+"""Offloading changes where tensors are stored, and nothing else."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def after_two_updates(*overrides):
 
 
 @pytest.mark.parametrize("overrides", ARMS, ids=lambda o: " ".join(o))
-def test_the_run_is_bit_for_bit_the_same_and_needs_less(overrides):
+def test_an_offloaded_run_is_bit_for_bit_the_same_and_needs_less_memory(overrides):
     here, plain = after_two_updates(*overrides)
     there, offloaded = after_two_updates(*overrides, "offload=true")
     assert weights_hash(here.learner.actor.network) == weights_hash(there.learner.actor.network)
@@ -34,13 +34,13 @@ def test_the_run_is_bit_for_bit_the_same_and_needs_less(overrides):
     assert {name: plain[name] for name in same} == {name: offloaded[name] for name in same}
     assert offloaded["memory/rollout_mb"] < plain["memory/rollout_mb"]
     assert offloaded["memory/actor_update_mb"] <= plain["memory/actor_update_mb"]
-    if "algorithm=ppo" in overrides and len(overrides) == 1:  # an adapter lies in the network of the actor
+    if "algorithm=ppo" in overrides and len(overrides) == 1:  # an adapter is part of the actor's network
         assert "memory/rollout/critic_parameters_mb" not in offloaded
     assert "memory/rollout/actor_optimizer_mb" not in offloaded
     assert offloaded["time/offload"] > 0
 
 
-def test_a_phase_finds_the_models_that_it_uses_and_all_others_are_parked():
+def test_only_the_models_that_a_phase_uses_are_on_the_device():
     learner = after_two_updates("algorithm=ppo")[0].learner
     for phase, on_device in {
         "rollout": {("actor", "parameters")},

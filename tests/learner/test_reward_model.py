@@ -1,4 +1,4 @@
-"""The reward model: its loss and calibration by hand, what it reads, and what it is trained on."""
+"""The reward model: its loss, its calibration, its inputs and its training pairs."""
 
 import json
 import math
@@ -30,19 +30,19 @@ def quiet(message):
 
 @pytest.fixture
 def model(tiny):
-    """A reward model with an opinion, at random."""
+    """A reward model with a random head, so that its scores differ."""
     model = stage.untrained(tiny, seed=0)
     torch.nn.init.normal_(model.network.head.linear.weight, generator=torch.Generator().manual_seed(1))
     return model
 
 
-def test_bradley_terry_by_hand():
-    """Margins 0 and log 3: −log ½ and −log ¾."""
+def test_the_bradley_terry_loss_is_minus_the_mean_log_sigmoid_of_the_margins():
+    """Margins of 0 and log 3 lose −log ½ and −log ¾."""
     loss = bradley_terry(torch.tensor([1.0, math.log(3)]), torch.tensor([1.0, 0.0]))
     assert loss.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-6)
 
 
-def test_a_score_is_read_after_the_last_token_whatever_the_padding(tiny, model):
+def test_a_score_is_read_at_the_last_token_whatever_the_padding(tiny, model):
     examples = [Example("4829103758=", ""), Example("12=", "")]
     texts = ["0123457889", "12"]
     together = model.raw(encode_with_completions(tiny, examples, texts, []))
@@ -62,7 +62,7 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
     by_text = model.score(encode_with_completions(tiny, rollout.examples, rollout.completions, []))
     by_ids = model.score(rollout.sequences, micro_batch=5)
     special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask
-    same = rollout.ended & ~special.any(1)  # text leaves special tokens out
+    same = rollout.ended & ~special.any(1)  # the text omits special tokens
     assert same.any()
     assert torch.allclose(by_text[same], by_ids[same], atol=1e-5)
 
@@ -75,7 +75,7 @@ def test_pairs_are_ranked_by_the_true_reward_without_ties(tiny):
     assert all(chosen > rejected for chosen, rejected in grades)
 
 
-def test_label_noise_reverses_its_share_of_training_pairs_alone(tiny):
+def test_label_noise_reverses_its_share_of_training_pairs_and_no_heldout_pair(tiny):
     config = compose(*FEW, "preferences.pairs=200", "preferences.label_noise=0.25")
     training, heldout = stage.preference_pairs(config.preferences, collector_of(config), tiny, quiet)
 
@@ -87,19 +87,19 @@ def test_label_noise_reverses_its_share_of_training_pairs_alone(tiny):
     assert 0.15 < reversed_share(training) < 0.35
 
 
-def test_too_few_pairs_is_one_sentence(tiny, monkeypatch):
+def test_too_few_pairs_are_refused_with_their_number(tiny, monkeypatch):
     config = compose(*FEW)
     monkeypatch.setattr(type(config.task), "grade", lambda self, completion, example: 0.0)
     with pytest.raises(UserError, match=r"preferences\.pairs: of \d+ completions only 0 pairs differ"):
         stage.ranked_pairs(collector_of(config), tiny, 20, "pairs", quiet)
 
 
-def test_training_learns_a_preference_and_normalises_it(tiny):
-    """Longer is better: a rule that a reward model must find from pairs."""
+def test_training_learns_a_preference_and_normalises_the_scores(tiny):
+    """The longer answer of every pair is the chosen one."""
     config = compose(*FEW)
     pairs = [Pair(Example(f"{i}=", ""), str(i) * 4, str(i)) for i in range(10)]
     model = stage.untrained(tiny, seed=0)
-    assert stage.pair_quality(model, tiny, config.task, pairs).accuracy == 0.5, "it prefers nothing at first"
+    assert stage.pair_quality(model, tiny, config.task, pairs).accuracy == 0.5, "an untrained model has no preference"
     stage.train(model, tiny, config.task, pairs, config.preferences, 30, quiet)
     stage.normalise(model, tiny, config.task, pairs)
     assert stage.pair_quality(model, tiny, config.task, pairs).accuracy == 1
@@ -112,7 +112,7 @@ def test_training_learns_a_preference_and_normalises_it(tiny):
 
 
 def test_calibration_compares_stated_with_observed_accuracy(tiny, model, monkeypatch):
-    """Margins log 4 (stated 0.8), three of four right; 0 counts as half right, stated 0.5."""
+    """Three of four margins of log 4 (stated 0.8) are right; a margin of 0 (stated 0.5) counts as half right."""
     margins = torch.tensor([math.log(4)] * 3 + [-math.log(4), 0.0])
     monkeypatch.setattr(stage, "pair_scores", lambda *_: (margins, torch.zeros(5)))
     quality = stage.pair_quality(model, tiny, None, [None] * 5)
@@ -151,7 +151,7 @@ def test_renewal_learns_from_new_pairs_and_replays_earlier_ones(tiny, monkeypatc
     assert renewal.accuracy_after > 0.8
 
 
-def test_pairs_from_a_file(tmp_path, tiny):
+def test_pairs_of_a_file_are_read_and_split_and_bad_ones_are_refused(tmp_path, tiny):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"{i}=", "chosen": "1", "rejected": "2"}) for i in range(9)))
     assert read_pairs(str(path))[3] == Pair(Example("3=", "1"), "1", "2")

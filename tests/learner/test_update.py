@@ -1,4 +1,4 @@
-"""The learner on the real path: micro-batches, the first minibatch, what trains and what does not."""
+"""The learner in a real update: micro-batches, the first minibatch, trained and frozen weights."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def forward(micro_batch=0):
 
 
 def prepared(*overrides):
-    """A learner from random weights, its first experience with rewards of 0 and 1, and that experience's statistics."""
+    """A learner with random weights, its first experience with scores of 0 and 1, and the experience's statistics."""
     config = compose(
         *("tuned=none", "batch.prompts=4", "batch.group_size=4", "algorithm.optimizer.lr=1e-3"),
         *("sampling.temperature=2.0", *overrides),
@@ -81,7 +81,7 @@ def test_the_first_minibatch_after_a_rollout_is_on_policy(overrides):
     steps, _ = update(learner, experience)
     assert steps[0].minibatch.ratio_error < 1e-5
     assert steps[0].minibatch.clip_fraction == 0
-    assert max(step.minibatch.ratio_max for step in steps[1:]) > 1, "later minibatches are not"
+    assert max(step.minibatch.ratio_max for step in steps[1:]) > 1, "later minibatches are off policy"
     assert measure_step(learner, experience, 8, forward()).k3_per_token > 0
 
 
@@ -110,7 +110,7 @@ def test_critic_warm_up_leaves_the_actor_unchanged():
     few = ["sft.steps=0", "task.heldout=4", "batch.prompts=4", "batch.group_size=2", "tuned=none"]
     loop = loop_of(compose("algorithm=ppo", "algorithm.critic.warmup_updates=1", "algorithm.optimizer.lr=1e-3", *few))
     learner = loop.learner
-    learner.critic.head.linear.bias.data += 1.0  # a value that returns of zero are far from
+    learner.critic.head.linear.bias.data += 1.0  # far from the returns, which are zero
     actor, critic = weights_hash(learner.actor.network), weights_hash(learner.critic.head)
     assert update_once(loop).actor == []
     assert weights_hash(learner.actor.network) == actor
@@ -119,7 +119,7 @@ def test_critic_warm_up_leaves_the_actor_unchanged():
     assert weights_hash(learner.actor.network) != actor
 
 
-def test_explained_variance_is_the_share_of_the_returns_that_values_explain():
+def test_explained_variance_is_one_minus_the_residual_share_of_the_variance_of_returns():
     """Returns 0, 1, 2, 3 (variance 1.25); residuals ±½ (variance 0.25): 1 − 0.2."""
     returns = torch.tensor([[0.0, 1.0, 2.0, 3.0, 99.0]])
     values = returns + torch.tensor([[0.5, -0.5, 0.5, -0.5, 7.0]])
@@ -128,7 +128,7 @@ def test_explained_variance_is_the_share_of_the_returns_that_values_explain():
     assert explained_variance(values, torch.ones(1, 5), mask).item() == 0
 
 
-def test_the_rate_warms_up_and_then_falls_linearly():
+def test_the_learning_rate_warms_up_and_then_falls_linearly():
     optimizer = compose(
         "tuned=none", "algorithm.optimizer.warmup_updates=4", "algorithm.optimizer.final_lr_share=0.2"
     ).algorithm.optimizer
@@ -139,7 +139,7 @@ def test_the_rate_warms_up_and_then_falls_linearly():
 
 
 def test_the_actor_runs_again_only_where_the_engine_is_not_exact_or_values_are_needed():
-    """In float32 the engine's log-probs serve; with a head on the trunk, or in bfloat16, the actor runs again."""
+    """In float32 the engine's log-probs suffice; with a head on the trunk, or in bfloat16, the actor runs again."""
     assert prepared("algorithm=grpo")[2].reference_exact is None
     for overrides in (["algorithm=ppo", "algorithm/critic=shared"], ["model.precision=bfloat16"]):
         _, experience, statistics = prepared(*overrides)
@@ -157,7 +157,7 @@ def test_sampled_entropy_is_that_of_the_training_forward():
 
 
 def test_the_critic_recomputes_its_activations_as_the_actor_does():
-    """Were it not in training mode, it would recompute nothing, and read every prompt of a group besides."""
+    """Outside training mode it would recompute nothing."""
     learner, experience, _ = prepared("algorithm=ppo", "model.gradient_checkpointing=true")
     phases, order = Phases(CPU), draws()
     with phases.tracing(held(learner)):

@@ -1,4 +1,4 @@
-"""The ledger counts what is alive, once, under its label, and forgets what is freed."""
+"""The ledger counts every live storage once, under its label, until it is freed."""
 
 import mmap
 import sys
@@ -19,7 +19,7 @@ WEIGHT = Label("actor", "parameters")
 def test_live_and_peak_bytes_count_each_storage_once():
     weight = torch.zeros(1000)
     with Ledger(HOST, [(weight, WEIGHT), (weight.view(10, 100), WEIGHT)]) as ledger:
-        assert ledger.live == 4000, "a view holds nothing of its own"
+        assert ledger.live == 4000, "a view has no storage of its own"
         x = torch.ones(500)
         y = x * 2
         assert ledger.live == 4000 + 2000 + 2000
@@ -35,7 +35,7 @@ def test_live_and_peak_bytes_count_each_storage_once():
         assert (ledger.peak, ledger.peak_cells[Label()]) == (4000, 0)
 
 
-def test_a_backward_pass_is_traced_and_gradients_are_no_activations():
+def test_a_backward_pass_is_traced_and_its_gradients_are_not_activations():
     layer = torch.nn.Linear(100, 100)
     gradients = Label("actor", "gradients")
     with Ledger(HOST, [(p, WEIGHT) for p in layer.parameters()]) as ledger:
@@ -43,18 +43,18 @@ def test_a_backward_pass_is_traced_and_gradients_are_no_activations():
         with attributed("actor", "activations"):
             layer(torch.ones(10, 100)).square().sum().backward()
         size = 4 * (100 * 100 + 100)
-        assert ledger.live - before == size, "what stays are the gradients"
+        assert ledger.live - before == size, "only the gradients remain"
         assert ledger.cells[gradients] == size
         assert ledger.peak > ledger.live
         assert sum(ledger.peak_cells.values()) == ledger.peak
         layer.zero_grad(set_to_none=True)
         assert ledger.cells[gradients] == 0
     layer(torch.ones(1, 100)).sum().backward()
-    assert ledger.cells[gradients] == 0, "its hooks are gone with it"
+    assert ledger.cells[gradients] == 0, "the ledger removes its hooks"
 
 
-def test_a_gradient_of_the_embedding_is_known_while_the_backward_pass_still_holds_it():
-    """A tied embedding's gradient from the logits waits for the other one: by shape alone it is no activation."""
+def test_a_gradient_of_the_embedding_is_recognised_during_the_backward_pass():
+    """The gradient of a tied embedding from the logits waits for that from the inputs; its shape identifies it."""
     embedding = torch.nn.Embedding(50, 8)
     with (
         Ledger(HOST, [(embedding.weight, WEIGHT)], embedding.weight.shape) as ledger,
@@ -68,7 +68,7 @@ def test_a_gradient_of_the_embedding_is_known_while_the_backward_pass_still_hold
     assert ledger.peak_cells[Label("actor", "logits")] >= 20 * 50 * 4
 
 
-def test_scopes_nest_and_end():
+def test_a_nested_scope_ends_with_its_block_even_after_an_error():
     with attributed("actor", "activations"):
         with attributed(kind="logits"):
             assert current_label() == ("actor", "logits")
@@ -78,7 +78,7 @@ def test_scopes_nest_and_end():
     assert current_label() == ("data", "other")
 
 
-def test_a_parked_tensor_is_not_on_the_device():
+def test_a_parked_tensor_is_not_counted():
     weight = torch.zeros(1000)
     with Ledger(HOST, [(weight, WEIGHT)]) as ledger:
         with attributed("actor", PARKED):
@@ -89,7 +89,7 @@ def test_a_parked_tensor_is_not_on_the_device():
         assert ledger.cells == {WEIGHT: 4000}
 
 
-def test_a_cast_of_a_weight_is_the_weights():
+def test_a_cast_of_a_weight_counts_as_parameters():
     weight = torch.nn.Parameter(torch.zeros(1000))
     with Ledger(HOST, [(weight, WEIGHT)]) as ledger, attributed("critic", "activations"):
         low = weight.to(torch.bfloat16)
@@ -100,11 +100,11 @@ def test_a_cast_of_a_weight_is_the_weights():
 
 
 def test_more_bytes_than_the_limit_raise_out_of_memory():
-    with pytest.raises(torch.OutOfMemoryError, match=r"0.1 MB are needed, of 0.1"), Ledger(HOST, limit=50_000):
+    with pytest.raises(torch.OutOfMemoryError, match=r"0.1 MB needed, 0.1 MB allowed"), Ledger(HOST, limit=50_000):
         torch.zeros(20_000)
 
 
-def test_phases_do_not_contaminate_each_other():
+def test_the_peak_of_a_phase_excludes_memory_of_an_earlier_phase():
     phases = Phases(torch.device("cpu"))
     with phases.tracing([]):
         with phases("large"):
@@ -118,8 +118,8 @@ def test_phases_do_not_contaminate_each_other():
     assert phases.traced["large"].cells == {Label(): 400_000}
 
 
-def test_a_phase_inside_another_is_measured_apart():
-    """The inner phase's peak includes what the outer holds, and the outer's does not include the inner's own."""
+def test_a_nested_phase_is_measured_separately():
+    """The inner phase's peak includes the outer's tensors; the outer's peak excludes the inner's."""
     phases = Phases(torch.device("cpu"))
     with phases.tracing([]), phases("outer"):
         held = torch.ones(10)
@@ -131,7 +131,7 @@ def test_a_phase_inside_another_is_measured_apart():
     assert held.sum() == 10
 
 
-def test_the_phase_that_failed_is_known_and_its_ledger_kept():
+def test_the_phase_that_failed_is_recorded_and_its_ledger_kept():
     phases = Phases(torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError), phases.tracing([], limit=5000), phases("outer"), phases("inner"):
         torch.ones(2000)
@@ -150,13 +150,13 @@ def test_peaks_become_metrics_in_megabytes():
         "memory/rollout/remainder_mb": 1,
         "memory/rollout_reserved_mb": 5,
         "memory/measure_mb": 9,
-        "memory/peak_mb": 3,  # measuring is not training
+        "memory/peak_mb": 3,  # `measure` is not part of training
     }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark of resident memory is Linux's")
 def test_resident_memory_forgets_an_earlier_peak():
-    """Memory of the kernel's own, since an allocator may keep what is freed."""
+    """The memory comes from the kernel, because an allocator may keep freed memory."""
 
     def touched() -> mmap.mmap:
         memory = mmap.mmap(-1, 200_000_000)

@@ -1,4 +1,4 @@
-"""The forward passes: reading a group's prompt once changes no log-prob, no value and no gradient."""
+"""Forward passes: encoding a group's prompt once changes no log-prob, no value and no gradient."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ GROUP = 4
 
 
 def grouped(policy, width=8) -> Sequences:
-    """Completions of three prompts of unequal length, four of each."""
+    """Four completions of each of three prompts of unequal length."""
     prompts = encode(policy, [Example(text, "") for text in ("12=", "4829103758=", "7=")], [])
     engine = Embedded()
     engine.load(policy)
@@ -35,14 +35,14 @@ def loss(policy, sequences):
 
 
 @pytest.mark.parametrize("width", [1, 2, 8])
-def test_a_prompt_read_once_gives_the_same_logits(tiny, width):
+def test_a_prompt_encoded_once_gives_the_same_logits(tiny, width):
     sequences = grouped(tiny, width)
     assert sequences.group_size == GROUP
     shared, alone = completion_logits(tiny, sequences), completion_logits(tiny, ungrouped(sequences))
     assert torch.allclose(shared[sequences.mask], alone[sequences.mask], atol=1e-5)
 
 
-def test_gradients_flow_through_the_shared_prompt():
+def test_a_shared_prompt_gives_the_gradients_of_separate_ones():
     policy = build(compose().model, seed=3)
     gradients = []
     for sequences in (grouped(policy), ungrouped(grouped(policy))):
@@ -67,7 +67,7 @@ def test_recomputed_activations_give_the_same_gradients():
         assert torch.allclose(kept, recomputed, rtol=1e-3, atol=1e-4)
 
 
-def test_values_of_a_critic_are_the_same_with_a_shared_prompt(tiny):
+def test_a_shared_prompt_gives_a_critic_the_values_of_separate_ones(tiny):
     critic = separate_model(tiny, head_std=0.5)
     sequences = grouped(tiny)
     shared, alone = (completion_values(critic, each) for each in (sequences, ungrouped(sequences)))
@@ -76,7 +76,7 @@ def test_values_of_a_critic_are_the_same_with_a_shared_prompt(tiny):
 
 
 @pytest.mark.parametrize(("rows", "group"), [((0, 12), 4), ((4, 12), 4), ((0, 6), 2), ((6, 12), 2), ((3, 4), 1)])
-def test_rows_that_cut_through_groups_share_less(tiny, rows, group):
+def test_rows_that_cut_through_groups_form_smaller_groups_with_the_same_logits(tiny, rows, group):
     sequences = grouped(tiny)
     part = select(sequences, slice(*rows))
     assert part.group_size == group
@@ -107,9 +107,9 @@ def test_logits_of_scaled_and_capped_heads_are_the_networks_own(architecture, va
     assert torch.allclose(policy.logits(hidden), policy.network(input_ids=ids).logits, atol=1e-6)
 
 
-def test_a_head_that_is_not_known_is_refused():
+def test_a_network_whose_logits_are_not_those_of_its_head_is_refused():
     policy = build(compose().model, seed=3)
     forward = policy.network.forward
     policy.network.forward = lambda **inputs: type("Out", (), {"logits": forward(**inputs).logits * 2})
-    with pytest.raises(UserError, match="whose logits are not made"):
+    with pytest.raises(UserError, match="whose logits are computed .* in an unknown way"):
         check_logits(policy, "odd")

@@ -1,4 +1,4 @@
-"""Models: reproducible, saved so that transformers opens them, and prompts that they can read."""
+"""Models are reproducible and saved for transformers; prompts are encoded for them or refused."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
 
 
-def test_tiny_is_what_the_documents_say(tiny):
+def test_tiny_has_101_888_parameters_and_19_tokens(tiny):
     assert sum(p.numel() for p in tiny.network.parameters()) == 101_888
     assert len(tiny.tokenizer) == 19
 
@@ -25,7 +25,7 @@ def test_the_same_seed_builds_the_same_weights():
     state = torch.get_rng_state()
     assert weights_hash(build(model, 1).network) == weights_hash(build(model, 1).network)
     assert weights_hash(build(model, 1).network) != weights_hash(build(model, 2).network)
-    assert torch.equal(torch.get_rng_state(), state), "building does not disturb the global generator"
+    assert torch.equal(torch.get_rng_state(), state), "building must not disturb the global generator"
 
 
 def test_saved_and_loaded_weights_are_the_same(tiny, tmp_path):
@@ -44,16 +44,16 @@ def test_prompts_are_left_padded(tiny):
     assert prompts.attention.tolist() == [[False, False, True, True], [True] * 4]
 
 
-def test_shots_stand_before_the_question(tiny):
+def test_shots_precede_the_question(tiny):
     assert render(tiny, Example("1+1=", "2"), [Example("2+2=", "4")]) == "2+2=4\n1+1="
 
 
-def test_a_character_that_the_model_cannot_read_is_named(tiny):
+def test_a_character_without_a_token_is_refused_by_name(tiny):
     with pytest.raises(UserError, match="has the character 'W'"):
         encode(tiny, [Example("What is 1+1?", "2")], [])
 
 
-def test_an_architecture_that_cannot_be_built():
+def test_an_architecture_that_cannot_be_built_is_refused():
     model = compose("model.architecture.num_attention_heads=7").model
     with pytest.raises(UserError, match=r"model\.architecture is"):
         build(model)

@@ -1,4 +1,4 @@
-"""Log-probs in chunks: the plain computation's values and gradients, without its memory."""
+"""Log-probs in chunks have the values and gradients of the plain computation, and need less memory."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def policy():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_are_those_of_the_plain_computation(policy, temperature):
+def test_chunked_logprobs_have_the_values_and_gradients_of_the_plain_computation(policy, temperature):
     sequences = grouped(policy)
     plain = token_logprobs(completion_logits(policy, sequences, temperature), sequences.completion_ids)
     chunked = completion_logprobs(policy, sequences, ForwardSettings(temperature, logits_mb=CHUNK_MB))
@@ -41,7 +41,7 @@ def test_values_and_gradients_are_those_of_the_plain_computation(policy, tempera
         assert torch.allclose(mine, its, atol=1e-11)
 
 
-def test_values_come_from_the_same_pass(policy):
+def test_logprobs_and_values_of_one_pass_are_those_of_separate_passes(policy):
     sequences, head = grouped(policy), value_head(policy, 0.5).double()
     logprobs, values = logprobs_and_values(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
     assert torch.equal(values, head(completion_hidden(policy.trunk, sequences)))
@@ -49,7 +49,7 @@ def test_values_come_from_the_same_pass(policy):
 
 
 @torch.no_grad()
-def test_the_exact_kl_in_chunks(policy):
+def test_the_exact_kl_in_chunks_is_that_of_the_whole_logits(policy):
     sequences, other = grouped(policy), frozen_copy(policy)
     for parameter in policy.network.parameters():
         parameter.mul_(1.1)
@@ -64,8 +64,8 @@ def test_the_exact_kl_in_chunks(policy):
     assert torch.allclose(its, token_logprobs(others, sequences.completion_ids), atol=1e-12)
 
 
-def test_the_saving_is_the_vocabularys():
-    """With 5000 tokens in the vocabulary the logits of a pass are most of its memory; a chunk bounds them."""
+def test_a_chunk_bounds_the_memory_of_the_logits():
+    """With a vocabulary of 5000 tokens, logits take most of the memory of a pass."""
     config = compose("+model.architecture.vocab_size=5000")
     policy = build(config.model, seed=3)
     sequences = grouped(policy)
@@ -82,7 +82,7 @@ def test_the_saving_is_the_vocabularys():
 
 @torch.no_grad()
 def test_bfloat16_does_not_round_logits():
-    """Around 64 bfloat16 has steps of 0.5: logits and log-probs keep float32's, as the passes above them do not."""
+    """Near 64, bfloat16 has steps of 0.5; logits and log-probs keep float32's precision, unlike the passes above."""
     policy = build(compose("model.precision=bfloat16").model, seed=3)
     sequences = grouped(policy)
     hidden = completion_hidden(policy.trunk, sequences)
@@ -91,6 +91,6 @@ def test_bfloat16_does_not_round_logits():
     logits = policy.logits(hidden)
     assert torch.allclose(logits, hidden @ head.weight.T, atol=1e-4)
     assert logits.abs().max() == pytest.approx(64, abs=1e-3)
-    assert (logits - logits.bfloat16()).abs().max() > 0.1, "what rounding would have done"
+    assert (logits - logits.bfloat16()).abs().max() > 0.1, "rounding would show"
     logprobs = completion_logprobs(policy, sequences, ForwardSettings(logits_mb=CHUNK_MB))
     assert torch.allclose(logprobs, token_logprobs(logits, sequences.completion_ids), atol=1e-4)

@@ -1,4 +1,4 @@
-"""LoRA roles: one frozen base, the reference without an adapter, a critic beside the actor, and what is saved."""
+"""LoRA roles: one frozen base, a reference without an adapter, a critic beside the actor, and the saved actor."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ def learner_of(*overrides):
 
 
 def disturb(tensors):
-    """Moves tensors as a step would: both halves of an adapter must leave zero for it to change anything."""
+    """Moves tensors as a step would: an adapter changes nothing until both of its halves have left zero."""
     with torch.no_grad():
         for tensor in tensors:
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
 
 
-def test_an_adapter_begins_as_no_change_and_the_reference_is_the_actor_without_it(tiny):
+def test_a_new_adapter_changes_nothing_and_the_reference_is_the_actor_without_it(tiny):
     learner = learner_of("algorithm=grpo", "model.lora.rank=4")
     assert learner.reference.network is learner.actor.network, "no second copy"
     sequences = grouped(tiny)
@@ -36,7 +36,7 @@ def test_an_adapter_begins_as_no_change_and_the_reference_is_the_actor_without_i
     disturb(learner.actor.parameters())
     assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2)
     assert torch.allclose(completion_logits(learner.reference, sequences), start, atol=1e-6)
-    assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2), "and the role comes back"
+    assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2), "the adapter is back"
 
 
 def test_only_the_adapter_is_trained():
@@ -49,7 +49,7 @@ def test_only_the_adapter_is_trained():
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-def test_a_critic_in_a_role_leaves_actor_and_reference_alone(lora, tiny):
+def test_an_adapter_critic_changes_neither_actor_nor_reference(lora, tiny):
     learner = learner_of("algorithm=ppo", "algorithm/critic=adapter", f"model.lora.rank={lora}")
     sequences = grouped(tiny)
     before = [completion_logits(policy, sequences).detach() for policy in (learner.actor, learner.reference)]
@@ -67,7 +67,7 @@ def test_a_critic_in_a_role_leaves_actor_and_reference_alone(lora, tiny):
     assert learner.critic.trunk.backbone is base.network.base_model
 
 
-def test_gradients_of_one_role_do_not_reach_the_other(tiny):
+def test_gradients_of_the_critic_do_not_reach_the_actor(tiny):
     learner = learner_of("algorithm=ppo", "algorithm/critic=adapter", "model.lora.rank=4")
     sequences = grouped(tiny)
     disturb(learner.critic.trained().values())
@@ -76,7 +76,7 @@ def test_gradients_of_one_role_do_not_reach_the_other(tiny):
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in learner.critic.trained().values())
 
 
-def test_a_renewed_reference_is_the_policy_of_that_moment(tiny):
+def test_a_renewed_reference_stays_the_actor_of_that_moment(tiny):
     for lora in (0, 4):
         learner = learner_of("algorithm=grpo_iterative", f"model.lora.rank={lora}")
         disturb(learner.actor.parameters())
@@ -109,4 +109,4 @@ def test_a_saved_actor_has_its_adapter_merged(tiny, tmp_path):
     rows = sequences.attention[:, :width].all(1)  # unpadded prompts: the plain model needs no mask
     logits = opened(input_ids=sequences.ids[rows, :-1]).logits[:, width - 1 :]
     assert torch.allclose(logits[sequences.mask[rows]], expected[rows][sequences.mask[rows]], atol=1e-4)
-    assert weights_hash(learner.actor.network) == hash_before, "saving does not merge the running one"
+    assert weights_hash(learner.actor.network) == hash_before, "saving must not merge the running actor's adapter"

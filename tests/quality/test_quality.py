@@ -1,4 +1,4 @@
-"""The quality of gradients and advantages: by hand, on known distributions, and against exact values of a policy."""
+"""Quality of gradients and advantages, on known distributions and against exact values of a policy."""
 
 import math
 
@@ -17,15 +17,15 @@ FEW = ["quality.critic_updates=2", "quality.batches=3", "quality.reference_batch
 
 
 def test_moments_correct_the_norm_of_a_mean_for_its_noise():
-    """Of (1, 0), (3, 0), (2, 3): mean (2, 1), squared deviations 2, 2 and 4."""
+    """The vectors (1, 0), (3, 0) and (2, 3) have the mean (2, 1) and squared deviations of 2, 2 and 4."""
     moments = Moments.of([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0]), torch.tensor([2.0, 3.0])])
     assert moments.mean.tolist() == [2, 1]
     assert moments.variance == pytest.approx(4)
     assert moments.signal == pytest.approx(5 - 4 / 3)
 
 
-def test_bias_and_signal_of_known_gaussians():
-    """Gradients around 3·(cos φ, sin φ, 0 …) against a truth along the first axis, noise of one in each of 50."""
+def test_bias_and_signal_to_noise_are_those_of_known_gaussians():
+    """Gradients around 3·(cos φ, sin φ, 0, …), a truth along the first axis, unit noise in each of 50 dimensions."""
     draws = torch.Generator().manual_seed(1)
     angle = math.pi / 3
     mine, truth = torch.zeros(50), torch.zeros(50)
@@ -44,11 +44,11 @@ def test_bias_and_signal_of_known_gaussians():
 
 
 def by_first_token(self, completion, example):
-    """A score that a random policy varies in, and that tells a method something."""
+    """A score that differs between completions of a random policy."""
     return float(completion[:1] in ("1", "2", "3", "+"))
 
 
-def test_an_unbiased_method_is_aligned_and_a_scale_changes_nothing(monkeypatch):
+def test_an_unbiased_method_is_aligned_and_its_scale_changes_no_quality(monkeypatch):
     monkeypatch.setattr(Sort, "verify", by_first_token)
     found = {}
     for name, algorithm in (("rloo", "rloo"), ("grpo", "dr_grpo")):
@@ -58,7 +58,7 @@ def test_an_unbiased_method_is_aligned_and_a_scale_changes_nothing(monkeypatch):
         found[name] = gradient_quality(loop, config.quality, lambda message: None)
         assert all(torch.equal(a, b) for a, b in zip(before, loop.learner.actor.parameters(), strict=True))
     assert found["rloo"].alignment == pytest.approx(1, abs=0.3)
-    # all completions are as long as the budget here, and with groups of two Dr. GRPO is RLOO but for a factor
+    # all completions have the budget's length here, so with groups of two Dr. GRPO is RLOO times a factor
     for name in ("cosine", "alignment", "snr"):
         assert getattr(found["grpo"], name) == pytest.approx(getattr(found["rloo"], name), rel=1e-3)
     assert found["grpo"].norm < found["rloo"].norm
@@ -87,8 +87,8 @@ def exact_values(policy, prompt, score):
     return float(first @ torch.tensor(after, dtype=torch.float64)), after
 
 
-def test_the_truth_is_that_of_exact_enumeration(monkeypatch):
-    """A policy of two tokens: every continuation of every state, weighed by its probability."""
+def test_the_estimated_truth_is_that_of_exact_enumeration(monkeypatch):
+    """Completions have at most two tokens; every continuation of a state is weighted by its probability."""
     score = lambda text: float("1" in text) + 0.5 * float("2" in text)  # noqa: E731
     monkeypatch.setattr(Sort, "verify", lambda self, completion, example: score(completion))
     config = compose(*SMALL, "algorithm=rloo", "task.digits=1", "task.max_new_tokens=2", "quality.continuations=4000")
@@ -106,7 +106,7 @@ def test_the_truth_is_that_of_exact_enumeration(monkeypatch):
             assert float(found[row, 1]) == pytest.approx(float(collected.scores.total[row]) - reached, abs=noise)
 
 
-def test_advantages_are_compared_with_two_estimates_of_the_truth():
+def test_true_advantages_have_full_correlation_and_constant_ones_rank_at_chance():
     """One prompt, two completions of two tokens; the two estimates of the truth agree."""
     truth = torch.tensor([[0.5, -0.5], [0.1, 0.3]])
     mask = torch.tensor([[True, True], [True, True]])
@@ -117,13 +117,13 @@ def test_advantages_are_compared_with_two_estimates_of_the_truth():
     assert found.rank_accuracy == 1
     constant = torch.ones(2, 2)
     assert compared(constant, [truth, truth], mask, 2).correlation == 0
-    assert rank_accuracy(constant, truth, mask, 2) == 0.5, "no order is chance"
+    assert rank_accuracy(constant, truth, mask, 2) == 0.5, "equal advantages rank at chance"
     assert rank_accuracy(torch.tensor([[1.0, 9.0], [0.0, 1.0]]), truth, mask, 2) == 0.5, "one pair right, one wrong"
     near = torch.tensor([[0.5, 0.0], [0.45, 0.05]])
-    assert math.isnan(rank_accuracy(constant, near, mask, 2)), "nobody can order what is equal"
+    assert math.isnan(rank_accuracy(constant, near, mask, 2)), "no pair differs enough to be ranked"
 
 
-def test_a_critic_is_trained_and_the_policy_is_not(monkeypatch):
+def test_training_the_critic_leaves_the_policy_unchanged(monkeypatch):
     monkeypatch.setattr(Sort, "verify", by_first_token)
     config = compose(*SMALL, *FEW, "algorithm=ppo", "algorithm.critic.optimizer.lr=1e-2")
     loop = loop_of(config)
@@ -133,7 +133,7 @@ def test_a_critic_is_trained_and_the_policy_is_not(monkeypatch):
     train_critic(loop, config.quality.critic_updates)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.actor.parameters(), strict=True))
     assert not torch.equal(head, learner.critic.head.linear.weight)
-    assert learner.counters.updates == 0, "no update was counted"
+    assert learner.counters.updates == 0, "training the critic is not an update"
 
 
 def test_advantages_are_compared_at_every_position(monkeypatch):

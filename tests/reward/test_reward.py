@@ -1,4 +1,4 @@
-"""Rewards: weighted sums, TRL's signature, steps on their tokens, and one sentence that names what failed."""
+"""Rewards: weighted sums, TRL's signature, steps on tokens, and the message of a function that fails."""
 
 import sys
 
@@ -35,7 +35,7 @@ def wrong_type(completions, **_):
 
 
 def thirds(completions, **_):
-    """A step ends after the first character and one at the very end."""
+    """One step ends after the first character, the other at the end of the completion."""
     return [[(1, 0.25), (99, 0.5)] if text else [] for text in completions]
 
 
@@ -60,7 +60,7 @@ def rollout():
     )
 
 
-def test_weighted_sum_and_missing_eos(rollout):
+def test_the_total_is_the_weighted_sum_less_the_penalty_of_a_missing_eos(rollout):
     reward = Reward({"verifier": 2.0, f"{__name__}.longer": 0.5}, missing_eos_penalty=1.0)
     scores = reward(Sort(digits=2), rollout)
     assert scores.total.tolist() == [2 * 1 + 0.5 * 2, 0.5 * 1, 0.5 * 2 - 1.0, 0.0]
@@ -68,7 +68,7 @@ def test_weighted_sum_and_missing_eos(rollout):
     assert scores.terms[f"{__name__}.longer"].tolist() == [2, 1, 2, 0]
 
 
-def test_user_functions_get_what_trl_gives(rollout):
+def test_user_functions_receive_the_arguments_that_trl_passes(rollout):
     Reward({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
     assert SEEN["prompts"] == ["21=", "21=", "3=", "3="]
     assert SEEN["completions"] == ["12", "1", "33", ""]
@@ -86,7 +86,7 @@ def test_user_functions_get_what_trl_gives(rollout):
         ("wrong_type", "returned 'good' for completion 0"),
     ],
 )
-def test_a_bad_reward_is_named(rollout, name, words):
+def test_a_reward_function_that_fails_is_named(rollout, name, words):
     with pytest.raises(UserError, match=words) as caught:
         Reward({f"{__name__}.{name}": 1.0})(Sort(digits=2), rollout)
     assert f"{__name__}.{name}" in str(caught.value)
@@ -98,8 +98,8 @@ def test_a_function_that_cannot_be_imported_is_named(name):
         Reward({name: 1.0})
 
 
-def test_steps_stand_on_the_tokens_that_complete_them(rollout):
-    """The first step on token 0; the other beyond the text, so on the last token of each completion."""
+def test_a_step_is_scored_on_the_token_that_completes_it(rollout):
+    """The first step ends on token 0, the other beyond the text and so on the last token of the completion."""
     scores = Reward({}, process={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
     mask = rollout.sequences.mask
     assert scores.process.on_tokens(scores.process.score, mask).tolist() == [
@@ -116,17 +116,17 @@ def test_a_token_of_several_characters_completes_the_steps_within_it(rollout):
     assert scores.process.token[:2].tolist() == [0, 2]
 
 
-def test_outcome_and_steps_add_up(rollout):
+def test_the_total_is_the_sum_of_outcome_and_steps(rollout):
     scores = Reward({"verifier": 1.0}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
     assert scores.total.tolist() == [1.75, 0.75, 0.75, 0]
 
 
-def test_a_bad_step_is_named(rollout):
+def test_a_step_that_ends_before_the_first_character_is_refused(rollout):
     with pytest.raises(UserError, match=r"reward\.process: .*bad_step returned the step \(0, 1\.0\) for completion 0"):
         Reward({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
 
 
-def test_the_learned_score_is_one_of_the_functions(rollout):
+def test_the_learned_score_is_weighted_like_any_other_function(rollout):
     learned = lambda r: torch.tensor([4.0, 3.0, 2.0, 1.0])  # noqa: E731
     scores = Reward({"learned": 1.0, "verifier": 10.0})(Sort(digits=2), rollout, learned)
     assert scores.total.tolist() == [14, 3, 2, 1]
@@ -138,8 +138,8 @@ def test_no_reward_at_all_is_refused():
         Reward({})
 
 
-def test_a_function_is_looked_for_where_the_command_runs(tmp_path, monkeypatch):
-    """A console script does not look there by itself."""
+def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch):
+    """The path of a console script does not include it."""
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lengths_of_mine.py").write_text("def count(completions):\n    return [len(c) for c in completions]\n")

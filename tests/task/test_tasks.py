@@ -1,4 +1,4 @@
-"""Tasks: held-out prompts are fixed and never trained on; verifiers by hand; bad files get one sentence."""
+"""Tasks: held-out prompts are fixed and never trained on, verifiers score answers, and bad files are refused."""
 
 from random import Random
 
@@ -11,7 +11,7 @@ from bakeoff.task.jsonl import Jsonl, read_examples
 from bakeoff.task.sort import Sort
 
 
-def test_sort_example_and_verifier():
+def test_sort_accepts_the_sorted_digits_and_no_other_answer():
     task = Sort(digits=10, max_new_tokens=11)
     example = task.generate(Random(0))
     digits, equals = example.prompt[:-1], example.prompt[-1]
@@ -22,8 +22,8 @@ def test_sort_example_and_verifier():
     assert task.verify(example.answer + "9", example) == 0
 
 
-def test_sort_steps_by_hand():
-    """Right up to the wrong third digit; what comes after is wrong too; missing digits are wrong steps at the end."""
+def test_sort_scores_each_digit_up_to_the_first_wrong_one():
+    """Digits after the first wrong one are wrong too; missing digits are wrong steps at the end."""
     task, example = Sort(digits=4, max_new_tokens=9), Example("4321=", "1234")
     assert task.verify_steps("1234", example) == [(1, 0.25), (2, 0.25), (3, 0.25), (4, 0.25)]
     assert task.verify_steps("1244", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (4, 0.0)]
@@ -50,7 +50,7 @@ def test_heldout_prompts_are_fixed_distinct_and_never_trained_on(task):
     assert not trained & set(held)
 
 
-def test_shots_are_in_neither_set():
+def test_shots_are_neither_held_out_nor_trained_on():
     task = Sort(digits=2, heldout=20, shots=3, max_new_tokens=3)
     shots = {example.prompt for example in task.shot_examples()}
     assert len(shots) == 3
@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_prompts():
     assert task.training_examples(5, Random(4)) != task.training_examples(5, Random(5))
 
 
-def test_too_few_prompts_is_one_sentence():
+def test_more_heldout_prompts_than_the_task_has_are_refused():
     with pytest.raises(UserError, match=r"task.heldout is 20, but the task has only 10 distinct prompts"):
         Sort(digits=1, heldout=20, max_new_tokens=3).heldout_examples()
 
@@ -77,7 +77,7 @@ def test_gym_scores_with_the_generators_own_scorer():
     assert task.verify("no idea", example) < 1
 
 
-def test_extraction():
+def test_every_extraction_finds_its_answer_in_the_text():
     assert Extract.last_number("so 3 + 4 = 7.") == "7"
     assert Extract.last_number("none") == ""
     assert Extract.answer_tag("a <answer> 12 </answer> b") == "12"
@@ -85,14 +85,14 @@ def test_extraction():
     assert Extract.whole(" a\nb ") == "a\nb"
 
 
-def test_unknown_generator_and_parameter():
+def test_an_unknown_generator_or_parameter_is_refused():
     with pytest.raises(UserError, match=r"task.generator is 'nonsense'"):
         ReasoningGym(generator="nonsense")
     with pytest.raises(UserError, match=r"task.parameters is .*chain_sum refuses"):
         ReasoningGym(parameters={"nonsense": 1})
 
 
-def test_jsonl(tmp_path):
+def test_a_jsonl_task_reads_its_examples_and_ignores_blanks_around_an_answer(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(f'{{"prompt": "{i}+1=", "answer": "{i + 1}", "level": {i}}}' for i in range(9)) + "\n\n")
     task = Jsonl(path=str(path), heldout=3)
@@ -105,7 +105,7 @@ def test_jsonl(tmp_path):
     ("line", "reason"),
     [("not json", "line 2"), ('{"prompt": "x"}', "KeyError: 'answer'"), ("[1, 2]", "line 2"), ("3", "line 2")],
 )
-def test_unreadable_jsonl_line_is_named(tmp_path, line, reason):
+def test_an_unreadable_jsonl_line_is_named(tmp_path, line, reason):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n' + line)
     with pytest.raises(UserError, match=r"task.path: line 2 of") as caught:

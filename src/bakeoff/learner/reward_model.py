@@ -246,7 +246,7 @@ def renew_reward_model(
     actor: Policy,
     update: int,
 ) -> Renewal:
-    """Goes on training with pairs of the actor's own completions and a share of earlier ones: DeepSeekMath §4.1.4."""
+    """Trains further on pairs of the actor's own completions and a share of earlier ones: DeepSeekMath §4.1.4."""
     seed, task = collector.seed, collector.task
     source = replace(collector, seed=derive(seed, "renewal"))
     pairs = ranked_pairs(source, actor, wanted.renewal_pairs, f"renewal{update}", report)
