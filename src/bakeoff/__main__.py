@@ -30,6 +30,7 @@ register()
 def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
+    from bakeoff.arms import arms_of, settings_of
     from bakeoff.job import run_job
     from bakeoff.sweep import parent_run
 
@@ -37,11 +38,13 @@ def app(cfg: DictConfig) -> float:
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
-    overrides = [str(override) for override in job.overrides.task]
     try:
         config = to_config(cfg)
+        settings = settings_of([str(override) for override in job.overrides.task], arms_of(job))
+        if config.arm:
+            choices["arm"] = config.arm
         parent = parent_run(folder.parent) if in_sweep else None
-        return run_job(config, folder, choices, overrides, parent, quiet=in_sweep)
+        return run_job(config, folder, choices, settings, parent, quiet=in_sweep)
     except BaseException as error:
         release(error)
         if in_sweep or not isinstance(error, UserError):
@@ -50,7 +53,7 @@ def app(cfg: DictConfig) -> float:
 
 
 def release(error: BaseException | None) -> None:
-    """Lets go of what a failed job's frames hold: Hydra keeps its exception until the sweep ends, models and all."""
+    """Frees the models that the frames of a failed job hold: Hydra keeps its exception until the sweep ends."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -63,24 +66,25 @@ def resumed(arguments: list[str]) -> list[str]:
         return arguments
     saved = folders[0] / ".hydra" / "overrides.yaml"
     if not saved.is_file():
-        raise UserError(f"resume is '{folders[0]}', which holds no run; it must be the output folder of one.")
-    overrides = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("sweeps=")]
+        raise UserError(f"resume is '{folders[0]}', which holds no run; it must be the output folder of a run.")
+    overrides = [str(override) for override in OmegaConf.load(saved)]
     others = [a for a in arguments if not a.startswith("resume=")]
-    return [*overrides, f"hydra.run.dir={folders[0]}", *others]
+    return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={folders[0]}", *others]
 
 
 def main() -> None:
     """Runs the command; a user's mistake ends it with one sentence and exit code 2."""
-    from bakeoff import sweep
-
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
-        with sweep.OPEN:
-            app()
+        app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         fail(error)
     except KeyboardInterrupt as error:
-        print("bakeoff: interrupted; resume=FOLDER goes on from the last checkpoint.", file=sys.stderr)
+        print(
+            "bakeoff: interrupted; to continue a run from its last checkpoint, type bakeoff resume=FOLDER, to continue a "
+            "sweep, the same command with hydra.sweep.dir=FOLDER.",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from error
 
 

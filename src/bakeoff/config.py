@@ -15,7 +15,7 @@ from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.model.config import Model
-from bakeoff.paths import CONF, ROOT
+from bakeoff.paths import CONF, ROOT, study_folders
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -92,18 +92,39 @@ class Checkpoint:
 
 @dataclass
 class Study:
-    """A study, as its file in sweeps/ describes it; a run without a name is part of none.
+    """A study, as its file in sweeps/ describes it; its name is the file's.
 
     tuning_seeds   seeds on which its values were chosen, apart from those that it reports
     varies         keys that differ between arms on purpose; reports do not flag them as unmatched
-    notebook       the notebook of analysis/ that reports it
+    notebook       name of the notebook in analysis/ that reports it
     """
 
-    name: str = ""
     question: str = ""
     tuning_seeds: list[int] = field(default_factory=list)
     varies: list[str] = field(default_factory=list)
     notebook: str = "methods"
+
+
+@dataclass
+class Tuned:
+    """How the tuned values of a run were chosen; without a name there are none.
+
+    name         the file in conf/tuned that holds the values and this record
+    command      the search; it leaves out what the file sets beside the searched keys
+    trials       number of runs behind the choice, also those of earlier searches
+    seeds        seeds of those runs
+    accuracies   final held-out greedy accuracies of the command's runs, in its order
+    date         day of the search, as year-month-day
+    note         what the other fields cannot say
+    """
+
+    name: str = ""
+    command: str = ""
+    trials: int = 0
+    seeds: list[int] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    date: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -159,7 +180,7 @@ class Config:
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
-    tuned             name of the tuned values, empty where there are none
+    arm               name of the arm in the study's file, empty where the study has none
     """
 
     task: Task = MISSING
@@ -188,11 +209,12 @@ class Config:
     mode: Mode = Mode.train
     quality: Quality = field(default_factory=Quality)
     lengths: Lengths = field(default_factory=Lengths)
-    tuned: str = ""
+    tuned: Tuned = field(default_factory=Tuned)
+    arm: str = ""
 
 
 def register() -> None:
-    """Registers the schemas, and where conf/ and sweeps/ are, with Hydra. Idempotent."""
+    """Registers with Hydra the schemas, and the folders of configurations and studies. Idempotent."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for axis, options in AXES.items():
@@ -206,8 +228,14 @@ def register() -> None:
     schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking}
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
-    OmegaConf.register_new_resolver("bakeoff_root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
+
+
+def searchpath() -> list[str]:
+    """Where Hydra looks beside conf/: in each folder that holds studies for sweeps/, and in the user's for conf/ too."""
+    own = [folder / "conf" for folder in study_folders() if folder != ROOT]
+    return [f"file://{folder}" for folder in [*own, *study_folders()] if folder.is_dir()]
 
 
 def plain(config: Config) -> dict[str, Any]:

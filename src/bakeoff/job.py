@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bakeoff.arms import job_name
 from bakeoff.config import Config, Mode, config_id, flatten, plain
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError
@@ -27,21 +28,20 @@ from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, train
 from bakeoff.start import prepare, start
-from bakeoff.sweep import job_name
 from bakeoff.tracking import Tracker, commit, start_run
 
 
 def run_job(
-    config: Config, folder: Path, choices: dict[str, str], overrides: list[str], parent: str | None, quiet: bool
+    config: Config, folder: Path, choices: dict[str, str], settings: list[str], parent: str | None, quiet: bool
 ) -> float:
     """Sets up, runs and closes one job in `folder`, from the last checkpoint there if there is one.
 
-    `choices` are the Hydra options by group, `overrides` the values that the command or the sweep set; `parent` is the
-    MLflow run of the sweep. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. Raises
+    `choices` are the Hydra options by group, `settings` the overrides of the command or the sweep, in which an arm
+    stands for its own; `parent` is the MLflow run of the sweep. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. Raises
     UserError for what a user can mend.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *overrides])
+    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
     progress = RunProgress(folder, name, quiet)
     identity = {"config_id": config_id(config), "seed": config.seed}
     last = read(folder)
@@ -50,7 +50,7 @@ def run_job(
     with reported(progress), termination() as signals:
         phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
         earlier = resumable(folder, identity)
-        tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(overrides)}
+        tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
         tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
         with tracker.running():
             if earlier is None:
@@ -157,13 +157,14 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
 def run_tags(config: Config, choices: dict[str, str], device: torch.device, parent: str | None) -> dict[str, str]:
     """Tags by which a person filters and groups runs in MLflow."""
     tags = {
-        "study": config.study.name or "none",
+        "study": choices.get("sweeps", "none"),
         "config_id": config_id(config),
+        "arm": config.arm or choices.get("algorithm", ""),
         "algorithm": choices.get("algorithm", ""),
         "model": choices.get("model", ""),
         "task": choices.get("task", ""),
         "seed": str(config.seed),
-        "tuned": config.tuned or "untuned",
+        "tuned": config.tuned.name or "untuned",
         "commit": commit(),
         "device": device_name(device),
         "torch": torch.__version__,

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import json
-import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
+from bakeoff.arms import Job, job_name
 from bakeoff.config import Config
-from bakeoff.errors import UserError, fail
+from bakeoff.errors import UserError
+from bakeoff.paths import study_file, study_folders
 from bakeoff.progress import read, watching
-from bakeoff.tracking import commit, start_run
+from bakeoff.tracking import Tracker, commit, start_run
 from bakeoff.validation import to_config
 
 PARENT = "parent_run.json"
-
-
-def jobs(cfg: DictConfig) -> Iterator[list[str]]:
-    """The overrides of each job that Hydra's basic sweeper will run; of an optimiser's trials, what they share."""
-    trials = cfg.hydra.sweeper.get("n_trials")
-    params = cfg.hydra.sweeper.params or {}
-    if trials:
-        yield from [list(cfg.hydra.overrides.task)] * trials
-        return
-    arguments = [f"{key}={value}" for key, value in params.items()] + list(cfg.hydra.overrides.task)
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    for batch in BasicSweeper.split_arguments(parsed, None):
-        yield from batch
 
 
 def parent_run(folder: Path) -> str | None:
@@ -48,64 +31,82 @@ def parent_run(folder: Path) -> str | None:
         return None
 
 
-def job_name(overrides: list[str]) -> str:
-    """`grpo seed 1`, and whatever else the job sets; an arm stands for its algorithm."""
-    values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
-    values.pop("sweeps", None)
-    algorithm = values.pop("algorithm", "")
-    head = [values.pop("arm", algorithm)] + ([f"seed {values.pop('seed')}"] if "seed" in values else [])
-    return " ".join(filter(None, head + [f"{key}={value}" for key, value in values.items()]))
+def study_of(hydra: DictConfig) -> str:
+    """The name of the study: the choice of `sweeps`, empty for none."""
+    name = str(hydra.runtime.choices.get("sweeps") or "none")
+    return "" if name == "none" else name
 
 
-OPEN = ExitStack()  # what the sweep of this process has to close; the command closes it, whatever happened
+def run_sweep(config: DictConfig, loader: ConfigLoader, jobs: list[Job], launch: Callable[[], Any]) -> Any:
+    """Launches the jobs below one parent run; raises UserError for one that cannot work, before any starts."""
+    study, folder, console = study_of(config.hydra), Path(config.hydra.sweep.dir), Console()
+    first, *_ = [composed(loader, config, list(overrides)) for overrides in dict.fromkeys(tuple(j.overrides) for j in jobs)]
+    check_study(study, first)
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = start_parent(study, first, folder, len(jobs))
+    console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {folder}", highlight=False)
+    if first.study.question:
+        console.print(first.study.question, highlight=False)
+    folders = {name: folder / str(number) for number, name in enumerate(names(jobs))}
+    with tracker.running(), all_finish(folders), watching(list(folders), list(folders.values()), console):
+        return launch()
 
 
-class Sweep(Callback):
-    """Hydra's hook before a multirun. Hydra swallows a hook's exceptions, so errors leave by SystemExit."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        console = Console()
-        try:
-            overrides = list(jobs(config))
-            configs = [to_config(hydra.compose("config", overrides=job)) for job in overrides]
-            folder = Path(config.hydra.sweep.dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            start(configs[0], folder, overrides, console)
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            fail(error)
-        except Exception as error:
-            traceback.print_exc()
-            raise SystemExit(1) from error
+def composed(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> Config:
+    """The checked configuration of a job, composed as a launcher does it."""
+    job = loader.load_sweep_config(config, overrides)
+    with open_dict(job):
+        del job["hydra"]
+    return to_config(job)
 
 
-def start(config: Config, folder: Path, overrides: list[list[str]], console: Console) -> None:
-    """Starts the parent run, or goes on with it, and the view of the jobs; `OPEN` closes both."""
-    study = config.study.name or "sweep"
-    tags = {"study": study, "kind": "sweep", "commit": commit(), "question": config.study.question}
+def check_study(study: str, config: Config) -> None:
+    """Raises UserError where the name of a study stands for two of them, or for one whose notebook does not exist."""
+    files = [path for folder in study_folders() if (path := folder / "sweeps" / f"{study}.yaml").is_file()]
+    if len(files) > 1:
+        raise UserError(f"two studies are named {study}: {files[0]} and {files[1]}; rename one of them.")
+    notebook = f"{config.study.notebook}.ipynb"
+    if study and not study_file("analysis", notebook):
+        folders = " or ".join(str(folder / "analysis") for folder in study_folders())
+        raise UserError(
+            f"study.notebook is '{config.study.notebook}', but {notebook} does not exist in {folders}; write it, or "
+            "choose a notebook that exists."
+        )
+
+
+def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker:
+    """The MLflow run that holds the jobs: a new one, or that of the sweep which was started in the folder before."""
+    name = study or "sweep"
+    tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["notebook"] = config.study.notebook
     tags["mlflow.note.content"] = (
-        f"**{study}**: {len(overrides)} jobs, the child runs. {config.study.question}\n\n"
+        f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
-        "*Group by* → `algorithm` one line a method. Search the charts for `reward/mean`, `eval/`, `kl/`, "
-        "`memory/peak_mb`, or `memory/PHASE/ROLE_KIND_mb` for memory by role. The report is an artifact of this run, "
-        f"once `bakeoff-report {study}` has made it."
+        "*Group by* → `algorithm` one line per method. Search the charts for `reward/mean`, `eval/`, `kl/`, "
+        "`memory/peak_mb`, or `memory/PHASE/ROLE_KIND_mb` for memory by role. "
+        f"`bakeoff-report {name}` adds the report to the artifacts of this run."
     )
-    tracker = start_run(config.tracking, f"{study} {folder.name}", tags, parent_run(folder))
+    tracker = start_run(config.tracking, f"{name} {folder.name}", tags, parent_run(folder))
     (folder / PARENT).write_text(json.dumps({"run_id": tracker.run_id}))
-    console.print(f"[bold]{study}[/]: {len(overrides)} jobs, results in {folder}", highlight=False)
-    if config.study.question:
-        console.print(config.study.question, highlight=False)
-    names = [job_name(job) for job in overrides]
-    if len(set(names)) < len(names):  # trials: their values are not known yet
-        names = [f"{name} trial {number}" for number, name in enumerate(names, start=1)]
-    folders = [folder / str(number) for number in range(len(overrides))]
-    OPEN.enter_context(tracker.running())
-    OPEN.callback(tell_unfinished, dict(zip(names, folders, strict=True)))
-    OPEN.enter_context(watching(names, folders, console))
+    return tracker
 
 
-def tell_unfinished(folders: dict[str, Path]) -> None:
-    """Raises UserError that names the jobs which did not finish, why, and how to go on with them."""
+def names(jobs: list[Job]) -> list[str]:
+    """A name for each job; trials of a search are numbered, since their values are not known yet."""
+    plain = [job_name(job.settings) for job in jobs]
+    if len(set(plain)) == len(plain):
+        return plain
+    return [f"{name} trial {number}" for number, name in enumerate(plain, start=1)]
+
+
+@contextmanager
+def all_finish(folders: dict[str, Path]) -> Iterator[None]:
+    """Raises UserError that names the jobs which did not finish, why, and the command that finishes them."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # of a job, which a sweeper may raise again
+        failure = error
     reports = {name: read(folder) or {"state": "not started"} for name, folder in folders.items()}
     unfinished = [
         f"{name} ({report['state']}{': ' if report.get('reason') else ''}{report.get('reason', '')})"
@@ -115,6 +116,8 @@ def tell_unfinished(folders: dict[str, Path]) -> None:
     if unfinished:
         sweep = next(iter(folders.values())).parent
         raise UserError(
-            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished)}; the same command with "
-            f"hydra.sweep.dir={sweep} goes on with them."
-        )
+            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished)}; to finish them, rerun "
+            f"the same command with hydra.sweep.dir={sweep}."
+        ) from failure
+    if failure is not None:
+        raise failure

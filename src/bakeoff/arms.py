@@ -1,0 +1,106 @@
+"""The jobs of a sweep: its arms, and the values that it sweeps. An arm is a name for a list of overrides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from bakeoff.errors import UserError
+
+Arms = Mapping[str, list[str]]
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    settings    what tells it apart, `arm=critic_none` and `seed=1`; reports name arms by them
+    overrides   what Hydra composes: the settings, and the overrides of the arm
+    """
+
+    settings: list[str]
+    overrides: list[str]
+
+
+def arms_of(hydra: DictConfig) -> Arms:
+    """The arms in Hydra's own configuration, unresolved, because an override may say `${model}`."""
+    held = OmegaConf.to_container(hydra.sweeper, resolve=False)
+    assert isinstance(held, dict)
+    return held.get("arms") or {}
+
+
+def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> list[Job]:
+    """Every arm with every combination of the swept values; `arguments` are the command line's overrides.
+
+    The command line comes before an arm, and an arm before the values that the study sets.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    arms: Arms = OmegaConf.to_container(sweeper.arms, resolve=False)  # type: ignore[assignment]
+    params = [f"{key}={value}" for key, value in sweeper.params.items()]
+    swept = {o.get_key_element(): values(o) for o in parser.parse_overrides([*params, *arguments])}
+    if arms:
+        swept = {"arm": [f"arm={name}" for name in arms]} | swept
+    typed = {o.get_key_element() for o in parser.parse_overrides(arguments)}
+    jobs = []
+    for settings in itertools.product(*swept.values()):
+        chosen = dict(zip(swept, settings, strict=True))
+        own = {o.get_key_element(): str(o.input_line) for o in parser.parse_overrides(overrides_of(chosen, arms))}
+        overrides = chosen | {key: value for key, value in own.items() if key not in typed}
+        jobs.append(Job(list(settings), list(overrides.values())))
+    return jobs
+
+
+def overrides_of(chosen: Mapping[str, str], arms: Arms) -> list[str]:
+    """The overrides of the arm that a job names, none without one; raises UserError for an unknown arm."""
+    if "arm" not in chosen:
+        return []
+    name = chosen["arm"].removeprefix("arm=")
+    if name not in arms:
+        raise UserError(f"arm={name} is no choice; {available(arms)}.")
+    return arms[name]
+
+
+def available(arms: Arms) -> str:
+    """What `arm` may be."""
+    return f"arm may be {', '.join(arms)}" if arms else "arms belong to a study, choose one by sweeps=NAME"
+
+
+def values(override: Override) -> list[str]:
+    """The overrides of one value each that an override of several stands for."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line} is an interval, from which a grid cannot be made; list values, or choose a search "
+            "as sweeps/tuning.yaml does."
+        )
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def trials(search: DictConfig, arguments: list[str]) -> list[Job]:
+    """The trials of a search, which chooses their values while it runs."""
+    return [Job(arguments, arguments) for _ in range(search.n_trials)]
+
+
+def settings_of(overrides: list[str], arms: Arms) -> list[str]:
+    """The overrides of a running job without those of its arm; raises UserError where those were not applied."""
+    chosen = {override.split("=")[0]: override for override in overrides}
+    own = overrides_of(chosen, arms)
+    if not {override.split("=")[0] for override in own} <= set(chosen):
+        raise UserError(f"{chosen['arm']} is applied by a sweep alone; leave hydra.mode=RUN out, a sweep may be one run.")
+    return [override for override in overrides if override not in own]
+
+
+def job_name(settings: list[str]) -> str:
+    """`grpo seed 1`, and whatever else the job sets; an arm stands for its algorithm."""
+    values = dict(setting.lstrip("+~").split("=", 1) for setting in settings if "=" in setting)
+    values.pop("sweeps", None)
+    algorithm = values.pop("algorithm", "")
+    head = [values.pop("arm", algorithm)] + ([f"seed {values.pop('seed')}"] if "seed" in values else [])
+    return " ".join(filter(None, head + [f"{key}={value}" for key, value in values.items()]))

@@ -1,0 +1,62 @@
+"""Hydra's door to `bakeoff.sweep`: Hydra finds a sweeper only as a class of this namespace package.
+
+Every Hydra application imports this file where bakeoff is installed, so bakeoff itself is imported when a sweep starts.
+Hydra executes it before it is in sys.modules, so annotations are no strings: dataclasses would look them up there.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class StudyConfig:
+    """What a sweep runs.
+
+    arms     overrides by the name of the arm; `arm=a,b` selects some of them
+    params   values by key, as for Hydra's own sweeper; every arm runs with every combination of them
+    search   a sweeper that chooses values itself, such as Optuna's, in the place of arms and params
+    """
+
+    _target_: str = "hydra_plugins.bakeoff_study.StudySweeper"
+    _recursive_: bool = False
+    arms: dict[str, list[str]] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    search: Any = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="study", node=StudyConfig, provider="bakeoff")
+
+
+class StudySweeper(Sweeper):
+    """Runs the jobs of a study below one MLflow run."""
+
+    def __init__(self, **values: Any) -> None:
+        """Hydra passes the values resolved; `sweep` reads them unresolved, because an arm may say `${model}`."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        plugins: dict[str, Any] = {"hydra_context": hydra_context, "task_function": task_function}
+        if config.hydra.sweeper.search:
+            alone = config.copy()
+            alone.hydra.sweeper = config.hydra.sweeper.search
+            self.search = Plugins.instance().instantiate_sweeper(config=alone, **plugins)
+        else:
+            self.launcher = Plugins.instance().instantiate_launcher(config=config, **plugins)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from bakeoff.arms import grid, trials
+        from bakeoff.sweep import run_sweep
+
+        loader = self.hydra_context.config_loader
+        if self.config.hydra.sweeper.search:
+            jobs = trials(self.config.hydra.sweeper.search, arguments)
+            return run_sweep(self.config, loader, jobs, lambda: self.search.sweep(arguments))
+        jobs = grid(self.config.hydra.sweeper, arguments, loader)
+        overrides = [job.overrides for job in jobs]
+        return run_sweep(self.config, loader, jobs, lambda: self.launcher.launch(overrides, initial_job_idx=0))
