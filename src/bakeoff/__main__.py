@@ -32,7 +32,7 @@ def app(cfg: DictConfig) -> float:
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.arms import arms_of, settings_of
     from bakeoff.job import run_job
-    from bakeoff.sweep import parent_run
+    from bakeoff.sweep import check_tuned, parent_run
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
@@ -40,7 +40,9 @@ def app(cfg: DictConfig) -> float:
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
     try:
         config = to_config(cfg)
-        settings = settings_of([str(override) for override in job.overrides.task], arms_of(job))
+        overrides = [str(override) for override in job.overrides.task]
+        check_tuned(overrides, config)
+        settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
         parent = parent_run(folder.parent) if in_sweep else None
@@ -81,8 +83,8 @@ def main() -> None:
         fail(error)
     except KeyboardInterrupt as error:
         print(
-            "bakeoff: interrupted; to continue a run from its last checkpoint, type bakeoff resume=FOLDER, to continue a "
-            "sweep, the same command with hydra.sweep.dir=FOLDER.",
+            "bakeoff: interrupted; to continue a run from its last checkpoint, type bakeoff resume=FOLDER; to continue "
+            "a sweep, rerun the same command with hydra.sweep.dir=FOLDER.",
             file=sys.stderr,
         )
         raise SystemExit(130) from error

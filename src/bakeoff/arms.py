@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from bakeoff.errors import UserError
 
 Arms = Mapping[str, list[str]]
+HEADS = ("algorithm=", "arm=", "seed=")  # settings that every name of a job has
 
 
 @dataclass
@@ -28,11 +29,10 @@ class Job:
     overrides: list[str]
 
 
-def arms_of(hydra: DictConfig) -> Arms:
-    """The arms in Hydra's own configuration, unresolved, because an override may say `${model}`."""
-    held = OmegaConf.to_container(hydra.sweeper, resolve=False)
-    assert isinstance(held, dict)
-    return held.get("arms") or {}
+def arms_of(sweeper: DictConfig) -> Arms:
+    """The arms of a sweeper's configuration, unresolved, because an override may say `${model}`."""
+    arms: Arms = OmegaConf.to_container(sweeper.get("arms") or OmegaConf.create({}), resolve=False)  # type: ignore[assignment]
+    return arms
 
 
 def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> list[Job]:
@@ -41,7 +41,7 @@ def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> lis
     The command line comes before an arm, and an arm before the values that the study sets.
     """
     parser = OverridesParser.create(config_loader=loader)
-    arms: Arms = OmegaConf.to_container(sweeper.arms, resolve=False)  # type: ignore[assignment]
+    arms = arms_of(sweeper)
     params = [f"{key}={value}" for key, value in sweeper.params.items()]
     swept = {o.get_key_element(): values(o) for o in parser.parse_overrides([*params, *arguments])}
     if arms:
@@ -62,13 +62,9 @@ def overrides_of(chosen: Mapping[str, str], arms: Arms) -> list[str]:
         return []
     name = chosen["arm"].removeprefix("arm=")
     if name not in arms:
-        raise UserError(f"arm={name} is no choice; {available(arms)}.")
+        valid = f"valid arms are {', '.join(arms)}" if arms else "arms belong to a study, which sweeps=NAME chooses"
+        raise UserError(f"unknown arm {name}; {valid}.")
     return arms[name]
-
-
-def available(arms: Arms) -> str:
-    """What `arm` may be."""
-    return f"arm may be {', '.join(arms)}" if arms else "arms belong to a study, choose one by sweeps=NAME"
 
 
 def values(override: Override) -> list[str]:
@@ -93,8 +89,17 @@ def settings_of(overrides: list[str], arms: Arms) -> list[str]:
     chosen = {override.split("=")[0]: override for override in overrides}
     own = overrides_of(chosen, arms)
     if not {override.split("=")[0] for override in own} <= set(chosen):
-        raise UserError(f"{chosen['arm']} is applied by a sweep alone; leave hydra.mode=RUN out, a sweep may be one run.")
+        raise UserError(f"{chosen['arm']} needs a sweep, which may be one run; leave hydra.mode=RUN out.")
     return [override for override in overrides if override not in own]
+
+
+def job_names(jobs: list[Job]) -> list[str]:
+    """A name for each job of a sweep, from the settings in which jobs differ; trials of a search are numbered."""
+    shared = set.intersection(*(set(job.settings) for job in jobs))
+    names = [job_name([s for s in job.settings if s not in shared or s.startswith(HEADS)]) for job in jobs]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} trial {number}" for number, name in enumerate(names, start=1)]
 
 
 def job_name(settings: list[str]) -> str:

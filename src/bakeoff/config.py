@@ -15,7 +15,7 @@ from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.model.config import Model
-from bakeoff.paths import CONF, ROOT, study_folders
+from bakeoff.paths import CONF, ROOT, study_folders, study_names
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -229,13 +229,14 @@ def register() -> None:
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)
+    OmegaConf.register_new_resolver("bakeoff_studies", lambda: ", ".join(study_names()), replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
 
 
 def searchpath() -> list[str]:
-    """Where Hydra looks beside conf/: in each folder that holds studies for sweeps/, and in the user's for conf/ too."""
-    own = [folder / "conf" for folder in study_folders() if folder != ROOT]
-    return [f"file://{folder}" for folder in [*own, *study_folders()] if folder.is_dir()]
+    """Folders in which Hydra looks for groups, beside conf/: those that hold sweeps/, and the user's own conf/."""
+    own = [folder / "conf" for folder in study_folders() if folder != ROOT and (folder / "conf").is_dir()]
+    return [f"file://{folder}" for folder in [*own, *(f for f in study_folders() if (f / "sweeps").is_dir())]]
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a user can mend is told in one sentence, without a traceback."""
+"""Mistakes of a user end a command with one sentence and no traceback."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 
 class UserError(Exception):
-    """One sentence that names the key, what it was and what it may be."""
+    """A mistake that the user can correct: one sentence that names the key, its value and the values that are valid."""
 
 
 def sentence(error: BaseException) -> str:
-    """Hydra's and OmegaConf's errors as one sentence, with what there is to choose from."""
+    """An error of ours, of Hydra or of OmegaConf as one sentence, with the valid choices."""
     if isinstance(error, UserError):
         return str(error)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     tuned_key = re.search(r"In 'tuned/.*full_key: (\S+)", str(error), re.DOTALL)
     if tuned_key:
-        return f"the tuned values set {tuned_key[1]}, which the chosen option has not; tuned=none leaves them out."
+        return f"the tuned values set {tuned_key[1]}, which is no key of the chosen option; tuned=none leaves them out."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
-        beside = f"beside it there are {known}" if known else "the option that was chosen there has none"
-        return f"{cause.full_key} is no key; {beside}."
+        valid = f"valid keys are {known}" if known else "the option chosen there has no keys"
+        return f"unknown key {cause.full_key}; {valid}."
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice} is no choice; {group} may be {', '.join(error.options)}."
+        return f"unknown choice {group}={choice}; valid choices are {', '.join(error.options)}."
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
 

@@ -36,9 +36,9 @@ def run_job(
 ) -> float:
     """Sets up, runs and closes one job in `folder`, from the last checkpoint there if there is one.
 
-    `choices` are the Hydra options by group, `settings` the overrides of the command or the sweep, in which an arm
-    stands for its own; `parent` is the MLflow run of the sweep. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. Raises
-    UserError for what a user can mend.
+    `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
+    stands for its own; `parent` is the MLflow run of the sweep. Returns the final held-out greedy accuracy; of a
+    prediction, the peak in MB. Raises UserError for what a user can mend.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])

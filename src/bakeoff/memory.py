@@ -1,4 +1,4 @@
-"""The command `bakeoff-memory`: what a configuration needs, and what fits, without weights, GPU or training."""
+"""The command `bakeoff-memory`: the memory of a configuration, and the largest that fits, without weights or a GPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bakeoff.arms import Arms, arms_of, overrides_of
 from bakeoff.config import Config, register
 from bakeoff.errors import UserError, fail
 from bakeoff.paths import CONF
@@ -23,16 +24,16 @@ from bakeoff.validation import to_config
 
 USAGE = """bakeoff-memory [key=value …]
 
-Predicts the memory of every phase by model and kind: the run's own code on tensors without values. For example:
+Predicts the memory of every phase by role and kind: the run's own code on tensors without values. For example:
 
   bakeoff-memory model=qwen2_5_7b algorithm=grpo micro_batch=4 lengths.prompt=512 lengths.completion=1024
   bakeoff-memory model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
   bakeoff-memory --fits 80 micro_batch=4 arm=grpo_lora,ppo_lora       what fits in 80 GB, by arm
   bakeoff-memory --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
 
-It takes what `bakeoff` takes. Lengths are the task's where the model's tokenizer is here, and 512 where it is not.
+It takes the keys of `bakeoff`; with --fits, arms are those of the study `memory`. Lengths are the task's where the
+model's tokenizer is on this machine, else 512.
 """
-ARMS = ("critic_separate", "critic_adapter", "critic_shared", "critic_none", "ppo_lora", "grpo_lora")
 MODELS = [
     "smollm2_135m",
     "smollm2_360m",
@@ -64,12 +65,21 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
     return values[low] if low >= 0 else "none"
 
 
-def what_fits(arm: str, model: str, gigabytes: float, overrides: list[str]) -> list[str]:
-    """A row of the table: the largest model, and around `model` the largest group and the longest completion."""
+def memory_arms() -> Arms:
+    """The arms of the study `memory`."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return arms_of(hydra.compose("config", overrides=["sweeps=memory"], return_hydra_config=True).hydra.sweeper)
+
+
+def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides: list[str]) -> list[str]:
+    """A row of the table: the largest model, and around `model` the largest group and the longest completion.
+
+    `name` is the row's, `own` are the overrides of its arm or method.
+    """
     register()
 
     def fits(override: str) -> bool:
-        settings = [f"model={model}", "task=largest", *overrides, arm, override]
+        settings = [f"model={model}", "task=largest", *overrides, *own, override]
         try:
             predict(compose(settings), gigabytes * 1e9)
         except torch.OutOfMemoryError:
@@ -77,7 +87,7 @@ def what_fits(arm: str, model: str, gigabytes: float, overrides: list[str]) -> l
         return True
 
     return [
-        arm.split("=")[1],
+        name,
         largest(MODELS, lambda name: fits(f"model={name}")),
         largest(GROUPS, lambda size: fits(f"batch.group_size={size}")),
         largest(COMPLETIONS, lambda length: fits(f"lengths.completion={length}")),
@@ -85,8 +95,9 @@ def what_fits(arm: str, model: str, gigabytes: float, overrides: list[str]) -> l
 
 
 def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console) -> Table:
-    """A row an arm, as many at a time as there are cores: an answer takes minutes."""
-    swept = next((o for o in overrides if o.split("=")[0] in ("arm", "algorithm")), f"arm={','.join(ARMS)}")
+    """A row for each arm or method; a row takes minutes, so all cores work on them."""
+    arms = memory_arms()
+    swept = next((o for o in overrides if o.split("=")[0] in ("arm", "algorithm")), f"arm={','.join(arms)}")
     model = next((o.removeprefix("model=") for o in overrides if o.startswith("model=")), "qwen2_5_1_5b")
     rest = [o for o in overrides if o != swept and not o.startswith("model=")]
     key, _, values = swept.partition("=")
@@ -95,19 +106,18 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     table = Table(
         title=f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, "
         f"{config.batch.group_size} completions each of {completion}, micro_batch {config.micro_batch}, "
-        f"of {model} unless the column says otherwise",
+        f"{model} unless the column says otherwise",
         title_justify="left",
         box=None,
         pad_edge=False,
     )
     for column in (key, "largest model", "largest group", "longest completion"):
         table.add_column(column, no_wrap=True)
-    arms = values.split(",")
-    jobs = (joblib.delayed(what_fits)(f"{key}={value}", model, gigabytes, rest) for value in arms)
+    chosen = {value: f"{key}={value}" for value in values.split(",")}
+    own = {name: overrides_of({key: each}, arms) if key == "arm" else [each] for name, each in chosen.items()}
+    jobs = (joblib.delayed(what_fits)(name, each, model, gigabytes, rest) for name, each in own.items())
     with Progress(console=console, transient=True) as progress:
-        for row in progress.track(
-            joblib.Parallel(-1, return_as="generator")(jobs), len(arms), description="predicting"
-        ):
+        for row in progress.track(joblib.Parallel(-1, return_as="generator")(jobs), len(own), description="predicting"):
             table.add_row(*row)
     return table
 

@@ -27,6 +27,12 @@ def study_file(kind: str, name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
+def study_names() -> list[str]:
+    """The studies of every folder that holds some."""
+    found = {path.stem for folder in study_folders() for path in (folder / "sweeps").glob("*.yaml")}
+    return sorted(found - {"none"})
+
+
 def cache() -> Path:
     """The folder that keeps supervised starts and fetched weights: $BAKEOFF_CACHE or ~/.cache/bakeoff."""
     return Path(os.environ.get("BAKEOFF_CACHE", "~/.cache/bakeoff")).expanduser()

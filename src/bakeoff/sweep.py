@@ -12,7 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from bakeoff.arms import Job, job_name
+from bakeoff.arms import Job, job_names
 from bakeoff.config import Config
 from bakeoff.errors import UserError
 from bakeoff.paths import study_file, study_folders
@@ -40,14 +40,15 @@ def study_of(hydra: DictConfig) -> str:
 def run_sweep(config: DictConfig, loader: ConfigLoader, jobs: list[Job], launch: Callable[[], Any]) -> Any:
     """Launches the jobs below one parent run; raises UserError for one that cannot work, before any starts."""
     study, folder, console = study_of(config.hydra), Path(config.hydra.sweep.dir), Console()
-    first, *_ = [composed(loader, config, list(overrides)) for overrides in dict.fromkeys(tuple(j.overrides) for j in jobs)]
+    different = list(dict.fromkeys(tuple(job.overrides) for job in jobs))  # trials of a search share theirs
+    first, *_ = [composed(loader, config, list(overrides)) for overrides in different]
     check_study(study, first)
     folder.mkdir(parents=True, exist_ok=True)
     tracker = start_parent(study, first, folder, len(jobs))
     console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {folder}", highlight=False)
     if first.study.question:
         console.print(first.study.question, highlight=False)
-    folders = {name: folder / str(number) for number, name in enumerate(names(jobs))}
+    folders = {name: folder / str(number) for number, name in enumerate(job_names(jobs))}
     with tracker.running(), all_finish(folders), watching(list(folders), list(folders.values()), console):
         return launch()
 
@@ -57,7 +58,16 @@ def composed(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> 
     job = loader.load_sweep_config(config, overrides)
     with open_dict(job):
         del job["hydra"]
-    return to_config(job)
+    checked = to_config(job)
+    check_tuned(overrides, checked)
+    return checked
+
+
+def check_tuned(overrides: list[str], config: Config) -> None:
+    """Raises UserError for `tuned=NAME` without a file: the group is optional, so Hydra would go on without it."""
+    name = next((each.removeprefix("tuned=") for each in overrides if each.startswith("tuned=")), "none")
+    if name not in ("none", config.tuned.name) and "${" not in name:  # an arm's name may hold ${model}
+        raise UserError(f"unknown choice tuned={name}; choose a file of conf/tuned, or tuned=none for the defaults.")
 
 
 def check_study(study: str, config: Config) -> None:
@@ -89,14 +99,6 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
     tracker = start_run(config.tracking, f"{name} {folder.name}", tags, parent_run(folder))
     (folder / PARENT).write_text(json.dumps({"run_id": tracker.run_id}))
     return tracker
-
-
-def names(jobs: list[Job]) -> list[str]:
-    """A name for each job; trials of a search are numbered, since their values are not known yet."""
-    plain = [job_name(job.settings) for job in jobs]
-    if len(set(plain)) == len(plain):
-        return plain
-    return [f"{name} trial {number}" for number, name in enumerate(plain, start=1)]
 
 
 @contextmanager

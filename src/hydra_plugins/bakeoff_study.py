@@ -36,27 +36,36 @@ ConfigStore.instance().store(group="hydra/sweeper", name="study", node=StudyConf
 class StudySweeper(Sweeper):
     """Runs the jobs of a study below one MLflow run."""
 
+    config: DictConfig
+    hydra_context: HydraContext
+
     def __init__(self, **values: Any) -> None:
         """Hydra passes the values resolved; `sweep` reads them unresolved, because an arm may say `${model}`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
-        plugins: dict[str, Any] = {"hydra_context": hydra_context, "task_function": task_function}
-        if config.hydra.sweeper.search:
+        plugins = Plugins.instance()
+        search = config.hydra.sweeper.search
+        if search:
             alone = config.copy()
-            alone.hydra.sweeper = config.hydra.sweeper.search
-            self.search = Plugins.instance().instantiate_sweeper(config=alone, **plugins)
+            alone.hydra.sweeper = search
+            self.inner = plugins.instantiate_sweeper(
+                hydra_context=hydra_context, task_function=task_function, config=alone
+            )
         else:
-            self.launcher = Plugins.instance().instantiate_launcher(config=config, **plugins)
+            self.launcher = plugins.instantiate_launcher(
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
 
     def sweep(self, arguments: list[str]) -> Any:
         from bakeoff.arms import grid, trials
         from bakeoff.sweep import run_sweep
 
-        loader = self.hydra_context.config_loader
-        if self.config.hydra.sweeper.search:
-            jobs = trials(self.config.hydra.sweeper.search, arguments)
-            return run_sweep(self.config, loader, jobs, lambda: self.search.sweep(arguments))
-        jobs = grid(self.config.hydra.sweeper, arguments, loader)
-        overrides = [job.overrides for job in jobs]
-        return run_sweep(self.config, loader, jobs, lambda: self.launcher.launch(overrides, initial_job_idx=0))
+        sweeper, loader = self.config.hydra.sweeper, self.hydra_context.config_loader
+        if sweeper.search:
+            jobs = trials(sweeper.search, arguments)
+            return run_sweep(self.config, loader, jobs, lambda: self.inner.sweep(arguments))
+        jobs = grid(sweeper, arguments, loader)
+        overrides, launcher = [job.overrides for job in jobs], self.launcher
+        assert launcher is not None
+        return run_sweep(self.config, loader, jobs, lambda: launcher.launch(overrides, initial_job_idx=0))
