@@ -11,7 +11,7 @@ import bakeoff
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "paths", "randomness"},
-    {"tracking", "device"},
+    {"tracking", "device", "arms"},
     {"batch", "attribution"},
     {"measure"},
     {"algorithm"},

@@ -3,15 +3,12 @@
 import re
 from pathlib import Path
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.config import arm_id, flatten, plain
 from bakeoff.errors import UserError
-from bakeoff.paths import ANALYSIS, CONF, SWEEPS
-from bakeoff.sweep import jobs
+from bakeoff.paths import CONF
 from tests.conftest import compose
 
 AXES = [
@@ -39,24 +36,6 @@ def test_the_distance_between_methods_is_what_the_design_says():
     assert distance("ppo", "grpo") == 6
     assert distance("reinforce", "rloo") == 1
     assert distance("ppo_penalty", "ppo_kl") == 1
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "tuned").glob("*_*.yaml")), ids=lambda p: p.stem)
-def test_a_tuned_file_says_how_it_was_tuned(path):
-    head = path.read_text().split("\n\n")[0]
-    assert re.search(r"bakeoff .*seed=\d+", head), "the command"
-    assert re.search(r"\d+ trials", head)
-    assert re.search(r"\d{4}-\d{2}-\d{2}", head)
-
-
-def test_tuning_and_report_seeds_are_apart():
-    for path in SWEEPS.glob("*.yaml"):
-        text = path.read_text()
-        tuning = re.search(r"tuning_seeds: \[(.*)\]", text)
-        if tuning:
-            seeds = re.search(r"^\s*seed: ([\d,]+)", text, re.MULTILINE)
-            tuned, reported = set(tuning[1].replace(" ", "").split(",")), set(seeds[1].split(","))
-            assert tuned == reported if path.stem == "tuning" else not tuned & reported
 
 
 @pytest.mark.parametrize("name", ["sort", "largest", "reasoning_gym"])
@@ -167,18 +146,3 @@ def test_types_are_checked():
 
 def test_conf_travels_with_the_package():
     assert (Path(CONF) / "config.yaml").is_file()
-
-
-@pytest.mark.parametrize("study", sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none"))
-def test_every_study_names_itself_and_its_jobs_can_run(study):
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        sweep = hydra.compose("config", overrides=[f"sweeps={study}"], return_hydra_config=True)
-        sweep.hydra.overrides.task = [f"sweeps={study}"]
-        every = list(jobs(sweep))
-    assert sweep.study.name == study
-    assert (ANALYSIS / f"{sweep.study.notebook}.ipynb").is_file()
-    assert sweep.study.question.endswith("?")
-    assert len(every) >= 8
-    for overrides in (every[0], every[-1]):
-        compose(*overrides)

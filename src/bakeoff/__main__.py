@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -13,13 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.config import register
-from bakeoff.errors import UserError, fail
+from bakeoff.errors import MISTAKES, UserError, fail
 from bakeoff.paths import CONF
 from bakeoff.validation import to_config
 
@@ -74,12 +73,22 @@ def resumed(arguments: list[str]) -> list[str]:
     return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={folders[0]}", *others]
 
 
+def use_config_dir(arguments: list[str]) -> None:
+    """Makes the folder of Hydra's `--config-dir` the user's folder of studies, also in a launcher's processes."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    if folder:
+        os.environ["BAKEOFF_STUDIES"] = folder
+
+
 def main() -> None:
     """Runs the command; a user's mistake ends it with one sentence and exit code 2."""
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
+        use_config_dir(sys.argv[1:])
         app()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         fail(error)
     except KeyboardInterrupt as error:
         print(

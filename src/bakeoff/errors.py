@@ -6,13 +6,17 @@ import re
 import sys
 from typing import NoReturn
 
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 
 class UserError(Exception):
     """A mistake that the user can correct: one sentence that names the key, its value and the values that are valid."""
+
+
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)  # errors of a command line or a YAML file
 
 
 def sentence(error: BaseException) -> str:
@@ -32,6 +36,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"unknown choice {group}={choice}; valid choices are {', '.join(error.options)}."
+    if isinstance(error, YAMLError):
+        return f"a file is not valid YAML: {' '.join(str(error).split())}."
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
 

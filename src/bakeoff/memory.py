@@ -9,15 +9,13 @@ from collections.abc import Callable, Sequence
 import hydra
 import joblib
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from bakeoff.arms import Arms, arms_of, overrides_of
 from bakeoff.config import Config, register
-from bakeoff.errors import UserError, fail
+from bakeoff.errors import MISTAKES, fail
 from bakeoff.paths import CONF
 from bakeoff.predict import UNKNOWN_LENGTH, predict
 from bakeoff.validation import to_config
@@ -140,7 +138,7 @@ def main() -> None:
     console = Console()
     try:
         console.print(table_of_what_fits(arguments.fits, overrides, console))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         fail(error, "bakeoff-memory")
 
 

@@ -16,13 +16,13 @@ ANALYSIS = ROOT / "analysis"
 
 
 def study_folders() -> list[Path]:
-    """Folders with sweeps/ and analysis/: the user's, which is $BAKEOFF_STUDIES or the working folder, then ours."""
+    """Folders with sweeps/ and analysis/: the user's ($BAKEOFF_STUDIES or the working folder), then the package's."""
     own = Path(os.environ.get("BAKEOFF_STUDIES", ".")).expanduser().resolve()
     return list(dict.fromkeys((own, ROOT)))
 
 
 def study_file(kind: str, name: str) -> Path | None:
-    """The file `kind`/`name` of the first folder that has it, as for ("sweeps", "methods.yaml"); none if none has."""
+    """The first file kind/name in a folder of studies, as of ("sweeps", "methods.yaml"); none if there is none."""
     found = (folder / kind / name for folder in study_folders())
     return next((path for path in found if path.is_file()), None)
 

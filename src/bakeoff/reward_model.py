@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 
 import hydra
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from bakeoff.config import Config, flatten, plain, register
-from bakeoff.errors import UserError, fail
+from bakeoff.errors import MISTAKES, fail
 from bakeoff.learner.reward_model import PairQuality, learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
@@ -42,7 +40,7 @@ def main() -> None:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = to_config(hydra.compose("config", overrides=["reward=learned", *sys.argv[1:]]))
         quality = run(config, console)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         fail(error, "bakeoff-reward-model")
     console.print(calibration_table(quality))
     console.print(

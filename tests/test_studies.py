@@ -1,0 +1,196 @@
+"""Studies: every shipped file can run, an arm is a name for overrides, tuned values say how they were chosen."""
+
+import datetime
+import functools
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from bakeoff.__main__ import resumed
+from bakeoff.arms import Job, arms_of, grid, job_name, job_names, settings_of
+from bakeoff.config import Tuned, config_id, searchpath
+from bakeoff.errors import UserError
+from bakeoff.paths import ANALYSIS, CONF, ROOT, SWEEPS, study_file, study_folders, study_names
+from tests.conftest import compose
+
+STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
+METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
+TUNED = sorted((CONF / "tuned").glob("*/*.yaml"))
+
+
+@functools.cache
+def study(name):
+    """The configuration of a study, with Hydra's own."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides=[f"sweeps={name}"], return_hydra_config=True)
+
+
+def jobs(sweeper, *arguments):
+    """The jobs of a sweeper's configuration, and of a command line's overrides."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return grid(sweeper, list(arguments), GlobalHydra.instance().config_loader())
+
+
+def sweeper(arms=None, **params):
+    return OmegaConf.create({"arms": arms or {}, "params": params})
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_asks_a_question_has_a_notebook_and_jobs_that_can_run(name):
+    config = study(name)
+    assert config.study.question.endswith("?")
+    assert (ANALYSIS / f"{config.study.notebook}.ipynb").is_file()
+    if config.hydra.sweeper.search:
+        assert config.hydra.sweeper.search.n_trials >= 8
+        compose(f"sweeps={name}")
+        return
+    every = jobs(config.hydra.sweeper, f"sweeps={name}")
+    assert len(every) >= 8
+    for job in (every[0], every[-1]):
+        assert compose(*job.overrides).arm == next((s[4:] for s in job.settings if s.startswith("arm=")), "")
+
+
+def test_an_arm_has_the_same_overrides_in_every_study():
+    seen = {}
+    for name in STUDIES:
+        for arm, overrides in arms_of(study(name).hydra.sweeper).items():
+            assert seen.setdefault(arm, overrides) == overrides, f"{arm} of {name}"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_seed_is_both_tuned_on_and_reported(name):
+    config = study(name)
+    if name == "tuning":
+        assert [config.seed] == config.study.tuning_seeds
+    elif "seed" in config.hydra.sweeper.params:
+        reported = {int(seed) for seed in config.hydra.sweeper.params.seed.split(",")}
+        assert not reported & set(config.study.tuning_seeds)
+
+
+def test_the_league_holds_every_method():
+    every = jobs(study("all_methods").hydra.sweeper)
+    assert {setting for job in every for setting in job.settings if setting.startswith("algorithm=")} == {
+        f"algorithm={method}" for method in METHODS
+    }
+
+
+def test_every_arm_runs_with_every_combination_of_the_swept_values():
+    two = sweeper({"a": ["algorithm=ppo"], "b": ["algorithm=grpo", "batch.prompts=8"]}, seed="1,2")
+    assert [job.settings for job in jobs(two, "sft.steps=3")] == [
+        [f"arm={arm}", f"seed={seed}", "sft.steps=3"] for arm in "ab" for seed in (1, 2)
+    ]
+    assert jobs(two)[-1].overrides == ["arm=b", "seed=2", "algorithm=grpo", "batch.prompts=8"]
+
+
+def test_the_command_line_selects_arms_and_sets_other_values():
+    two = sweeper({"a": ["algorithm=ppo"], "b": ["algorithm=grpo"]}, seed="1,2")
+    assert [job.settings for job in jobs(two, "arm=b", "seed=7")] == [["arm=b", "seed=7"]]
+    assert [job.settings[0] for job in jobs(two, "arm=b,a", "seed=7")] == ["arm=b", "arm=a"]
+
+
+def test_the_command_line_comes_before_an_arm_and_an_arm_before_the_study():
+    one = sweeper({"a": ["batch.prompts=8", "seed=3"]}, seed="1")
+    (job,) = jobs(one, "batch.prompts=4")
+    assert job.overrides == ["arm=a", "seed=3", "batch.prompts=4"]
+
+
+def test_an_arm_may_name_values_by_task_and_model():
+    (job,) = jobs(sweeper({"a": ["algorithm=grpo", "tuned=${task}_${model}/grpo_lora"]}), "arm=a")
+    assert compose(*job.overrides).tuned.name == "sort_tiny/grpo_lora"
+    assert compose(*job.overrides, "task=largest").tuned.name == ""
+
+
+@pytest.mark.parametrize(
+    ("arms", "argument", "sentence"),
+    [
+        ({"a": [], "b": []}, "arm=c", "unknown arm c; valid arms are a, b."),
+        ({}, "arm=c", "unknown arm c; arms belong to a study, which sweeps=NAME chooses."),
+        ({}, "seed=interval(1,2)", "seed=interval(1,2) is an interval, from which a grid cannot be made"),
+    ],
+)
+def test_a_job_that_cannot_be_listed_is_refused(arms, argument, sentence):
+    with pytest.raises(UserError) as caught:
+        jobs(sweeper(arms), argument)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_settings_of_a_job_name_its_arm_in_the_place_of_the_arms_overrides():
+    arms = {"a": ["algorithm=ppo", "batch.prompts=8"]}
+    assert settings_of(["arm=a", "seed=1", "algorithm=ppo", "batch.prompts=8"], arms) == ["arm=a", "seed=1"]
+    replaced = ["arm=a", "algorithm=ppo", "batch.prompts=4"]
+    assert settings_of(replaced, arms) == ["arm=a", "batch.prompts=4"], "what replaces an arm's value is shown"
+    with pytest.raises(UserError, match="arm=a needs a sweep"):
+        settings_of(["arm=a"], arms)
+
+
+def test_a_job_is_named_by_the_settings_in_which_jobs_differ():
+    def job(*settings):
+        return Job(list(settings), list(settings))
+
+    common = ("sweeps=x", "sft.steps=3")
+    assert job_names([job("arm=a", f"seed={s}", "batch.prompts=4", *common) for s in (1, 2)]) == [
+        "a seed 1",
+        "a seed 2",
+    ]
+    assert job_names([job("algorithm=ppo", f"lr={v}", *common) for v in (1, 2)]) == ["ppo lr=1", "ppo lr=2"]
+    assert job_names([job("algorithm=ppo", *common)] * 2) == ["ppo trial 1", "ppo trial 2"]
+    assert job_name(["algorithm=ppo", "seed=1", "++a.b=2"]) == "ppo seed 1 a.b=2"
+
+
+def test_neither_an_arms_name_nor_the_record_of_tuning_is_part_of_a_configurations_identity():
+    one, other = compose(), compose()
+    other.arm, other.tuned = "a", Tuned(name="x", trials=3)
+    assert config_id(one) == config_id(other)
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_tuned_values_say_how_they_were_chosen(path):
+    tuned = Tuned(**OmegaConf.load(path).tuned)
+    assert tuned.name == f"{path.parent.name}/{path.stem}"
+    assert tuned.command.startswith("bakeoff ")
+    assert len(tuned.accuracies) <= tuned.trials
+    assert tuned.trials > 0
+    assert tuned.seeds
+    datetime.date.fromisoformat(tuned.date)
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_tuned_values_belong_to_a_task_a_model_and_a_method_or_arm_that_exist(path):
+    tasks, models = ([file.stem for file in (CONF / group).glob("*.yaml")] for group in ("task", "model"))
+    assert path.parent.name in {f"{task}_{model}" for task in tasks for model in models}
+    assert path.stem in {*METHODS, *(arm for name in STUDIES for arm in arms_of(study(name).hydra.sweeper))}
+
+
+def test_a_configuration_carries_the_record_of_its_tuned_values():
+    assert compose("algorithm=ppo_kl").tuned.trials == 13
+    assert compose("algorithm=ppo_kl", "tuned=none").tuned == Tuned()
+
+
+def test_a_run_of_a_sweep_is_resumed_with_the_values_of_its_study(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- sweeps=critic\n- arm=critic_none\n- algorithm=grpo\n")
+    assert resumed([f"resume={tmp_path}", "budget.limit=9"]) == [
+        *("sweeps=critic", "arm=critic_none", "algorithm=grpo"),
+        *("hydra.mode=RUN", f"hydra.run.dir={tmp_path}", "budget.limit=9"),
+    ]
+
+
+def test_the_users_folder_is_searched_before_the_packages(tmp_path, monkeypatch):
+    monkeypatch.delenv("BAKEOFF_STUDIES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert study_folders() == [tmp_path, ROOT]
+    assert searchpath() == [f"file://{ROOT}"], "a folder without studies adds nothing"
+    for folder in ("conf", "sweeps", "analysis"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").touch()
+    assert searchpath() == [f"file://{tmp_path / 'conf'}", f"file://{tmp_path}", f"file://{ROOT}"]
+    assert study_names() == sorted([*STUDIES, "mine"])
+    assert study_file("sweeps", "mine.yaml") == tmp_path / "sweeps" / "mine.yaml"
+    monkeypatch.chdir(ROOT)
+    assert study_folders() == [ROOT], "in a checkout both are one"
+    monkeypatch.setenv("BAKEOFF_STUDIES", str(tmp_path))
+    assert study_folders() == [tmp_path, ROOT]
