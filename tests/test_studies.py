@@ -172,9 +172,11 @@ def test_a_configuration_carries_the_record_of_its_tuned_values():
 
 def test_a_run_of_a_sweep_is_resumed_with_the_values_of_its_study(tmp_path):
     (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- sweeps=critic\n- arm=critic_none\n- algorithm=grpo\n")
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(
+        "- sweeps=critic\n- arm=critic_none\n- tuned=${task}_${model}/x\n"
+    )
     assert resumed([f"resume={tmp_path}", "budget.limit=9"]) == [
-        *("sweeps=critic", "arm=critic_none", "algorithm=grpo"),
+        *("sweeps=critic", "arm=critic_none", "tuned=${task}_${model}/x"),
         *("hydra.mode=RUN", f"hydra.run.dir={tmp_path}", "budget.limit=9"),
     ]
 

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.config import register
-from bakeoff.errors import MISTAKES, UserError, fail
+from bakeoff.errors import MISTAKES, UserError, fail, sentence
 from bakeoff.paths import CONF
 from bakeoff.validation import to_config
 
@@ -29,8 +29,9 @@ register()
 def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
-    from bakeoff.arms import arms_of, settings_of
+    from bakeoff.arms import arms_of, settings_of, unresolved
     from bakeoff.job import run_job
+    from bakeoff.progress import RunProgress, read
     from bakeoff.sweep import check_tuned, parent_run
 
     job = HydraConfig.get()
@@ -39,7 +40,7 @@ def app(cfg: DictConfig) -> float:
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
     try:
         config = to_config(cfg)
-        overrides = [str(override) for override in job.overrides.task]
+        overrides = unresolved(job.overrides.task)
         check_tuned(overrides, config)
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
@@ -48,8 +49,10 @@ def app(cfg: DictConfig) -> float:
         return run_job(config, folder, choices, settings, parent, quiet=in_sweep)
     except BaseException as error:
         release(error)
+        if in_sweep and read(folder) is None:  # the job failed before it could report
+            RunProgress(folder, "", quiet=True).end("failed", sentence(error))
         if in_sweep or not isinstance(error, UserError):
-            raise  # the other jobs go on
+            raise  # a launcher runs the other jobs
         fail(error)
 
 
@@ -62,15 +65,16 @@ def release(error: BaseException | None) -> None:
 
 def resumed(arguments: list[str]) -> list[str]:
     """Replaces `resume=DIR` by the overrides of the run in DIR and its folder; other arguments stay."""
+    from bakeoff.arms import unresolved
+
     folders = [Path(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
     if not folders:
         return arguments
     saved = folders[0] / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise UserError(f"resume is '{folders[0]}', which holds no run; it must be the output folder of a run.")
-    overrides = [str(override) for override in OmegaConf.load(saved)]
     others = [a for a in arguments if not a.startswith("resume=")]
-    return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={folders[0]}", *others]
+    return [*unresolved(OmegaConf.load(saved)), "hydra.mode=RUN", f"hydra.run.dir={folders[0]}", *others]
 
 
 def use_config_dir(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,9 +31,14 @@ class Job:
 
 
 def arms_of(sweeper: DictConfig) -> Arms:
-    """The arms of a sweeper's configuration, unresolved, because an override may say `${model}`."""
-    arms: Arms = OmegaConf.to_container(sweeper.get("arms") or OmegaConf.create({}), resolve=False)  # type: ignore[assignment]
-    return arms
+    """The arms of a sweeper's configuration."""
+    return {name: unresolved(overrides) for name, overrides in (sweeper.get("arms") or {}).items()}
+
+
+def unresolved(overrides: Any) -> list[str]:
+    """Overrides as they were written: `${model}` in an override is for Hydra, which knows the choice of model."""
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return [str(override) for override in plain]
 
 
 def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> list[Job]:

@@ -1,5 +1,6 @@
 """Sweeps, reports, help and errors, as a user meets them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
 
 from bakeoff.__main__ import main
+from bakeoff.paths import CONF
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
@@ -35,7 +37,8 @@ def test_a_sweep_and_its_report(command, report, tmp_path):
     assert {run.info.status for run in runs} == {"FINISHED"}
     starts = {(run.data.tags["seed"], run.data.tags["start"]) for run in children}
     assert len(starts) == 2, "the methods start from the same weights, which the seed draws"
-    assert len({run.data.tags["arm"] for run in children}) == 3
+    assert {run.data.tags["arm"] for run in children} == {"ppo", "ppo_kl", "grpo"}
+    assert len({run.data.tags["config_id"] for run in children}) == 3
 
     reported = report("methods")
     assert reported.returncode == 0, reported.stderr
@@ -72,7 +75,7 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     assert "Traceback" not in ran.stderr
     assert "bad.f raised OSError: no judge" in ran.stderr
     assert "1 of 2 jobs did not finish" in ran.stderr
-    assert "hydra.sweep.dir=sweep goes on with them" in ran.stderr
+    assert "to finish them, rerun the same command with hydra.sweep.dir=sweep" in ran.stderr
     _, runs = runs_in(tmp_path)
     children = {run.data.params["reward.functions.verifier"]: run for run in runs if run.data.params}
     assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED"], "job, sweep, job"
@@ -83,15 +86,23 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     ("arguments", "words"),
     [
         (["algoritm=ppo"], ["algoritm"]),
-        (["algorithm=gppo"], ["algorithm=gppo", "ppo_kl"]),
-        (["algorithm.optimizer.lrr=1"], ["lrr"]),
+        (["algorithm=gppo"], ["unknown choice algorithm=gppo; valid choices are", "ppo_kl"]),
+        (["algorithm.optimizer.lrr=1"], ["unknown key algorithm.optimizer.lrr; valid keys are", "epochs"]),
         (["task.digits=ten"], ["ten", "task.digits"]),
-        (["sweeps=typo"], ["sweeps=typo", "methods"]),
+        (["sweeps=typo"], ["unknown choice sweeps=typo; valid choices are", "methods"]),
+        (["sweeps=critic", "arm=typo"], ["unknown arm typo; valid arms are critic_none"]),
+        (["arm=critic_none"], ["unknown arm critic_none; arms belong to a study, which sweeps=NAME chooses"]),
+        (["sweeps=critic", "arm=critic_none", "hydra.mode=RUN"], ["arm=critic_none needs a sweep"]),
+        (["tuned=sort_tiny/typo"], ["unknown choice tuned=sort_tiny/typo"]),
+        (["sweeps=methods", "tuned=sort_tiny/typo"], ["unknown choice tuned=sort_tiny/typo"]),
+        (["sweeps=methods", "study.notebook=typo"], ["study.notebook is 'typo', but typo.ipynb does not exist"]),
+        (["-m", "seed=interval(1,2)"], ["seed=interval(1,2) is an interval"]),
         (["batch.group_size=1"], ["batch.group_size is 1", "at least 2"]),
         (["algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999", "at most"]),
         (["model=hf", "model.name=/no/such/model"], ["model.name is '/no/such/model'"]),
         (["model=hf"], ["model.name"]),
         (["algorithm/kl_to_reference=none"], ["the tuned values set algorithm.kl_to_reference.beta", "tuned=none"]),
+        (["sweeps=methods", "algorithm=grpo,nope"], ["unknown choice algorithm=nope"]),
         (["tracking.uri=sqlite:////proc/no/mlflow.db", *SHORT], ["tracking.uri", "cannot be written"]),
         (["reward=function", "+reward.functions={no.such: 1}"], ["reward.functions names 'no.such'"]),
         (["sweeps=methods", "algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999"]),
@@ -106,12 +117,12 @@ def test_a_users_mistake_gets_one_sentence(arguments, words, monkeypatch, capsys
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as ended:
         main()
-    told = [line for line in capsys.readouterr().err.splitlines() if line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert ended.value.code == 2
-    assert len(told) == 1, told
-    assert told[0].startswith("bakeoff: ")
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("bakeoff: ")
     for word in words:
-        assert word in told[0]
+        assert word in lines[0]
 
 
 def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
@@ -123,7 +134,7 @@ def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_sweep_that_is_gone_on_with_runs_only_what_is_missing(command, tmp_path):
+def test_a_resumed_sweep_runs_only_the_jobs_that_are_missing(command, tmp_path):
     (tmp_path / "bad.py").write_text(
         "import os\ndef f(completions, **_):\n    if not os.path.exists('ready'):\n        raise OSError('not yet')\n"
         "    return [0.0] * len(completions)\n"
@@ -191,13 +202,13 @@ def test_the_rlhf_study_and_its_report(command, report, tmp_path):
 def test_help_reads_well(command):
     shown = command("--help")
     assert shown.returncode == 0
-    for word in ("algorithm", "grpo, grpo_iterative, grpo_process", "sweeps", "resume="):
+    for word in ("algorithm", "grpo, grpo_iterative, grpo_process", "sweeps", "kl_frontier, memory", "resume="):
         assert word in shown.stdout
 
 
 def test_optuna_searches_a_rate(command, tmp_path):
     """Two trials of one method: each is a job with a rate of its own, below one parent."""
-    few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.n_trials=2", "hydra/launcher=basic"]
+    few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.search.n_trials=2", "hydra/launcher=basic"]
     ran = command("sweeps=tuning", "algorithm=grpo", *few)
     assert ran.returncode == 0, ran.stderr
     assert "2 jobs" in ran.stdout
@@ -207,6 +218,82 @@ def test_optuna_searches_a_rate(command, tmp_path):
     rates = [float(run.data.params["algorithm.optimizer.lr"]) for run in children]
     assert len(set(rates)) == 2
     assert all(1e-4 <= rate <= 2e-3 for rate in rates)
+    (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    assert (parent.data.tags["study"], parent.info.status) == ("tuning", "FINISHED")
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+
+
+FEW = ["mode=predict", "model=tiny", "task=sort", "batch.prompts=4", "batch.group_size=2", "hydra/launcher=basic"]
+
+
+def test_a_run_carries_its_arm_and_how_its_values_were_tuned(command, tmp_path):
+    """The overrides of an arm are not among the settings by which a report names it."""
+    ran = command("sweeps=critic", "arm=critic_none,grpo_lora", "seed=1", *FEW)
+    assert ran.returncode == 0, ran.stderr
+    assert "grpo_lora seed 1: done" in ran.stdout
+    _, runs = runs_in(tmp_path)
+    one, other = sorted((run.data for run in runs if run.data.params), key=lambda data: data.tags["arm"])
+    assert (one.tags["arm"], one.tags["algorithm"], one.tags["tuned"]) == ("critic_none", "grpo", "sort_tiny/grpo")
+    assert (other.tags["arm"], other.tags["algorithm"]) == ("grpo_lora", "grpo")
+    assert other.tags["tuned"] == "sort_tiny/grpo_lora"
+    assert one.tags["study"] == "critic"
+    settings = json.loads(other.tags["overrides"])
+    assert {"arm=grpo_lora", "seed=1", "sweeps=critic"} <= set(settings)
+    assert not {"algorithm=grpo", "model.lora.rank=16"} & set(settings)
+    assert other.params["model.lora.rank"] == "16"
+    assert other.params["choice/arm"] == "grpo_lora"
+    assert (other.params["tuned.trials"], other.params["tuned.seeds"]) == ("3", "[100]")
+
+
+MINE = """# @package _global_
+study: {question: "Is it mine?", notebook: mine}
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    arms:
+      one: [algorithm=my_method]
+      two: [algorithm=my_method, batch.group_size=4]
+    params: {seed: 1}
+"""
+
+
+def own_study(folder: Path) -> Path:
+    """A user's folder with a study, its notebook and a method of theirs."""
+    for name in ("sweeps", "analysis", "conf/algorithm"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sweeps" / "mine.yaml").write_text(MINE)
+    (folder / "analysis" / "mine.ipynb").touch()
+    (folder / "conf" / "algorithm" / "my_method.yaml").write_text((CONF / "algorithm" / "rloo.yaml").read_text())
+    return folder
+
+
+@pytest.mark.parametrize("how", ["working folder", "variable", "--config-dir"])
+def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command, tmp_path, monkeypatch):
+    folder = own_study(tmp_path if how == "working folder" else tmp_path / "elsewhere")
+    if how == "variable":
+        monkeypatch.setenv("BAKEOFF_STUDIES", str(folder))
+    arguments = ["--config-dir", str(folder)] if how == "--config-dir" else []
+    ran = command(*arguments, "sweeps=mine", "mode=predict", "batch.prompts=4", "hydra/launcher=basic")
+    assert ran.returncode == 0, ran.stderr
+    _, runs = runs_in(tmp_path)
+    assert {run.data.tags["study"] for run in runs} == {"mine"}
+    jobs = [run.data.tags for run in runs if run.data.params]
+    assert {(tags["arm"], tags["algorithm"]) for tags in jobs} == {("one", "my_method"), ("two", "my_method")}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "analysis" / "mine.ipynb").unlink(), ["study.notebook is 'mine'"]),
+        (lambda folder: (folder / "sweeps" / "mine.yaml").rename(folder / "sweeps" / "methods.yaml"), ["two studies"]),
+        (lambda folder: (folder / "sweeps" / "mine.yaml").write_text("study: {"), ["not valid YAML", "mine.yaml"]),
+    ],
+    ids=["no notebook", "a name that is taken", "not YAML"],
+)
+def test_a_mistake_in_a_users_study_gets_one_sentence(change, words, monkeypatch, capsys, tmp_path):
+    change(own_study(tmp_path))
+    name = next((tmp_path / "sweeps").glob("*.yaml")).stem
+    test_a_users_mistake_gets_one_sentence([f"sweeps={name}"], words, monkeypatch, capsys, tmp_path)
 
 
 def test_a_study_of_gradients_is_a_sweep(command, tmp_path):
