@@ -22,8 +22,8 @@ HEADS = ("algorithm=", "arm=", "seed=")  # settings that every name of a job has
 class Job:
     """One run of a sweep.
 
-    settings    what tells it apart, `arm=critic_none` and `seed=1`; reports name arms by them
-    overrides   what Hydra composes: the settings, and the overrides of the arm
+    settings    overrides that tell it from other jobs, as `arm=critic_none` and `seed=1`; reports name arms by them
+    overrides   overrides that Hydra composes: the settings, and those of the arm
     """
 
     settings: list[str]
@@ -44,7 +44,7 @@ def unresolved(overrides: Any) -> list[str]:
 def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> list[Job]:
     """Every arm with every combination of the swept values; `arguments` are the command line's overrides.
 
-    The command line comes before an arm, and an arm before the values that the study sets.
+    A value on the command line replaces an arm's, and an arm's replaces that of `params`.
     """
     parser = OverridesParser.create(config_loader=loader)
     arms = arms_of(sweeper)
@@ -74,7 +74,7 @@ def overrides_of(chosen: Mapping[str, str], arms: Arms) -> list[str]:
 
 
 def values(override: Override) -> list[str]:
-    """The overrides of one value each that an override of several stands for."""
+    """Splits an override that lists several values into one override per value."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
@@ -86,7 +86,7 @@ def values(override: Override) -> list[str]:
 
 
 def trials(search: DictConfig, arguments: list[str]) -> list[Job]:
-    """The trials of a search, which chooses their values while it runs."""
+    """The trials of a search, without the values, which the search chooses while it runs."""
     return [Job(arguments, arguments) for _ in range(search.n_trials)]
 
 
@@ -109,9 +109,9 @@ def job_names(jobs: list[Job]) -> list[str]:
 
 
 def job_name(settings: list[str]) -> str:
-    """`grpo seed 1`, and whatever else the job sets; an arm stands for its algorithm."""
-    values = dict(setting.lstrip("+~").split("=", 1) for setting in settings if "=" in setting)
-    values.pop("sweeps", None)
-    algorithm = values.pop("algorithm", "")
-    head = [values.pop("arm", algorithm)] + ([f"seed {values.pop('seed')}"] if "seed" in values else [])
-    return " ".join(filter(None, head + [f"{key}={value}" for key, value in values.items()]))
+    """`grpo seed 1`, and the job's other settings; an arm's name takes the place of the algorithm's."""
+    by_key = dict(setting.lstrip("+~").split("=", 1) for setting in settings if "=" in setting)
+    by_key.pop("sweeps", None)
+    algorithm = by_key.pop("algorithm", "")
+    head = [by_key.pop("arm", algorithm)] + ([f"seed {by_key.pop('seed')}"] if "seed" in by_key else [])
+    return " ".join(filter(None, head + [f"{key}={value}" for key, value in by_key.items()]))

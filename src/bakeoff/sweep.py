@@ -71,7 +71,7 @@ def check_tuned(overrides: list[str], config: Config) -> None:
 
 
 def check_study(study: str, config: Config) -> None:
-    """Raises UserError where the name of a study stands for two of them, or for one whose notebook does not exist."""
+    """Raises UserError if two studies have this name, or if the study's notebook does not exist."""
     files = [path for folder in study_folders() if (path := folder / "sweeps" / f"{study}.yaml").is_file()]
     if len(files) > 1:
         raise UserError(f"two studies are named {study}: {files[0]} and {files[1]}; rename one of them.")
@@ -85,7 +85,7 @@ def check_study(study: str, config: Config) -> None:
 
 
 def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker:
-    """The MLflow run that holds the jobs: a new one, or that of the sweep which was started in the folder before."""
+    """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
     name = study or "sweep"
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["notebook"] = config.study.notebook
