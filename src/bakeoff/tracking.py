@@ -30,7 +30,8 @@ SQLITE = "sqlite:///"
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
-    *("seed", "study", "tracking", "checkpoint", "device", "threads", "deterministic", "memory_limit_mb", "tuned", "arm"),
+    *("seed", "arm", "study", "tuned", "tracking", "checkpoint"),
+    *("device", "threads", "deterministic", "memory_limit_mb"),
 )
 
 for noisy in ("alembic", "mlflow"):

@@ -111,5 +111,5 @@ def test_a_network_whose_logits_are_not_those_of_its_head_is_refused():
     policy = build(compose().model, seed=3)
     forward = policy.network.forward
     policy.network.forward = lambda **inputs: type("Out", (), {"logits": forward(**inputs).logits * 2})
-    with pytest.raises(UserError, match="whose logits are computed .* in an unknown way"):
+    with pytest.raises(UserError, match=r"whose logits are computed .* in an unknown way"):
         check_logits(policy, "odd")
