@@ -124,7 +124,7 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["sampling.top_p=1.5"], "sampling.top_p is 1.5"),
         (
             ["algorithm=gmpo", "algorithm/advantage=reward_to_go"],
-            "algorithm/objective is geometric_mean, which takes one advantage per completion, but algorithm/advantage is",
+            "algorithm/objective is geometric_mean, which takes one advantage per completion, but algorithm/adv",
         ),
         (["budget.limit=0"], "budget.limit is 0"),
         (["task.digits=11"], "task.digits is 11"),
