@@ -8,7 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from omegaconf import MISSING
 
@@ -27,6 +29,7 @@ from bakeoff.errors import UserError
 from bakeoff.paths import ROOT
 
 SQLITE = "sqlite:///"
+METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
@@ -106,9 +109,20 @@ class Tracker:
         """Every file of a folder."""
         self.client.log_artifacts(self.run_id, str(source), folder)
 
+    def metrics_artifact(self) -> None:
+        """Writes the run's metrics as the artifact `metrics.parquet`; nothing for a run that logged none."""
+        history = metric_history(self.client, self.client.get_run(self.run_id))
+        if len(history):
+            with tempfile.TemporaryDirectory() as folder:
+                pq.write_table(history, path := Path(folder) / METRICS)
+                self.artifact(path)
+
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Ends the run: FINISHED, FAILED by an exception, KILLED by a signal or an interrupt."""
+        """Ends the run: FINISHED, FAILED by an exception, KILLED by a signal or an interrupt.
+
+        Its metrics become an artifact first: a run that ended has them all in one file.
+        """
         status = "FAILED"
         try:
             yield
@@ -121,7 +135,33 @@ class Tracker:
             raise
         finally:
             self.flush()
-            self.client.set_terminated(self.run_id, status)
+            try:
+                self.metrics_artifact()
+            finally:
+                self.client.set_terminated(self.run_id, status)
+
+
+def metric_history(client: MlflowClient, run: Run) -> pa.Table:
+    """Every metric of a run, by the store's public API: columns metric, step and value, sorted by metric and step.
+
+    A resumed run logs the steps after its checkpoint twice; the later value counts.
+    """
+    values: dict[tuple[str, int], float] = {}
+    for name in run.data.metrics:
+        points = client.get_metric_history(run.info.run_id, name)
+        values |= {(name, point.step): point.value for point in sorted(points, key=lambda point: point.timestamp)}
+    return metrics_table(values)
+
+
+def metrics_table(values: Mapping[tuple[str, int], float]) -> pa.Table:
+    """Values by metric and step as a table with columns metric, step and value, sorted by metric and step."""
+    keys = sorted(values)
+    columns = {
+        "metric": pa.array([metric for metric, _ in keys], pa.string()).dictionary_encode(),
+        "step": pa.array([step for _, step in keys], pa.int64()),
+        "value": pa.array([values[key] for key in keys], pa.float64()),
+    }
+    return pa.table(columns)
 
 
 def store_uri(tracking: Tracking) -> str:
