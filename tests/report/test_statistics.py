@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bakeoff.report import overoptimisation, tables
 from bakeoff.report.figures import colours, curves
+from bakeoff.report.matching import config_diff, configuration, mismatches
+from bakeoff.report.naming import arm_names, varied
+from bakeoff.report.pages import methods, rlhf
 from bakeoff.report.statistics import (
+    Estimate,
     area_under_curve,
     first_at,
     interquartile_mean,
@@ -17,11 +20,10 @@ from bakeoff.report.statistics import (
     paired_difference,
     performance_profile,
     probability_of_improvement,
-    stratified_interval,
-    told_apart,
+    significance,
 )
-from bakeoff.report.study import Study, config_diff, mismatches, varied
-from bakeoff.tracking import Tracking
+from bakeoff.report.study import Study
+from bakeoff.report.tables import html_cell, markdown, number
 
 
 def test_mean_interval_by_hand():
@@ -46,40 +48,51 @@ def test_paired_difference_uses_only_common_seeds():
 
 
 def test_interquartile_mean_by_hand():
-    """Of 1 … 8 a quarter goes at either end: the mean of 3, 4, 5, 6. Of three nothing goes."""
-    assert interquartile_mean(np.array([8, 1, 7, 2, 6, 3, 5, 4.0])) == 4.5
-    assert interquartile_mean(np.array([[1.0, 2.0, 3.0, 100.0], [8, 7, 6, 5]])).tolist() == [2.5, 6.5], (
-        "of the last axis"
-    )
-    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3
-
-
-def test_the_stratified_bootstrap_draws_within_tasks():
-    """Two tasks of two runs each: a mean of {0, 1} and {10, 11} is never below 5 or above 6, and often is either."""
-    tasks = [np.array([0.0, 1.0]), np.array([10.0, 11.0])]
-    value, low, high = stratified_interval(tasks, lambda x: x.mean(-1))
-    assert (value, low, high) == (5.5, 5.0, 6.0)
-    assert np.isnan(stratified_interval([np.array([1.0])])[1:]).all()
+    """Of 1 … 8 a quarter is left out at either end: the mean of 3, 4, 5, 6. Of three none is left out."""
+    assert interquartile_mean(pd.Series([8, 1, 7, 2, 6, 3, 5, 4.0])).value == 4.5
+    assert interquartile_mean(pd.Series([1.0, 2.0, 6.0])).value == 3
+    assert np.isnan(interquartile_mean(pd.Series([1.0]))[1:]).all()
 
 
 def test_the_bootstrap_interval_is_the_exact_one():
     """Three runs 0, 0, 1: a resampled mean is 0 with probability 8/27, and 1 with 1/27 > 2.5 %."""
-    value, low, high = stratified_interval([np.array([0.0, 0.0, 1.0])], lambda x: x.mean(-1))
-    assert value == pytest.approx(1 / 3)
-    assert (low, high) == (0.0, 1.0)
+    assert interquartile_mean(pd.Series([0.0, 0.0, 1.0])) == pytest.approx((1 / 3, 0.0, 1.0))
 
 
 def test_probability_of_improvement_by_hand():
-    """Against {1, 3}: 2 wins once of twice, 3 wins once and ties once: 2.5 of 4. A second task is all wins."""
-    a, b = np.array([2.0, 3.0]), np.array([1.0, 3.0])
-    assert probability_of_improvement([a], [b]) == 2.5 / 4
-    assert probability_of_improvement([a, a], [b, b - 9]) == (2.5 / 4 + 1) / 2
-    assert probability_of_improvement([a], [b]) + probability_of_improvement([b], [a]) == 1
+    """Against {1, 3}: 2 wins once of twice, 3 wins once and ties once: 2.5 of 4."""
+    a, b = pd.Series([2.0, 3.0]), pd.Series([1.0, 3.0])
+    assert probability_of_improvement(a, b) == 2.5 / 4
+    assert probability_of_improvement(a, b) + probability_of_improvement(b, a) == 1
+    assert probability_of_improvement(a, a - 9) == 1
 
 
 def test_performance_profile_by_hand():
-    profile = performance_profile(np.array([0.2, 0.5, 0.5, 0.9]), np.array([0.0, 0.2, 0.5, 1.0]))
+    profile = performance_profile(pd.Series([0.2, 0.5, 0.5, 0.9]), np.array([0.0, 0.2, 0.5, 1.0]))
     assert profile.tolist() == [1.0, 0.75, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        ((0.95283, 0.9291, 0.9769), "0.953 [0.929, 0.977]"),
+        ((0.0498, -0.0312, 0.1308), "0.05 [-0.03, 0.13]"),
+        ((4.63, 1.08, 19.8), "5 [1, 20]"),
+        ((1234.5, 1100.0, 1369.0), "1234 [1100, 1369]"),
+        ((0.5, 0.5, 0.5), "0.500 [0.500, 0.500]"),
+        ((0.5, math.nan, math.nan), "0.500"),
+        ((math.nan, math.nan, math.nan), "–"),
+    ],
+)
+def test_an_estimate_has_the_digits_that_its_interval_supports(estimate, text):
+    assert Estimate(*estimate).text() == text
+
+
+def test_a_number_has_three_digits_and_a_name_may_break():
+    assert [number(value) for value in (0.95, 12.0, 8, 1234.5, 0.0, math.nan, math.inf)] == [
+        *("0.950", "12.0", "8", "1,234", "0", "–", "never")
+    ]
+    assert html_cell("ppo_kl <b> [1, 2]") == 'ppo_<wbr>kl &lt;b&gt; <span class="interval">[1, 2]</span>'
 
 
 def test_area_and_threshold_by_hand():
@@ -91,11 +104,14 @@ def test_area_and_threshold_by_hand():
     assert first_at(x, np.array([0.2, 0.1, 0.3]), 0.2) == 0
 
 
-def test_only_an_interval_on_one_side_of_zero_tells_apart():
-    assert told_apart((0.1, 0.05, 0.15), "a", "b") == "a is higher"
-    assert told_apart((-0.1, -0.15, -0.05), "a", "b") == "b is higher"
-    assert told_apart((0.1, -0.05, 0.25), "a", "b") == "they tie"
-    assert told_apart((0.1, math.nan, math.nan), "a", "b") == "they tie", "one seed has no interval"
+def test_only_an_interval_on_one_side_of_zero_is_significant():
+    assert significance(Estimate(0.1, 0.05, 0.15), "a", "b") == "a is higher"
+    assert significance(Estimate(-0.1, -0.15, -0.05), "a", "b") == "b is higher"
+
+
+def test_a_tie_is_an_interval_that_covers_zero():
+    assert significance(Estimate(0.1, -0.05, 0.25), "a", "b") == "no significant difference"
+    assert significance(Estimate(0.1, math.nan, math.nan), "a", "b") == "no significant difference", "of one seed"
 
 
 def study(greedy, failed=(), tuned="yes", group=("4", "4")):
@@ -120,51 +136,49 @@ def study(greedy, failed=(), tuned="yes", group=("4", "4")):
     return Study(
         "methods",
         "which?",
-        "methods",
         "parent",
-        Tracking(uri=""),
         frame[~failed],
         frame[failed].assign(status="FAILED", outcome="out of memory", failure="OutOfMemory: in rollout"),
-        pd.DataFrame(params, columns=["run", "key", "value"]),
+        parameters(params),
         pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
         .sort_values(["run", "metric", "step"])
         .astype({"run": "category", "metric": "category"}),
+        pd.DataFrame(),
     )
 
 
-def test_comparison_and_differences():
-    data = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
-    table = tables.comparison(data).set_index("method")
-    assert table.loc["ppo", "held-out greedy"] == pytest.approx(0.91)
-    assert table.loc["grpo", "start"] == pytest.approx(0.2)
-    assert table.loc["grpo", "training time (s)"] == pytest.approx(30)
-    (pair,) = tables.differences(data).to_dict("records")
-    assert pair["a − b"] == pytest.approx(0.1)
-    assert pair["at 95 %"] == "ppo is higher", "the paired difference is 0.1 in both seeds"
+def parameters(rows):
+    frame = pd.DataFrame(rows, columns=["run", "key", "value"])
+    return frame.assign(in_config_id=~frame["key"].isin(["seed", "study.varies"]))
 
 
-def test_a_tie_is_called_a_tie():
-    data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
-    assert tables.differences(data)["at 95 %"].tolist() == ["they tie"]
-    assert "they tie" in tables.verdict(data)
-    told = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
-    assert "ppo is higher" in tables.verdict(told)
-
-
-def test_the_league_names_ties_and_distances():
-    """Against the best: a paired difference of 0.1 in both seeds, and one of 0 and 0.2."""
+def test_the_league_has_accuracies_costs_and_distances_from_the_best():
+    """The paired difference from the best is 0.1 in both seeds for GRPO, and 0 and 0.2 for RLOO."""
     data = study(
         {"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}, "rloo": {1: 0.9, 2: 0.72}}, group=("4", "4", "4")
     )
-    table = tables.league(data).set_index("method")
-    assert table.index[0] == "ppo"
-    assert table.loc["grpo", "against the best"].startswith("-0.100")
-    assert table.loc["rloo", "against the best"] == "tie"
-    lines = tables.league_markdown(data).splitlines()
+    table = methods.table(data).set_index("method")
+    assert table.index.tolist() == ["ppo", "grpo", "rloo"]
+    assert table[methods.DISTANCE].tolist() == ["best mean", "-0.100 [-0.100, -0.100]", "-0.1 [-1.4, +1.2]"]
+    assert table.loc["grpo", "seconds"] == pytest.approx(30)
+    lines = markdown(methods.table(data)).splitlines()
     assert lines[0].startswith("| method")
     assert len(lines) == 5
-    assert "`ppo`" in lines[2]
-    assert "Not told apart from it at 95 %: rloo. Below it: grpo (-0.100" in tables.all_against_best(data)
+    text = methods.all_against_best(data)
+    assert (
+        "Significantly lower (paired 95 % interval over 2 seeds): grpo. No significant difference from it: rloo."
+        in text
+    )
+    assert "These 2 intervals are not corrected for multiplicity" in text
+
+
+def test_a_verdict_on_few_arms_names_the_significant_pairs():
+    tied = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
+    assert methods.differences(tied)["significance"].tolist() == ["no significant difference"]
+    assert methods.verdict(tied).startswith("No difference in final held-out greedy accuracy is significant")
+    apart = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
+    assert methods.differences(apart)["significance"].tolist() == ["ppo is higher"]
+    assert "ppo − grpo = +0.100 [+0.100, +0.100]" in methods.verdict(apart)
 
 
 def test_overoptimisation_by_hand():
@@ -179,17 +193,15 @@ def test_overoptimisation_by_hand():
         for step in range(1, 5)
     ]
     data.metrics = pd.DataFrame(rows, columns=data.metrics.columns)
-    table = overoptimisation.overoptimisation(data, window=1)
+    table = rlhf.overoptimisation(data, window=1)
     assert table["true at best"].tolist() == [0.8, 0.8]
-    assert table["at update"].tolist() == [3, 3]
-    assert table["KL there"].tolist() == [2, 2]
+    assert table["best update"].tolist() == [3, 3]
+    assert table["KL at best"].tolist() == [2, 2]
     assert table["lost"].tolist() == pytest.approx([0.3, 0.3])
-    assert "Under ppo the true reward rises (+0.100 [+0.100, +0.100]" in overoptimisation.overoptimisation_verdict(
-        data, 1
-    )
+    assert "Under ppo the true reward rises (+0.100 [+0.100, +0.100]" in rlhf.verdict(data, 1)
 
 
-def test_matched_arms_have_nothing_to_say():
+def test_matched_arms_have_no_mismatch():
     assert mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})) == []
 
 
@@ -197,15 +209,15 @@ def test_unmatched_arms_are_named():
     found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, ["ppo1"], "untuned", ("4", "8")))
     text = "; ".join(found)
     assert "batch.group_size differs: ppo 4; grpo 8" in text
-    assert "ppo seed 1 is OOM: OutOfMemory: in rollout" in text
+    assert "ppo seed 1 did not finish (out of memory): OutOfMemory: in rollout" in text
     assert "ppo has no run with seed 1" in text
     assert "ppo was not tuned" in text
 
 
 def test_a_value_that_only_one_arm_has_is_a_difference():
     data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
-    extra = pd.DataFrame({"run": ["grpo1", "grpo2"], "key": "reward.process.verifier", "value": "1.0"})
-    data.params = pd.concat([data.params, extra])
+    extra = [(run, "reward.process.verifier", "1.0") for run in ("grpo1", "grpo2")]
+    data.params = pd.concat([data.params, parameters(extra)])
     assert mismatches(data) == ["reward.process.verifier differs: grpo 1.0; ppo none"]
 
 
@@ -214,13 +226,13 @@ def test_what_a_sweep_varies_and_what_a_seed_draws_is_no_mismatch():
     sizes = {"ppo": "4", "grpo": "8"}
     data.runs["overrides"] = [json.dumps([f"batch.group_size={sizes[name]}"]) for name in data.runs["name"]]
     seeds = [(run, "sft.seed", run[-1]) for run in data.runs["run"]]
-    data.params = pd.concat([data.params, pd.DataFrame(seeds, columns=["run", "key", "value"])])
+    data.params = pd.concat([data.params, parameters(seeds)])
     data.runs["start"] = data.runs["seed"].astype(str)
     assert varied(data.runs) == ["batch.group_size"]
     assert mismatches(data) == []
     declared = [(run, "study.varies", "['reward']") for run in data.runs["run"]]
     declared += [(run, "reward.process.verifier", "1.0") for run in ("ppo1", "ppo2")]
-    data.params = pd.concat([data.params, pd.DataFrame(declared, columns=["run", "key", "value"])])
+    data.params = pd.concat([data.params, parameters(declared)])
     assert mismatches(data) == [], "the study says that its arms differ in the reward"
     data.runs.loc[data.runs["run"] == "ppo1", "start"] = "other"
     assert mismatches(data) == ["the arms start from different weights"]
@@ -238,22 +250,55 @@ def test_curves_against_seconds_interpolate_the_counter():
     assert grpo["value"].tolist() == pytest.approx([0.2, 0.5, 0.8])
 
 
-def test_a_method_keeps_its_colour():
+def test_a_method_keeps_its_colour_and_arms_have_different_ones():
     assert colours(["grpo", "new"])["grpo"] == colours(["ppo", "grpo"])["grpo"]
-    assert len(set(colours(["ppo", "ppo_kl", "grpo", "a", "b"]).values())) == 5
+    assert len(set(colours(["ppo", "ppo_kl", "grpo", *map(str, range(10))]).values())) == 13
 
 
-def test_an_arm_without_a_finished_run_is_in_the_league_as_what_became_of_it():
+def test_an_arm_without_a_finished_run_is_in_the_league_with_its_outcome():
     data = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}}, ["grpo1", "grpo2"])
     assert data.arms == ["ppo"]
-    table = tables.league(data)[["method", "seeds", "against the best"]]
-    assert table.values.tolist() == [["ppo", 2, "best mean"], ["grpo", 0, "OOM"]]
-    assert "`grpo`   | –" in tables.league_markdown(data)
+    table = methods.table(data)[["method", methods.SCORE, methods.DISTANCE]]
+    assert table.values.tolist()[1] == ["grpo", "–", "out of memory"]
+    assert methods.verdict(data)
 
 
-def test_what_the_seed_draws_is_no_difference_between_arms():
+def test_values_that_the_seed_draws_are_no_difference_between_arms():
     """Two jobs at a time end in any order: an arm's first run need not be of the first seed."""
     data = study({"ppo": {2: 0.9, 1: 0.9}, "grpo": {1: 0.8, 2: 0.8}})
-    drawn = pd.DataFrame({"run": data.runs["run"], "key": "sft.seed", "value": data.runs["seed"].astype(str)})
-    data.params = pd.concat([data.params, drawn], ignore_index=True)
+    drawn = [(run, "sft.seed", str(seed)) for run, seed in zip(data.runs["run"], data.runs["seed"], strict=True)]
+    data.params = pd.concat([data.params, parameters(drawn)], ignore_index=True)
     assert config_diff(data).index.tolist() == ["algorithm.optimizer.lr"]
+
+
+def test_the_configuration_of_many_arms_lists_what_is_uncommon():
+    arms = {name: {1: 0.9} for name in ("ppo", "grpo", "rloo", "dapo")}
+    table = configuration(study(arms, group=("4", "4", "4", "4"))).set_index("arm")
+    assert table.iloc[:, 0].to_dict() == {"ppo": "–", "grpo": "algorithm.optimizer.lr 1", "rloo": "–", "dapo": "–"}
+
+
+def test_unequal_tuning_is_named():
+    data = study({"ppo": {1: 0.9}, "ppo_kl": {1: 0.9}, "grpo": {1: 0.8}}, group=("4", "4", "4"))
+    trials = [(run, "tuned.trials", "13" if "kl" in run else "3") for run in data.runs["run"]]
+    data.params = pd.concat([data.params, parameters(trials)])
+    assert mismatches(data) == ["the arms had unequal tuning: ppo_kl 13 trials; the others 3 trials"]
+    data.params = data.params[data.params["key"] != "tuned.trials"]
+    assert mismatches(data) == [], "runs of an earlier version logged no trials"
+
+
+def test_an_arm_is_named_by_the_sweep_or_its_algorithm_and_by_what_varies():
+    runs = pd.DataFrame(
+        {
+            "algorithm": ["ppo", "ppo", "grpo"],
+            "config_id": ["12345", "23456", "34567"],
+            "overrides": [
+                json.dumps(each)
+                for each in (
+                    ["arm=clip_0_1", "seed=1", "batch.group_size=2"],
+                    ["arm=clip_0_1", "seed=1", "batch.group_size=2"],
+                    ["algorithm=grpo", "seed=2", "batch.group_size=4"],
+                )
+            ],
+        }
+    )
+    assert arm_names(runs).tolist() == ["clip_0_1 G=2 1234", "clip_0_1 G=2 2345", "grpo G=4"]

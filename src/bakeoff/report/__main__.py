@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from jupyter_client.manager import AsyncKernelManager
+import pandas as pd
 from mlflow.exceptions import MlflowException
-from rich.console import Console, Group
-from rich.markdown import Markdown
+from rich.console import Console
 from rich.table import Table
 
 from bakeoff.errors import UserError, fail
-from bakeoff.paths import ANALYSIS, SWEEPS
-from bakeoff.report.render import execute, figures, kernel, to_html
-from bakeoff.report.study import Study, load_study, mismatches
+from bakeoff.paths import ANALYSIS
+from bakeoff.report.claims import claims_table, claims_verdict, verdicts
+from bakeoff.report.matching import mismatches
+from bakeoff.report.page import Page, all_claims, page_of, studies
+from bakeoff.report.render import execute, figures, to_html
+from bakeoff.report.store import default_tracking, load_study
+from bakeoff.report.study import Study, write_study
+from bakeoff.report.tables import as_text, markdown
 from bakeoff.tracking import Tracker, open_store
 
-CLAIMS = "claims"  # the page that is made of all studies
+CLAIMS = "claims"  # the page that is made from all studies
+KERNELS = 2  # notebooks that run at once
 
 
 def main() -> None:
@@ -33,165 +35,123 @@ def main() -> None:
         "study", nargs="?", default="methods", help="a study of sweeps/, or `claims` (default: methods)"
     )
     parser.add_argument("--all", action="store_true", help="every study of sweeps/ that the store holds")
-    parser.add_argument("--where", default="", help="""a choice of runs, such as "seed < 3 and algorithm != 'trpo'" """)
+    parser.add_argument("--where", default="", help="""select runs, such as "seed < 3 and algorithm != 'trpo'" """)
     parser.add_argument(
-        "--sweeps", type=int, default=1, help="so many of the study's newest sweeps as one (default: 1)"
+        "--sweeps", type=int, default=1, help="number of the study's newest sweeps to read as one (default: 1)"
     )
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
     arguments = parser.parse_args()
     console = Console()
-    gc.set_threshold(100_000)  # MLflow makes many thousand objects of a large sweep, none of them garbage
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in place of today's date
     try:
         if arguments.sweeps < 1:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
         if arguments.study not in (names := [*studies(), CLAIMS]):
-            raise UserError(f"the study is {arguments.study!r}, which is not in sweeps/; it may be {', '.join(names)}.")
-        os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in the place of today's date
-        with kernel() as manager:
-            held = studies_held(arguments.where, console) if arguments.all else []
-            if arguments.study != CLAIMS and not arguments.all:
-                held = [load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)]
-            pages = Pages(arguments.out, manager, console)
-            for study in held:
-                report(study, pages)
-            if arguments.study == CLAIMS or arguments.all:
-                # A claim is about all runs of a study.
-                report_claims(() if arguments.where else held, pages, required=not arguments.all)
+            raise UserError(f"there is no study '{arguments.study}' in sweeps/; the studies are {', '.join(names)}.")
+        with console.status("reading the store, running notebooks"):
+            if arguments.all:
+                report_all(arguments.out, arguments.where, console)
+            elif arguments.study == CLAIMS:
+                report_claims(arguments.out, console)
+            else:
+                page = page_of(arguments.study)  # first: a missing file is found before the store is read
+                study = load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)
+                report(page, study, arguments.out, console)
     except UserError as error:
         fail(error, "bakeoff-report")
-    finally:
-        gc.freeze()  # Python looks through all objects before it ends, which takes two seconds
 
 
-def studies() -> list[str]:
-    """The studies of sweeps/."""
-    return sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
+def report_all(out: Path, where: str, console: Console) -> None:
+    """The page of every study that the store holds, and the page of claims unless `where` selects runs."""
+    held = held_studies(studies(), where, console)
+    if not held:
+        raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
+    pages = [page_of(study.name) for study in held]
+    with ThreadPoolExecutor(KERNELS) as pool:
+        list(pool.map(lambda page, study: report(page, study, out, console), pages, held))
+    table = verdicts(held)
+    if not where and table["value"].notna().any():  # a claim is about all runs of a study
+        write_claims(table, out, console)
 
 
-def studies_held(where: str, console: Console) -> list[Study]:
-    """The studies of which the store holds a finished run; says of the others how they are made."""
+def held_studies(names: Iterable[str], where: str, console: Console) -> list[Study]:
+    """The studies with a finished run in the store; prints the command that makes each of the others."""
     held = []
-    for name in studies():
+    for name in names:
         try:
             held.append(load_study(name, where=where))
         except UserError as error:
             console.print(f"[dim]{error}[/]", highlight=False)
-    if not held:
-        raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
     return held
 
 
-@dataclass
-class Pages:
-    """Where pages are written, the kernel that runs their notebooks, and where it is told."""
+def report(page: Page, study: Study, out: Path, console: Console) -> None:
+    """Writes <out>/<study>.html, its table as <study>.md, and frames and figures to <out>/<study>/; prints the answer.
 
-    out: Path
-    kernel: AsyncKernelManager
-    console: Console
-
-    def folder(self, name: str) -> Path:
-        """The folder <out>/<name>/ of a page's figures and frames, emptied."""
-        folder = self.out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
-            old.unlink()
-        return folder
-
-    def write(self, name: str, notebook: str, parameters: dict[str, Any], folder: Path) -> Path:
-        """Runs a notebook; returns its page <out>/<name>.html, and writes its figures to the folder."""
-        file = ANALYSIS / f"{notebook}.ipynb"
-        with self.console.status(f"{file.name}: starting") as status:
-            book = execute(file, parameters, self.kernel, lambda message: status.update(f"{file.name}: {message}"))
-        page = self.out / f"{name}.html"
-        page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-        for figure, content in figures(book):
-            (folder / figure).write_bytes(content)
-        return page
-
-    def say(self, page: Path) -> None:
-        """Names the page."""
-        self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
-
-
-def report(study: Study, pages: Pages) -> None:
-    """Writes <out>/<name>.html, its table as <name>.md, and figures and frames to <out>/<name>/; prints the table.
-
-    All of it goes to the sweep's run too. The same store gives the same bytes.
+    All of it becomes an artifact of the sweep's run. The same store gives the same bytes.
     """
     name = study.name
-    folder = pages.folder(name)
-    with ThreadPoolExecutor(1) as beside:  # the notebook runs in the kernel's process, all else in this one
-        own = replace(study)  # whose cached properties are not filled here while it is sent
-        written = beside.submit(pages.write, name, study.notebook, {"study": own}, folder)
-        from bakeoff.report.summary import study_table
-
-        table = pages.out / f"{name}.md"
-        table.write_text(study_table(study), encoding="utf-8")
-        study.runs.to_csv(folder / "runs.csv", index=False)
-        study.params.to_csv(folder / "params.csv", index=False)
-        study.metrics.to_parquet(folder / "metrics.parquet", index=False)
-        told = in_short(study)
-        page = written.result()
-    tracker = Tracker(open_store(study.tracking)[0], study.run_id)
+    folder = empty_folder(out / name)
+    write_study(study, folder)
+    table = page.table(study)
+    (out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+    html = write_page(name, page.notebook, folder)
+    tracker = Tracker(open_store(default_tracking())[0], study.run)
     try:
-        for each in (page, table):
+        for each in (html, out / f"{name}.md"):
             tracker.artifact(each, "report")
         tracker.artifacts(folder, f"report/{name}")
     except MlflowException:
-        pages.console.print(
-            "The store keeps artifacts behind a server: the report is only here, unless MLFLOW_TRACKING_URI names that."
-        )
-    pages.console.print(told, highlight=False)
-    pages.say(page)
+        console.print("The report is only here: MLFLOW_TRACKING_URI names a database whose artifacts are on a server.")
+    console.print(terminal_table(table, study.question))
+    warnings = [f"[red]not matched:[/] {each}" for each in mismatches(study)]
+    parts = [*warnings, page.verdict(study), f"report: {html.resolve()}"]
+    console.print(*parts, sep="\n", highlight=False, soft_wrap=True)
 
 
-def report_claims(held: Iterable[Study], pages: Pages, required: bool) -> None:
-    """The page of claims, from every study that tests one; beside it the table and the figure.
-
-    Of a store that tests no claim it writes nothing, or raises UserError where the page is required.
-    """
-    from bakeoff.report.verdicts import claims_markdown, claims_verdict, verdicts
-
-    table = verdicts(held=held)
+def report_claims(out: Path, console: Console) -> None:
+    """The page of claims, from the studies that the store holds; raises UserError if they test none."""
+    table = verdicts(held_studies(sorted({study for study, _ in all_claims()}), "", console))
     if not table["value"].notna().any():
-        if required:
-            raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
-        return
-    folder = pages.folder(CLAIMS)
-    page = pages.write(CLAIMS, CLAIMS, {"table": table}, folder)
-    (pages.out / f"{CLAIMS}.md").write_text(claims_markdown(table), encoding="utf-8")
+        raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
+    write_claims(table, out, console)
+
+
+def write_claims(table: pd.DataFrame, out: Path, console: Console) -> None:
+    """Writes <out>/claims.html, its table as claims.md, and its frame and figure to <out>/claims/."""
+    folder = empty_folder(out / CLAIMS)
     table.to_csv(folder / "claims.csv", index=False)
-    pages.console.print(claims_verdict(table), highlight=False)
-    pages.say(page)
+    (out / f"{CLAIMS}.md").write_text(markdown(claims_table(table)), encoding="utf-8")
+    html = write_page(CLAIMS, ANALYSIS / f"{CLAIMS}.ipynb", folder)
+    console.print(claims_verdict(table), f"report: {html.resolve()}", sep="\n", highlight=False, soft_wrap=True)
 
 
-def in_short(study: Study) -> Group:
-    """The comparison, what is not matched, and what the data say; where nothing was trained, the table."""
-    from bakeoff.report.summary import study_table, study_verdict
-    from bakeoff.report.tables import comparison
+def empty_folder(folder: Path) -> Path:
+    """The folder, made or emptied."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    return folder
 
-    if not study.trained:
-        return Group(Markdown(study_table(study)), study_verdict(study))
-    frame = comparison(study)
-    table = Table(title=study.question, title_justify="left", box=None, pad_edge=False)
-    headers = {
-        "method": "method",
-        "start": "start",
-        "held-out greedy": "held-out greedy",
-        "interval": "95 % interval",
-        "held-out sampled": "sampled",
-        "KL to reference (nats/sequence)": "KL nats/seq",
-        "training time (s)": "train s",
-        "peak memory (MB)": "peak MB",
-    }
-    frame["interval"] = [f"[{low:.3f}, {high:.3f}]" for low, high in zip(frame["low"], frame["high"], strict=True)]
-    digits = {"training time (s)": 0, "peak memory (MB)": 0, "KL to reference (nats/sequence)": 2}
-    for title in headers.values():
-        table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
-    for _, row in frame.iterrows():
-        cells = [row[c] if isinstance(row[c], str) else f"{row[c]:.{digits.get(c, 3)}f}" for c in headers]
-        table.add_row(*cells)
-    return Group(table, *(f"[red]unmatched:[/] {each}" for each in mismatches(study)), study_verdict(study))
+
+def write_page(name: str, notebook: Path, folder: Path) -> Path:
+    """Runs a notebook on a folder of frames; writes its figures to the folder and its page beside it."""
+    book = execute(notebook, folder)
+    for figure, content in figures(book):
+        (folder / figure).write_bytes(content)
+    page = folder.parent / f"{name}.html"
+    page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
+    return page
+
+
+def terminal_table(frame: pd.DataFrame, title: str) -> Table:
+    """A frame for the terminal, whose names are never cut off."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in frame:
+        table.add_column(str(column), overflow="fold")
+    for _, row in as_text(frame).iterrows():
+        table.add_row(*map(str, row))
+    return table
 
 
 if __name__ == "__main__":

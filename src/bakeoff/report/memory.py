@@ -1,59 +1,79 @@
-"""Memory by model, kind and phase, against what it earns: the frames and sentences of the memory page."""
+"""Memory by model, kind and phase: the frames and figures that the pages on memory share."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from bakeoff.attribution import KINDS, ROLES
 from bakeoff.measure import TRAINING
-from bakeoff.report.statistics import mean_interval, paired_difference, told_apart
-from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import by_seed
+from bakeoff.report.figures import colours, finished, panels, stacked_bars
+from bakeoff.report.naming import settings
+from bakeoff.report.study import Study
 
-GIGA = 10_000  # MB, from which on a figure is in GB
+ROLE_SHADES = {
+    "actor": "#0072B2",
+    "critic": "#E69F00",
+    "reference": "#999999",
+    "reward_model": "#CC79A7",
+    "data": "#DDDDDD",
+}
+KIND_SHADES = {
+    "parameters": "#0072B2",
+    "gradients": "#56B4E9",
+    "optimizer": "#332288",
+    "activations": "#D55E00",
+    "logits": "#E69F00",
+    "kv_cache": "#009E73",
+    "other": "#DDDDDD",
+    "remainder": "#BBBBBB",
+}
+BYTES = EngFormatter(unit="B", places=1)
+
+
+def size(mb: float) -> str:
+    """Megabytes as a person writes them: `7.3 MB`, `41.0 GB`."""
+    return BYTES.format_data(mb * 1e6)
 
 
 def ledger(study: Study) -> pd.DataFrame:
-    """Every cell of every ledger: name, seed, phase, role, kind, mb. Of several followed updates the largest."""
-    rows = study.metrics[study.metrics["metric"].str.fullmatch(r"memory/\w+/\w+_mb")]
-    parts = rows["metric"].str.extract(rf"memory/(\w+)/(?:({'|'.join(ROLES)})_)?({'|'.join([*KINDS, 'remainder'])})_mb")
-    frame = rows[["name", "seed", "value"]].assign(phase=parts[0], role=parts[1].fillna("data"), kind=parts[2])
+    """Every cell of every ledger: name, seed, phase, role, kind, mb; of several traced updates the largest."""
+    cells = [str(name) for name in study.metrics["metric"].cat.categories if str(name).count("/") == 2]
+    names = pd.Series([name for name in cells if name.startswith("memory/")], dtype=str)
+    pattern = rf"memory/(\w+)/(?:({'|'.join(ROLES)})_)?({'|'.join([*KINDS, 'remainder'])})_mb"
+    parts = names.str.extract(pattern).set_axis(["phase", "role", "kind"], axis=1).fillna({"role": "data"})
+    rows = study.of(*names).astype({"name": str, "metric": str}).merge(parts.assign(metric=names), on="metric")
     keys = ["name", "seed", "phase", "role", "kind"]
-    return frame.groupby(keys, sort=False)["value"].max().rename("mb").reset_index()
+    return rows.groupby(keys, sort=False)["value"].max().rename("mb").reset_index()
 
 
 def peaks(study: Study) -> pd.DataFrame:
     """The peak of every phase of training: name, seed, phase, mb; in the order of the phases."""
     names = {f"memory/{phase}_mb": phase for phase in TRAINING}
-    rows = study.of(*names)
-    frame = rows.assign(phase=rows["metric"].map(names)).groupby(["name", "seed", "phase"], sort=False)["value"].max()
-    order = {phase: number for number, phase in enumerate(TRAINING)}
-    table = frame.rename("mb").reset_index()
-    return table.sort_values("phase", key=lambda phase: phase.map(order), kind="stable").reset_index(drop=True)
+    rows = study.of(*names).astype({"name": str})
+    rows = rows.assign(phase=rows["metric"].map(names).astype(str), mb=rows["value"])
+    frame = rows.groupby(["name", "seed", "phase"], sort=False)["mb"].max().reset_index()
+    return frame.sort_values("phase", key=lambda phase: phase.map(TRAINING.index), kind="stable", ignore_index=True)
 
 
 def largest_peaks(study: Study) -> pd.DataFrame:
-    """A row an arm: the phase of its largest peak, that peak in MB (mean over seeds), and seeds."""
-    means = peaks(study).groupby(["name", "phase"], sort=False)["mb"].agg(["mean", "count"]).reset_index()
-    best = means.loc[means.groupby("name", sort=False)["mean"].idxmax()]
-    table = best.rename(columns={"mean": "mb", "count": "seeds"}).set_index("name")
-    return table.reindex([arm for arm in study.arms if arm in table.index]).reset_index()
+    """A row for each arm: name, the phase of its largest peak, and that peak in MB, mean over seeds."""
+    means = peaks(study).groupby(["name", "phase"], sort=False)["mb"].mean().reset_index()
+    best = means.loc[means.groupby("name", sort=False)["mb"].idxmax()].set_index("name")
+    return best.reindex([arm for arm in study.arms if arm in best.index]).reset_index()
 
 
-def peaks_markdown(study: Study) -> str:
-    """The largest peak of each arm as a Markdown table."""
-    table = largest_peaks(study)
-    rows = {
-        "arm": "`" + table["name"] + "`",
-        "largest peak": [f"{mb / 1000:,.1f} GB" if mb > GIGA else f"{mb:,.1f} MB" for mb in table["mb"]],
-        "in": table["phase"].str.replace("_", " "),
-    }
-    return pd.DataFrame(rows).to_markdown(index=False) + "\n"
+def peaks_table(study: Study) -> pd.DataFrame:
+    """The largest peak of each arm and its phase."""
+    frame = largest_peaks(study)
+    phases = frame["phase"].str.replace("_", " ")
+    return pd.DataFrame({"arm": frame["name"], "largest peak": frame["mb"].map(size), "in the phase": phases})
 
 
 def at_peak(study: Study, by: str) -> pd.DataFrame:
-    """What each arm's largest peak is made of, by `role` or `kind`: a row a part, a column an arm, in MB."""
+    """What each arm's largest peak consists of, by `role` or `kind`: a row for each part, a column for each arm, MB."""
     cells = ledger(study).merge(largest_peaks(study)[["name", "phase"]], on=["name", "phase"])
     sums = cells.groupby(["name", "seed", by])["mb"].sum().groupby(["name", by]).mean()
     table = sums.unstack("name").fillna(0)
@@ -61,123 +81,96 @@ def at_peak(study: Study, by: str) -> pd.DataFrame:
     return table.loc[order, [arm for arm in study.arms if arm in table.columns]]
 
 
-def prediction(study: Study) -> pd.DataFrame:
-    """What was predicted for each phase that runs a model beside what was measured: a row an arm and phase."""
-    rows = study.metrics[study.metrics["metric"].str.startswith("memory/predicted_")]
-    phased = rows.assign(phase=rows["metric"].str.extract(r"predicted_(\w+)_mb")[0])
-    predicted = phased.groupby(["name", "phase"])["value"].max().rename("predicted (MB)")
-    measured = peaks(study).groupby(["name", "phase"])["mb"].max().rename("measured (MB)")
-    table = pd.concat([measured, predicted], axis=1, join="inner").reset_index()
-    table = table[~table["phase"].isin(["reward", "offload"])]  # there no model runs
-    return table.assign(error=table["predicted (MB)"] / table["measured (MB)"] - 1)
+def predictions(study: Study) -> pd.DataFrame:
+    """Predicted and measured peak of each phase that runs a model: name, phase, measured and predicted (MB), error."""
+    rows = study.of(*(f"memory/predicted_{phase}_mb" for phase in TRAINING)).astype({"name": str, "metric": str})
+    rows = rows.assign(phase=rows["metric"].str.extract(r"predicted_(\w+)_mb")[0])
+    predicted = rows.groupby(["name", "phase"])["value"].max().rename("predicted")
+    measured = peaks(study).groupby(["name", "phase"])["mb"].max().rename("measured")
+    frame = pd.concat([measured, predicted], axis=1, join="inner").reset_index()
+    frame = frame[~frame["phase"].isin(["reward", "offload"])]  # phases without a forward pass
+    return frame.assign(error=frame["predicted"] / frame["measured"] - 1)
 
 
-def pareto(study: Study) -> pd.DataFrame:
-    """A row an arm: largest peak, final accuracy with its 95 % interval, seeds, and whether it is on the front.
-
-    On the front is whom no other arm beats in both means; intervals say how much of that is noise.
-    """
-    table = largest_peaks(study)[["name", "phase", "mb"]]
-    accuracy = {name: mean_interval(by_seed(study, ACCURACY, name)) for name in table["name"]}
-    table[["accuracy", "low", "high"]] = [accuracy[name] for name in table["name"]]
-    table["seeds"] = [len(by_seed(study, ACCURACY, name)) for name in table["name"]]
-    better = [
-        ((table["mb"] < row["mb"]) & (table["accuracy"] >= row["accuracy"])).any()
-        or ((table["mb"] <= row["mb"]) & (table["accuracy"] > row["accuracy"])).any()
-        for _, row in table.iterrows()
-    ]
-    return table.assign(front=[not each for each in better])
-
-
-def over(study: Study, key: str) -> pd.DataFrame:
-    """Largest peak of each arm over a numeric parameter: arm, model, x, mb. The arm is what the sweep calls it."""
-    values = study.params[study.params["key"] == key].set_index("run")["value"].astype(float)
-    tags = study.runs.assign(x=study.runs["run"].map(values))
-    choice = study.params[study.params["key"] == "choice/arm"].set_index("run")["value"]
-    named = tags["run"].map(choice).fillna("none")
-    tags["arm_name"] = named.where(named != "none", tags["algorithm"])
-    table = largest_peaks(study).merge(tags[["name", "arm_name", "model", "x"]].drop_duplicates("name"), on="name")
-    return table.rename(columns={"arm_name": "arm"})[["arm", "model", "x", "mb"]]
-
-
-def crossing(study: Study, expensive: str, cheap: str) -> pd.DataFrame:
-    """For each model: the smallest group at which `cheap` needs more than `expensive` with its smallest group.
-
-    NaN where no group of the study does. In the study `memory_group` these are PPO's critic and GRPO's group.
-    """
-    table = over(study, "batch.group_size")
-    rows = []
-    for model, own in table.groupby("model", sort=False):
-        if not {expensive, cheap} <= set(own["arm"]):
-            continue  # of a sweep that is not finished
-        bar = own[own["arm"] == expensive].sort_values("x")["mb"].iloc[0]
-        beyond = own[(own["arm"] == cheap) & (own["mb"] > bar)]["x"]
-        rows.append({"model": model, "bar (MB)": bar, "group": beyond.min()})
-    return pd.DataFrame(rows)
-
-
-def critic_verdict(study: Study, without: str = "critic_none", separate: str = "critic_separate") -> str:
-    """What dropping the critic saves and what it costs, in a sentence with figures."""
-    peak = {str(row["name"]): float(row["mb"]) for _, row in largest_peaks(study).iterrows()}
-    saved = peak[separate] - peak[without]
-    a, b = by_seed(study, ACCURACY, without), by_seed(study, ACCURACY, separate)
-    mean, low, high = difference = paired_difference(a, b)
-    return (
-        f"Dropping PPO's separate critic (GRPO in its place) saves {saved:.1f} of {peak[separate]:.1f} MB, "
-        f"{saved / peak[separate]:.0%} of the largest peak, and changes held-out greedy accuracy by "
-        f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] over {len(a)} seeds: {told_apart(difference, without, separate)}."
+def predictions_table(study: Study) -> pd.DataFrame:
+    """`predictions` as a page shows it."""
+    frame = predictions(study)
+    return pd.DataFrame(
+        {
+            "arm": frame["name"],
+            "phase": frame["phase"].str.replace("_", " "),
+            "predicted": frame["predicted"].map(size),
+            "measured": frame["measured"].map(size),
+            "error": frame["error"].map("{:+.1%}".format),
+        }
     )
 
 
-def pairs_verdict(study: Study, without: str = "grpo", having: str = "ppo") -> str:
-    """What dropping the critic saves and costs at each setting that a study varies, in a sentence with figures."""
-    peak = {str(row["name"]): float(row["mb"]) for _, row in largest_peaks(study).iterrows()}
-    parts = []
-    for name in study.arms:
-        partner = having + name.removeprefix(without)
-        if name.split()[0] != without or partner not in peak:
-            continue
-        mean, low, high = paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, partner))
-        setting = name.removeprefix(without).strip() or study.name
-        parts.append(
-            f"with {setting} {1 - peak[name] / peak[partner]:.0%} of {peak[partner]:.1f} MB, for an accuracy that is "
-            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+def peaks_over(study: Study, key: str) -> pd.DataFrame:
+    """The largest peak over a numeric parameter: arm (named by the sweep, or the algorithm), model, x, mb."""
+    runs = study.runs[["run", "name", "model"]]
+    arms = [each.get("arm", name) for each, name in zip(settings(study.runs), study.runs["algorithm"], strict=True)]
+    runs = runs.assign(arm=arms, x=runs["run"].map(study.param(key)).astype(float))
+    return largest_peaks(study).merge(runs.drop_duplicates("name"), on="name")[["arm", "model", "x", "mb"]]
+
+
+def log_bytes(axes: Axes) -> None:
+    """A logarithmic y axis of bytes."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
+
+
+def plot_at_peak(study: Study, by: str) -> Figure:
+    """Stacked bars of each arm's largest peak, by `role` or `kind`; its phase is below the arm's name."""
+    table, phase = at_peak(study, by), largest_peaks(study).set_index("name")["phase"]
+    unit, table = ("GB", table / 1000) if table.sum().max() >= 1000 else ("MB", table)
+    table.columns = [f"{arm}\n{phase[arm].replace('_', ' ')}" for arm in table.columns]
+    shades = ROLE_SHADES if by == "role" else KIND_SHADES
+    return stacked_bars(table, shades, f"{unit} at the peak of the phase below each name, by {by}")
+
+
+def plot_phases(study: Study) -> Figure:
+    """A panel for each arm: what is held at the peak of each phase of an update, stacked by kind."""
+    cells = (
+        ledger(study).groupby(["name", "phase", "kind", "seed"])["mb"].sum().groupby(["name", "phase", "kind"]).mean()
+    )
+    kinds = [kind for kind in KIND_SHADES if kind in cells.index.get_level_values("kind")]
+    order = [phase for phase in TRAINING if phase in cells.index.get_level_values("phase")]
+    columns = min(2, len(study.arms))
+    figure, all_axes = panels(-(-len(study.arms) // columns), columns, 0.3 * len(order) + 0.5, sharex=True, sharey=True)
+    for axes, arm in zip(all_axes, study.arms, strict=False):
+        own = 1e6 * cells[arm].unstack("kind").reindex(index=order, columns=kinds).fillna(0)
+        left = pd.Series(0.0, own.index)
+        for kind in kinds:
+            label = kind.replace("_", " ")
+            axes.barh([p.replace("_", " ") for p in order], own[kind], left=left, color=KIND_SHADES[kind], label=label)
+            left += own[kind]
+        axes.set_title(arm)
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    for axes in all_axes[len(study.arms) :]:
+        axes.set_visible(False)
+    all_axes[0].invert_yaxis()
+    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=4, loc="outside lower center")
+    return finished(figure)
+
+
+def plot_over(study: Study, key: str, label: str) -> Figure:
+    """Largest peaks over a numeric parameter such as `batch.group_size`, a line for each arm and model."""
+    table = peaks_over(study, key)
+    figure, (axes,) = panels(1, 1, 3.8)
+    palette = colours(list(dict.fromkeys(table["arm"])))
+    styles = dict(zip(dict.fromkeys(table["model"]), ["-", "--", ":", "-."], strict=False))
+    for (arm, model), rows in table.groupby(["arm", "model"], sort=False):
+        line, colour = rows.sort_values("x"), palette[str(arm)]
+        axes.plot(
+            line["x"], line["mb"] * 1e6, styles[str(model)], color=colour, marker="o", ms=4, label=f"{arm}, {model}"
         )
-    return "GRPO in the place of PPO, without a critic, saves of the largest peak: " + "; ".join(parts) + "."
-
-
-def size_verdict(study: Study, without: str = "critic_none", separate: str = "critic_separate") -> str:
-    """What dropping the critic would save from the smallest to the largest model, in a sentence with figures."""
-    table = sizes(study)
-    shares = 1 - table.loc[without] / table.loc[separate]
-    shown = ", ".join(f"{share:.0%} with {model}" for model, share in zip(table.columns, list(shares), strict=True))
-    return f"Predicted, dropping PPO's separate critic saves of the largest peak: {shown}."
-
-
-def group_verdict(study: Study) -> str:
-    """From which group on GRPO needs more than PPO, in a sentence with figures."""
-    parts = []
-    smallest = int(over(study, "batch.group_size")["x"].min())
-    for _, row in crossing(study, "critic_separate", "critic_none").iterrows():
-        group = float(row["group"])
-        tried = "at no size that was tried" if np.isnan(group) else f"from {group:.0f} completions a prompt on"
-        parts.append(f"{tried} with {row['model']}")
-    if not parts:
-        return "The study of the group has not finished."
-    return (
-        f"Predicted for eight prompts of 512 tokens and answers of 512, GRPO needs more memory than PPO with "
-        f"{smallest} completions a prompt {', and '.join(parts)}: the group's cache takes what the critic held."
-    )
-
-
-def actor_weights(study: Study) -> pd.Series:
-    """MB of the actor's weights by model, the smallest first."""
-    rows = study.of("memory/weights_actor_mb").merge(study.runs[["run", "model"]])
-    return rows.groupby("model")["value"].max().sort_values()
-
-
-def sizes(study: Study) -> pd.DataFrame:
-    """Largest peak in GB of each arm (row) with each model (column), the smallest model first."""
-    table = over(study, "batch.group_size")
-    wide = table.pivot_table(index="arm", columns="model", values="mb", sort=False) / 1000
-    return wide[actor_weights(study).index]
+    axes.set_xscale("log", base=2)
+    log_bytes(axes)
+    ticks = sorted(set(table["x"]))
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set(xlabel=label, ylabel="largest peak")
+    figure.legend(ncols=2, loc="outside lower left")
+    return finished(figure)

@@ -1,88 +1,104 @@
-"""Small-sample statistics of runs. A run is the unit: seeds are what varies."""
+"""Statistics of few runs. The run is the unit: seeds are the sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+CONFIDENCE = 0.95
+TIE = "no significant difference"
 
-def mean_interval(values: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student-t interval over seeds; the interval is NaN for fewer than two values, the mean for none."""
+
+class Estimate(NamedTuple):
+    """A value and its 95 % confidence interval, which is NaN where one run has none."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def decimals(self) -> int:
+        """The decimals that the interval supports, at most four: the Particle Data Group's rule for its half width.
+
+        Two significant digits of a half width that begins with 100 to 354, else one; without interval three decimals.
+        """
+        half = (self.high - self.low) / 2
+        if not 1e-9 < half < math.inf:
+            return 3
+        place = math.floor(math.log10(half))
+        return min(4, max(0, int(half < 3.55 * 10**place) - place))
+
+    def text(self, sign: str = "") -> str:
+        """`0.953 [0.929, 0.977]`, or the value alone without an interval; `sign="+"` shows every sign."""
+        form = f"{sign}.{self.decimals}f"
+        if math.isnan(self.value):
+            return "–"
+        if math.isnan(self.low):
+            return format(self.value, form)
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def mean_interval(values: pd.Series) -> Estimate:
+    """Mean over seeds with Student's t interval; no interval for fewer than two values, NaN for none."""
     x = values.to_numpy(dtype=float)
-    mean = float(x.mean()) if len(x) else float("nan")
     if len(x) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return mean, mean - half, mean + half
+        return Estimate(float(x[0]) if len(x) else math.nan, math.nan, math.nan)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * stats.sem(x))
+    return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
-def paired_difference(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and interval of a − b over the seeds (index) that both have: the seeds share their prompts."""
-    both = pd.concat([a.rename("a"), b.rename("b")], axis=1).dropna()
-    return mean_interval(both["a"] - both["b"], confidence)
+def paired_difference(a: pd.Series, b: pd.Series) -> Estimate:
+    """Mean and interval of a − b over the seeds (index) that both have: runs of a seed share start and prompts."""
+    return mean_interval((a - b).dropna())
 
 
-TIE = "they tie"
+def paired_ratio(a: pd.Series, b: pd.Series) -> Estimate:
+    """Geometric mean and interval of a ÷ b over the seeds (index) that both have."""
+    logs = paired_difference(pd.Series(np.log(a)), pd.Series(np.log(b)))
+    return Estimate(*np.exp(logs).tolist())
 
 
-def told_apart(interval: tuple[float, float, float], a: str, b: str) -> str:
-    """What a paired interval of a − b says: that they tie, as they do without an interval, or which is higher."""
-    mean, low, high = interval
-    return f"{a if mean > 0 else b} is higher" if low > 0 or high < 0 else TIE
+def significance(difference: Estimate, a: str, b: str) -> str:
+    """`a is higher` or `b is higher` if the interval of a − b excludes zero; TIE if not, or without an interval."""
+    if difference.low > 0 or difference.high < 0:
+        return f"{a if difference.value > 0 else b} is higher"
+    return TIE
 
 
-def paired_ratio(a: pd.Series, b: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Geometric mean and interval of a / b over the seeds (index) that both have: a paired difference of logarithms."""
-    mean, low, high = paired_difference(pd.Series(np.log(a)), pd.Series(np.log(b)), confidence)
-    return float(np.exp(mean)), float(np.exp(low)), float(np.exp(high))
+def interquartile_mean(scores: pd.Series) -> Estimate:
+    """Mean of the middle half of the runs, with a percentile bootstrap interval: Agarwal et al. 2021
+    (arXiv:2108.13264) §4.1 and §4.3.
 
-
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of the scores of the last axis, runs of all tasks together: Agarwal et al. 2021
-    (arXiv:2108.13264) §4.3.
-
-    A quarter of the number of scores, rounded down, is left out at either end.
+    A quarter of the runs, rounded down, is left out at either end. The interval of a handful of runs is too narrow.
     """
-    return np.asarray(stats.trim_mean(scores, 0.25, axis=-1))
+
+    def statistic(x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(stats.trim_mean(x, 0.25, axis=axis))
+
+    value = float(statistic(scores.to_numpy()))
+    if len(scores) < 2:
+        return Estimate(value, math.nan, math.nan)
+    drawn = stats.bootstrap(
+        (scores.to_numpy(),), statistic, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0
+    )
+    return Estimate(value, *map(float, drawn.confidence_interval))
 
 
-def stratified_interval(
-    strata: Sequence[np.ndarray],
-    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """A statistic of runs and its percentile-bootstrap interval; runs are drawn anew within each stratum (task).
+def probability_of_improvement(a: pd.Series, b: pd.Series) -> float:
+    """The probability that a run of A is better than one of B, ties counted half: Agarwal et al. 2021 §4.4.
 
-    Agarwal et al. 2021 §4.1. The statistic is of the last axis. The interval is NaN where a stratum has fewer than two
-    runs; of three or so it is too narrow, as any bootstrap's is: say so beside it.
+    It is Mann and Whitney's U over the number of pairs.
     """
-    value = float(statistic(np.concatenate([np.ravel(runs) for runs in strata])))
-    if any(len(runs) < 2 for runs in strata):
-        return value, float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    drawn = np.concatenate([rng.choice(np.ravel(runs), (resamples, len(runs))) for runs in strata], axis=-1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(drawn), [tail, 1 - tail])
-    return value, float(low), float(high)
+    return float(stats.mannwhitneyu(a, b, method="asymptotic").statistic / (len(a) * len(b)))
 
 
-def probability_of_improvement(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
-    """How often a run of A is better than one of B, ties counted half, mean over tasks: Agarwal et al. 2021 §4.4."""
-    shares = []
-    for mine, its in zip(a, b, strict=True):
-        difference = np.subtract.outer(mine, its)
-        shares.append((difference > 0).mean() + 0.5 * (difference == 0).mean())
-    return float(np.mean(shares))
-
-
-def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def performance_profile(scores: pd.Series, thresholds: np.ndarray) -> np.ndarray:
     """The share of runs whose score is above each threshold: Agarwal et al. 2021 §4.2."""
-    return np.asarray((np.ravel(scores)[None, :] > thresholds[:, None]).mean(1))
+    return np.asarray(stats.ecdf(scores).sf.evaluate(thresholds))
 
 
 def area_under_curve(x: np.ndarray, y: np.ndarray) -> float:
@@ -91,10 +107,10 @@ def area_under_curve(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def first_at(x: np.ndarray, y: np.ndarray, threshold: float) -> float:
-    """The x at which the curve first reaches a threshold, on a straight line between its points; NaN where never."""
+    """The x at which the curve first reaches a threshold, by linear interpolation; NaN if it never does."""
     reached = np.flatnonzero(y >= threshold)
     if not len(reached):
-        return float("nan")
+        return math.nan
     at = int(reached[0])
     if at == 0:
         return float(x[0])

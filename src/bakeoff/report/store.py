@@ -1,29 +1,73 @@
-"""Tidy frames from an MLflow store, and nothing but the store."""
+"""A study's frames from an MLflow store, by MLflow's public API alone: a file, a database and a server read alike."""
 
 from __future__ import annotations
 
-import math
+import os
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
-import adbc_driver_sqlite.dbapi
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import sqlalchemy
+import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from bakeoff.errors import UserError
-from bakeoff.tracking import Tracker, Tracking, open_store, store_uri
+from bakeoff.report.naming import arm_names
+from bakeoff.report.study import Study
+from bakeoff.tracking import METRICS, NOT_IN_CONFIG_ID, Tracker, Tracking, metric_history, open_store
+
+TRACKING_URI = "sqlite:///mlflow.db"
+DOWNLOADS = 8  # at once: from a server, most of the time is waiting
+COMPLETIONS = ["update", "prompt", "completion", "answer", "reward", "ended"]
 
 
-def find_sweeps(tracking: Tracking, study: str, count: int = 1) -> list[Run]:
-    """The newest parent runs of a study, the newest first; raises UserError that says which command makes one."""
+def default_tracking() -> Tracking:
+    """The store that MLFLOW_TRACKING_URI names, or mlflow.db in the working directory."""
+    return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI))
+
+
+def load_study(name: str, tracking: Tracking | None = None, where: str = "", sweeps: int = 1) -> Study:
+    """Reads a study's newest sweeps as one; raises UserError where no run of it has finished.
+
+    `where` selects runs: a pandas expression over the columns of `Study.runs` (name, algorithm, seed and other tags).
+    If several runs have the same arm and seed, as in a resumed sweep, the last is used.
+    """
+    tracking = tracking or default_tracking()
     client, experiment = open_store(tracking)
+    parents = find_sweeps(tracking, client, experiment, name, sweeps)
+    jobs = [run for parent in reversed(parents) for run in child_runs(client, experiment, parent)]
+    if not any(run.info.status == "FINISHED" for run in jobs):
+        raise UserError(
+            f"no run of the study '{name}' has finished; rerun its command with hydra.sweep.dir=… to resume."
+        )
+    runs = runs_frame(jobs).drop_duplicates(["config_id", "seed"], keep="last").reset_index(drop=True)
+    runs["name"] = arm_names(runs)
+    runs = select(runs, where) if where else runs
+    ended = runs["status"] == "FINISHED"
+    finished, unfinished = runs[ended].reset_index(drop=True), runs[~ended].reset_index(drop=True)
+    by_id = {run.info.run_id: run for run in jobs}
+    kept = [by_id[run] for run in finished["run"]]
+    return Study(
+        name=name,
+        question=parents[0].data.tags.get("question", ""),
+        run=parents[0].info.run_id,
+        runs=finished,
+        unfinished=unfinished,
+        params=params_frame(kept),
+        metrics=metrics_frame(client, kept, finished),
+        completions=completions_frame(client, finished),
+    )
+
+
+def find_sweeps(tracking: Tracking, client: MlflowClient, experiment: str, study: str, count: int) -> list[Run]:
+    """The newest parent runs of a study, newest first; raises UserError that names the command to make one."""
     found = client.search_runs(
         [experiment],
         f"tags.study = '{study}' and tags.kind = 'sweep'",
@@ -33,14 +77,13 @@ def find_sweeps(tracking: Tracking, study: str, count: int = 1) -> list[Run]:
     if not found:
         raise UserError(
             f"the store '{tracking.uri}' holds no run of the study '{study}'; "
-            f"`bakeoff sweeps={study}` makes one, and MLFLOW_TRACKING_URI names another store."
+            f"`bakeoff sweeps={study}` makes one, and MLFLOW_TRACKING_URI selects another store."
         )
     return list(found)
 
 
-def children(tracking: Tracking, parent: Run) -> list[Run]:
+def child_runs(client: MlflowClient, experiment: str, parent: Run) -> list[Run]:
     """The jobs of a sweep, in the order in which they were started."""
-    client, experiment = open_store(tracking)
     runs: list[Run] = []
     token = None
     while True:
@@ -57,102 +100,84 @@ def children(tracking: Tracking, parent: Run) -> list[Run]:
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a run: run, status, start, and its tags (`arm`, `algorithm`, `seed`, …)."""
+    """One row per run: run, status, and its tags (`config_id`, `algorithm`, `seed`, …); a missing tag is empty."""
     rows = [
         {"run": r.info.run_id, "status": r.info.status, **{k: v for k, v in r.data.tags.items() if "mlflow." not in k}}
         for r in runs
     ]
-    frame = pd.DataFrame(rows)
-    return frame.assign(seed=frame["seed"].astype(int)) if len(frame) else frame
+    return pd.DataFrame(rows).fillna("").astype({"seed": int})
+
+
+def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The runs for which an expression is true; raises UserError if it is invalid or no finished run is left."""
+    try:
+        kept = runs.query(where).reset_index(drop=True)
+    except Exception as error:  # pandas raises many types
+        columns = ", ".join(sorted(column for column in runs.columns if column.isidentifier()))
+        raise UserError(
+            f"where is '{where}', which is invalid ({error}); it is an expression over {columns}."
+        ) from error
+    if not (kept["status"] == "FINISHED").any():
+        names = ", ".join(runs["name"].unique())
+        raise UserError(f"where is '{where}', which no finished run satisfies; the names are {names}.")
+    return kept
 
 
 def params_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """Columns run, key, value: every parameter of every run."""
-    rows = [(r.info.run_id, key, value) for r in runs for key, value in r.data.params.items()]
-    return pd.DataFrame(rows, columns=["run", "key", "value"])
+    """Columns run, key, value, in_config_id: every parameter of every run, and whether it defines the arm."""
+    rows = [(run.info.run_id, key, value) for run in runs for key, value in run.data.params.items()]
+    frame = pd.DataFrame(rows, columns=["run", "key", "value"])
+    return frame.assign(in_config_id=~frame["key"].str.split(".").str[0].isin(NOT_IN_CONFIG_ID))
 
 
-def metrics_frame(tracking: Tracking, runs: Iterable[Run]) -> pd.DataFrame:
-    """Columns run, metric, step, value: every metric of every run, in one query where the store is a database.
+def metrics_frame(client: MlflowClient, runs: list[Run], named: pd.DataFrame) -> pd.DataFrame:
+    """Columns run, metric, step, value, name, seed: every metric of every run, sorted by run, metric and step.
 
-    Run and metric are categories, since millions of rows name a few of them; rows are in the order of run, metric and
-    step. A resumed run writes the steps after its checkpoint twice; the later of the two is kept.
+    Run, metric and name are categories, since millions of rows share a few values.
     """
-    runs = list(runs)
-    uri = store_uri(tracking)
-    ids = [run.info.run_id for run in runs]
-    if "://" in uri and uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        rows = _from_database(uri, ids)
-    else:
-        rows = _from_server(MlflowClient(tracking_uri=uri), runs)
-    rows = rows.cast(ROWS)
-    keys = sorted(pc.unique(rows["key"]).to_pylist())
-    run = pc.index_in(rows["run_uuid"], pa.array(ids)).to_numpy()
-    key = pc.index_in(rows["key"], pa.array(keys)).to_numpy()
-    step, value, timestamp, is_nan = (rows[name].to_numpy() for name in ("step", "value", "timestamp", "is_nan"))
-    place = (run.astype(np.int64) * len(keys) + key) * (step.max(initial=0) + 1) + step
-    order = np.lexsort((timestamp, place))
-    kept = order[np.diff(place[order], append=-1) != 0]
-    return pd.DataFrame(
-        {
-            "run": pd.Categorical.from_codes(run[kept], dtype=pd.CategoricalDtype(ids)),
-            "metric": pd.Categorical.from_codes(key[kept], dtype=pd.CategoricalDtype(keys)),
-            "step": step[kept],
-            "value": np.where(is_nan, np.nan, value)[kept],
-        }
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS) as pool:
+        tables = list(pool.map(lambda run: run_metrics(client, run, Path(folder) / run.info.run_id), runs))
+    of_run = np.repeat(np.arange(len(runs)), [len(table) for table in tables])
+    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    arms = pd.Categorical(named["name"], categories=named["name"].unique())
+    return frame.assign(
+        run=pd.Categorical.from_codes(of_run, categories=pd.Index(named["run"])),
+        name=pd.Categorical.from_codes(arms.codes[of_run], dtype=arms.dtype),
+        seed=named["seed"].to_numpy()[of_run],
     )
 
 
-ROWS = pa.schema(  # of MLflow's table; a NaN is a flagged 0 there
-    [
-        ("run_uuid", pa.string()),
-        ("key", pa.string()),
-        ("step", pa.int64()),
-        ("value", pa.float64()),
-        ("timestamp", pa.int64()),
-        ("is_nan", pa.bool_()),
-    ]
-)
+def run_metrics(client: MlflowClient, run: Run, folder: Path) -> pa.Table:
+    """Metric, step and value of a run: from its artifact if it has ended and left one, else from the store.
+
+    A running run may hold the artifact of an earlier session that it resumes, so that one is never read.
+    """
+    if run.info.status != "RUNNING":
+        try:
+            return pq.read_table(metrics_file(client, run, folder), use_threads=False)
+        except (MlflowException, OSError):  # killed without a warning, of an older version, or out of our reach
+            pass
+    return metric_history(client, run)
 
 
-def _from_database(uri: str, run_ids: list[str]) -> pa.Table:
-    table = sqlalchemy.table("metrics", *map(sqlalchemy.column, ROWS.names))
-    engine = sqlalchemy.create_engine(uri)
-
-    def query(ids: list[str]) -> sqlalchemy.Select[Any]:
-        return sqlalchemy.select(table).where(table.c.run_uuid.in_(ids))
-
-    def read(ids: list[str]) -> pa.Table:
-        text = str(query(ids).compile(engine, compile_kwargs={"literal_binds": True}))
-        with adbc_driver_sqlite.dbapi.connect(engine.url.database) as driver, driver.cursor() as cursor:
-            cursor.execute(text)
-            return cursor.fetch_arrow_table().cast(ROWS)  # the driver guesses types from what is there, or is not
-
-    if engine.dialect.name == "sqlite":  # by a driver that makes no Python object of a value, on two cores
-        with ThreadPoolExecutor() as halves:
-            return pa.concat_tables(halves.map(read, (run_ids[::2], run_ids[1::2])))
-    with engine.connect() as connection:
-        frame = pd.read_sql(query(run_ids), connection)
-    engine.dispose()
-    return pa.Table.from_pandas(frame, preserve_index=False)
+def metrics_file(client: MlflowClient, run: Run, folder: Path) -> Path:
+    """The run's artifact of metrics: where it is if that is on this machine, else downloaded to the folder."""
+    location = urlparse(run.info.artifact_uri)
+    if location.scheme in ("", "file"):
+        return Path(url2pathname(location.path)) / METRICS
+    folder.mkdir()
+    return Path(client.download_artifacts(run.info.run_id, METRICS, str(folder)))
 
 
-def _from_server(client: MlflowClient, runs: Iterable[Run]) -> pa.Table:
-    rows = [
-        (run.info.run_id, m.key, m.step, m.value, m.timestamp, math.isnan(m.value))
-        for run in runs
-        for key in run.data.metrics
-        for m in client.get_metric_history(run.info.run_id, key)
-    ]
-    return pa.table(dict(zip(ROWS.names, zip(*rows, strict=True), strict=True))) if rows else ROWS.empty_table()
-
-
-def completions_frame(tracking: Tracking, run_id: str) -> pd.DataFrame:
-    """The completions that a run logged: update, prompt, completion, answer, reward, ended; empty if none."""
-    try:
-        table = Tracker(open_store(tracking)[0], run_id).read_table("completions.json")
-    except MlflowException:  # a database whose artifacts are behind a server
-        table = None
-    if table is None:
-        return pd.DataFrame(columns=["update", "prompt", "completion", "answer", "reward", "ended"])
-    return pd.DataFrame(table["data"], columns=table["columns"])
+def completions_frame(client: MlflowClient, runs: pd.DataFrame) -> pd.DataFrame:
+    """The last completions that each arm logged, of its lowest seed: name, seed, and the columns of COMPLETIONS."""
+    frames = [pd.DataFrame(columns=["name", "seed", *COMPLETIONS])]
+    for _, run in runs.sort_values("seed", kind="stable").drop_duplicates("name").sort_index().iterrows():
+        try:
+            table = Tracker(client, run["run"]).read_table("completions.json")
+        except MlflowException:  # the artifacts are behind a server, and the store was opened as a database
+            table = None
+        if table is not None:
+            rows = pd.DataFrame(table["data"], columns=table["columns"])
+            frames.append(rows[rows["update"] == rows["update"].max()].assign(name=run["name"], seed=run["seed"]))
+    return pd.concat(frames, ignore_index=True)

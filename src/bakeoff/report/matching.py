@@ -1,0 +1,120 @@
+"""What makes the arms of a study comparable, how they are not, and how their configurations differ."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from bakeoff.report.naming import varied
+from bakeoff.report.study import Study, outcome
+
+MUST_MATCH = (
+    *("task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "budget", "evaluation"),
+)
+
+
+def question_of(study: Study) -> list[str]:
+    """The keys and groups in which the arms differ on purpose: what the sweep varies and what the study declares."""
+    declared = study.param("study.varies").unique()
+    return varied(study.runs) + [key for each in declared for key in re.findall(r"[\w./]+", each)]
+
+
+def covers(keys: list[str], key: str) -> bool:
+    """Whether one of the keys is this key or a group that contains it: `model` contains `model.name`."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
+
+
+def mismatches(study: Study) -> list[str]:
+    """Sentences on each unintended difference between arms and on each missing run; empty if the arms are matched.
+
+    What the study varies on purpose, as `question_of` lists it, is no mismatch.
+    """
+    found = unequal_settings(study)
+    if not study.trained:
+        return found
+    if (study.runs.groupby("seed")["start"].nunique() > 1).any() and "model" not in question_of(study):
+        found.append("the arms start from different weights")
+    seeds_of = {str(name): set(rows["seed"]) for name, rows in study.runs.groupby("name")}
+    every = set.union(*seeds_of.values())
+    for name, own in seeds_of.items():
+        if own != every:
+            found.append(f"{name} has no run with seed {', '.join(map(str, sorted(every - own)))}")
+    for _, run in study.unfinished.iterrows():
+        reason = run.get("failure") or "no reason was logged"
+        found.append(f"{run['name']} seed {run['seed']} did not finish ({outcome(run)}): {reason}")
+    return found + unequal_tuning(study)
+
+
+def unequal_settings(study: Study) -> list[str]:
+    """A sentence for each parameter that must match within a seed and differs between arms."""
+    group, asked = study.params["key"].str.split(".").str[0], question_of(study)
+    shared = study.params[group.isin(MUST_MATCH) & ~study.params["key"].map(lambda key: covers(asked, key))]
+    wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
+    names, seeds = (study.runs.set_index("run")[column] for column in ("name", "seed"))
+    in_seed, in_arm = (wide.groupby(by.to_numpy()).nunique().max() > 1 for by in (seeds, names))
+    differs = in_seed | ((wide.nunique() > 1) & ~in_arm)  # what varies with the seed alone is drawn by it
+    return [f"{key} differs: {by_value(wide[key].groupby(names, sort=False).first())}" for key in wide.columns[differs]]
+
+
+def by_value(values: pd.Series) -> str:
+    """`ppo 4; the others 8`: the arms (index) that share each value, the rarest value first."""
+    arms = sorted(((value, list(own.index)) for value, own in values.groupby(values)), key=lambda each: len(each[1]))
+    named = [(", ".join(map(str, own)), value) for value, own in arms]
+    if len(arms) > 1 and len(arms[-1][1]) > 1:
+        named[-1] = ("the others", arms[-1][0])
+    return "; ".join(f"{who} {value}" for who, value in named)
+
+
+def unequal_tuning(study: Study) -> list[str]:
+    """Sentences that name arms that were not tuned, and arms that were tuned with different numbers of trials."""
+    found = [f"{name} was not tuned" for name, rows in study.runs.groupby("name") if (rows["tuned"] == "untuned").any()]
+    names = study.runs.set_index("run")["name"]
+    trials = study.param("tuned.trials")
+    trials = trials[trials.str.fullmatch(r"[1-9]\d*")].groupby(names, sort=False).first()
+    if trials.nunique() > 1:
+        found.append(f"the arms had unequal tuning: {by_value(trials + ' trials')}")
+    return found
+
+
+def warning(study: Study) -> str:
+    """How the arms are not matched, in Markdown; empty if they are."""
+    problems = mismatches(study)
+    return f"**Not matched:** {'; '.join(problems)}." if problems else ""
+
+
+def matched(study: Study) -> str:
+    """How the arms are matched, and what the study varies on purpose, in Markdown."""
+    shared = "start weights, prompts, completions per update, budget and evaluation"
+    text = f"**Matched:** arms of a seed share {shared if study.trained else 'task, model and the sizes of the batch'}."
+    if mismatches(study):
+        text = "The arms are not matched: see the warning at the top."
+    asked = ", ".join(f"`{key}`" for key in question_of(study))
+    return f"{text} **Varied on purpose:** {asked}." if asked else text
+
+
+def config_diff(study: Study) -> pd.DataFrame:
+    """A row for each parameter that differs between arms, a column for each arm, from its run with the lowest seed.
+
+    Values that the seed draws, such as `sft.seed`, are no difference between arms.
+    """
+    names = study.runs.sort_values("seed").drop_duplicates("name").set_index("run")["name"]
+    params = study.params[study.params["in_config_id"] & study.params["run"].isin(names.index)]
+    params = params[~params["key"].str.endswith("_option_")].assign(name=params["run"].map(names))
+    wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first").reindex(columns=study.arms)
+    differs = wide.fillna("–").nunique(axis=1) > 1
+    return wide[differs].fillna("–").sort_index()
+
+
+FEW_ARMS = 3  # up to which a table has a column for each arm
+
+
+def configuration(study: Study) -> pd.DataFrame:
+    """`config_diff` in a page's width: of many arms, each one's values that are not the most common ones, as a list."""
+    wide = config_diff(study)
+    if len(study.arms) <= FEW_ARMS:
+        return wide.rename_axis("parameter").reset_index()
+    common = {key: values.mode()[0] for key, values in wide.iterrows()}
+    own = {arm: values[(values != "–") & (values != pd.Series(common, dtype=object))] for arm, values in wide.items()}
+    lists = ["; ".join(f"{key} {value}" for key, value in values.items()) or "–" for values in own.values()]
+    return pd.DataFrame({"arm": list(wide), "differs from the most common values in": lists})

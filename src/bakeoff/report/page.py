@@ -1,0 +1,97 @@
+"""The page of a study, found by the study's name: sweeps/X.yaml, analysis/X.ipynb, and the code pages/X.py.
+
+The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences; besides, if it likes, `CLAIMS`, the
+claims that the study tests, and `NOTEBOOK`, the name of another study's notebook that it shares. A user's files lie in
+the user's folder and come first; the code of the studies that are shipped is in this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+
+from bakeoff.errors import UserError
+from bakeoff.paths import study_file, study_folders
+from bakeoff.report.claim import Claim
+from bakeoff.report.matching import warning
+from bakeoff.report.study import Study
+
+SHIPPED = Path(__file__).parent / "pages"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A study's page: its code and what the report calls of it."""
+
+    study: str
+    code: ModuleType
+    notebook: Path
+    table: Callable[[Study], pd.DataFrame]
+    verdict: Callable[[Study], str]
+    claims: list[Claim]
+
+
+def page_of(study: str) -> Page:
+    """The page of a study; raises UserError that names the file or the function that is missing."""
+    code = page_code(study)
+    for function in ("table", "verdict"):
+        if not callable(getattr(code, function, None)):
+            raise UserError(f"{code.__file__} has no function {function}(study); the report of '{study}' needs one.")
+    name = getattr(code, "NOTEBOOK", study)
+    notebook = study_file("analysis", f"{name}.ipynb")
+    if notebook is None:
+        raise UserError(f"the study '{study}' has no notebook: {where('analysis', f'{name}.ipynb')} is missing.")
+    return Page(study, code, notebook, code.table, code.verdict, getattr(code, "CLAIMS", []))
+
+
+def page_code(study: str) -> ModuleType:
+    """The module pages/<study>.py, the user's or ours; raises UserError where neither exists."""
+    own = study_file("pages", f"{study}.py")
+    if own is None and not (SHIPPED / f"{study}.py").is_file():
+        raise UserError(f"the study '{study}' has no page: {where('pages', f'{study}.py')} is missing.")
+    if own is None:
+        return importlib.import_module(f"bakeoff.report.pages.{study}")
+    spec = importlib.util.spec_from_file_location(f"page_{study}", own)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def where(kind: str, name: str) -> Path:
+    """Where a study's file is expected: in the user's folder."""
+    return study_folders()[0] / kind / name
+
+
+def studies() -> list[str]:
+    """The names of all studies: the files of sweeps/, the user's and ours."""
+    found = {path.stem for folder in study_folders() for path in (folder / "sweeps").glob("*.yaml")}
+    return sorted(found - {"none"})
+
+
+def all_claims() -> list[tuple[str, Claim]]:
+    """Every claim and the study that tests it, from every page that there is, in the order of their steps."""
+    folders = [*(folder / "pages" for folder in study_folders()), SHIPPED]
+    pages = {path.stem for folder in folders for path in folder.glob("*.py")} - {"__init__"}
+    claims = [(study, claim) for study in sorted(pages) for claim in getattr(page_code(study), "CLAIMS", [])]
+    return sorted(claims, key=lambda each: step_number(each[1].step))
+
+
+def step_number(step: str) -> float:
+    """3 for `3 baseline`; infinity for a step without a number, which comes last."""
+    found = re.match(r"\d+", step)
+    return float(found[0]) if found else math.inf
+
+
+def heading(page: Page, study: Study) -> str:
+    """The top of a page in Markdown: the question, the answer, and a warning if the arms are not matched."""
+    return f"# {study.name}\n\n*{study.question}*\n\n{page.verdict(study)}\n\n{warning(study)}".strip()

@@ -1,0 +1,75 @@
+"""Each estimator's advantages against the true ones, at a fixed policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bakeoff.report.claim import Claim, difference
+from bakeoff.report.figures import colours, finished, panels, plot_dots
+from bakeoff.report.study import Study
+from bakeoff.report.tables import estimates, estimates_table
+
+METRICS = {
+    "advantage/correlation": "correlation with the truth",
+    "advantage/rank_accuracy": "pairs ranked right (½ is chance)",
+    "advantage/bias": "bias (score)",
+}
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row for each arm: mean and 95 % interval over seeds of each metric."""
+    return estimates_table(study, METRICS)
+
+
+def verdict(study: Study) -> str:
+    """Whose advantages correlate best with the truth, and the share of pairs that each ranks right."""
+    found, ranked = (estimates(study, metric) for metric in ("advantage/correlation", "advantage/rank_accuracy"))
+    order = sorted(found, key=lambda name: -found[name].value)
+    ceiling = np.mean([each.value for each in estimates(study, "advantage/correlation_ceiling").values()])
+    return (
+        "Correlation of a token's advantage with its true advantage: "
+        + ", ".join(f"{name} {found[name].text()}" for name in order)
+        + f"; two estimates of the truth correlate by {ceiling:.2f}, the upper bound. Share of pairs of tokens ranked "
+        + "right: "
+        + ", ".join(f"{name} {ranked[name].value:.2f}" for name in order)
+        + "; ½ is chance."
+    )
+
+
+def plot(study: Study) -> Figure:
+    """Every metric of every estimator."""
+    return plot_dots(study, METRICS)
+
+
+def by_position(study: Study, metric: str) -> pd.DataFrame:
+    """A metric by position in the completion: name, seed, position, value; without NaN."""
+    rows = study.of(f"{metric}_by_position").dropna(subset="value")
+    return rows.rename(columns={"step": "position"})[["name", "seed", "position", "value"]].reset_index(drop=True)
+
+
+def plot_by_position(study: Study) -> Figure:
+    """Correlation and rank accuracy at each token of the completion, means over seeds."""
+    figure, all_axes = panels(1, 2, 3.4)
+    palette = colours(study.arms)
+    for axes, metric in zip(all_axes, ("advantage/correlation", "advantage/rank_accuracy"), strict=True):
+        data = by_position(study, metric)
+        for name in study.arms:
+            line = data[data["name"] == name].groupby("position")["value"].mean()
+            axes.plot(line.index + 1, line, "o-", ms=4, color=palette[name], label=name)
+        axes.set(xlabel="token of the completion", ylabel=METRICS[metric])
+    all_axes[1].axhline(0.5, color="0.7", lw=1, zorder=0)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+    return finished(figure, "Means over seeds.", study)
+
+
+CLAIMS = [
+    Claim(
+        "9 GRPO",
+        "A critic's estimate is hard for a language model: its advantages follow the truth less than the group's",
+        "correlation with the truth, critic − group mean",
+        difference("baseline_critic", "baseline_group_mean", "advantage/correlation"),
+        below=0.0,
+    ),
+]

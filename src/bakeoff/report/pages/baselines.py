@@ -1,0 +1,28 @@
+"""What is subtracted from the return: the page of `methods`, and the claims about REINFORCE and its baselines."""
+
+from __future__ import annotations
+
+from bakeoff.report.claim import Claim, difference
+from bakeoff.report.pages.methods import table, verdict
+from bakeoff.report.pages.sample_reuse import sampling_share
+from bakeoff.report.statistics import mean_interval
+
+__all__ = ["CLAIMS", "NOTEBOOK", "table", "verdict"]
+NOTEBOOK = "methods"
+
+CLAIMS = [
+    Claim(
+        "1 REINFORCE",
+        "Fresh samples for every update: nearly all of the time goes into sampling",
+        "share of training time in sampling",
+        lambda study: mean_interval(sampling_share(study)["baseline_none"]),
+        above=0.8,
+    ),
+    Claim(
+        "3 baseline",
+        "All-positive rewards raise every action, so a baseline learns better",
+        "final accuracy, batch mean − none",
+        difference("baseline_batch_mean", "baseline_none"),
+        above=0.0,
+    ),
+]

@@ -1,0 +1,150 @@
+"""Three ways to bound a step, each at three strengths: clip, adaptive KL penalty, fixed KL penalty."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bakeoff.report.claim import Claim, difference
+from bakeoff.report.figures import colours, finished, panels, plot_over_strength
+from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, significance
+from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.tables import final_by_run
+
+# algorithm → the name of its bound, and the key of the bound's strength
+WAYS = {
+    "ppo": ("clip", "algorithm.objective.epsilon_low"),
+    "ppo_kl": ("adaptive penalty", "algorithm.kl_to_behaviour.target_nats_per_token"),
+    "ppo_penalty": ("fixed penalty", "algorithm.kl_to_behaviour.beta"),
+}
+SHADES = {way: colour for (way, _), colour in zip(WAYS.values(), colours(list(WAYS)).values(), strict=True)}
+KL = "kl/behaviour_k3_per_token"
+
+
+def runs_by_bound(study: Study) -> pd.DataFrame:
+    """A row for each run: name, seed, way, strength, accuracy, and kl, the median KL of an update in nats per token."""
+    rows = study.runs[["run", "name", "seed", "algorithm"]].set_index(["name", "seed"])
+    rows["way"] = [WAYS[algorithm][0] for algorithm in rows["algorithm"]]
+    strength = {algorithm: study.param(key) for algorithm, (_, key) in WAYS.items()}
+    rows["strength"] = [float(strength[row["algorithm"]][row["run"]]) for _, row in rows.iterrows()]
+    rows["accuracy"] = final_by_run(study, ACCURACY)
+    rows["kl"] = study.of(KL).astype({"name": str}).groupby(["name", "seed"])["value"].median()
+    return rows.drop(columns=["run", "algorithm"]).reset_index()
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row for each arm: way, strength, final accuracy and the median KL of an update."""
+    rows = [
+        {
+            "way": way,
+            "strength (ε, target or β)": f"{strength:g}",
+            "held-out greedy accuracy [95 %]": mean_interval(own["accuracy"]).text(),
+            "median KL of an update (nats/token)": own["kl"].mean(),
+        }
+        for (way, strength), own in runs_by_bound(study).groupby(["way", "strength"], sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdict(study: Study) -> str:
+    """Whether the clip beats the penalties at the best strength of each, and how much a wrong strength costs."""
+    best = at_best(study)
+    text = "At the best strength of each: " + ", ".join(f"{way} {own.mean():.3f}" for way, own in best.items()) + ". "
+    for way in [way for way in best if way != "clip" and "clip" in best]:
+        change = paired_difference(best["clip"], best[way])
+        text += f"Clip − {way}: {change.text('+')}, {significance(change, 'clip', way)}. "
+    costs = ", ".join(f"{way} {mean_interval(cost).text()}" for way, cost in spreads(study).items())
+    return text + f"Difference between the best and the worst strength: {costs}."
+
+
+def at_best(study: Study) -> dict[str, pd.Series]:
+    """The accuracies by seed of each way, at the strength with its highest mean."""
+    arms = {
+        (str(way), strength): own.set_index("seed")["accuracy"]
+        for (way, strength), own in runs_by_bound(study).groupby(["way", "strength"], sort=False)
+    }
+    ways = dict.fromkeys(way for way, _ in arms)
+    return {
+        way: max((own for (each, _), own in arms.items() if each == way), key=lambda own: own.mean()) for way in ways
+    }
+
+
+def spreads(study: Study) -> pd.DataFrame:
+    """Highest − lowest accuracy over the strengths of a way: a row for each seed, a column for each way."""
+    accuracies = runs_by_bound(study).groupby(["seed", "way"], sort=False)["accuracy"]
+    return (accuracies.max() - accuracies.min()).unstack("way")
+
+
+def target_ratios(study: Study) -> pd.DataFrame:
+    """The median KL of an update over its target, for each run with an adaptive penalty: strength, seed, ratio."""
+    own = runs_by_bound(study).query("way == 'adaptive penalty'")
+    return own.assign(ratio=own["kl"] / own["strength"])[["strength", "seed", "ratio"]].reset_index(drop=True)
+
+
+def target_table(study: Study) -> pd.DataFrame:
+    """A row for each target: mean and 95 % interval over seeds of the median KL over the target."""
+    rows = [(f"{t:g}", mean_interval(own["ratio"]).text()) for t, own in target_ratios(study).groupby("strength")]
+    return pd.DataFrame(rows, columns=["target (nats/token)", "median KL ÷ target [95 %]"])
+
+
+def plot(study: Study) -> Figure:
+    """Accuracy, and the median KL of an update, over the strengths of each way from smallest to largest."""
+    runs = runs_by_bound(study)
+    figure, all_axes = panels(1, 2, 3.6)
+    for axes, measure in zip(all_axes, ("accuracy", "kl"), strict=True):
+        for number, (way, own) in enumerate(runs.groupby("way", sort=False)):
+            groups = [(strength, mean_interval(rows[measure])) for strength, rows in own.groupby("strength")]
+            points = [(place + 0.12 * (number - 1), mean) for place, (_, mean) in enumerate(groups)]
+            plot_over_strength(axes, points, SHADES[str(way)], str(way))
+            for (x, mean), (strength, _) in zip(points, groups, strict=True):
+                at = (x, mean.value)
+                axes.annotate(
+                    f"{strength:g}", at, (4, 5), textcoords="offset points", fontsize=8, color=SHADES[str(way)]
+                )
+        axes.set_xticks(range(3), ["smallest", "middle", "largest"])
+    all_axes[0].set_ylabel("held-out greedy accuracy")
+    all_axes[1].set_ylabel("median KL of an update (nats per token)")
+    all_axes[1].set_yscale("log")
+    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+    return finished(figure, "Means with 95 % intervals over strength: ε, target in nats per token, or β.", study)
+
+
+def harder_to_pick(study: Study) -> Estimate:
+    """What a wrong β costs less what a wrong target costs."""
+    spread = spreads(study)
+    return paired_difference(spread["fixed penalty"], spread["adaptive penalty"])
+
+
+def distance_from_target(study: Study) -> Estimate:
+    """The factor by which the median KL of an update misses its target: geometric mean over targets and seeds."""
+    runs = target_ratios(study)
+    missed = runs.assign(miss=np.abs(np.log(runs["ratio"]))).groupby("seed")["miss"].mean()
+    return Estimate(*map(math.exp, mean_interval(missed)))
+
+
+CLAIMS = [
+    Claim(
+        "5 fixed penalty",
+        "It is hard to pick one β: a wrong one costs more than a wrong target",
+        "best − worst accuracy over a factor of 100 in β, less that over 9 in the target",
+        harder_to_pick,
+        above=0.0,
+    ),
+    Claim(
+        "6 adaptive penalty",
+        "β adapts to a target KL",
+        "factor by which the median KL misses its target",
+        distance_from_target,
+        below=1.5,
+    ),
+    Claim(
+        "7 clip",
+        "The clip is usually better than the adaptive penalty",
+        "final accuracy, clip 0.2 − adaptive 0.006",
+        difference("clip_0_2", "adaptive_0_006"),
+        above=0.0,
+    ),
+]

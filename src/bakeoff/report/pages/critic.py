@@ -1,0 +1,82 @@
+"""Memory against accuracy: what a critic costs and earns, and what LoRA and recomputation save."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bakeoff.report.figures import colours, finished, panels
+from bakeoff.report.memory import largest_peaks, size
+from bakeoff.report.statistics import paired_difference, significance
+from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.tables import by_seed, estimates
+
+WITHOUT, WITH = "critic_none", "critic_separate"
+
+
+def pareto(study: Study) -> pd.DataFrame:
+    """A row for each arm: name, phase and mb of its largest peak, accuracy, and whether it is on the front.
+
+    The front is Pareto's in the means: no other arm has both less memory and a higher accuracy.
+    """
+    frame, scores = largest_peaks(study), estimates(study, ACCURACY)
+    frame["accuracy"] = [scores[name].value for name in frame["name"]]
+    dominated = [
+        bool(
+            (
+                (frame["mb"] <= row["mb"])
+                & (frame["accuracy"] >= row["accuracy"])
+                & ((frame["mb"] < row["mb"]) | (frame["accuracy"] > row["accuracy"]))
+            ).any()
+        )
+        for _, row in frame.iterrows()
+    ]
+    return frame.assign(front=[not each for each in dominated])
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row for each arm: its largest peak with its phase, its accuracy, and whether it is on the Pareto front."""
+    frame, scores = pareto(study), estimates(study, ACCURACY)
+    return pd.DataFrame(
+        {
+            "arm": frame["name"],
+            "largest peak": frame["mb"].map(size),
+            "in the phase": frame["phase"].str.replace("_", " "),
+            "held-out greedy accuracy [95 %]": [scores[name].text() for name in frame["name"]],
+            "Pareto front": frame["front"].map({True: "yes", False: ""}),
+        }
+    )
+
+
+def verdict(study: Study) -> str:
+    """How much memory dropping the critic saves, and what it costs in accuracy."""
+    return dropping(study, WITHOUT, WITH)
+
+
+def dropping(study: Study, without: str, having: str, setting: str = "") -> str:
+    """What dropping the critic saves and costs: GRPO in the arm `without`, PPO in the arm `having`."""
+    peak = largest_peaks(study).set_index("name")["mb"]
+    if not {without, having} <= set(peak.index):
+        return f"The arms {without} and {having}, which answer the question, have not both finished."
+    change = paired_difference(by_seed(study, ACCURACY, without), by_seed(study, ACCURACY, having))
+    return (
+        f"Dropping PPO's separate critic (GRPO instead){setting} saves {1 - peak[without] / peak[having]:.0%} of the "
+        f"largest peak of {size(peak[having])} and changes held-out greedy accuracy by {change.text('+')} over "
+        f"{len(by_seed(study, ACCURACY, without))} seeds: {significance(change, without, having)}."
+    )
+
+
+def plot(study: Study) -> Figure:
+    """Final held-out accuracy over the largest peak: means with 95 % intervals over seeds; the front is dashed."""
+    frame, scores, palette = pareto(study).sort_values("mb"), estimates(study, ACCURACY), colours(study.arms)
+    figure, (axes,) = panels(1, 1, 4.0)
+    front = frame[frame["front"]]
+    axes.plot(front["mb"], front["accuracy"], color="0.6", lw=1, ls="--", zorder=0)
+    for _, row in frame.iterrows():
+        name, mean = row["name"], scores[row["name"]]
+        axes.plot([row["mb"]] * 2, mean[1:], color=palette[name], alpha=0.5)
+        axes.plot(row["mb"], mean.value, "o", color=palette[name], ms=7, mec="white", label=name)
+    axes.margins(x=0.1)
+    axes.set(xlabel="largest peak (MB)", ylabel="held-out greedy accuracy")
+    figure.legend(ncols=3, loc="outside lower left")
+    return finished(figure, "Means with 95 % intervals; dashed: the Pareto front.", study)

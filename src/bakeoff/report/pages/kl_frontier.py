@@ -1,0 +1,101 @@
+"""Accuracy over KL to the start, for each place of the KL penalty and each β."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bakeoff.report.figures import colours, finished, panels, plot_over_strength
+from bakeoff.report.statistics import mean_interval, significance
+from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.tables import final_by_run
+
+PLACE, BETA = "choice/algorithm/kl_to_reference", "algorithm.kl_to_reference.beta"
+KL = "kl/reference_k3_per_sequence"
+
+
+def frontier(study: Study) -> pd.DataFrame:
+    """A row for each run: name, seed, place, beta, and at its end kl (nats per sequence) and accuracy."""
+    rows = study.runs[["run", "name", "seed"]].set_index(["name", "seed"])
+    rows["place"], rows["beta"] = rows["run"].map(study.param(PLACE)), rows["run"].map(study.param(BETA)).astype(float)
+    rows["kl"], rows["accuracy"] = final_by_run(study, KL), final_by_run(study, ACCURACY)
+    return rows.drop(columns="run").reset_index()
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row for each place and β: final KL and final accuracy, means over seeds."""
+    rows = [
+        {
+            "place": str(place).replace("_", " "),
+            "β": f"{beta:g}",
+            "KL to the start (nats/sequence) [95 %]": mean_interval(own["kl"]).text(),
+            "held-out greedy accuracy [95 %]": mean_interval(own["accuracy"]).text(),
+        }
+        for (place, beta), own in frontier(study).groupby(["place", "beta"], sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def at_equal_kl(study: Study, a: str = "in_reward", b: str = "in_loss") -> pd.DataFrame:
+    """A row for each seed: the accuracy of both places at the same KL, and their difference.
+
+    Accuracies are interpolated over log KL between a place's βs, at the geometric middle of the KLs that both span.
+    """
+    rows = []
+    for seed, own in frontier(study).groupby("seed"):
+        lines = {place: line.sort_values("kl") for place, line in own.groupby("place")}
+        if not {a, b} <= set(lines):
+            continue
+        logs = {place: np.log(lines[place]["kl"].to_numpy()) for place in (a, b)}
+        low, high = max(x[0] for x in logs.values()), min(x[-1] for x in logs.values())
+        if low > high:
+            continue
+        at = (low + high) / 2
+        heights = [float(np.interp(at, logs[place], lines[place]["accuracy"])) for place in (a, b)]
+        rows.append({"seed": seed, "kl": float(np.exp(at)), a: heights[0], b: heights[1]})
+    frame = pd.DataFrame(rows, columns=["seed", "kl", a, b])
+    return frame.assign(difference=frame[a] - frame[b])
+
+
+def verdict(study: Study) -> str:
+    """Whether the place of the penalty matters at equal KL, and the span of KL and accuracy over the βs."""
+    pairs, spans = at_equal_kl(study), []
+    for place, own in frontier(study).groupby("place", sort=False):
+        means = own.groupby("beta")[["kl", "accuracy"]].mean()
+        low, high = means.iloc[0], means.iloc[-1]
+        spans.append(
+            f"{place}: KL {low['kl']:.2f} to {high['kl']:.2f} nats per sequence and accuracy {low['accuracy']:.3f} to "
+            f"{high['accuracy']:.3f} for β = {means.index[0]:g} to {means.index[-1]:g}"
+        )
+    span = ". ".join(spans) + "."
+    if len(pairs) < 2:
+        return f"The two places reach no KL in common, so they cannot be compared at equal KL. {span}"
+    change = mean_interval(pairs["difference"])
+    return (
+        f"At equal KL ({pairs['kl'].mean():.2f} nats per sequence), in_reward − in_loss is {change.text('+')} over "
+        f"{len(pairs)} seeds: {significance(change, 'in_reward', 'in_loss')}. {span} The same β has another strength "
+        "in each place, so places are compared at equal KL, not at equal β."
+    )
+
+
+def plot(study: Study) -> Figure:
+    """Final accuracy over final KL, a line for each place, β beside each mean; bars are 95 % intervals both ways."""
+    runs = frontier(study)
+    palette = colours(list(dict.fromkeys(runs["place"])))
+    figure, (axes,) = panels(1, 1, 4.0)
+    for place, own in runs.groupby("place", sort=False):
+        colour, points = palette[str(place)], []
+        for beta, each in own.groupby("beta"):
+            (kl, *ends), accuracy = np.exp(mean_interval(np.log(each["kl"]))), mean_interval(each["accuracy"])
+            points.append((kl, accuracy))
+            axes.plot(ends, [accuracy.value] * 2, color=colour, alpha=0.4)
+            at = (kl, accuracy.value)
+            axes.annotate(f"β {beta:g}", at, (5, 6), textcoords="offset points", fontsize=8, color=colour)
+        plot_over_strength(axes, points, colour, str(place).replace("_", " "))
+    axes.set(
+        xscale="log", xlabel="KL to the start at the end (nats per sequence, k3)", ylabel="held-out greedy accuracy"
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(title="place of the penalty")
+    return finished(figure, "Means with 95 % intervals.", study)

@@ -1,0 +1,28 @@
+"""Predicted against measured memory of each arm on real models."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from bakeoff.report.memory import plot_at_peak, predictions, predictions_table
+from bakeoff.report.study import Study
+
+table = predictions_table
+
+
+def verdict(study: Study) -> str:
+    """How far the predictions are from the measurement, and where they are furthest."""
+    frame = predictions(study)
+    if frame.empty:
+        return "No run has both a prediction and a measurement."
+    worst = frame.iloc[int(frame["error"].abs().argmax())]
+    within = (frame["error"].abs() <= 0.05).mean()
+    return (
+        f"Of {len(frame)} predicted peaks, {within:.0%} are within 5 % of the measurement. The largest error is "
+        f"{worst['error']:+.1%}, of {worst['name']} in the phase {worst['phase'].replace('_', ' ')}."
+    )
+
+
+def plot(study: Study) -> Figure:
+    """What each arm's largest peak consists of, by model."""
+    return plot_at_peak(study, "role")

@@ -1,0 +1,147 @@
+"""Methods compared by final held-out accuracy, and what they cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sized
+
+import pandas as pd
+
+from bakeoff.report.claim import Claim, difference
+from bakeoff.report.memory import ledger, peaks
+from bakeoff.report.statistics import TIE, Estimate, mean_interval, paired_difference, paired_ratio, significance
+from bakeoff.report.study import ACCURACY, Study, outcome
+from bakeoff.report.tables import by_seed, estimates, first
+
+FEW = 4  # arms, up to which a verdict compares every pair
+SCORE, DISTANCE, CHANGE = "held-out greedy accuracy [95 %]", "difference from the best [95 %]", "a − b [95 %]"
+
+
+def table(study: Study) -> pd.DataFrame:
+    """The league: a row for each arm, best mean first, with its accuracy and its costs; unfinished arms come last."""
+    scores, distances, peak = estimates(study, ACCURACY), from_best(study), study.of("memory/peak_mb")
+    best, *_ = distances
+    rows = [
+        {
+            "method": name,
+            SCORE: scores[name].text(),
+            DISTANCE: "best mean" if name == best else distance.text("+"),
+            "seconds": by_seed(study, "progress/seconds", name).mean(),
+            "peak MB": peak[peak["name"] == name]["value"].max(),
+            "KL to the start (nats/sequence)": by_seed(study, "kl/reference_k3_per_sequence", name).mean(),
+        }
+        for name, distance in distances.items()
+    ]
+    lost = study.unfinished.drop_duplicates("name", keep="last")
+    lost = lost[~lost["name"].isin(study.arms)]
+    rows += [{"method": run["name"], SCORE: "–", DISTANCE: outcome(run)} for _, run in lost.iterrows()]
+    return pd.DataFrame(rows)
+
+
+def from_best(study: Study) -> dict[str, Estimate]:
+    """The paired difference of each arm's final accuracy from the highest mean, that arm first."""
+    values = {name: by_seed(study, ACCURACY, name) for name in study.arms}
+    order = sorted(values, key=lambda name: -values[name].mean())
+    return {name: paired_difference(values[name], values[order[0]]) for name in order}
+
+
+def differences(study: Study) -> pd.DataFrame:
+    """A row for each pair of arms: the paired difference of final accuracy, and which arm is significantly higher."""
+    rows = []
+    for a, b in itertools.combinations(study.arms, 2):
+        change = paired_difference(by_seed(study, ACCURACY, a), by_seed(study, ACCURACY, b))
+        rows.append({"a": a, "b": b, CHANGE: change.text("+"), "significance": significance(change, a, b)})
+    return pd.DataFrame(rows)
+
+
+def verdict(study: Study) -> str:
+    """Which methods differ significantly in final held-out accuracy, by how much, and at what cost in time."""
+    seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
+    cheap, dear = min(seconds, key=lambda n: seconds[n]), max(seconds, key=lambda n: seconds[n])
+    seeds = int(study.runs.groupby("name")["seed"].nunique().min())
+    start = float(first(study, ACCURACY)["value"].mean())
+    answer = all_pairs(study) if len(study.arms) <= FEW else all_against_best(study)
+    return (
+        f"{answer} All start at {start:.3f}. Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s "
+        f"with {dear}.\n\nThese data are of one task, one model and {seeds} seed{'s' * (seeds > 1)}. They say "
+        "nothing about other models, longer training or other hyperparameters; the order of the means is no ranking."
+    )
+
+
+def all_pairs(study: Study) -> str:
+    """Each pair of arms whose final accuracies differ significantly."""
+    pairs = differences(study)
+    decided = pairs[pairs["significance"] != TIE] if len(pairs) else pairs
+    if decided.empty:
+        return (
+            f"No difference in final held-out greedy accuracy is significant ({interval(study)}). {uncorrected(pairs)}"
+        )
+    named = "; ".join(f"{row['a']} − {row['b']} = {row[CHANGE]}" for _, row in decided.iterrows())
+    rest = len(pairs) - len(decided)
+    other = f" The other {rest} of {len(pairs)} pairs show {TIE}." if rest else ""
+    text = f"Significant differences in final held-out greedy accuracy ({interval(study)}): {named}.{other}"
+    return f"{text} {uncorrected(pairs)}"
+
+
+def all_against_best(study: Study) -> str:
+    """Which arms differ significantly from the one with the highest mean, and which do not."""
+    best, *others = distances = from_best(study)
+    lower = [name for name in others if distances[name].high < 0]
+    equal = [name for name in others if name not in lower]
+    return (
+        f"{best} has the highest mean of final held-out greedy accuracy, {estimates(study, ACCURACY)[best].text()}. "
+        f"Significantly lower ({interval(study)}): {', '.join(lower) or 'none'}. {TIE.capitalize()} from it: "
+        f"{', '.join(equal) or 'none'}. {uncorrected(others)}"
+    )
+
+
+def interval(study: Study) -> str:
+    """The interval that decides on significance."""
+    return f"paired 95 % interval over {study.runs.groupby('name')['seed'].nunique().min()} seeds"
+
+
+def uncorrected(comparisons: Sized) -> str:
+    """For how many comparisons the intervals are not widened."""
+    if len(comparisons) < 2:
+        return ""
+    return (
+        f"These {len(comparisons)} intervals are not corrected for multiplicity: were all methods equal, about one in "
+        "twenty would still exclude zero."
+    )
+
+
+def critic_over_actor(study: Study) -> Estimate:
+    """The memory held for the critic over that held for the actor, each at the peak of its own update."""
+    cells = ledger(study).query("name == 'ppo'").groupby(["role", "phase", "seed"])["mb"].sum()
+    return paired_ratio(cells["critic", "critic_update"], cells["actor", "actor_update"])
+
+
+def memory_saved(study: Study) -> Estimate:
+    """The share of PPO's largest peak that GRPO saves."""
+    largest = peaks(study).groupby(["name", "seed"], observed=True)["mb"].max()
+    return mean_interval(1 - largest["grpo"] / largest["ppo"])
+
+
+CLAIMS = [
+    Claim(
+        "9 GRPO",
+        "The critic costs as much memory as the actor",
+        "held for the critic ÷ held for the actor, in their updates",
+        critic_over_actor,
+        above=0.9,
+    ),
+    Claim(
+        "9 GRPO",
+        "Dropping the critic saves that memory",
+        "share of PPO's largest peak that GRPO saves",
+        memory_saved,
+        above=0.0,
+    ),
+    Claim(
+        "9 GRPO",
+        "at no loss of reward (a loss of 0.02 would be one)",
+        "final accuracy, GRPO − PPO",
+        difference("grpo", "ppo"),
+        above=-0.02,
+    ),
+]
