@@ -6,8 +6,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from jupyter_client.manager import AsyncKernelManager
 
 from bakeoff.config import Config, register
 from bakeoff.loop import Loop, update_once
@@ -26,7 +24,6 @@ from bakeoff.model.policy import Policy
 from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.report.__main__ import main as bakeoff_report
-from bakeoff.report.render import kernel
 from bakeoff.run import Run
 from bakeoff.start import prepare, start
 from bakeoff.validation import to_config
@@ -79,23 +76,13 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture(scope="session")
-def notebooks() -> Iterator[AsyncKernelManager]:
-    """A kernel for all reports of the session: its start takes longer than a page of a small study."""
-    os.environ["SOURCE_DATE_EPOCH"] = "0"
-    with kernel() as manager:
-        yield manager
-
-
 @pytest.fixture
 def report(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    notebooks: AsyncKernelManager,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `bakeoff-report …` in that folder, but in this process, which has imported everything already."""
-    monkeypatch.setattr("bakeoff.report.__main__.kernel", lambda: nullcontext(notebooks))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
