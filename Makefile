@@ -27,7 +27,7 @@ tuning: $(READY)  ## the rates of the three methods of the headline, equally man
 	$(BIN)/bakeoff-report tuning --sweeps 3
 
 claims: $(READY)  ## every study that a claim needs (about an hour and a half), and the page of claims
-	for study in methods baselines sample_reuse clip_vs_adaptive gradient_quality advantage_quality rlhf all_methods; \
+	for study in $$($(BIN)/python -c 'from bakeoff.report.page import all_claims; print(*{study for study, _ in all_claims()})'); \
 	do $(BIN)/bakeoff sweeps=$$study || exit 1; done
 	$(BIN)/bakeoff-report claims
 
