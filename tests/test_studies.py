@@ -12,7 +12,7 @@ from bakeoff.__main__ import resumed
 from bakeoff.arms import Job, arms_of, grid, job_name, job_names, settings_of
 from bakeoff.config import Tuned, config_id, searchpath
 from bakeoff.errors import UserError
-from bakeoff.paths import ANALYSIS, CONF, ROOT, SWEEPS, study_file, study_folders, study_names
+from bakeoff.paths import CONF, ROOT, SWEEPS, page_file, study_file, study_folders, study_names
 from tests.conftest import compose
 
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
@@ -40,10 +40,10 @@ def sweeper(arms=None, **params):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_asks_a_question_has_a_notebook_and_jobs_that_can_run(name):
+def test_every_study_asks_a_question_has_a_page_and_jobs_that_can_run(name):
     config = study(name)
     assert config.study.question.endswith("?")
-    assert (ANALYSIS / f"{config.study.notebook}.ipynb").is_file()
+    assert page_file(name).is_file()
     if config.hydra.sweeper.search:
         assert config.hydra.sweeper.search.n_trials >= 8
         compose(f"sweeps={name}")

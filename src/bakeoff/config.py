@@ -96,13 +96,11 @@ class Study:
 
     tuning_seeds   seeds on which its values were chosen, apart from those that it reports
     varies         keys that differ between arms on purpose; reports do not flag them as unmatched
-    notebook       name of the notebook in analysis/ that reports it
     """
 
     question: str = ""
     tuning_seeds: list[int] = field(default_factory=list)
     varies: list[str] = field(default_factory=list)
-    notebook: str = "methods"
 
 
 @dataclass

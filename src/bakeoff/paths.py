@@ -33,6 +33,12 @@ def study_names() -> list[str]:
     return sorted(found - {"none"})
 
 
+def page_file(study: str) -> Path | None:
+    """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither."""
+    shipped = _PACKAGE / "report" / "pages" / f"{study}.py"
+    return study_file("pages", f"{study}.py") or (shipped if shipped.is_file() else None)
+
+
 def cache() -> Path:
     """The folder that keeps supervised starts and fetched weights: $BAKEOFF_CACHE or ~/.cache/bakeoff."""
     return Path(os.environ.get("BAKEOFF_CACHE", "~/.cache/bakeoff")).expanduser()

@@ -15,7 +15,7 @@ from rich.console import Console
 from bakeoff.arms import Job, job_names
 from bakeoff.config import Config
 from bakeoff.errors import UserError
-from bakeoff.paths import study_file, study_folders
+from bakeoff.paths import page_file, study_folders
 from bakeoff.progress import read, watching
 from bakeoff.tracking import Tracker, commit, start_run
 from bakeoff.validation import to_config
@@ -42,7 +42,7 @@ def run_sweep(config: DictConfig, loader: ConfigLoader, jobs: list[Job], launch:
     study, folder, console = study_of(config.hydra), Path(config.hydra.sweep.dir), Console()
     different = list(dict.fromkeys(tuple(job.overrides) for job in jobs))  # trials of a search share theirs
     first, *_ = [composed(loader, config, list(overrides)) for overrides in different]
-    check_study(study, first)
+    check_study(study)
     folder.mkdir(parents=True, exist_ok=True)
     tracker = start_parent(study, first, folder, len(jobs))
     console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {folder}", highlight=False)
@@ -70,17 +70,15 @@ def check_tuned(overrides: list[str], config: Config) -> None:
         raise UserError(f"unknown choice tuned={name}; choose a file of conf/tuned, or tuned=none for the defaults.")
 
 
-def check_study(study: str, config: Config) -> None:
-    """Raises UserError if two studies have this name, or if the study's notebook does not exist."""
+def check_study(study: str) -> None:
+    """Raises UserError if two studies have this name, or if the study has no page."""
     files = [path for folder in study_folders() if (path := folder / "sweeps" / f"{study}.yaml").is_file()]
     if len(files) > 1:
         raise UserError(f"two studies are named {study}: {files[0]} and {files[1]}; rename one of them.")
-    notebook = f"{config.study.notebook}.ipynb"
-    if study and not study_file("analysis", notebook):
-        folders = " or ".join(str(folder / "analysis") for folder in study_folders())
+    if study and page_file(study) is None:
         raise UserError(
-            f"study.notebook is '{config.study.notebook}', but {notebook} does not exist in {folders}; write it, or "
-            "choose a notebook that exists."
+            f"the study '{study}' has no page; write {study_folders()[0] / 'pages' / f'{study}.py'}, as "
+            "docs/studies.md shows."
         )
 
 
@@ -88,7 +86,6 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
     """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
     name = study or "sweep"
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
-    tags["notebook"] = config.study.notebook
     tags["mlflow.note.content"] = (
         f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "

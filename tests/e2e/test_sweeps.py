@@ -95,7 +95,6 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
         (["sweeps=critic", "arm=critic_none", "hydra.mode=RUN"], ["arm=critic_none needs a sweep"]),
         (["tuned=sort_tiny/typo"], ["unknown choice tuned=sort_tiny/typo"]),
         (["sweeps=methods", "tuned=sort_tiny/typo"], ["unknown choice tuned=sort_tiny/typo"]),
-        (["sweeps=methods", "study.notebook=typo"], ["study.notebook is 'typo', but typo.ipynb does not exist"]),
         (["-m", "seed=interval(1,2)"], ["seed=interval(1,2) is an interval"]),
         (["batch.group_size=1"], ["batch.group_size is 1", "at least 2"]),
         (["algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999", "at most"]),
@@ -246,7 +245,7 @@ def test_a_run_carries_its_arm_and_how_its_values_were_tuned(command, tmp_path):
 
 
 MINE = """# @package _global_
-study: {question: "Is it mine?", notebook: mine}
+study: {question: "Is it mine?"}
 hydra:
   mode: MULTIRUN
   sweeper:
@@ -258,11 +257,11 @@ hydra:
 
 
 def own_study(folder: Path) -> Path:
-    """A user's folder with a study, its notebook and a method of theirs."""
-    for name in ("sweeps", "analysis", "conf/algorithm"):
+    """A user's folder with a study, its page and a method of theirs."""
+    for name in ("sweeps", "pages", "conf/algorithm"):
         (folder / name).mkdir(parents=True)
     (folder / "sweeps" / "mine.yaml").write_text(MINE)
-    (folder / "analysis" / "mine.ipynb").touch()
+    (folder / "pages" / "mine.py").write_text("from bakeoff.report.pages.methods import table, verdict")
     (folder / "conf" / "algorithm" / "my_method.yaml").write_text((CONF / "algorithm" / "rloo.yaml").read_text())
     return folder
 
@@ -284,11 +283,11 @@ def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda folder: (folder / "analysis" / "mine.ipynb").unlink(), ["study.notebook is 'mine'"]),
+        (lambda folder: (folder / "pages" / "mine.py").unlink(), ["the study 'mine' has no page; write", "mine.py"]),
         (lambda folder: (folder / "sweeps" / "mine.yaml").rename(folder / "sweeps" / "methods.yaml"), ["two studies"]),
         (lambda folder: (folder / "sweeps" / "mine.yaml").write_text("study: {"), ["not valid YAML", "mine.yaml"]),
     ],
-    ids=["no notebook", "a name that is taken", "not YAML"],
+    ids=["no page", "a name that is taken", "not YAML"],
 )
 def test_a_mistake_in_a_users_study_gets_one_sentence(change, words, monkeypatch, capsys, tmp_path):
     change(own_study(tmp_path))

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bakeoff.paths import study_names
 from bakeoff.report import across_seeds, claims
 from bakeoff.report.claim import Claim
 from bakeoff.report.matching import matched
-from bakeoff.report.page import all_claims, page_of, studies
+from bakeoff.report.page import all_claims, page_of
 from bakeoff.report.pages import (
     advantage_quality,
     clip_vs_adaptive,
@@ -317,7 +318,7 @@ def test_where_selects_runs_and_refuses_what_selects_none(store, report, monkeyp
 
 
 def test_every_sweep_has_a_page_and_a_notebook():
-    for name in studies():
+    for name in study_names():
         assert page_of(name).notebook.is_file()
 
 

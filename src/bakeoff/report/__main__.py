@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bakeoff.errors import UserError, fail
-from bakeoff.paths import ANALYSIS
+from bakeoff.paths import ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
 from bakeoff.report.matching import mismatches
-from bakeoff.report.page import Page, all_claims, page_of, studies
+from bakeoff.report.page import Page, all_claims, page_of
 from bakeoff.report.render import execute, figures, to_html
 from bakeoff.report.store import default_tracking, load_study
 from bakeoff.report.study import Study, write_study
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         if arguments.sweeps < 1:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
-        if arguments.study not in (names := [*studies(), CLAIMS]):
+        if arguments.study not in (names := [*study_names(), CLAIMS]):
             raise UserError(f"there is no study '{arguments.study}' in sweeps/; the studies are {', '.join(names)}.")
         with console.status("reading the store, running notebooks"):
             if arguments.all:
@@ -63,7 +63,7 @@ def main() -> None:
 
 def report_all(out: Path, where: str, console: Console) -> None:
     """The page of every study that the store holds, and the page of claims unless `where` selects runs."""
-    held = held_studies(studies(), where, console)
+    held = held_studies(study_names(), where, console)
     if not held:
         raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
     pages = [page_of(study.name) for study in held]

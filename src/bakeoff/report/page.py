@@ -1,8 +1,8 @@
 """The page of a study, found by the study's name: sweeps/X.yaml, analysis/X.ipynb, and the code pages/X.py.
 
-The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences; besides, if it likes, `CLAIMS`, the
-claims that the study tests, and `NOTEBOOK`, the name of another study's notebook that it shares. A user's files lie in
-the user's folder and come first; the code of the studies that are shipped is in this package.
+The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences. It may have `CLAIMS`, the claims
+that the study tests, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's files stand in the user's
+folder and come first; the pages of the shipped studies are in this package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import ModuleType
 import pandas as pd
 
 from bakeoff.errors import UserError
-from bakeoff.paths import study_file, study_folders
+from bakeoff.paths import page_file, study_file, study_folders
 from bakeoff.report.claim import Claim
 from bakeoff.report.matching import warning
 from bakeoff.report.study import Study
@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parent / "pages"
 
 @dataclass(frozen=True)
 class Page:
-    """A study's page: its code and what the report calls of it."""
+    """A study's page: its code, and the functions that the report calls."""
 
     study: str
     code: ModuleType
@@ -53,13 +53,13 @@ def page_of(study: str) -> Page:
 
 
 def page_code(study: str) -> ModuleType:
-    """The module pages/<study>.py, the user's or ours; raises UserError where neither exists."""
-    own = study_file("pages", f"{study}.py")
-    if own is None and not (SHIPPED / f"{study}.py").is_file():
+    """The module pages/STUDY.py, the user's or ours; raises UserError where neither exists."""
+    path = page_file(study)
+    if path is None:
         raise UserError(f"the study '{study}' has no page: {where('pages', f'{study}.py')} is missing.")
-    if own is None:
+    if path.parent == SHIPPED:
         return importlib.import_module(f"bakeoff.report.pages.{study}")
-    spec = importlib.util.spec_from_file_location(f"page_{study}", own)
+    spec = importlib.util.spec_from_file_location(f"page_{study}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -68,18 +68,12 @@ def page_code(study: str) -> ModuleType:
 
 
 def where(kind: str, name: str) -> Path:
-    """Where a study's file is expected: in the user's folder."""
+    """Path at which a study's file is expected in the user's folder."""
     return study_folders()[0] / kind / name
 
 
-def studies() -> list[str]:
-    """The names of all studies: the files of sweeps/, the user's and ours."""
-    found = {path.stem for folder in study_folders() for path in (folder / "sweeps").glob("*.yaml")}
-    return sorted(found - {"none"})
-
-
 def all_claims() -> list[tuple[str, Claim]]:
-    """Every claim and the study that tests it, from every page that there is, in the order of their steps."""
+    """Every claim of every page, and the study that tests it, in the order of their steps."""
     folders = [*(folder / "pages" for folder in study_folders()), SHIPPED]
     pages = {path.stem for folder in folders for path in folder.glob("*.py")} - {"__init__"}
     claims = [(study, claim) for study in sorted(pages) for claim in getattr(page_code(study), "CLAIMS", [])]
