@@ -12,7 +12,7 @@ bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
 	$(BIN)/bakeoff-report methods
 
-league: $(READY)  ## every method at equal samples: twenty minutes or so, and the table of README
+league: $(READY)  ## every method at equal samples: twenty minutes or so, and the table of docs/results.md
 	$(BIN)/bakeoff sweeps=all_methods
 	$(BIN)/bakeoff-report all_methods
 
@@ -57,6 +57,7 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 	$(BIN)/bakeoff sweeps=memory_group
 	$(BIN)/bakeoff sweeps=critic
 	$(BIN)/bakeoff-report critic
+	$(BIN)/bakeoff-report memory_group
 
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m bakeoff.bench --device $(DEVICE)

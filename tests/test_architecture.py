@@ -10,7 +10,8 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "paths", "randomness"},
+    {"errors", "randomness"},
+    {"paths"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
     {"measure"},

@@ -192,6 +192,16 @@ def test_the_users_folder_is_searched_before_the_packages(tmp_path, monkeypatch)
     assert searchpath() == [f"file://{tmp_path / 'conf'}", f"file://{tmp_path}", f"file://{ROOT}"]
     assert study_names() == sorted([*STUDIES, "mine"])
     assert study_file("sweeps", "mine.yaml") == tmp_path / "sweeps" / "mine.yaml"
+    for kind, name, find in (
+        ("sweeps", "methods.yaml", lambda: study_file("sweeps", "methods.yaml")),
+        ("analysis", "methods.ipynb", lambda: study_file("analysis", "methods.ipynb")),
+        ("pages", "methods.py", lambda: page_file("methods")),
+    ):
+        assert find().is_file()
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / name).touch()
+        with pytest.raises(UserError, match=f"{kind}/{name}"):
+            find()
     monkeypatch.chdir(ROOT)
     assert study_folders() == [ROOT], "in a checkout both are one"
     monkeypatch.setenv("BAKEOFF_STUDIES", str(tmp_path))

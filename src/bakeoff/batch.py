@@ -228,7 +228,7 @@ class Rewards:
 
 @dataclass
 class Tokens:
-    """Tokens of a minibatch as a ratio and an objective read them, all [S, T]; log-probs are zero on padding.
+    """Tokens of a micro-batch as a ratio and an objective read them, all [S, T]; log-probs are zero on padding.
 
     logprobs     log π_θ; carries gradient
     behaviour    log π_old

@@ -138,7 +138,7 @@ def memory(check: Check) -> Iterator[Line]:
 
 
 def decoding(check: Check) -> Iterator[Line]:
-    """The time of a decoded token, and the distance of the engine's log-probs from the training forward's."""
+    """Milliseconds per decoded token, and the distance of the engine's log-probs from the training forward's."""
     scale, model = check.scale, check.scale.models[-1]
     loop = started(check.long())
     actor, device = loop.learner.actor, loop.phases.device

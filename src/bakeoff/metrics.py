@@ -144,8 +144,9 @@ def metrics_table() -> str:
     """docs/metrics.md."""
     head = """# Metrics
 
-Every run logs these, under these names, once per update (`eval/*` where it evaluates). `*` stands for a phase or a
-reward function; `critic/*` exists where there is a critic. `make docs` writes this page from `bakeoff/metrics.py`.
+A run logs these once per update, `eval/*` where it evaluates, `gradient/*` and `advantage/*` in the mode of that
+name. `*` stands for a phase or a reward function; `critic/*` exists where there is a critic. `make docs` writes this
+page from `bakeoff/metrics.py`.
 
 | metric | unit | definition |
 |---|---|---|

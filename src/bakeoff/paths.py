@@ -8,23 +8,36 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bakeoff.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1]
 CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
 ANALYSIS = ROOT / "analysis"
+PAGES = _PACKAGE / "report" / "pages"
 
 
 def study_folders() -> list[Path]:
-    """Folders with sweeps/ and analysis/: the user's ($BAKEOFF_STUDIES or the working folder), then the package's."""
+    """Folders with sweeps/ and the like: the user's ($BAKEOFF_STUDIES or the working folder), then the package's."""
     own = Path(os.environ.get("BAKEOFF_STUDIES", ".")).expanduser().resolve()
     return list(dict.fromkeys((own, ROOT)))
 
 
 def study_file(kind: str, name: str) -> Path | None:
-    """The first file kind/name in a folder of studies, as of ("sweeps", "methods.yaml"); none if there is none."""
-    found = (folder / kind / name for folder in study_folders())
-    return next((path for path in found if path.is_file()), None)
+    """The file kind/name of a study, as of ("sweeps", "methods.yaml"); none if there is none.
+
+    Raises UserError if the user's folder and the package both have one: neither replaces the other silently.
+    """
+    return only_one([folder / kind / name for folder in study_folders()])
+
+
+def only_one(places: list[Path]) -> Path | None:
+    """The place at which there is a file, none if there is none; raises UserError if there are two."""
+    found = [path for path in places if path.is_file()]
+    if len(found) > 1:
+        raise UserError(f"two studies share a file name: {found[0]} and {found[1]}; rename yours.")
+    return found[0] if found else None
 
 
 def study_names() -> list[str]:
@@ -35,8 +48,8 @@ def study_names() -> list[str]:
 
 def page_file(study: str) -> Path | None:
     """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither."""
-    shipped = _PACKAGE / "report" / "pages" / f"{study}.py"
-    return study_file("pages", f"{study}.py") or (shipped if shipped.is_file() else None)
+    name = f"{study}.py"
+    return only_one([study_folders()[0] / "pages" / name, PAGES / name])
 
 
 def cache() -> Path:

@@ -15,7 +15,7 @@ from rich.console import Console
 from bakeoff.arms import Job, job_names
 from bakeoff.config import Config
 from bakeoff.errors import UserError
-from bakeoff.paths import page_file, study_folders
+from bakeoff.paths import page_file, study_file, study_folders
 from bakeoff.progress import read, watching
 from bakeoff.tracking import Tracker, commit, start_run
 from bakeoff.validation import to_config
@@ -71,11 +71,11 @@ def check_tuned(overrides: list[str], config: Config) -> None:
 
 
 def check_study(study: str) -> None:
-    """Raises UserError if two studies have this name, or if the study has no page."""
-    files = [path for folder in study_folders() if (path := folder / "sweeps" / f"{study}.yaml").is_file()]
-    if len(files) > 1:
-        raise UserError(f"two studies are named {study}: {files[0]} and {files[1]}; rename one of them.")
-    if study and page_file(study) is None:
+    """Raises UserError if two studies have this name, or if no code makes the page of this study."""
+    if not study:
+        return
+    study_file("sweeps", f"{study}.yaml")
+    if page_file(study) is None:
         raise UserError(
             f"the study '{study}' has no page; write {study_folders()[0] / 'pages' / f'{study}.py'}, as "
             "docs/studies.md shows."
@@ -114,9 +114,10 @@ def all_finish(folders: dict[str, Path]) -> Iterator[None]:
     ]
     if unfinished:
         sweep = next(iter(folders.values())).parent
+        cause = f"; the sweep stopped with {type(failure).__name__}: {failure}" if failure is not None else ""
         raise UserError(
-            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished)}; to finish them, rerun "
-            f"the same command with hydra.sweep.dir={sweep}."
+            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished)}{cause}; to finish them, "
+            f"rerun the same command with hydra.sweep.dir={sweep}."
         ) from failure
     if failure is not None:
         raise failure

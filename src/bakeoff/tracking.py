@@ -43,7 +43,12 @@ for noisy in ("alembic", "mlflow"):
 
 @dataclass
 class Tracking:
-    """uri: of the MLflow store; completions_every: updates between tables of completions, of so many rows."""
+    """Where a run is logged.
+
+    uri                 of the MLflow store
+    completions_every   number of updates between two tables of completions
+    completions_rows    number of rows of such a table
+    """
 
     uri: str = MISSING
     experiment: str = "bakeoff"
@@ -68,13 +73,13 @@ class Tracker:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the metrics that wait, as many calls as the store's limit of 1000 asks for."""
+        """Writes the waiting metrics, at most 1000 per call, which is MLflow's limit."""
         for start in range(0, len(self._waiting), 1000):
             self.client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
         self._waiting, self._flushed = [], time.time()
 
     def params(self, values: dict[str, Any]) -> None:
-        """Parameters, as many calls as the store's limit of 100 asks for."""
+        """Writes parameters, at most 100 per call, which is MLflow's limit."""
         params = [Param(key, str(value)[:5000]) for key, value in values.items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.run_id, params=params[start : start + 100])
@@ -197,7 +202,7 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
 
 
 def start_run(tracking: Tracking, name: str, tags: dict[str, str], resume: str | None = None) -> Tracker:
-    """A new run, or the run `resume` set going again."""
+    """A new run, or the resumed run `resume`."""
     client, experiment = open_store(tracking)
     if resume is not None:
         try:
@@ -218,6 +223,6 @@ def commit() -> str:
             text=True,
             timeout=10,
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return described.stdout.strip()

@@ -126,8 +126,9 @@ def impossible_methods(config: Config) -> Iterator[str]:
         )
     if algorithm.objective.fresh_only and uses > 1:
         yield (
-            f"algorithm.optimizer takes {uses} steps per rollout, but algorithm/objective=reinforce has no ratio and "
-            "takes fresh samples only; choose algorithm/optimizer=adam_once, or an objective with a ratio."
+            f"algorithm.optimizer takes {uses} steps per rollout, but algorithm/objective="
+            f"{option(config, 'objective')} has no ratio and takes fresh samples only; choose "
+            "algorithm/optimizer=adam_once, or an objective with a ratio."
         )
     if algorithm.ratio.of_sequences and algorithm.kl_to_behaviour.beta > 0:
         yield (

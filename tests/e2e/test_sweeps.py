@@ -169,7 +169,7 @@ def test_the_reward_models_stage_alone(command, tmp_path):
     few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3", "sft.steps=3"]
     ran = command(*few, module="bakeoff.reward_model")
     assert ran.returncode == 0, ran.stderr
-    assert "held-out pairs ranked right" in ran.stdout
+    assert "of 16 held-out pairs right" in ran.stdout
     _, (run,) = runs_in(tmp_path)
     assert run.info.status == "FINISHED"
     assert 0 <= run.data.metrics["reward_model/heldout_pair_accuracy"] <= 1
@@ -284,7 +284,10 @@ def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command
     ("change", "words"),
     [
         (lambda folder: (folder / "pages" / "mine.py").unlink(), ["the study 'mine' has no page; write", "mine.py"]),
-        (lambda folder: (folder / "sweeps" / "mine.yaml").rename(folder / "sweeps" / "methods.yaml"), ["two studies"]),
+        (
+            lambda folder: (folder / "sweeps" / "mine.yaml").rename(folder / "sweeps" / "methods.yaml"),
+            ["two studies share a file name", "rename yours"],
+        ),
         (lambda folder: (folder / "sweeps" / "mine.yaml").write_text("study: {"), ["not valid YAML", "mine.yaml"]),
     ],
     ids=["no page", "a name that is taken", "not YAML"],

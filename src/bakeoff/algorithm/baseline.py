@@ -18,8 +18,8 @@ from bakeoff.batch import Rewards
 class Baseline:
     """No baseline.
 
-    smallest_group          number of completions a prompt that it needs
-    needs_greedy            it reads the score of a greedy completion, one more that is sampled
+    smallest_group          minimum number of completions per prompt
+    needs_greedy            it reads the score of a greedy completion, which costs one additional completion per prompt
     needs_process_rewards   it reads the scores of steps
     """
 
@@ -65,7 +65,7 @@ class LeaveOneOut(Baseline):
 
 @dataclass
 class Greedy(Baseline):
-    """The score of the prompt's greedy completion, one more that is sampled: Li et al. 2023 (ReMax) eq. 5."""
+    """The score of the prompt's greedy completion, which is an additional one: Li et al. 2023 (ReMax) eq. 5."""
 
     needs_greedy: ClassVar[bool] = True
 

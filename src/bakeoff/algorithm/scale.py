@@ -16,7 +16,7 @@ from bakeoff.batch import Rewards, masked_mean
 class Scale:
     """Leaves advantages unchanged.
 
-    smallest_group          number of completions a prompt that it needs
+    smallest_group          minimum number of completions per prompt
     needs_process_rewards   it reads the scores of steps
     """
 

@@ -1,8 +1,8 @@
 """The page of a study, found by the study's name: sweeps/X.yaml, analysis/X.ipynb, and the code pages/X.py.
 
 The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences. It may have `CLAIMS`, the claims
-that the study tests, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's files stand in the user's
-folder and come first; the pages of the shipped studies are in this package.
+that the study tests, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's files stand in the
+user's folder; the pages of the shipped studies are in this package.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from types import ModuleType
 import pandas as pd
 
 from bakeoff.errors import UserError
-from bakeoff.paths import page_file, study_file, study_folders
+from bakeoff.paths import PAGES, page_file, study_file, study_folders, study_names
 from bakeoff.report.claim import Claim
 from bakeoff.report.matching import warning
 from bakeoff.report.study import Study
-
-SHIPPED = Path(__file__).parent / "pages"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def page_code(study: str) -> ModuleType:
     path = page_file(study)
     if path is None:
         raise UserError(f"the study '{study}' has no page: {where('pages', f'{study}.py')} is missing.")
-    if path.parent == SHIPPED:
+    if path.parent == PAGES:
         return importlib.import_module(f"bakeoff.report.pages.{study}")
     spec = importlib.util.spec_from_file_location(f"page_{study}", path)
     assert spec is not None
@@ -74,9 +72,8 @@ def where(kind: str, name: str) -> Path:
 
 def all_claims() -> list[tuple[str, Claim]]:
     """Every claim of every page, and the study that tests it, in the order of their steps."""
-    folders = [*(folder / "pages" for folder in study_folders()), SHIPPED]
-    pages = {path.stem for folder in folders for path in folder.glob("*.py")} - {"__init__"}
-    claims = [(study, claim) for study in sorted(pages) for claim in getattr(page_code(study), "CLAIMS", [])]
+    pages = [study for study in study_names() if page_file(study)]
+    claims = [(study, claim) for study in pages for claim in getattr(page_code(study), "CLAIMS", [])]
     return sorted(claims, key=lambda each: step_number(each[1].step))
 
 
