@@ -17,15 +17,25 @@ def tracking(folder: Path) -> Tracking:
     return Tracking(uri=f"sqlite:///{folder / 'mlflow.db'}")
 
 
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=tracking(folder).uri)
+
+
+def named(run: Run) -> pd.DataFrame:
+    """The run as a study's frame of one row."""
+    return store.runs_frame([run]).assign(name="run")
+
+
 def only_run(folder: Path) -> Run:
-    client = MlflowClient(tracking_uri=tracking(folder).uri)
+    client = client_of(folder)
     (run,) = client.search_runs([client.get_experiment_by_name("bakeoff").experiment_id])
     return run
 
 
 def history(folder: Path) -> pd.Series:
     """Every metric that the configuration determines: all but time, speed and memory."""
-    frame = store.metrics_frame(tracking(folder), [only_run(folder)])
+    run = only_run(folder)
+    frame = store.metrics_frame(client_of(folder), [run], named(run))
     frame = frame.astype({"metric": str})  # categories include metrics of time and memory, which may differ
     frame = frame[~frame["metric"].str.startswith(NOT_REPRODUCIBLE)]
     return frame.set_index(["metric", "step"])["value"].sort_index()

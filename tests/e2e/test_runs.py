@@ -15,7 +15,7 @@ from bakeoff.metrics import METRICS
 from bakeoff.report import store
 from tests.commands import call, dies_in_update, start
 from tests.conftest import known
-from tests.stored import history, only_run, tracking
+from tests.stored import client_of, history, named, only_run
 
 SHORT = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
@@ -44,7 +44,7 @@ def test_a_run_logs_its_tags_parameters_and_completions(finished, name):
     assert {"config_id", "start", "seed", "task", "model", "commit", "device", "tuned"} <= set(run.data.tags)
     assert run.data.params["choice/algorithm/kl_to_behaviour"] == ("adaptive_penalty" if name == "ppo_kl" else "none")
     assert run.data.params["batch.group_size"] == "4"
-    table = store.completions_frame(tracking(finished[name]), run.info.run_id)
+    table = store.completions_frame(client_of(finished[name]), named(run))
     assert len(table) == 4
     assert table["prompt"].str.fullmatch(r"\d{10}=").all()
 
