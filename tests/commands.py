@@ -30,10 +30,10 @@ SERVER.set_forkserver_preload(
 
 
 def start(
-    module: str, arguments: tuple[str, ...], cwd: Path, told: Path, *before: Callable[[], None]
+    module: str, arguments: tuple[str, ...], cwd: Path, output: Path, *before: Callable[[], None]
 ) -> multiprocessing.context.ForkServerProcess:
-    """Starts a command in `cwd`, with output in the folder `told`; its process first calls the functions `before`."""
-    process = SERVER.Process(target=perform, args=(module, arguments, cwd, dict(os.environ), told, before))
+    """Starts a command in `cwd`, with output in the folder `output`; its process first calls the functions `before`."""
+    process = SERVER.Process(target=perform, args=(module, arguments, cwd, dict(os.environ), output, before))
     process.start()
     return process
 
@@ -43,7 +43,7 @@ def perform(
     arguments: tuple[str, ...],
     cwd: Path,
     environment: dict[str, str],
-    told: Path,
+    output: Path,
     before: tuple[Callable[[], None], ...],
 ) -> None:
     """Runs the console script of the command in this process."""
@@ -51,7 +51,7 @@ def perform(
     os.environ.update(environment)
     os.chdir(cwd)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(told / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [module, *arguments]
     for function in before:
         function()
@@ -72,14 +72,14 @@ def call(
     if not (cwd / "mlflow.db").exists():
         shutil.copy(empty_store(), cwd / "mlflow.db")
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder)
-        process = start(module, arguments, cwd, told, *before)
+        output = Path(folder)
+        process = start(module, arguments, cwd, output, *before)
         process.join(300)
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"{module} {' '.join(arguments)} has not ended after 300 s")
-        said = [(told / name).read_text() for name in ("stdout", "stderr")]
-        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+        texts = [(output / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
 @cache

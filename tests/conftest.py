@@ -11,22 +11,20 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from bakeoff import validation
 from bakeoff.config import Config, register
 from bakeoff.loop import Loop, update_once
 from bakeoff.metrics import update_metrics
 from bakeoff.model.build import build
 from bakeoff.model.policy import Policy
-from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.report.__main__ import main as bakeoff_report
 from bakeoff.run import Run
 from bakeoff.start import prepare, start
-from bakeoff.validation import to_config
 from tests.commands import call
 
 register()
@@ -54,8 +52,7 @@ def compose(*overrides: str) -> Config:
 def composed(overrides: tuple[str, ...]) -> Config:
     """Composed once, since that takes longer than most tests."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(hydra.compose("config", overrides=list(overrides)))
+    return validation.compose(overrides)
 
 
 @pytest.fixture(scope="session")

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
 
-import hydra
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.config import Config, register
+from bakeoff.config import register
 from bakeoff.device import choose_device, device_name
 from bakeoff.errors import UserError
 from bakeoff.loop import update_once
 from bakeoff.measure import PHASES, TRAINING
-from bakeoff.paths import CONF
 from bakeoff.start import prepare, start
-from bakeoff.validation import to_config
+from bakeoff.validation import compose
 
 REUSE = ["algorithm.optimizer.epochs=2", "algorithm.optimizer.minibatches=2"]  # fixed, whatever the tuned values are
 CRITIC = [override.replace("optimizer", "critic.optimizer", 1) for override in REUSE]
 METHODS = {"grpo": REUSE, "ppo": REUSE + CRITIC, "ppo_kl": REUSE + CRITIC}
 UPDATES, WARM_UP = 20, 3
-
-
-def compose(overrides: Sequence[str]) -> Config:
-    """The checked configuration of a command line."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(hydra.compose("config", overrides=list(overrides)))
 
 
 def seconds(method: str, device: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
 from bakeoff.batch import Rollout, select
-from bakeoff.bench import compose, with_device
+from bakeoff.bench import with_device
 from bakeoff.config import Budget, Config, register
 from bakeoff.device import HOST, choose_device, describe_device, wait_for
 from bakeoff.engine.engine import roll_out
@@ -34,6 +34,7 @@ from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.predict import predict
 from bakeoff.start import prepare, start
 from bakeoff.tracking import commit
+from bakeoff.validation import compose
 
 
 @dataclass

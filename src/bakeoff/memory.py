@@ -14,11 +14,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bakeoff.arms import Arms, arms_of, overrides_of
-from bakeoff.config import Config, register
+from bakeoff.config import register
 from bakeoff.errors import MISTAKES, fail
 from bakeoff.paths import CONF
 from bakeoff.predict import UNKNOWN_LENGTH, predict
-from bakeoff.validation import to_config
+from bakeoff.validation import compose
 
 USAGE = """bakeoff-memory [key=value …]
 
@@ -48,12 +48,6 @@ GROUPS = [str(2**power) for power in range(1, 9)]
 COMPLETIONS = [str(2**power) for power in range(6, 15)]
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """The checked configuration of a command line, as a prediction."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(hydra.compose("config", overrides=["mode=predict", *overrides]))
-
-
 def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
     """The last of ascending values that fits, by bisection; `none` where not even the first does."""
     low, high = -1, len(values)
@@ -77,7 +71,7 @@ def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides
     register()
 
     def fits(override: str) -> bool:
-        settings = [f"model={model}", "task=largest", *overrides, *own, override]
+        settings = ["mode=predict", f"model={model}", "task=largest", *overrides, *own, override]
         try:
             predict(compose(settings), gigabytes * 1e9)
         except torch.OutOfMemoryError:
@@ -99,7 +93,7 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     model = next((o.removeprefix("model=") for o in overrides if o.startswith("model=")), "qwen2_5_1_5b")
     rest = [o for o in overrides if o != swept and not o.startswith("model=")]
     key, _, values = swept.partition("=")
-    config = compose([f"model={model}", "task=largest", *rest])
+    config = compose(["mode=predict", f"model={model}", "task=largest", *rest])
     prompt, completion = config.lengths.prompt or UNKNOWN_LENGTH, config.lengths.completion or UNKNOWN_LENGTH
     table = Table(
         title=f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, "

@@ -8,13 +8,14 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from bakeoff.bench import compose, with_device
+from bakeoff.bench import with_device
 from bakeoff.config import Config, register
 from bakeoff.device import choose_device, device_name
 from bakeoff.loop import update_once
 from bakeoff.paths import CONF
 from bakeoff.predict import predict
 from bakeoff.start import prepare, start
+from bakeoff.validation import compose
 
 PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
 BATCH = ["tuned=none", "sft.steps=0", "threads=1", "batch.prompts=16", "batch.group_size=4"]

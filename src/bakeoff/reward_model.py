@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from rich.console import Console
 from rich.table import Table
 
@@ -15,10 +14,9 @@ from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
 from bakeoff.model.weights import weights_hash
 from bakeoff.outcome import divergence_named
-from bakeoff.paths import CONF
 from bakeoff.start import collector_of, prepare
 from bakeoff.tracking import commit, start_run
-from bakeoff.validation import to_config
+from bakeoff.validation import compose
 
 USAGE = """bakeoff-reward-model [key=value …]
 
@@ -37,9 +35,7 @@ def main() -> None:
     register()
     console = Console()
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = to_config(hydra.compose("config", overrides=["reward=learned", *sys.argv[1:]]))
-        quality = run(config, console)
+        quality = run(compose(["reward=learned", *sys.argv[1:]]), console)
     except MISTAKES as error:
         fail(error, "bakeoff-reward-model")
     console.print(calibration_table(quality))

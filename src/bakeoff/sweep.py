@@ -74,7 +74,7 @@ def check_study(study: str) -> None:
     """Raises UserError if two studies have this name, or if no code makes the page of this study."""
     if not study:
         return
-    study_file("sweeps", f"{study}.yaml")
+    study_file("sweeps", f"{study}.yaml")  # raises where the user and the package both have one
     if page_file(study) is None:
         raise UserError(
             f"the study '{study}' has no page; write {study_folders()[0] / 'pages' / f'{study}.py'}, as "

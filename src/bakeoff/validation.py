@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -13,8 +14,15 @@ from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
 from bakeoff.errors import UserError
 from bakeoff.measure.allocator import has_allocator
+from bakeoff.paths import CONF
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The typed and checked configuration of a command line without a sweep; `register` must have run."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_config(hydra.compose("config", overrides=list(overrides)))
 
 
 def to_config(cfg: DictConfig) -> Config:

@@ -152,10 +152,11 @@ def plot_curves(
     return finished(figure, caption, study)
 
 
-def plot_final(study: Study, metric: str = ACCURACY, label: str = "held-out greedy accuracy") -> Figure:
-    """`plot_dots` of one final metric, the highest mean on top."""
-    means = estimates(study, metric)
-    return plot_dots(study, {metric: label}, sorted(study.arms, key=lambda name: -means[name].value))
+def plot_final(study: Study) -> Figure:
+    """`plot_dots` of final held-out accuracy, the highest mean on top."""
+    means = estimates(study, ACCURACY)
+    best_first = sorted(study.arms, key=lambda name: -means[name].value)
+    return plot_dots(study, {ACCURACY: "held-out greedy accuracy"}, best_first)
 
 
 def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = ()) -> Figure:

@@ -29,12 +29,10 @@ from bakeoff.report.study import Study
 class Page:
     """A study's page: its code, and the functions that the report calls."""
 
-    study: str
     code: ModuleType
     notebook: Path
     table: Callable[[Study], pd.DataFrame]
     verdict: Callable[[Study], str]
-    claims: list[Claim]
 
 
 def page_of(study: str) -> Page:
@@ -47,7 +45,7 @@ def page_of(study: str) -> Page:
     notebook = study_file("analysis", f"{name}.ipynb")
     if notebook is None:
         raise UserError(f"the study '{study}' has no notebook: {where('analysis', f'{name}.ipynb')} is missing.")
-    return Page(study, code, notebook, code.table, code.verdict, getattr(code, "CLAIMS", []))
+    return Page(code, notebook, code.table, code.verdict)
 
 
 def page_code(study: str) -> ModuleType:

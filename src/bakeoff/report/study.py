@@ -42,6 +42,11 @@ class Study:
         return list(dict.fromkeys(self.runs["name"]))
 
     @property
+    def seeds(self) -> int:
+        """Number of seeds of each arm; the smallest where arms differ in it."""
+        return int(self.runs.groupby("name")["seed"].nunique().min())
+
+    @property
     def trained(self) -> bool:
         """Whether its runs trained a policy; predictions do not."""
         return ACCURACY in self._places
@@ -102,7 +107,7 @@ def read_study(folder: Path | str) -> Study:
 
 def provenance(study: Study) -> str:
     """The number of seeds of an arm, and the seeds that its values were tuned on: printed on every figure."""
-    seeds = int(study.runs.groupby("name")["seed"].nunique().min())
+    seeds = study.seeds
     few = " (few)" if seeds < FEW_SEEDS else ""
     tuned = study.param("study.tuning_seeds")
     on = tuned.iloc[0].strip("[]") if len(tuned) else ""

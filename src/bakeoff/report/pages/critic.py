@@ -57,13 +57,18 @@ def dropping(study: Study, without: str, having: str, setting: str = "") -> str:
     """What dropping the critic saves and costs: GRPO in the arm `without`, PPO in the arm `having`."""
     peak = largest_peaks(study).set_index("name")["mb"]
     if not {without, having} <= set(peak.index):
-        return f"The arms {without} and {having}, which answer the question, have not both finished."
+        return unanswered(without, having)
     change = paired_difference(by_seed(study, ACCURACY, without), by_seed(study, ACCURACY, having))
     return (
         f"Dropping PPO's separate critic (GRPO instead){setting} saves {1 - peak[without] / peak[having]:.0%} of the "
         f"largest peak of {size(peak[having])} and changes held-out greedy accuracy by {change.text('+')} over "
         f"{len(by_seed(study, ACCURACY, without))} seeds: {significance(change, without, having)}."
     )
+
+
+def unanswered(without: str, having: str) -> str:
+    """The verdict of a study in which one of the two arms that it compares is missing."""
+    return f"The arms {without} and {having}, which answer the question, have not both finished."
 
 
 def plot(study: Study) -> Figure:

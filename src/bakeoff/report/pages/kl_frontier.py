@@ -37,11 +37,12 @@ def table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def at_equal_kl(study: Study, a: str = "in_reward", b: str = "in_loss") -> pd.DataFrame:
+def at_equal_kl(study: Study) -> pd.DataFrame:
     """A row for each seed: the accuracy of both places at the same KL, and their difference.
 
     Accuracies are interpolated over log KL between a place's βs, at the geometric middle of the KLs that both span.
     """
+    a, b = "in_reward", "in_loss"
     rows = []
     for seed, own in frontier(study).groupby("seed"):
         lines = {place: line.sort_values("kl") for place, line in own.groupby("place")}

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullLocator
 
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.memory import log_bytes, peaks_over, size
-from bakeoff.report.pages.critic import WITH, WITHOUT
+from bakeoff.report.pages.critic import WITH, WITHOUT, unanswered
 from bakeoff.report.study import Study
 
 DEVICES = (24, 80, 141, 8 * 80)  # GB: memory of common accelerators, and of eight
@@ -35,7 +35,7 @@ def verdict(study: Study) -> str:
     """The share of the largest peak that dropping the critic saves, for each model."""
     frame = sizes(study)
     if not {WITHOUT, WITH} <= set(frame.index):
-        return f"The arms {WITHOUT} and {WITH}, which answer the question, have not both finished."
+        return unanswered(WITHOUT, WITH)
     shares = 1 - frame.loc[WITHOUT] / frame.loc[WITH]
     named = ", ".join(f"{share:.0%} with {model}" for model, share in shares.items())
     return f"Dropping PPO's separate critic (GRPO instead) saves of the largest peak, as predicted: {named}."

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.memory import peaks_over, peaks_table, plot_over
-from bakeoff.report.pages.critic import WITH, WITHOUT
+from bakeoff.report.pages.critic import WITH, WITHOUT, unanswered
 from bakeoff.report.study import Study
 
 __all__ = ["NOTEBOOK", "plot", "table", "verdict"]
@@ -29,7 +29,7 @@ def verdict(study: Study) -> str:
     """From which group size on GRPO needs more memory than PPO with the smallest group, for each model."""
     found = crossing(study)
     if found.empty:
-        return f"The arms {WITHOUT} and {WITH}, which answer the question, have not both finished."
+        return unanswered(WITHOUT, WITH)
     smallest = int(peaks_over(study, GROUP)["x"].min())
     parts = [f"from {g:.0f} with {m}" if g == g else f"at none of the sizes with {m}" for m, g in found.items()]
     return (

@@ -58,13 +58,13 @@ def verdict(study: Study) -> str:
     """Which methods differ significantly in final held-out accuracy, by how much, and at what cost in time."""
     seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
     cheap, dear = min(seconds, key=lambda n: seconds[n]), max(seconds, key=lambda n: seconds[n])
-    seeds = int(study.runs.groupby("name")["seed"].nunique().min())
     start = float(first(study, ACCURACY)["value"].mean())
     answer = all_pairs(study) if len(study.arms) <= FEW else all_against_best(study)
     return (
         f"{answer} All start at {start:.3f}. Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s "
-        f"with {dear}.\n\nThese data are of one task, one model and {seeds} seed{'s' * (seeds > 1)}. They say "
-        "nothing about other models, longer training or other hyperparameters; the order of the means is no ranking."
+        f"with {dear}.\n\nThese data are of one task, one model and {study.seeds} seed{'s' * (study.seeds > 1)}. They "
+        "say nothing about other models, longer training or other hyperparameters; "
+        "the order of the means is no ranking."
     )
 
 
@@ -97,7 +97,7 @@ def all_against_best(study: Study) -> str:
 
 def interval(study: Study) -> str:
     """The interval that decides on significance."""
-    return f"paired 95 % interval over {study.runs.groupby('name')['seed'].nunique().min()} seeds"
+    return f"paired 95 % interval over {study.seeds} seeds"
 
 
 def uncorrected(comparisons: Sized) -> str:

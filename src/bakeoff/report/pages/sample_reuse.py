@@ -64,8 +64,8 @@ def table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def saved(study: Study, measure: str, objective: str, more: int, fewer: int = 1) -> Estimate:
-    """A measure with `more` epochs ÷ that with `fewer`: geometric mean with 95 % interval, paired by seed.
+def saved(study: Study, measure: str, objective: str, epochs: int) -> Estimate:
+    """A measure with a number of epochs ÷ that with one: geometric mean with 95 % interval, paired by seed.
 
     A run that never reaches the threshold counts with all that it used, a lower bound.
     """
@@ -73,9 +73,9 @@ def saved(study: Study, measure: str, objective: str, more: int, fewer: int = 1)
     for unit in ("sequences", "seconds"):
         runs[unit] = runs[unit].fillna(final_by_run(study, f"progress/{unit}"))
     wide = runs[runs["objective"] == objective].reset_index().pivot(index="seed", columns="epochs", values=measure)
-    if not {more, fewer} <= set(wide.columns):
+    if not {1, epochs} <= set(wide.columns):
         return Estimate(math.nan, math.nan, math.nan)
-    return paired_ratio(wide[more], wide[fewer])
+    return paired_ratio(wide[epochs], wide[1])
 
 
 def verdict(study: Study) -> str:
