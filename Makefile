@@ -51,7 +51,7 @@ lint: $(READY)  ## ruff and mypy
 check: lint test
 
 memory: $(READY)  ## predicted against measured memory, every method on two models
-	$(BIN)/python -m bakeoff.memory_check --device $(DEVICE)
+	$(BIN)/python -m benchmarks.memory --device $(DEVICE)
 
 critic: $(READY)  ## what a critic costs and earns, and the memory page
 	$(BIN)/bakeoff sweeps=memory_group
@@ -60,13 +60,13 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 	$(BIN)/bakeoff-report memory_group
 
 bench: $(READY)  ## seconds of an update by phase, on fixed work
-	$(BIN)/python -m bakeoff.bench --device $(DEVICE)
+	$(BIN)/python -m benchmarks.updates --device $(DEVICE)
 
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
 	$(BIN)/python -m bakeoff.report.bench
 
 gpu: $(READY)  ## what a GPU must show: correctness, memory, speed, resuming; GPU="--device cpu --small" runs it without one
-	$(BIN)/python -m bakeoff.gpu_check $(GPU)
+	$(BIN)/python -m benchmarks.gpu $(GPU)
 
 wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for Python $(WHEELS_PYTHON), in wheels/
 	mkdir -p wheels

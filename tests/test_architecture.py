@@ -27,9 +27,9 @@ ORDER = [
     {"progress", "predict"},
     {"run", "sweep", "outcome"},
     {"job"},
-    {"bench", "reward_model"},
+    {"reward_model"},
     {"__main__"},
-    {"memory", "memory_check", "gpu_check"},
+    {"memory"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -84,10 +84,12 @@ def test_the_maths_imports_only_torch(path):
     assert all(name.startswith(allowed) for name in imports(path))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+WITHOUT_DEVICES = [path for path in SOURCES if package(path) not in ("device", "measure")]
+BENCHMARKS = sorted((ROOT.parents[1] / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", WITHOUT_DEVICES + BENCHMARKS, ids=lambda p: "/".join(p.parts[-2:]))
 def test_only_the_device_module_and_measure_name_a_kind_of_device(path):
-    if package(path) in ("device", "measure"):
-        return
     tree = ast.parse(path.read_text())
     names = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     names += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]

@@ -46,7 +46,7 @@ def test_a_run_killed_on_a_gpu_resumes_and_ends_with_the_cpus_curve(tmp_path):
 
 def test_every_line_of_make_gpu_passes_on_a_cpu(tmp_path):
     """At its smallest size, every section runs, every line passes, and the table is written."""
-    result = call("bakeoff.gpu_check", ("--device", "cpu", "--small", "--out", "table.md"), tmp_path)
+    result = call("benchmarks.gpu", ("--device", "cpu", "--small", "--out", "table.md"), tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "table.md").read_text()
     assert result.stdout.strip() == page.strip()

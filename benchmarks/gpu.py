@@ -21,7 +21,6 @@ from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
 from bakeoff.batch import Rollout, select
-from bakeoff.bench import with_device
 from bakeoff.config import Budget, Config, register
 from bakeoff.device import HOST, choose_device, describe_device, wait_for
 from bakeoff.engine.engine import roll_out
@@ -32,9 +31,9 @@ from bakeoff.measure.phase import largest_peak
 from bakeoff.metrics import update_metrics
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.predict import predict
-from bakeoff.start import prepare, start
 from bakeoff.tracking import commit
 from bakeoff.validation import compose
+from benchmarks.start import started, with_device
 
 
 @dataclass
@@ -101,11 +100,6 @@ class Check:
         """The largest architecture with completions of the scale's length."""
         length = f"task.max_new_tokens={self.scale.tokens}"
         return self.untrained(self.scale.models[-1], "algorithm=grpo", length, "task.digits=7")
-
-
-def started(config: Config) -> Loop:
-    """The loop of a configuration, on its device."""
-    return start(config, prepare(config))
 
 
 def finish(loop: Loop, budget: Budget) -> list[Update]:
@@ -281,7 +275,7 @@ def page(check: Check, lines: list[Line], notes: list[str], small: bool) -> str:
     """The table as Markdown, below device, driver, date and commit."""
     about = describe_device(choose_device(check.device)) | {"date": str(date.today()), "commit": commit()}
     title = "# Checks of a GPU\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
-    command = f"python -m bakeoff.gpu_check --device {check.device}{' --small' * small}"
+    command = f"python -m benchmarks.gpu --device {check.device}{' --small' * small}"
     rows = [{**vars(line), "holds": "pass" if line.holds else "**fail**"} for line in lines]
     table = pd.DataFrame(rows).rename(columns={"holds": "verdict"}).to_markdown(index=False)
     return "\n\n".join([f"{title} (`{command}`).", table, *notes]) + "\n"

@@ -10,11 +10,10 @@ from rich.table import Table
 
 from bakeoff.config import register
 from bakeoff.device import choose_device, device_name
-from bakeoff.errors import UserError
 from bakeoff.loop import update_once
 from bakeoff.measure import PHASES, TRAINING
-from bakeoff.start import prepare, start
 from bakeoff.validation import compose
+from benchmarks.start import started, with_device
 
 REUSE = ["algorithm.optimizer.epochs=2", "algorithm.optimizer.minibatches=2"]  # fixed, whatever the tuned values are
 CRITIC = [override.replace("optimizer", "critic.optimizer", 1) for override in REUSE]
@@ -24,21 +23,9 @@ UPDATES, WARM_UP = 20, 3
 
 def seconds(method: str, device: str) -> dict[str, float]:
     """Median seconds of each phase over some updates of sort-10 on `tiny`, one thread."""
-    config = compose([f"algorithm={method}", f"device={device}", *METHODS[method]])
-    loop = start(config, prepare(config))
+    loop = started(compose([f"algorithm={method}", f"device={device}", *METHODS[method]]))
     rows = [update_once(loop).measured.seconds for _ in range(WARM_UP + UPDATES)]
     return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in PHASES}
-
-
-def with_device(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options of the command line, `--device` among them; exits with one sentence for an unknown device."""
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), or another device of torch")
-    options = parser.parse_args()
-    try:
-        choose_device(options.device)
-    except UserError as error:
-        parser.error(str(error))
-    return options
 
 
 def main() -> None:

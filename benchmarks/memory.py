@@ -8,14 +8,13 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from bakeoff.bench import with_device
 from bakeoff.config import Config, register
 from bakeoff.device import choose_device, device_name
 from bakeoff.loop import update_once
 from bakeoff.paths import CONF
 from bakeoff.predict import predict
-from bakeoff.start import prepare, start
 from bakeoff.validation import compose
+from benchmarks.start import started, with_device
 
 PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
 BATCH = ["tuned=none", "sft.steps=0", "threads=1", "batch.prompts=16", "batch.group_size=4"]
@@ -35,7 +34,7 @@ MODELS: dict[str, list[str]] = {"tiny": [], "Qwen2": [f"++model.architecture.{k}
 
 def measured(config: Config) -> dict[str, float]:
     """Peaks in MB by phase of the second of two real updates, which has optimiser state."""
-    loop = start(config, prepare(config))
+    loop = started(config)
     for _ in range(2):
         with loop.traced():
             peaks = update_once(loop).measured.peaks
