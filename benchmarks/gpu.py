@@ -20,7 +20,7 @@ from rich.console import Console
 from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
-from bakeoff.batch import Rollout, select
+from bakeoff.batch import Rollout
 from bakeoff.config import Budget, Config, register
 from bakeoff.device import HOST, choose_device, describe_device, wait_for
 from bakeoff.engine.engine import roll_out
@@ -31,6 +31,7 @@ from bakeoff.measure.phase import largest_peak
 from bakeoff.metrics import update_metrics
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.predict import predict
+from bakeoff.rows import select
 from bakeoff.tracking import commit
 from bakeoff.validation import compose
 from benchmarks.start import started, with_device

@@ -10,7 +10,7 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "randomness"},
+    {"errors", "randomness", "rows"},
     {"paths"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
@@ -73,6 +73,7 @@ def test_the_maths_imports_only_torch(path):
         "torch",
         "bakeoff.algorithm",
         "bakeoff.batch",
+        "bakeoff.rows",
         "dataclasses",
         "enum",
         "typing",

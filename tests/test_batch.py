@@ -7,19 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bakeoff.batch import (
-    Example,
-    Experience,
-    Rollout,
-    Scores,
-    Sequences,
-    StepRewards,
-    concatenate,
-    group_rows,
-    numbers,
-    select,
-    to_device,
-)
+from bakeoff.batch import Example, Experience, Rollout, Scores, Sequences, StepRewards
+from bakeoff.rows import concatenate, group_rows, numbers, select, to_device
 
 GROUPS, SIZE, WIDTH = 4, 2, 3
 ROWS = GROUPS * SIZE

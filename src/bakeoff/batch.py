@@ -8,17 +8,15 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from itertools import accumulate, chain
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
-Scalar = Tensor | float  # a scalar of a statistic: a tensor on its device until `numbers` has fetched it
+from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 
 @dataclass
@@ -78,27 +76,18 @@ class Sequences:
         return (self.attention.long().cumsum(1) - 1).clamp(min=0)
 
     def select(self, rows: slice | Tensor) -> Sequences:
-        """See `select`. A slice that cuts through a group leaves fewer rows that share a prompt."""
-        shared = self.group_size
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
-            shared = math.gcd(shared, start, stop)
-        return replace(fieldwise(select, self, rows), group_size=shared)
+        """See `rows.select`. A slice that cuts through a group leaves fewer rows that share a prompt."""
+        cuts = rows.indices(len(self))[:2] if isinstance(rows, slice) else ()
+        return replace(fieldwise(select, self, rows), group_size=math.gcd(self.group_size, *cuts))
 
     @staticmethod
     def concatenate(parts: list[Sequences]) -> Sequences:
-        """See `concatenate`. Prompts are padded on the left, so that all completions start in one column."""
+        """See `rows.concatenate`. Prompts are padded on the left, so that all completions start in one column."""
         width = max(part.prompt_width for part in parts)
-
-        def left(part: Sequences, x: Tensor) -> Tensor:
-            return pad_columns(x, left=width - part.prompt_width)
-
-        return Sequences(
-            ids=concatenate([left(part, part.ids) for part in parts]),
-            attention=concatenate([left(part, part.attention) for part in parts]),
-            mask=concatenate([part.mask for part in parts]),
-            group_size=parts[0].group_size,
-        )
+        missing = [width - part.prompt_width for part in parts]
+        ids = concatenate([pad_columns(part.ids, left) for part, left in zip(parts, missing, strict=True)])
+        attention = concatenate([pad_columns(part.attention, left) for part, left in zip(parts, missing, strict=True)])
+        return Sequences(ids, attention, concatenate([part.mask for part in parts]), parts[0].group_size)
 
 
 @dataclass
@@ -153,23 +142,20 @@ class StepRewards:
         return zeros.index_put((self.row, self.token), values, accumulate=True)
 
     def select(self, rows: slice | Tensor) -> StepRewards:
-        """See `select`. The selected completions are numbered anew."""
+        """See `rows.select`. The selected completions are numbered anew."""
         every = torch.arange(self.completions, device=self.row.device)
-        number = torch.full_like(every, -1)
-        number[rows] = every[: len(every[rows])]
+        number, count = torch.full_like(every, -1), len(every[rows])
+        number[rows] = every[:count]
         chosen = number[self.row] >= 0
-        return StepRewards(number[self.row][chosen], self.token[chosen], self.score[chosen], len(every[rows]))
+        return StepRewards(number[self.row][chosen], self.token[chosen], self.score[chosen], count)
 
     @staticmethod
     def concatenate(parts: list[StepRewards]) -> StepRewards:
-        """See `concatenate`. Completions of a later part are numbered after those of the earlier ones."""
-        first = accumulate((part.completions for part in parts), initial=0)
-        return StepRewards(
-            row=torch.cat([part.row + offset for part, offset in zip(parts, first, strict=False)]),
-            token=torch.cat([part.token for part in parts]),
-            score=torch.cat([part.score for part in parts]),
-            completions=sum(part.completions for part in parts),
-        )
+        """See `rows.concatenate`. Completions of a later part are numbered after those of the earlier ones."""
+        first = list(accumulate((part.completions for part in parts), initial=0))
+        row = torch.cat([part.row + offset for part, offset in zip(parts, first, strict=False)])
+        token, score = torch.cat([part.token for part in parts]), torch.cat([part.score for part in parts])
+        return StepRewards(row, token, score, first[-1])
 
 
 @dataclass
@@ -266,98 +252,6 @@ class Experience:
 
     def __len__(self) -> int:
         return len(self.sequences)
-
-
-def fieldwise(function: Callable[..., Any], noun: T, *arguments: Any) -> T:
-    """A dataclass of the same class, each of whose fields is the function's result for the field of `noun`."""
-    changed = {each.name: function(getattr(noun, each.name), *arguments) for each in fields(noun)}  # type: ignore[arg-type]
-    return replace(noun, **changed)  # type: ignore[type-var]
-
-
-def select(noun: T, rows: slice | Tensor) -> T:
-    """The given rows of a noun: of every tensor, list and nested noun in it. What all rows share stays as it is.
-
-    `rows` is a slice, which gives views of tensors, or an int64 tensor of whole groups.
-    """
-    match noun:
-        case Sequences() | StepRewards():
-            return noun.select(rows)  # type: ignore[return-value]
-        case Tensor():
-            return noun[rows]  # type: ignore[return-value]
-        case list():
-            numbers = range(len(noun))[rows] if isinstance(rows, slice) else rows.tolist()
-            return [noun[number] for number in numbers]  # type: ignore[return-value]
-        case dict():
-            return {key: select(value, rows) for key, value in noun.items()}  # type: ignore[return-value]
-    return fieldwise(select, noun, rows) if is_dataclass(noun) else noun
-
-
-def concatenate(nouns: list[T]) -> T:
-    """Nouns of one kind as one, row after row; narrower tensors are padded with zeros on the right.
-
-    What all rows share is the first noun's.
-    """
-    first = nouns[0]
-    if len(nouns) == 1:
-        return first
-    match first:
-        case Sequences() | StepRewards():
-            return first.concatenate(nouns)  # type: ignore[arg-type, return-value]
-        case Tensor() if first.dim() > 1:
-            width = max(x.shape[1] for x in nouns)  # type: ignore[attr-defined]
-            padded = [pad_columns(x, right=width - x.shape[1]) for x in nouns]  # type: ignore[arg-type, attr-defined]
-            return torch.cat(padded)  # type: ignore[return-value]
-        case Tensor():
-            return torch.cat(nouns)  # type: ignore[arg-type, return-value]
-        case list():
-            return list(chain.from_iterable(nouns))  # type: ignore[arg-type, return-value]
-        case dict():
-            return {key: concatenate([noun[key] for noun in nouns]) for key in first}  # type: ignore[index, return-value]
-    if not is_dataclass(first):
-        return first
-    joined = {each.name: concatenate([getattr(noun, each.name) for noun in nouns]) for each in fields(first)}
-    return replace(first, **joined)  # type: ignore[type-var]
-
-
-def to_device(noun: T, device: torch.device) -> T:
-    """The noun with all of its tensors on the device."""
-    return map_tensors(lambda tensor: tensor.to(device), noun)
-
-
-def map_tensors(function: Callable[[Tensor], Any], noun: T) -> T:
-    """The noun with the function's result in the place of every tensor, in nested nouns, lists and dicts too."""
-    match noun:
-        case Tensor():
-            return function(noun)  # type: ignore[no-any-return]
-        case list() | tuple():
-            return type(noun)(map_tensors(function, each) for each in noun)
-        case dict():
-            return {key: map_tensors(function, each) for key, each in noun.items()}  # type: ignore[return-value]
-    return fieldwise(lambda each: map_tensors(function, each), noun) if is_dataclass(noun) else noun
-
-
-def pad_columns(x: Tensor, left: int = 0, right: int = 0) -> Tensor:
-    """x [S, N] with that many columns of zeros on either side."""
-    return torch.nn.functional.pad(x, (left, right)) if left or right else x
-
-
-def group_rows(groups: Tensor, group_size: int) -> Tensor:
-    """Numbers of the rows of these groups."""
-    return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
-
-
-def micro_batches(count: int, size: int) -> Iterator[slice]:
-    """Yields the rows 0 … count − 1 in order, at most `size` at a time; size 0 yields all at once."""
-    size = size or count
-    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def numbers(noun: T) -> T:
-    """The noun with every scalar tensor in it as a Python number; it waits once per device, not once per scalar."""
-    found: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
-    map_tensors(lambda scalar: found[scalar.device].append(scalar.double()), noun)
-    values = {device: iter(torch.stack(scalars).tolist()) for device, scalars in found.items()}
-    return map_tensors(lambda scalar: next(values[scalar.device]), noun)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
-from bakeoff.batch import Experience, Prompts, Rollout, Scores, concatenate, group_rows, numbers, select
+from bakeoff.batch import Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
 from bakeoff.engine.engine import roll_out
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
@@ -30,6 +30,7 @@ from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.rows import concatenate, group_rows, numbers, select
 from bakeoff.task.task import Task
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Rollout, Scalar, Scores, numbers
+from bakeoff.batch import Rollout, Scores
 from bakeoff.learner.learner import Counters
 from bakeoff.learner.reward_model import PairQuality
 from bakeoff.loop import Update
 from bakeoff.measure.phase import Measured, Peak, largest_peak
+from bakeoff.rows import Scalar, numbers
 
 # name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
 METRICS: dict[str, tuple[str, str]] = {

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate
 from bakeoff.algorithm.optimizer import Adam, Optimizer, Trpo
 from bakeoff.attribution import Label, attributed
-from bakeoff.batch import Experience, Prompts, Rollout, Sequences, select
+from bakeoff.batch import Experience, Prompts, Rollout, Sequences
 from bakeoff.config import Config
 from bakeoff.device import HOST
 from bakeoff.engine.engine import Batch
@@ -38,6 +38,7 @@ from bakeoff.model.encode import encode
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
+from bakeoff.rows import select
 from bakeoff.start import collector_of, forward_settings
 
 UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where none are given and there is no tokenizer to count them

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from bakeoff.algorithm import advantage, aggregate, baseline, objective, ratio, scale
 from bakeoff.algorithm.loss import place_scores
-from bakeoff.batch import Rewards, Tokens, select
+from bakeoff.batch import Rewards, Tokens
+from bakeoff.rows import select
 
 numbers = st.floats(-10, 10, allow_nan=False, width=32)
 

@@ -9,8 +9,9 @@ import torch
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm import ratio as ratios
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, policy_loss, value_loss, with_kl_reward
-from bakeoff.batch import StepRewards, Tokens, micro_batches, select
+from bakeoff.batch import StepRewards, Tokens
 from bakeoff.paths import CONF
+from bakeoff.rows import micro_batches, select
 from tests.conftest import compose
 
 from . import reference

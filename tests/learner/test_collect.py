@@ -2,9 +2,10 @@
 
 import torch
 
-from bakeoff.batch import Example, Rollout, Scores, StepRewards, concatenate, select
+from bakeoff.batch import Example, Rollout, Scores, StepRewards
 from bakeoff.loop import collect
 from bakeoff.model.forward import completion_logits
+from bakeoff.rows import concatenate, select
 from bakeoff.task.sort import Sort
 from tests.conftest import compose, loop_of
 from tests.model.test_forward import grouped

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bakeoff.batch import Example, Sequences, group_rows, select
+from bakeoff.batch import Example, Sequences
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Sampling, roll_out
 from bakeoff.errors import UserError
@@ -12,6 +12,7 @@ from bakeoff.model.encode import encode
 from bakeoff.model.forward import completion_logits, completion_values
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.model.value import separate_model
+from bakeoff.rows import group_rows, select
 from tests.conftest import compose
 
 GROUP = 4

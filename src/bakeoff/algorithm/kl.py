@@ -13,7 +13,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Scalar, masked_mean
+from bakeoff.batch import masked_mean
+from bakeoff.rows import Scalar
 
 
 def k1(logprobs: Tensor, other: Tensor) -> Tensor:

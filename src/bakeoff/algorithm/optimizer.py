@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.algorithm.divergence import finite_norm
-from bakeoff.batch import Scalar
+from bakeoff.rows import Scalar
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

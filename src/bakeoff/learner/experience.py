@@ -10,22 +10,12 @@ from torch import Tensor
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.kl import KLEstimates, estimate_kl
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
-from bakeoff.batch import (
-    Experience,
-    Rollout,
-    Scalar,
-    Scores,
-    Sequences,
-    concatenate,
-    masked_mean,
-    masked_variance,
-    micro_batches,
-    select,
-)
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import ForwardSettings, completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values
 from bakeoff.model.policy import at_least_float32
+from bakeoff.rows import Scalar, concatenate, micro_batches, select
 
 
 @dataclass

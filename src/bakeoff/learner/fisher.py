@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bakeoff.attribution import attributed
-from bakeoff.batch import Sequences, micro_batches, select
+from bakeoff.batch import Sequences
 from bakeoff.model.forward import ForwardSettings, completion_logits
 from bakeoff.model.policy import Policy
+from bakeoff.rows import micro_batches, select
 
 
 class _Logits(nn.Module):

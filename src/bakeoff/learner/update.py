@@ -15,12 +15,13 @@ from bakeoff.algorithm.kl import KLEstimates, estimate_kl
 from bakeoff.algorithm.loss import PolicyLoss, policy_loss, value_loss
 from bakeoff.algorithm.optimizer import Optimizer, StepStatistics, Subproblem
 from bakeoff.attribution import attributed
-from bakeoff.batch import Experience, Scalar, Tokens, group_rows, masked_mean, micro_batches, select
+from bakeoff.batch import Experience, Tokens, masked_mean
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import ForwardSettings, completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
+from bakeoff.rows import Scalar, group_rows, micro_batches, select
 
 
 @dataclass

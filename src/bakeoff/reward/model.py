@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Sequences, micro_batches, pad_columns, select
+from bakeoff.batch import Sequences
 from bakeoff.model.forward import completion_hidden
 from bakeoff.model.policy import at_least_float32
 from bakeoff.model.value import ValueModel
+from bakeoff.rows import micro_batches, pad_columns, select
 
 
 @dataclass

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Rollout, Scores, StepRewards, to_device
+from bakeoff.batch import Rollout, Scores, StepRewards
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
+from bakeoff.rows import to_device
 from bakeoff.task.task import Task
 
 Steps = list[tuple[int, float]]
