@@ -23,7 +23,6 @@ from torch.profiler import profile
 from bakeoff.batch import Rollout
 from bakeoff.config import Budget, Config, register
 from bakeoff.device import HOST, choose_device, describe_device, wait_for
-from bakeoff.engine.engine import roll_out
 from bakeoff.learner.checkpoint import load_checkpoint, save_checkpoint
 from bakeoff.loop import Loop, Update, update_once
 from bakeoff.measure import NOT_REPRODUCIBLE
@@ -142,13 +141,13 @@ def decoding(check: Check) -> Iterator[Line]:
     seconds = []
     for _ in range(2):  # the first warms up
         began = time.perf_counter()
-        rollout = long_rollout(loop, group, scale.tokens)
+        rollout = long_rollout(loop, group)
         wait_for(device)
         seconds.append(time.perf_counter() - began)
     rows = slice(0, min(scale.sequences, 16))
     read = select(rollout.sequences, rows)
     with torch.no_grad():
-        again = completion_logprobs(actor, read, loop.forward)
+        again = completion_logprobs(actor, read, loop.learner.forward)
     error = float((again - rollout.sampler_logprobs[rows])[read.mask].abs().mean())
     columns, total = read.mask.shape[1], int(rollout.sequences.mask.sum())
     yield Line(
@@ -160,32 +159,31 @@ def decoding(check: Check) -> Iterator[Line]:
     yield Line("engine against training forward, bfloat16", f"{error:.4f} nats a token", "below 0.05", error < 0.05)
 
 
-def long_rollout(loop: Loop, completions: int, tokens: int) -> Rollout:
+def long_rollout(loop: Loop, completions: int) -> Rollout:
     """Completions of the held-out prompts."""
-    collector, actor = loop.collector, loop.learner.actor
-    collector.engine.load(actor)
-    return roll_out(collector.engine, actor, loop.heldout, completions, collector.sampling, tokens, seed=0)
+    loop.collector.engine.load(loop.learner.actor)
+    return loop.collector.roll_out(loop.learner.actor, loop.heldout, completions, "check")
 
 
 def head(check: Check) -> Iterator[Line]:
     """Log-probs and their gradient, with two bounds on the logits that are held at once."""
-    scale, model = check.scale, check.scale.models[-1]
     loop = started(check.long())
-    actor, device = loop.learner.actor, loop.phases.device
-    sequences = long_rollout(loop, 2, scale.tokens).sequences
+    learner, device = loop.learner, loop.phases.device
+    actor, forward = learner.actor, learner.forward
+    sequences = long_rollout(loop, 2).sequences
     found, seconds = [], {}
     for bound in (128, 1024):
         for _ in range(2):  # the first warms up
             began = time.perf_counter()
-            logprobs = completion_logprobs(actor, sequences, replace(loop.forward, logits_mb=bound))
+            logprobs = completion_logprobs(actor, sequences, replace(forward, logits_mb=bound))
             logprobs[sequences.mask].sum().backward()
             wait_for(device)
             seconds[bound] = time.perf_counter() - began
-            loop.learner.actor_optimizer.zero_grad(set_to_none=True)
+            learner.actor_optimizer.zero_grad(set_to_none=True)
         found.append(logprobs.detach())
     error = float((found[0] - found[1])[sequences.mask].abs().max())
     yield Line(
-        f"{len(sequences)} completions of {sequences.mask.shape[1]} tokens forward and back, {model}",
+        f"{len(sequences)} completions of {sequences.mask.shape[1]} tokens forward and back, {check.scale.models[-1]}",
         ", ".join(f"{value * 1e3:.0f} ms with logits_mb={bound}" for bound, value in seconds.items()),
         "the same log-probs to 0.001 nats",
         error < 1e-3,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from bakeoff.algorithm import AXES
 from bakeoff.config import Config, Mode, Quality
-from bakeoff.engine.engine import roll_out
+from bakeoff.engine.engine import Request
 from bakeoff.errors import UserError
 from bakeoff.job import run_job
 from bakeoff.learner.checkpoint import save_checkpoint
@@ -167,8 +167,8 @@ def test_a_decoded_token_launches_at_most_90_kernels_and_waits_twice():
         engine.load(actor)
 
         def decode(tokens: int) -> None:
-            rollout = roll_out(engine, actor, loop.heldout, 16, loop.collector.sampling, tokens, seed=0)
-            assert rollout.sequences.mask.shape[1] == tokens, "one completion must use the whole budget"
+            generated = engine.generate(Request(loop.heldout, 16, loop.collector.sampling, tokens))
+            assert generated.ids.shape[1] == tokens, "one completion must use the whole budget"
 
         short, long = counts_of(gpu, lambda: decode(3)), counts_of(gpu, lambda: decode(8))
     launches, waits = ((b - a) / 5 for a, b in zip(short, long, strict=True))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bakeoff.batch import Example, Rollout
-from bakeoff.engine.engine import Batch, Engine, Sampling, roll_out
+from bakeoff.batch import Example, Prompts, Rollout
+from bakeoff.engine.engine import Batch, Engine, Request, Sampling, make_rollout
 from bakeoff.model.encode import encode
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive
@@ -27,16 +27,14 @@ class Collector:
     reward: Reward
     seed: int
 
+    def prompts(self, policy: Policy, examples: list[Example]) -> Prompts:
+        """Prompts of the examples, with the task's shots."""
+        return encode(policy, examples, self.task.shot_examples())
+
     def roll_out(
-        self,
-        policy: Policy,
-        examples: list[Example],
-        completions: int,
-        stream: str,
-        step: int = 0,
-        greedy: bool = False,
+        self, policy: Policy, prompts: Prompts, completions: int, stream: str, step: int = 0, greedy: bool = False
     ) -> Rollout:
-        """`completions` of each example's prompt by the policy that the engine has loaded."""
-        prompts = encode(policy, examples, self.task.shot_examples())
+        """`completions` of each prompt by the policy that the engine has loaded."""
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
-        return roll_out(self.engine, policy, prompts, completions, self.sampling, budget, seed, greedy)
+        request = Request(prompts, completions, self.sampling, budget, seed, greedy)
+        return make_rollout(policy, request, self.engine.generate(request))

@@ -18,7 +18,6 @@ from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
 from bakeoff.batch import Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
-from bakeoff.engine.engine import roll_out
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import Learner, renew_reference, set_lr
@@ -27,7 +26,6 @@ from bakeoff.learner.reward_model import PairQuality, Renewal
 from bakeoff.learner.update import ActorStep, CriticStep, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
-from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
 from bakeoff.rows import concatenate, group_rows, numbers, select
@@ -40,7 +38,6 @@ class Loop:
 
     learner        the method and its models
     collector      the source of scored completions
-    forward        how forward passes are made
     phases         measures time and memory
     heldout        the prompts of evaluation
     kl_sequences   number of sequences on which the KL of an update is measured; 0: all
@@ -52,7 +49,6 @@ class Loop:
 
     learner: Learner
     collector: Collector
-    forward: ForwardSettings
     phases: Phases
     heldout: Prompts
     kl_sequences: int = 0
@@ -131,7 +127,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
 
     Raises Diverged where a quantity is not finite.
     """
-    learner, collector, forward = loop.learner, loop.collector, loop.forward
+    learner, collector = loop.learner, loop.collector
     algorithm, number, seed = learner.algorithm, learner.counters.updates, collector.seed
     torch.manual_seed(derive(seed, "global", number))
     lr, betas = set_lr(learner, number, progress), Betas(**vars(learner.betas))
@@ -141,13 +137,13 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     actor: list[ActorStep] = []
     if number >= algorithm.critic.warmup_updates:
         with loop.phase("actor_update"):
-            actor = update_actor(learner, experience, forward, draws, partial(loop.phase, "fisher_product"))
+            actor = update_actor(learner, experience, draws, partial(loop.phase, "fisher_product"))
     critic: list[CriticStep] = []
     if algorithm.critic.takes_steps:
         with loop.phase("critic_update"):
-            critic = update_critic(learner, experience, forward, draws)
+            critic = update_critic(learner, experience, draws)
     with loop.phase("measure"):
-        kl = measure_step(learner, experience, loop.kl_sequences, forward)
+        kl = measure_step(learner, experience, loop.kl_sequences)
     kl, statistics = numbers((kl, statistics))
     adapt_betas(learner, kl, statistics, len(experience))
     learner.counters.updates += 1
@@ -167,7 +163,7 @@ def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, Experie
     """The experience of collected completions, and its statistics."""
     exact = loop.collector.engine.exact_logprobs
     with loop.phase("experience"):
-        return make_experience(loop.learner, collected.rollout, collected.scores, collected.greedy, loop.forward, exact)
+        return make_experience(loop.learner, collected.rollout, collected.scores, collected.greedy, exact)
 
 
 def adapt_betas(learner: Learner, kl: KLEstimates, statistics: ExperienceStatistics, episodes: int) -> None:
@@ -181,8 +177,8 @@ def adapt_betas(learner: Learner, kl: KLEstimates, statistics: ExperienceStatist
 
 def collect(loop: Loop, number: int) -> Collected:
     """Samples and scores the completions of update `number`, until the method has groups that it can learn from."""
-    learner, collector = loop.learner, loop.collector
-    group_filter, batch = learner.algorithm.group_filter, collector.batch
+    actor, collector, algorithm = loop.learner.actor, loop.collector, loop.learner.algorithm
+    group_filter, batch = algorithm.group_filter, collector.batch
     learned = learned_scores(loop)
     rollouts: list[Rollout] = []
     scores: list[Scores] = []
@@ -191,10 +187,10 @@ def collect(loop: Loop, number: int) -> Collected:
         stream = f"/{len(rollouts)}" if rollouts else ""
         with loop.phase("rollout"):
             if not rollouts:
-                collector.engine.load(learner.actor)
+                collector.engine.load(actor)
             prompt_draws = stdlib_random(collector.seed, f"prompts{stream}", number)
-            examples = collector.task.training_examples(batch.prompts, prompt_draws)
-            rollouts.append(collector.roll_out(learner.actor, examples, batch.group_size, f"rollout{stream}", number))
+            prompts = collector.prompts(actor, collector.task.training_examples(batch.prompts, prompt_draws))
+            rollouts.append(collector.roll_out(actor, prompts, batch.group_size, f"rollout{stream}", number))
         with loop.phase("reward"):
             scores.append(collector.reward(collector.task, rollouts[-1], learned))
             kept.append(group_filter(scores[-1].total.view(-1, batch.group_size)))
@@ -207,7 +203,7 @@ def collect(loop: Loop, number: int) -> Collected:
         rollout, chosen = select(every, rows), select(all_scores, rows)
     sequences, tokens = len(every.sequences), int(every.sequences.mask.sum())
     greedy = None
-    if learner.algorithm.baseline.needs_greedy:
+    if algorithm.baseline.needs_greedy:
         answers, greedy = greedy_scores(loop, rollout)
         sequences, tokens = sequences + len(answers.sequences), tokens + int(answers.sequences.mask.sum())
     return Collected(rollout, chosen, every, all_scores, greedy, sequences, tokens, len(rollouts))
@@ -217,8 +213,8 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
     """One greedy completion of each prompt of the rollout, and its score with the method's shaping, [P]."""
     learner, collector = loop.learner, loop.collector
     with loop.phase("rollout"):
-        examples = rollout.examples[:: rollout.group_size]
-        answers = collector.roll_out(learner.actor, examples, 1, "greedy", greedy=True)
+        prompts = collector.prompts(learner.actor, rollout.examples[:: rollout.group_size])
+        answers = collector.roll_out(learner.actor, prompts, 1, "greedy", greedy=True)
     with loop.phase("reward"):
         shaped = learner.algorithm.shaping(answers.sequences.mask.sum(1), answers.max_tokens)
         return answers, collector.reward(collector.task, answers, learned_scores(loop)).total + shaped
@@ -226,8 +222,8 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
 
 def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
     """The reward model as a function of rollouts, none where the reward is not learned."""
-    model = loop.learner.reward_model
-    return None if model is None else lambda rollout: model.score(rollout.sequences, loop.forward.micro_batch)
+    model, size = loop.learner.reward_model, loop.learner.forward.micro_batch
+    return None if model is None else lambda rollout: model.score(rollout.sequences, size)
 
 
 @dataclass
@@ -241,13 +237,11 @@ class HeldOut:
 
 def evaluate(loop: Loop, samples: int) -> HeldOut:
     """Accuracy on the held-out prompts: greedy, and of `samples` completions a prompt at the training temperature."""
-    learner, collector = loop.learner, loop.collector
-    seed = derive(collector.seed, "evaluation", learner.counters.updates)
+    actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
     with loop.phase("evaluation"):
-        collector.engine.load(learner.actor)
-        settings = (collector.sampling, collector.task.max_new_tokens, seed)
-        greedy = roll_out(collector.engine, learner.actor, loop.heldout, 1, *settings, greedy=True)
-        sampled = roll_out(collector.engine, learner.actor, loop.heldout, samples, *settings)
+        collector.engine.load(actor)
+        greedy = collector.roll_out(actor, loop.heldout, 1, "evaluation", number, greedy=True)
+        sampled = collector.roll_out(actor, loop.heldout, samples, "evaluation", number)
         return HeldOut(
             greedy_accuracy=exact_match(collector.task, greedy),
             sampled_accuracy=exact_match(collector.task, sampled),

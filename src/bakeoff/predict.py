@@ -22,7 +22,7 @@ from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Experience, Prompts, Rollout, Sequences
 from bakeoff.config import Config
 from bakeoff.device import HOST
-from bakeoff.engine.engine import Batch
+from bakeoff.engine.engine import Batch, Request
 from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
 from bakeoff.learner.learner import Learner, make_learner
@@ -39,7 +39,7 @@ from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
 from bakeoff.rows import select
-from bakeoff.start import collector_of, forward_settings
+from bakeoff.start import collector_of
 
 UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where none are given and there is no tokenizer to count them
 
@@ -93,13 +93,12 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         if config.sft.steps and policy.tokenizer is not None:
             supervised(config, policy, phases)
         learned = untrained(policy, 0) if config.reward.is_learned else None
-        learner = make_learner(config.algorithm, policy, config.model.lora, config.measure.kl_to_reference, 0, learned)
+        learner = make_learner(config, policy, learned)
         for role, optimizer in learner.optimizers().items():
             with_state(role, optimizer)
         loop = Loop(
             learner=learner,
             collector=collector_of(config),
-            forward=forward_settings(config),
             phases=phases,
             heldout=heldout_prompts(config, policy),
             kl_sequences=config.measure.kl_sequences,
@@ -144,7 +143,7 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
 
     Of micro-batches, minibatches and epochs it runs one: later ones have the same peak, once there are gradients.
     """
-    learner, forward = loop.learner, loop.forward
+    learner, forward = loop.learner, loop.learner.forward
     engine, batch = loop.collector.engine, loop.collector.batch
     algorithm, critic = learner.algorithm, learner.algorithm.critic
 
@@ -154,9 +153,8 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
 
     with loop.phase("rollout"):
         engine.load(learner.actor)
-        engine.trace_peak(
-            imagined_prompts(batch.prompts, prompt), batch.group_size, loop.collector.sampling, completion
-        )
+        prompts = imagined_prompts(batch.prompts, prompt)
+        engine.trace_peak(Request(prompts, batch.group_size, loop.collector.sampling, completion))
         rollout = imagined_rollout(batch, prompt, completion)
         rounds = algorithm.group_filter.rounds
         others = [imagined_rollout(batch, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
@@ -165,7 +163,7 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
         if learner.reward_model is not None:
             learner.reward_model.score(select(every, first(len(every))), forward.micro_batch)
     with loop.phase("experience"):
-        forward_passes(learner, select(every, first(len(every))), forward, engine.exact_logprobs)
+        forward_passes(learner, select(every, first(len(every))), engine.exact_logprobs)
     experience = imagined_experience(learner, rollout)
 
     def micro_batch(role: str, option: Optimizer, optimizer: torch.optim.Optimizer) -> Experience:
@@ -179,14 +177,14 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
     part = micro_batch("actor", algorithm.optimizer, learner.actor_optimizer)
     once = replace(learner, algorithm=replace(algorithm, optimizer=one_step(algorithm.optimizer)))
     with loop.phase("actor_update"):
-        update_actor(once, part, forward, torch.Generator(), partial(loop.phase, "fisher_product"))
+        update_actor(once, part, torch.Generator(), partial(loop.phase, "fisher_product"))
     if isinstance(critic, OwnStep) and learner.critic_optimizer is not None:
         part = micro_batch("critic", critic.optimizer, learner.critic_optimizer)
         own = replace(critic, optimizer=replace(critic.optimizer, epochs=1, minibatches=1))
         with loop.phase("critic_update"):
-            update_critic(replace(learner, algorithm=replace(algorithm, critic=own)), part, forward, torch.Generator())
+            update_critic(replace(learner, algorithm=replace(algorithm, critic=own)), part, torch.Generator())
     with loop.phase("measure"):
-        measure_step(learner, experience, first(loop.kl_sequences or len(experience)).stop, forward)
+        measure_step(learner, experience, first(loop.kl_sequences or len(experience)).stop)
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 

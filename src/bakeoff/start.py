@@ -19,10 +19,7 @@ from bakeoff.learner.sft import starting_policy
 from bakeoff.loop import Loop
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
-from bakeoff.model.encode import encode
-from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.weights import weights_hash
-from bakeoff.randomness import derive
 
 
 def prepare(config: Config) -> Phases:
@@ -45,23 +42,15 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
     start_hash = weights_hash(actor.network)
     collector = collector_of(config)
     learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
-    learner = make_learner(
-        config.algorithm,
-        actor,
-        config.model.lora,
-        config.measure.kl_to_reference,
-        derive(config.seed, "critic"),
-        learned.model if learned else None,
-    )
+    learner = make_learner(config, actor, learned.model if learned else None)
     renewal = None
     if learned is not None:
         renewal = partial(renew_reward_model, learned.model, config.preferences, collector, learned.pairs, report)
     return Loop(
         learner=learner,
         collector=collector,
-        forward=forward_settings(config),
         phases=phases,
-        heldout=encode(actor, config.task.heldout_examples(), config.task.shot_examples()),
+        heldout=collector.prompts(actor, config.task.heldout_examples()),
         kl_sequences=config.measure.kl_sequences,
         offload=config.offload,
         reward_quality=learned.quality if learned else None,
@@ -73,8 +62,3 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
 def collector_of(config: Config) -> Collector:
     """The source of scored completions of a configuration."""
     return Collector(config.task, config.engine, config.batch, config.sampling, config.reward, config.seed)
-
-
-def forward_settings(config: Config) -> ForwardSettings:
-    """The forward passes of a configuration."""
-    return ForwardSettings(config.sampling.temperature, config.micro_batch, config.logits_mb)

@@ -10,7 +10,7 @@ from bakeoff.algorithm.divergence import Diverged, require_finite
 from bakeoff.batch import Example
 from bakeoff.engine import ENGINES
 from bakeoff.engine.embedded import truncated
-from bakeoff.engine.engine import Engine, Generated, Sampling, roll_out
+from bakeoff.engine.engine import Engine, Generated, Request, Sampling, make_rollout
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from bakeoff.model.forward import completion_logits
@@ -33,15 +33,16 @@ class Uncached(Engine):
         return False
 
     @torch.no_grad()
-    def generate(self, prompts, completions, sampling, max_tokens, seed, greedy=False):
-        ids, logprobs = torch.zeros(2, len(prompts.texts) * completions, max_tokens)
+    def generate(self, request):
+        prompts, completions, sampling = request.prompts, request.completions, request.sampling
+        ids, logprobs = torch.zeros(2, len(prompts.texts) * completions, request.max_tokens)
         for row in range(len(ids)):
             read = prompts.ids[row // completions][prompts.attention[row // completions]].tolist()
-            draws = torch.Generator().manual_seed(derive(seed, "completion", row))
-            for step in range(max_tokens):
+            draws = torch.Generator().manual_seed(derive(request.seed, "completion", row))
+            for step in range(request.max_tokens):
                 logits = self.network(input_ids=torch.tensor([read])).logits[:, -1] / sampling.temperature
                 weights = truncated(logits, sampling.top_k, sampling.top_p).softmax(-1).nan_to_num(1.0)
-                token = int(logits.argmax()) if greedy else int(torch.multinomial(weights, 1, generator=draws))
+                token = int(logits.argmax()) if request.greedy else int(torch.multinomial(weights, 1, generator=draws))
                 ids[row, step], logprobs[row, step] = token, logits.log_softmax(-1)[0, token]
                 if token in self.eos:
                     break
@@ -69,7 +70,8 @@ def policy():
 def completed(engine, policy, completions=3, max_tokens=6, seed=0, greedy=False, **sampling):
     engine.load(policy)
     prompts = encode(policy, [Example(text, "") for text in TEXTS], [])
-    return roll_out(engine, policy, prompts, completions, Sampling(**sampling), max_tokens, seed, greedy)
+    request = Request(prompts, completions, Sampling(**sampling), max_tokens, seed, greedy)
+    return make_rollout(policy, request, engine.generate(request))
 
 
 def test_completions_of_a_prompt_are_consecutive_and_within_the_budget(engine, policy):

@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from bakeoff.batch import Example
 from bakeoff.engine.embedded import Embedded, truncated
-from bakeoff.engine.engine import Sampling, roll_out
+from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.model.encode import encode
 from bakeoff.model.forward import completion_logits
 from bakeoff.model.logprobs import token_logprobs
@@ -20,7 +20,8 @@ def prompts_of(policy: Policy, *texts: str):
 def rollout_of(policy: Policy, prompts, completions: int, max_tokens: int, greedy: bool = False, **sampling):
     engine = Embedded()
     engine.load(policy)
-    return roll_out(engine, policy, prompts, completions, Sampling(**sampling), max_tokens, seed=0, greedy=greedy)
+    request = Request(prompts, completions, Sampling(**sampling), max_tokens, greedy=greedy)
+    return make_rollout(policy, request, engine.generate(request))
 
 
 def test_a_padded_prompt_has_the_logprobs_of_an_unpadded_one(tiny):

@@ -13,7 +13,7 @@ from tests.conftest import compose
 
 def learner_of(*overrides, seed=0):
     config = compose(*overrides)
-    return make_learner(config.algorithm, build(config.model, seed), config.model.lora, keep_reference=True, seed=seed)
+    return make_learner(config, build(config.model, seed))
 
 
 def one_step(learner, draw):

@@ -15,7 +15,7 @@ from bakeoff.model.build import build
 from bakeoff.model.forward import ForwardSettings, completion_logits
 from bakeoff.model.weights import weights_hash
 from tests.conftest import compose
-from tests.learner.test_update import CPU, draws, forward, prepared, update
+from tests.learner.test_update import CPU, draws, prepared, update
 from tests.model.test_forward import grouped, ungrouped
 
 SMALL = [
@@ -92,7 +92,8 @@ def test_the_token_bound_keeps_the_first_sequences_that_fit(tiny):
 def test_the_kl_of_a_trust_region_update_is_within_its_bound(overrides):
     learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005", *overrides)
     before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
-    (taken,), _ = update(learner, experience, forward(5))
+    learner.forward.micro_batch = 5
+    (taken,), _ = update(learner, experience)
     assert taken.step.accepted == 1
     assert 0 < taken.step.step_kl <= 0.005
     assert taken.step.actual_improvement > 0
@@ -112,7 +113,8 @@ def test_a_rejected_trust_region_step_leaves_the_actor_unchanged():
 
 def test_the_subproblem_evaluates_at_the_current_parameters():
     learner, experience, _ = prepared("algorithm=trpo")
-    problem = actor_subproblem(learner, experience, forward(3), nullcontext)
+    learner.forward.micro_batch = 3
+    problem = actor_subproblem(learner, experience, nullcontext)
     loss, kl = problem.evaluate()
     assert kl == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
@@ -128,8 +130,8 @@ def test_fisher_products_are_a_phase_of_their_own():
     phases, order = Phases(CPU), draws()
     with phases.tracing(held(learner)):
         with phases("actor_update"):
-            update_actor(learner, experience, forward(), order, partial(phases, "fisher_product"))
+            update_actor(learner, experience, order, partial(phases, "fisher_product"))
         with phases("critic_update"):
-            update_critic(learner, experience, forward(), order)
+            update_critic(learner, experience, order)
     measured = phases.take()
     assert {"actor_update", "fisher_product", "critic_update"} == set(measured.seconds) == set(measured.peaks)

@@ -10,7 +10,7 @@ import torch
 from bakeoff.batch import Example
 from bakeoff.device import HOST
 from bakeoff.engine.embedded import Embedded
-from bakeoff.engine.engine import Sampling, roll_out
+from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.errors import UserError
 from bakeoff.learner import reward_model as stage
 from bakeoff.measure.phase import Phases
@@ -58,7 +58,8 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
     prompts = encode(tiny, [Example("12=", ""), Example("345=", "")], [])
     engine = Embedded()
     engine.load(tiny)
-    rollout = roll_out(engine, tiny, prompts, 16, Sampling(temperature=3.0), 8, seed=0)
+    request = Request(prompts, 16, Sampling(temperature=3.0), 8)
+    rollout = make_rollout(tiny, request, engine.generate(request))
     by_text = model.score(encode_with_completions(tiny, rollout.examples, rollout.completions, []))
     by_ids = model.score(rollout.sequences, micro_batch=5)
     special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bakeoff.engine.engine import roll_out
+from bakeoff.engine.engine import Request, make_rollout
 from bakeoff.learner.experience import explained_variance, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import make_learner
@@ -12,17 +12,13 @@ from bakeoff.loop import update_once
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
-from bakeoff.model.forward import ForwardSettings, completion_logits
+from bakeoff.model.forward import completion_logits
 from bakeoff.model.weights import weights_hash
 from bakeoff.randomness import generator, stdlib_random
 from tests.conftest import compose, loop_of
 
 CPU = torch.device("cpu")
 ARMS = [["algorithm=ppo"], ["algorithm=ppo_kl"], ["algorithm=grpo"], ["algorithm=ppo", "algorithm/critic=shared"]]
-
-
-def forward(micro_batch=0):
-    return ForwardSettings(temperature=2.0, micro_batch=micro_batch)
 
 
 def prepared(*overrides):
@@ -33,14 +29,15 @@ def prepared(*overrides):
     )
     actor = build(config.model, seed=1)
     actor.network.eval()
-    learner = make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0)
+    learner = make_learner(config, actor)
     prompts = encode(actor, config.task.training_examples(4, stdlib_random(0, "p")), [])
     engine = config.engine
     engine.load(actor)
-    rollout = roll_out(engine, actor, prompts, 4, config.sampling, 11, seed=1)
+    request = Request(prompts, 4, config.sampling, 11, seed=1)
+    rollout = make_rollout(actor, request, engine.generate(request))
     scores = config.reward(config.task, rollout)
     scores.outcome = (torch.arange(16) % 3 == 0).float()
-    experience, statistics = make_experience(learner, rollout, scores, None, forward(), engine.exact_logprobs)
+    experience, statistics = make_experience(learner, rollout, scores, None, engine.exact_logprobs)
     return learner, experience, statistics
 
 
@@ -48,11 +45,10 @@ def draws():
     return generator(CPU, 0, "m")
 
 
-def update(learner, experience, settings=None):
+def update(learner, experience):
     """The steps of actor and critic."""
-    settings = settings or forward()
     order = draws()
-    return update_actor(learner, experience, settings, order), update_critic(learner, experience, settings, order)
+    return update_actor(learner, experience, order), update_critic(learner, experience, order)
 
 
 def gradients(learner):
@@ -64,10 +60,11 @@ def test_gradients_do_not_depend_on_the_micro_batch(overrides):
     collected = {}
     for size in (0, 1, 5):
         learner, experience, _ = prepared(*overrides)
-        actor_gradient(learner, experience, forward(size))
+        learner.forward.micro_batch = size
+        actor_gradient(learner, experience)
         collected[size] = gradients(learner)
         if learner.critic is not None:
-            critic_gradient(learner, learner.algorithm.critic, experience, forward(size))
+            critic_gradient(learner, learner.algorithm.critic, experience)
             collected[size] += [p.grad.clone() for p in learner.critic.trained().values()]
     assert any(g.abs().max() > 0 for g in collected[0])
     for size in (1, 5):
@@ -82,7 +79,7 @@ def test_the_first_minibatch_after_a_rollout_is_on_policy(overrides):
     assert steps[0].minibatch.ratio_error < 1e-5
     assert steps[0].minibatch.clip_fraction == 0
     assert max(step.minibatch.ratio_max for step in steps[1:]) > 1, "later minibatches are off policy"
-    assert measure_step(learner, experience, 8, forward()).k3_per_token > 0
+    assert measure_step(learner, experience, 8).k3_per_token > 0
 
 
 @pytest.mark.parametrize("overrides", ARMS)
@@ -162,9 +159,9 @@ def test_the_critic_recomputes_its_activations_as_the_actor_does():
     phases, order = Phases(CPU), draws()
     with phases.tracing(held(learner)):
         with phases("actor_update"):
-            update_actor(learner, experience, forward(), order)
+            update_actor(learner, experience, order)
         with phases("critic_update"):
-            update_critic(learner, experience, forward(), order)
+            update_critic(learner, experience, order)
     peaks = phases.take().peaks
     actor, critic = (peaks[f"{role}_update"].cells[role, "activations"] for role in ("actor", "critic"))
     assert critic == pytest.approx(actor, rel=0.05)

@@ -5,7 +5,7 @@ import torch
 
 from bakeoff.batch import Example, Sequences
 from bakeoff.engine.embedded import Embedded
-from bakeoff.engine.engine import Sampling, roll_out
+from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.errors import UserError
 from bakeoff.model.build import build, check_logits
 from bakeoff.model.encode import encode
@@ -23,7 +23,8 @@ def grouped(policy, width=8) -> Sequences:
     prompts = encode(policy, [Example(text, "") for text in ("12=", "4829103758=", "7=")], [])
     engine = Embedded()
     engine.load(policy)
-    return roll_out(engine, policy, prompts, GROUP, Sampling(), width, seed=0).sequences
+    request = Request(prompts, GROUP, Sampling(), width)
+    return make_rollout(policy, request, engine.generate(request)).sequences
 
 
 def ungrouped(sequences: Sequences) -> Sequences:

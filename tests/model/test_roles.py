@@ -17,7 +17,7 @@ def learner_of(*overrides):
     config = compose(*overrides, "tuned=none")
     actor = build(config.model, seed=3)
     actor.network.eval()
-    return make_learner(config.algorithm, actor, config.model.lora, keep_reference=True, seed=0)
+    return make_learner(config, actor)
 
 
 def disturb(tensors):

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.attribution import attributed
-from bakeoff.batch import Prompts
-from bakeoff.engine.engine import Engine, Generated, Sampling
+from bakeoff.engine.engine import Engine, Generated, Request, Sampling
 from bakeoff.model.config import Precision
 
 if TYPE_CHECKING:
@@ -33,25 +32,17 @@ class Embedded(Engine):
         return self._policy.precision is Precision.float32
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Prompts,
-        completions: int,
-        sampling: Sampling,
-        max_tokens: int,
-        seed: int,
-        greedy: bool = False,
-    ) -> Generated:
+    def generate(self, request: Request) -> Generated:
         """Each prompt is read once and its cache repeated for its group; decoding stops when all have ended."""
-        policy = self._policy
-        draws = torch.Generator(device=policy.device).manual_seed(seed)
+        policy, max_tokens = self._policy, request.max_tokens
+        draws = torch.Generator(device=policy.device).manual_seed(request.seed)
         with policy.trunk.computing():
-            decoding = Decoding.begin(policy, prompts, completions, max_tokens)
+            decoding = Decoding.begin(policy, request)
             columns: list[tuple[Tensor, Tensor, Tensor]] = []
             ended = torch.zeros(len(decoding.lengths), dtype=torch.bool, device=policy.device)
             eos_ids = policy.eos_ids
             for step in range(max_tokens):
-                token, logprob, entropy = choose(policy, decoding.hidden, sampling, draws, greedy)
+                token, logprob, entropy = choose(policy, decoding.hidden, request.sampling, draws, request.greedy)
                 token = torch.where(ended, policy.tokenizer.pad_token_id, token)
                 columns.append((token, logprob, entropy))
                 ended = ended | torch.isin(token, eos_ids)
@@ -63,16 +54,16 @@ class Embedded(Engine):
         return Generated(ids, logprobs, entropy)
 
     @torch.no_grad()
-    def trace_peak(self, prompts: Prompts, completions: int, sampling: Sampling, max_tokens: int) -> None:
+    def trace_peak(self, request: Request) -> None:
         """Reads the prompts and the last token, where the cache is largest."""
         policy, draws = self._policy, torch.Generator()
         with policy.trunk.computing():
-            decoding = Decoding.begin(policy, prompts, completions, max_tokens)
-            token, _, _ = choose(policy, decoding.hidden, sampling, draws)
-            if max_tokens > 1:
-                decoding.skip(max_tokens - 2)
-                decoding.advance(token, max_tokens - 2)
-                choose(policy, decoding.hidden, sampling, draws)
+            decoding = Decoding.begin(policy, request)
+            token, _, _ = choose(policy, decoding.hidden, request.sampling, draws)
+            if request.max_tokens > 1:
+                decoding.skip(request.max_tokens - 2)
+                decoding.advance(token, request.max_tokens - 2)
+                choose(policy, decoding.hidden, request.sampling, draws)
 
 
 def choose(
@@ -108,22 +99,22 @@ class Decoding:
     hidden: Tensor
 
     @classmethod
-    def begin(cls, policy: Policy, prompts: Prompts, group_size: int, max_tokens: int) -> Decoding:
+    def begin(cls, policy: Policy, request: Request) -> Decoding:
         """Reads each prompt once, and repeats its cache for the group."""
         from bakeoff.model.cache import KeyValueCache  # 3 s, which --help, errors and reports need not wait for
 
-        network, count, width = policy.network, prompts.ids.shape[0] * group_size, prompts.ids.shape[1]
-        attention = torch.ones(count, width + max_tokens, dtype=torch.bool, device=policy.device)
+        network, prompts, group_size = policy.network, request.prompts, request.completions
+        count, width = prompts.ids.shape
+        attention = torch.ones(count * group_size, width + request.max_tokens, dtype=torch.bool, device=policy.device)
         attention[:, :width] = prompts.attention.repeat_interleave(group_size, 0)
         cache = KeyValueCache(config=network.config)
-        with policy.trunk.computing():
-            out = network.base_model(
-                input_ids=prompts.ids,
-                attention_mask=prompts.attention,
-                position_ids=(prompts.attention.long().cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
+        out = network.base_model(
+            input_ids=prompts.ids,
+            attention_mask=prompts.attention,
+            position_ids=(prompts.attention.long().cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache.batch_repeat_interleave(group_size)
         hidden = out.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
         return cls(policy, cache, attention, prompts.attention.sum(1).repeat_interleave(group_size, 0), hidden)
@@ -131,14 +122,13 @@ class Decoding:
     def advance(self, token: Tensor, step: int) -> None:
         """Reads one more token [S] of each completion, at position `step` (from 0) of it."""
         read = self.cache.get_seq_length() + 1
-        with self.policy.trunk.computing():
-            out = self.policy.network.base_model(
-                input_ids=token[:, None],
-                attention_mask=self.attention[:, :read],
-                position_ids=(self.lengths + step)[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-            )
+        out = self.policy.network.base_model(
+            input_ids=token[:, None],
+            attention_mask=self.attention[:, :read],
+            position_ids=(self.lengths + step)[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
         self.hidden = out.last_hidden_state[:, -1]
 
     def skip(self, tokens: int) -> None:

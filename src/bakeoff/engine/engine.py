@@ -63,6 +63,23 @@ class Sampling:
 
 
 @dataclass
+class Request:
+    """Completions that are asked of an engine.
+
+    completions   number of completions of each prompt
+    max_tokens    generation budget of a completion, EOS included
+    greedy        the likeliest token is taken instead of drawing one
+    """
+
+    prompts: Prompts
+    completions: int
+    sampling: Sampling
+    max_tokens: int
+    seed: int = 0
+    greedy: bool = False
+
+
+@dataclass
 class Generated:
     """Completions as an engine returns them; columns after a row's first EOS are ignored.
 
@@ -80,8 +97,8 @@ class Generated:
 class Engine:
     """Decodes completions. tests/engine/test_contract.py runs this contract over every engine.
 
-    An engine holds weights from `load` on. What it generates is a function of these weights and of its arguments, the
-    seed included: two calls with equal arguments return equal completions.
+    An engine holds weights from `load` on. What it generates is a function of these weights and of the request, its
+    seed included: equal requests return equal completions.
     """
 
     def load(self, policy: Policy) -> None:
@@ -96,47 +113,20 @@ class Engine:
         """
         raise NotImplementedError
 
-    def generate(
-        self,
-        prompts: Prompts,
-        completions: int,
-        sampling: Sampling,
-        max_tokens: int,
-        seed: int,
-        greedy: bool = False,
-    ) -> Generated:
-        """`completions` of each prompt, of at most `max_tokens` tokens each, EOS included.
-
-        `greedy` takes the likeliest token instead of drawing one. Raises Diverged where the log-prob of a sampled token
-        is not finite.
-        """
+    def generate(self, request: Request) -> Generated:
+        """The completions that are asked for; raises Diverged where the log-prob of a sampled token is not finite."""
         raise NotImplementedError
 
-    def trace_peak(self, prompts: Prompts, completions: int, sampling: Sampling, max_tokens: int) -> None:
+    def trace_peak(self, request: Request) -> None:
         """Runs the part of `generate` that needs the most memory on this device, for a prediction on fake tensors.
 
         An engine that decodes outside of this process does nothing here.
         """
 
 
-def roll_out(
-    engine: Engine,
-    policy: Policy,
-    prompts: Prompts,
-    completions: int,
-    sampling: Sampling,
-    max_tokens: int,
-    seed: int,
-    greedy: bool = False,
-) -> Rollout:
-    """The engine's completions of the prompts as a rollout; the engine must have loaded the policy."""
-    generated = engine.generate(prompts, completions, sampling, max_tokens, seed, greedy)
-    return make_rollout(policy, prompts, completions, max_tokens, generated)
-
-
-def make_rollout(policy: Policy, prompts: Prompts, completions: int, max_tokens: int, generated: Generated) -> Rollout:
-    """Masks and decodes what was generated."""
-    ids = generated.ids
+def make_rollout(policy: Policy, request: Request, generated: Generated) -> Rollout:
+    """Masks and decodes what an engine that has loaded the policy has generated."""
+    prompts, completions, ids = request.prompts, request.completions, generated.ids
     is_end = torch.isin(ids, policy.eos_ids)
     mask = is_end.long().cumsum(1) - is_end.long() == 0
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
@@ -155,6 +145,6 @@ def make_rollout(policy: Policy, prompts: Prompts, completions: int, max_tokens:
         sampler_logprobs=torch.where(mask, generated.logprobs, 0.0),
         entropy=None if generated.entropy is None else torch.where(mask, generated.entropy, 0.0),
         ended=is_end.any(1),
-        max_tokens=max_tokens,
+        max_tokens=request.max_tokens,
         decode=partial(policy.tokenizer.decode, skip_special_tokens=True),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from bakeoff.algorithm.kl import KLEstimates, estimate_kl
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance
 from bakeoff.learner.learner import Learner
-from bakeoff.model.forward import ForwardSettings, completion_hidden, completion_values
+from bakeoff.model.forward import completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values
 from bakeoff.model.policy import at_least_float32
 from bakeoff.rows import Scalar, concatenate, micro_batches, select
@@ -51,30 +51,27 @@ class ExperienceStatistics:
 
 
 @torch.no_grad()
-def forward_passes(
-    learner: Learner, sequences: Sequences, forward: ForwardSettings, exact_logprobs: bool
-) -> ForwardPasses:
+def forward_passes(learner: Learner, sequences: Sequences, exact_logprobs: bool) -> ForwardPasses:
     """Runs the models that are needed over the sequences, a micro-batch at a time.
 
     The actor is among them where it has the value head, and where the engine's log-probs are not exact.
     """
     with_actor = learner.head is not None or not exact_logprobs
     parts: list[ForwardPasses] = []
-    for rows in micro_batches(len(sequences), forward.micro_batch):
+    for rows in micro_batches(len(sequences), learner.forward.micro_batch):
         part = select(sequences, rows)
-        passes = policy_passes(learner, part, forward, with_actor)
-        own = None if learner.critic is None else completion_values(learner.critic, part)
-        parts.append(passes if own is None else replace(passes, values=own))
+        parts.append(policy_passes(learner, part, with_actor))
+        if learner.critic is not None:
+            parts[-1].values = completion_values(learner.critic, part)
     return concatenate(parts)
 
 
-def policy_passes(learner: Learner, part: Sequences, forward: ForwardSettings, with_actor: bool) -> ForwardPasses:
+def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> ForwardPasses:
     """Actor and reference log-probs for one micro-batch; hidden states are freed on return."""
-    actor, reference = learner.actor, learner.reference
+    actor, reference, forward = learner.actor, learner.reference, learner.forward
     if not with_actor:
-        return ForwardPasses(
-            reference_logprobs=None if reference is None else completion_logprobs(reference, part, forward)
-        )
+        logprobs = None if reference is None else completion_logprobs(reference, part, forward)
+        return ForwardPasses(reference_logprobs=logprobs)
     if reference is None:
         logprobs, values = logprobs_and_values(actor, learner.head, part, forward)
         return ForwardPasses(logprobs, values=values)
@@ -85,12 +82,7 @@ def policy_passes(learner: Learner, part: Sequences, forward: ForwardSettings, w
 
 
 def make_experience(
-    learner: Learner,
-    rollout: Rollout,
-    scores: Scores,
-    greedy: Tensor | None,
-    forward: ForwardSettings,
-    exact_logprobs: bool,
+    learner: Learner, rollout: Rollout, scores: Scores, greedy: Tensor | None, exact_logprobs: bool
 ) -> tuple[Experience, ExperienceStatistics]:
     """The experience of a rollout, and its statistics.
 
@@ -99,7 +91,7 @@ def make_experience(
     """
     sequences, algorithm = rollout.sequences, learner.algorithm
     mask = sequences.mask
-    passes = forward_passes(learner, sequences, forward, exact_logprobs)
+    passes = forward_passes(learner, sequences, exact_logprobs)
     if passes.values is not None:
         require_finite(torch.where(mask, passes.values, 0.0), "a value of the critic", of_critic=True)
     behaviour = rollout.sampler_logprobs if passes.logprobs is None else passes.logprobs

@@ -11,12 +11,13 @@ from torch import Tensor
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
-from bakeoff.config import Budget, Unit
-from bakeoff.model.config import Lora
+from bakeoff.config import Budget, Config
+from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
-from bakeoff.model.roles import Roles, Trunk, add_role
+from bakeoff.model.roles import Trunk, add_role
 from bakeoff.model.value import ValueHead, ValueModel, separate_model, value_head
 from bakeoff.model.weights import frozen_copy
+from bakeoff.randomness import derive
 from bakeoff.reward.model import RewardModel
 
 
@@ -29,19 +30,16 @@ class Counters:
     tokens: int = 0
     seconds: float = 0.0
 
-    def used(self, unit: Unit) -> float:
-        """The number of units used so far."""
-        return float(getattr(self, unit.value))
-
     def progress(self, budget: Budget) -> float:
         """Share of the budget that is used."""
-        return self.used(budget.unit) / budget.limit
+        return float(getattr(self, budget.unit.value)) / budget.limit
 
 
 @dataclass
 class Learner:
     """The method, its models, and their optimisers. The method has no other owner.
 
+    forward        how all passes of its models are made
     reference      frozen; none where nothing asks for it
     critic         a critic with a trunk of its own; none where there is none or it shares the actor's
     head           the value head on the actor's trunk; none otherwise
@@ -50,6 +48,7 @@ class Learner:
     """
 
     algorithm: Algorithm
+    forward: ForwardSettings
     actor: Policy
     reference: Policy | None
     critic: ValueModel | None
@@ -109,17 +108,11 @@ def renew_reference(learner: Learner) -> None:
             mine.copy_(its)
 
 
-def make_learner(
-    algorithm: Algorithm,
-    actor: Policy,
-    lora: Lora,
-    keep_reference: bool,
-    seed: int,
-    reward_model: RewardModel | None = None,
-) -> Learner:
-    """Reference and critic from the actor's start, and all optimisers. `seed` draws adapters and heads."""
-    spec = algorithm.critic
-    needs_reference = keep_reference or algorithm.kl_to_reference.needs_reference
+def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None = None) -> Learner:
+    """Reference and critic from the actor's start, and all optimisers."""
+    algorithm, lora, spec = config.algorithm, config.model.lora, config.algorithm.critic
+    seed = derive(config.seed, "critic")  # draws adapters and heads
+    needs_reference = config.measure.kl_to_reference or algorithm.kl_to_reference.needs_reference
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = head = reference = None
@@ -130,8 +123,11 @@ def make_learner(
         if lora.rank:
             roles = add_role(actor.network, None, "actor", lora.rank, lora.alpha, seed)
             actor = replace(actor, roles=roles, role="actor")
-            if needs_reference:
-                reference = adapted_reference(actor, roles, lora, algorithm, seed)
+            if needs_reference:  # the frozen base, or an adapter of its own where it is renewed
+                renewed = algorithm.kl_to_reference.iteration_updates > 0
+                reference = replace(actor, role="reference" if renewed else "", name="reference")
+                if renewed:
+                    add_role(actor.network, roles, "reference", lora.rank, lora.alpha, seed)
         elif needs_reference or isinstance(spec, Adapter):
             reference = frozen_copy(actor)
         if isinstance(spec, Adapter):
@@ -147,6 +143,7 @@ def make_learner(
         critic_optimizer = spec.optimizer.create(critic.trained().values())
     return Learner(
         algorithm=algorithm,
+        forward=ForwardSettings(config.sampling.temperature, config.micro_batch, config.logits_mb),
         actor=actor,
         reference=reference,
         critic=critic,
@@ -156,11 +153,3 @@ def make_learner(
         critic_optimizer=critic_optimizer,
         betas=Betas.of(algorithm),
     )
-
-
-def adapted_reference(actor: Policy, roles: Roles, lora: Lora, algorithm: Algorithm, seed: int) -> Policy:
-    """The reference of an actor with an adapter: the frozen base, or an adapter of its own where it is renewed."""
-    if not algorithm.kl_to_reference.iteration_updates:
-        return replace(actor, role="", name="reference")
-    add_role(actor.network, roles, "reference", lora.rank, lora.alpha, seed)
-    return replace(actor, role="reference", name="reference")

@@ -145,7 +145,8 @@ def ranked_pairs(
     limit = 20 + 20 * count // batch.sequences
     for number in range(limit):
         examples = task.training_examples(batch.prompts, stdlib_random(collector.seed, stream, number))
-        rollout = collector.roll_out(policy, examples, 2 * max(1, batch.group_size // 2), stream, number)
+        prompts = collector.prompts(policy, examples)
+        rollout = collector.roll_out(policy, prompts, 2 * max(1, batch.group_size // 2), stream, number)
         texts = rollout.completions
         for row in range(0, len(texts), 2):
             example, a, b = rollout.examples[row], texts[row], texts[row + 1]

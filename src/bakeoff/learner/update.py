@@ -19,9 +19,11 @@ from bakeoff.batch import Experience, Tokens, masked_mean
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
-from bakeoff.model.forward import ForwardSettings, completion_values
+from bakeoff.model.forward import completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
 from bakeoff.rows import Scalar, group_rows, micro_batches, select
+
+Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
 
 
 @dataclass
@@ -60,11 +62,7 @@ class CriticStep:
 
 
 def update_actor(
-    learner: Learner,
-    experience: Experience,
-    forward: ForwardSettings,
-    draws: torch.Generator,
-    fisher_phase: Callable[[], AbstractContextManager[None]] = nullcontext,
+    learner: Learner, experience: Experience, draws: torch.Generator, fisher_phase: Opens = nullcontext
 ) -> list[ActorStep]:
     """Trains the actor on one rollout; returns its steps.
 
@@ -75,16 +73,14 @@ def update_actor(
     with training(learner, "actor"):
         for minibatch in minibatches(experience, optimizer, draws):
             with attributed("actor", "activations"):
-                loss = actor_gradient(learner, minibatch, forward)
+                loss = actor_gradient(learner, minibatch)
                 with attributed(kind="optimizer"):
-                    step = optimizer(actor_subproblem(learner, minibatch, forward, fisher_phase))
+                    step = optimizer(actor_subproblem(learner, minibatch, fisher_phase))
             steps.append(ActorStep(loss, step))
     return steps
 
 
-def update_critic(
-    learner: Learner, experience: Experience, forward: ForwardSettings, draws: torch.Generator
-) -> list[CriticStep]:
+def update_critic(learner: Learner, experience: Experience, draws: torch.Generator) -> list[CriticStep]:
     """Trains a critic of its own on one rollout; returns its steps, none where there is no such critic."""
     critic, steps = learner.algorithm.critic, []
     if not isinstance(critic, OwnStep) or learner.critic_optimizer is None:
@@ -92,7 +88,7 @@ def update_critic(
     with training(learner, "critic"):
         for minibatch in minibatches(experience, critic.optimizer, draws):
             with attributed("critic", "activations"):
-                loss = critic_gradient(learner, critic, minibatch, forward)
+                loss = critic_gradient(learner, critic, minibatch)
                 with attributed(kind="optimizer"):
                     step = critic.optimizer(Subproblem(learner.critic_optimizer))
             steps.append(CriticStep(loss, step))
@@ -118,14 +114,14 @@ def minibatches(experience: Experience, optimizer: Optimizer, draws: torch.Gener
             yield select(experience, group_rows(groups, size))
 
 
-def actor_gradient(learner: Learner, minibatch: Experience, forward: ForwardSettings) -> ActorLoss:
+def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     """Leaves the gradient of the minibatch's loss on the actor, whatever the size of a micro-batch."""
     critic, mask = learner.algorithm.critic, minibatch.sequences.mask
     weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
     losses, value_losses, ratios, clipped = [], [], [], []
-    for rows in micro_batches(len(minibatch), forward.micro_batch):
+    for rows in micro_batches(len(minibatch), learner.forward.micro_batch):
         part = select(minibatch, rows)
-        logprobs, values = logprobs_and_values(learner.actor, learner.head, part.sequences, forward)
+        logprobs, values = logprobs_and_values(learner.actor, learner.head, part.sequences, learner.forward)
         result = minibatch_loss(learner, part, logprobs, weights[rows])
         loss = result.loss
         if isinstance(critic, Shared) and values is not None:
@@ -154,11 +150,11 @@ def minibatch_loss(learner: Learner, part: Experience, logprobs: Tensor, token_w
     return policy_loss(learner.algorithm, tokens, token_weights, part.reference_logprobs, learner.betas)
 
 
-def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience, forward: ForwardSettings) -> Tensor:
+def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) -> Tensor:
     """Leaves the gradient of the minibatch's value loss on a critic of its own; returns that loss."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in micro_batches(len(minibatch), forward.micro_batch):
+    for rows in micro_batches(len(minibatch), learner.forward.micro_batch):
         part = select(minibatch, rows)
         loss = minibatch_value_loss(critic, part, completion_values(learner.critic, part.sequences), mask.sum())
         loss.backward()
@@ -173,19 +169,14 @@ def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, to
     return value_loss(critic, values, part.values, part.returns, part.sequences.mask, tokens)
 
 
-def actor_subproblem(
-    learner: Learner,
-    minibatch: Experience,
-    forward: ForwardSettings,
-    fisher_phase: Callable[[], AbstractContextManager[None]],
-) -> Subproblem:
+def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Opens) -> Subproblem:
     """The minibatch as a step may query it: loss and KL at the current parameters, and Fisher products."""
 
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:
         mask = minibatch.sequences.mask
         weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
-        logprobs = actor_logprobs(learner, minibatch, forward)
+        logprobs = actor_logprobs(learner, minibatch)
         loss = minibatch_loss(learner, minibatch, logprobs, weights).loss
         kl = estimate_kl(minibatch.behaviour_logprobs, logprobs, mask)
         return float(loss), float(kl.k3_per_token)
@@ -194,28 +185,25 @@ def actor_subproblem(
         sequences = minibatch.sequences
         within = select(sequences, slice(0, sequences_within(sequences, tokens)))
         with fisher_phase():
-            return fisher_product(learner.actor, within, vector, forward)
+            return fisher_product(learner.actor, within, vector, learner.forward)
 
     return Subproblem(learner.actor_optimizer, evaluate, product)
 
 
 @torch.no_grad()
-def actor_logprobs(learner: Learner, experience: Experience, forward: ForwardSettings) -> Tensor:
+def actor_logprobs(learner: Learner, experience: Experience) -> Tensor:
     """log π_θ [S, T] of the experience's tokens, without gradient."""
-    sequences = experience.sequences
-    parts = [
-        completion_logprobs(learner.actor, select(sequences, rows), forward)
-        for rows in micro_batches(len(sequences), forward.micro_batch)
-    ]
-    return torch.cat(parts)
+    sequences, forward = experience.sequences, learner.forward
+    every = micro_batches(len(sequences), forward.micro_batch)
+    return torch.cat([completion_logprobs(learner.actor, select(sequences, rows), forward) for rows in every])
 
 
-def measure_step(learner: Learner, experience: Experience, count: int, forward: ForwardSettings) -> KLEstimates:
+def measure_step(learner: Learner, experience: Experience, count: int) -> KLEstimates:
     """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all). An adaptive β reads it.
 
     Raises Diverged where log π_θ is not finite: a finite gradient can still be followed too far.
     """
     first = select(experience, slice(0, count or None))
-    logprobs, mask = actor_logprobs(learner, first, forward), first.sequences.mask
+    logprobs, mask = actor_logprobs(learner, first), first.sequences.mask
     require_finite(torch.where(mask, logprobs, 0.0), "a log-probability of the policy after the step")
     return estimate_kl(first.behaviour_logprobs, logprobs, mask)

@@ -29,4 +29,4 @@ def train_critic(loop: Loop, updates: int) -> None:
         experience, _ = experience_of(loop, collected)
         draws = generator(learner.actor.device, source.collector.seed, "minibatches", number)
         with loop.phase("critic_update"):
-            update_critic(learner, experience, loop.forward, draws)
+            update_critic(learner, experience, draws)

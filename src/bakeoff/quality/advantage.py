@@ -11,10 +11,11 @@ from torch import Tensor
 from bakeoff.algorithm.scale import Scale
 from bakeoff.batch import Prompts, Rollout, Scores
 from bakeoff.config import Quality
-from bakeoff.engine.engine import Generated, make_rollout
+from bakeoff.engine.engine import Generated, Request, make_rollout
 from bakeoff.loop import Loop, collect, experience_of
 from bakeoff.quality import train_critic, with_stream
 from bakeoff.randomness import derive
+from bakeoff.rows import select
 
 APART = 0.1  # of the score: true advantages that are nearer to each other have no order to get right
 
@@ -84,19 +85,20 @@ def mean_continuation(
     loop: Loop, rollout: Rollout, rows: Tensor, position: int, continuations: int, stream: str
 ) -> Tensor:
     """Mean score of continuations of these completions, each from its first `position` tokens."""
-    policy, collector, sequences = loop.learner.actor, loop.collector, rollout.sequences
-    examples, texts = ([of_all[row] for row in rows.tolist()] for of_all in (rollout.examples, rollout.prompts))
-    width = sequences.prompt_width
+    collector, sequences = loop.collector, rollout.sequences
+    examples, texts = select(rollout.examples, rows), select(rollout.prompts, rows)
+    width, read = sequences.prompt_width, sequences.prompt_width + position
 
-    def prompts(read: int) -> Prompts:
-        return Prompts(examples, texts, sequences.ids[rows, :read], sequences.attention[rows, :read])
+    def request(columns: int, budget: int) -> Request:
+        prompts = Prompts(examples, texts, sequences.ids[rows, :columns], sequences.attention[rows, :columns])
+        seed = derive(collector.seed, stream, position)
+        return Request(prompts, continuations, collector.sampling, budget, seed)
 
-    seed, budget = derive(collector.seed, stream, position), rollout.max_tokens - position
-    rest = collector.engine.generate(prompts(width + position), continuations, collector.sampling, budget, seed)
-    begun = sequences.ids[rows, width : width + position].repeat_interleave(continuations, 0)
+    rest = collector.engine.generate(request(read, rollout.max_tokens - position))
+    begun = sequences.ids[rows, width:read].repeat_interleave(continuations, 0)
     ids = torch.cat([begun, rest.ids], 1)
     whole = Generated(ids, torch.zeros(ids.shape, device=ids.device))  # no score reads log-probs
-    completed = make_rollout(policy, prompts(width), continuations, rollout.max_tokens, whole)
+    completed = make_rollout(loop.learner.actor, request(width, rollout.max_tokens), whole)
     return collector.reward(collector.task, completed).total.view(-1, continuations).mean(1)
 
 

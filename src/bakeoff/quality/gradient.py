@@ -145,12 +145,12 @@ def quality(
 
 def gradients(loop: Loop, count: int) -> Iterator[tuple[Tensor, int]]:
     """The direction of ascent [N] of each of `count` rollouts, with the number of completion tokens that it took."""
-    learner, forward = loop.learner, loop.forward
+    learner = loop.learner
     for number in range(count):
         collected = collect(loop, number)
         experience, _ = experience_of(loop, collected)
         with loop.phase("actor_update"):
-            actor_gradient(learner, experience, forward)
+            actor_gradient(learner, experience)
         ascent = [torch.zeros_like(p) if p.grad is None else -p.grad for p in learner.actor.parameters()]
         learner.actor_optimizer.zero_grad(set_to_none=True)
         yield torch.cat([part.flatten() for part in ascent]), collected.tokens
