@@ -9,7 +9,7 @@ import pytest
 from bakeoff.algorithm import AXES
 from bakeoff.config import register
 from bakeoff.engine import ENGINES
-from bakeoff.metrics import METRICS, metrics_table
+from bakeoff.metrics import DEFINITIONS, metrics_table
 from bakeoff.paths import CONF, ROOT
 from bakeoff.reward import REWARDS
 from bakeoff.task import TASKS
@@ -45,7 +45,7 @@ def test_links_lead_somewhere():
 @pytest.fixture
 def registries():
     """Restores the registries, to which the examples add."""
-    every = [*AXES.values(), TASKS, ENGINES, REWARDS, METRICS]
+    every = [*AXES.values(), TASKS, ENGINES, REWARDS, DEFINITIONS]
     before = [dict(registry) for registry in every]
     yield
     for registry, kept in zip(every, before, strict=True):
@@ -70,4 +70,4 @@ def test_every_example_of_the_extending_page_runs_and_trains(registries, tmp_pat
     for command in commands:
         metrics = update_of(loop_of(compose(*small, *shlex.split(command))))
         assert metrics["progress/sequences"] == 4, command
-    assert "policy/ratio_spread" in METRICS
+    assert "policy/ratio_spread" in DEFINITIONS

@@ -10,7 +10,7 @@ from bakeoff.config import Config
 from bakeoff.errors import UserError
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.loop import update_once
-from bakeoff.metrics import METRICS, update_metrics
+from bakeoff.metrics import DEFINITIONS, update_metrics
 from bakeoff.paths import CONF
 from bakeoff.validation import validate
 from tests.conftest import compose, known, loop_of, update_of
@@ -61,7 +61,7 @@ def test_every_accepted_combination_takes_two_updates(method, critic, task, pair
         assert all(math.isfinite(value) for value in metrics.values()), metrics
     assert loop.learner.counters.updates == 2
     assert metrics["progress/sequences"] >= 16
-    unknown = [m for m in metrics if not any(known(m, pattern) for pattern in METRICS)]
+    unknown = [m for m in metrics if not any(known(m, pattern) for pattern in DEFINITIONS)]
     assert not unknown, "a metric that docs/metrics.md does not explain"
     assert ("critic/value_loss" in metrics) == (critic != "none")
 

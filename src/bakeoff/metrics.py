@@ -18,23 +18,17 @@ from bakeoff.measure.phase import Measured, Peak, largest_peak
 from bakeoff.rows import Scalar, numbers
 
 # name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
-METRICS: dict[str, tuple[str, str]] = {
+DEFINITIONS: dict[str, tuple[str, str]] = {
     "reward/mean": ("score", "mean total reward of the rollout's completions, before any KL"),
     "reward/std": ("score", "standard deviation of the total reward over the rollout"),
     "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
-    "reward/true": (
-        "score",
-        "mean true reward: the task's own grade in [0, 1], whatever the method is trained on",
-    ),
+    "reward/true": ("score", "mean true reward: the task's own grade in [0, 1], whatever the method is trained on"),
     "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
     "reward/term_*": ("score", "mean of one reward function, unweighted"),
     "length/mean": ("tokens", "mean completion length, EOS included"),
     "length/max": ("tokens", "longest completion of the rollout"),
     "length/eos_share": ("share", "completions that end with EOS within the budget"),
-    "rollout/rounds": (
-        "–",
-        "number of times that prompts were drawn; 1 unless the method filters groups",
-    ),
+    "rollout/rounds": ("–", "number of times that prompts were drawn; 1 unless the method filters groups"),
     "rollout/sampler_mismatch": (
         "nats",
         "mean absolute difference of log π, engine against training forward, where the engine is not exact",
@@ -47,14 +41,8 @@ METRICS: dict[str, tuple[str, str]] = {
         "share",
         "(Σ ratio)²/(n·Σ ratio²) over tokens, mean over minibatches: the share of the samples that reuse leaves",
     ),
-    "policy/clip_fraction": (
-        "share",
-        "tokens on which the clip makes the surrogate flat, mean over minibatches",
-    ),
-    "policy/first_ratio_error": (
-        "–",
-        "largest distance of the ratio from one in a rollout's first minibatch; 0",
-    ),
+    "policy/clip_fraction": ("share", "tokens on which the clip makes the surrogate flat, mean over minibatches"),
+    "policy/first_ratio_error": ("–", "largest distance of the ratio from one in a rollout's first minibatch; 0"),
     "policy/first_clip_fraction": ("share", "clip fraction of a rollout's first minibatch; 0"),
     "policy/gradient_norm": ("–", "norm of the actor's gradient before clipping, mean over minibatches"),
     "policy/cg_residual": ("–", "TRPO: ‖g − F·x‖/‖g‖ after the conjugate gradient"),
@@ -71,10 +59,7 @@ METRICS: dict[str, tuple[str, str]] = {
         "–",
         "mode=advantage_quality: correlation of unscaled advantages with the truth, all tokens",
     ),
-    "advantage/correlation_ceiling": (
-        "–",
-        "the same of the true advantages: the truth is a mean of samples",
-    ),
+    "advantage/correlation_ceiling": ("–", "the same of the true advantages: the truth is a mean of samples"),
     "advantage/bias": ("score", "mean of unscaled advantage less truth"),
     "advantage/rank_accuracy": (
         "share",
@@ -87,10 +72,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "gradient/relative_variance": ("–", "trace of the gradient's covariance over the square of its mean's norm"),
     "gradient/snr": ("–", "its inverse: signal to noise of one rollout"),
     "gradient/snr_per_1000_tokens": ("–", "the same per 1000 completion tokens"),
-    "gradient/snr_per_second": (
-        "–",
-        "the same per second of a rollout and its gradient, no critic's training",
-    ),
+    "gradient/snr_per_second": ("–", "the same per second of a rollout and its gradient, no critic's training"),
     "gradient/norm": ("–", "norm of the mean gradient, corrected for noise"),
     "gradient/tokens": ("tokens", "completion tokens of a rollout"),
     "gradient/seconds": ("s", "seconds of a rollout, its scores, its experience and its gradient"),
@@ -106,10 +88,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "reward_model/heldout_pair_accuracy": ("share", "held-out pairs of the start that the reward model ranks right"),
     "reward_model/heldout_loss": ("nats", "Bradley–Terry loss on these pairs"),
     "reward_model/calibration_error": ("share", "mean distance of stated and observed accuracy on these pairs"),
-    "kl/reference_exact_per_token": (
-        "nats/token",
-        "exact KL(π_old‖π_ref), where a forward pass gives π_old's logits",
-    ),
+    "kl/reference_exact_per_token": ("nats/token", "exact KL(π_old‖π_ref), where a forward pass gives π_old's logits"),
     "kl/reference_k*_per_token": ("nats/token", "estimator k1, k2 or k3 of KL(π_old‖π_ref), mean over tokens"),
     "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
     "kl/behaviour_k*_per_token": (
@@ -152,7 +131,7 @@ page from `bakeoff/metrics.py`.
 | metric | unit | definition |
 |---|---|---|
 """
-    return head + "".join(f"| `{name}` | {unit} | {text} |\n" for name, (unit, text) in METRICS.items())
+    return head + "".join(f"| `{name}` | {unit} | {text} |\n" for name, (unit, text) in DEFINITIONS.items())
 
 
 def named(prefix: str, statistics: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bakeoff.metrics import METRICS
+from bakeoff.metrics import DEFINITIONS
 from bakeoff.report import store
 from tests.commands import call, dies_in_update, start
 from tests.conftest import known
@@ -51,10 +51,10 @@ def test_a_run_logs_its_tags_parameters_and_completions(finished, name):
 
 def test_metrics_are_the_documented_ones_and_the_same_for_every_method(finished):
     names = {name: set(only_run(folder).data.metrics) for name, folder in finished.items()}
-    patterns = [name.replace("*", "") if name.endswith("*") else name for name in METRICS]
+    patterns = [name.replace("*", "") if name.endswith("*") else name for name in DEFINITIONS]
     for found in names.values():
         for metric in found:
-            assert any(known(metric, pattern) for pattern in METRICS), f"{metric} is not documented in {patterns}"
+            assert any(known(metric, pattern) for pattern in DEFINITIONS), f"{metric} is not documented in {patterns}"
     # a cell of the ledger exists only if it has bytes, and the supervised stage only if the start was not cached
     names = {name: {m for m in found if not re.match(r"memory/(\w+/|sft)", m)} for name, found in names.items()}
     without_critic = {m for m in names["ppo"] if "critic" not in m}
