@@ -22,7 +22,7 @@ from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import Learner, renew_reference, set_lr
 from bakeoff.learner.offload import place_for
-from bakeoff.learner.reward_model import PairQuality, Renewal
+from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.update import ActorStep, CriticStep, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bakeoff.batch import Rollout, Scores
 from bakeoff.learner.learner import Counters
-from bakeoff.learner.reward_model import PairQuality
+from bakeoff.learner.reward_training import PairQuality
 from bakeoff.loop import Update
 from bakeoff.measure.phase import Measured, Peak, largest_peak
 from bakeoff.rows import Scalar, numbers
@@ -135,8 +135,9 @@ page from `bakeoff/metrics.py`.
 
 
 def named(prefix: str, statistics: Any) -> dict[str, Any]:
-    """The fields of a dataclass of scalars as metrics `prefix` + field; fields that are none have no metric."""
-    return {f"{prefix}{name}": value for name, value in vars(statistics).items() if value is not None}
+    """The fields of a dataclass of scalars, or of none, as metrics `prefix` + field; a field that is none has none."""
+    fields = vars(statistics) if statistics is not None else {}
+    return {f"{prefix}{name}": value for name, value in fields.items() if value is not None}
 
 
 def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
@@ -146,7 +147,8 @@ def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
         **rollout_metrics(collected.all_rollouts, collected.all_scores),
         **step_metrics(update),
         **named("kl/behaviour_", update.kl),
-        **(named("kl/reference_", experience.reference) if experience.reference else {}),
+        **named("kl/reference_", experience.reference),
+        **named("reward_model/", update.renewal),
         "kl/reference_exact_per_token": experience.reference_exact,
         "kl/beta_reference": update.betas.reference,
         "kl/beta_behaviour": update.betas.behaviour,
@@ -164,35 +166,27 @@ def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
         "speed/tokens_per_second": collected.tokens / update.seconds,
         **phase_metrics(update.measured),
     }
-    if update.renewal is not None:
-        metrics["reward_model/new_pair_accuracy"] = update.renewal.accuracy_before
-        metrics["reward_model/new_pair_accuracy_after"] = update.renewal.accuracy_after
     return {name: float(value) for name, value in numbers(metrics).items() if value is not None}
 
 
 def step_metrics(update: Update) -> dict[str, Scalar]:
     """Means over the steps of actor and critic; of some statistics the largest or the first."""
-    metrics = means("policy/", [vars(step.minibatch) | vars(step.step) for step in update.actor])
+    actor = over_steps([named("policy/", step.minibatch) | named("policy/", step.step) for step in update.actor])
+    critic = over_steps([{"critic/value_loss": s.value_loss} | named("critic/", s.step) for s in update.critic])
+    metrics: dict[str, Scalar] = {name: values.mean() for name, values in (actor | critic).items()}
     if update.actor:
-        first = update.actor[0].minibatch
-        metrics["policy/ratio_max"] = stacked([step.minibatch.ratio_max for step in update.actor]).max()
-        metrics["policy/first_ratio_error"] = first.ratio_error
+        metrics["policy/ratio_max"] = actor["policy/ratio_max"].max()
+        metrics["policy/first_clip_fraction"] = actor["policy/clip_fraction"][0]
+        metrics["policy/first_ratio_error"] = actor["policy/ratio_error"][0]
         del metrics["policy/ratio_error"]
-        metrics["policy/first_clip_fraction"] = first.clip_fraction
-    if (value_loss := metrics.pop("policy/value_loss", None)) is not None:
-        metrics["critic/value_loss"] = value_loss
-    return metrics | means("critic/", [{"value_loss": s.value_loss} | vars(s.step) for s in update.critic])
+    if "policy/value_loss" in metrics:
+        metrics["critic/value_loss"] = metrics.pop("policy/value_loss")
+    return metrics
 
 
-def means(prefix: str, steps: list[dict[str, Scalar]]) -> dict[str, Scalar]:
-    """Mean of each statistic over the steps."""
-    names = [name for name, value in steps[0].items() if value is not None] if steps else []
-    return {f"{prefix}{name}": stacked([step[name] for step in steps]).mean() for name in names}
-
-
-def stacked(values: list[Scalar]) -> Tensor:
-    """Scalars as a vector."""
-    return torch.stack([torch.as_tensor(value) for value in values])
+def over_steps(rows: list[dict[str, Scalar]]) -> dict[str, Tensor]:
+    """Each statistic of the steps as a vector over the steps."""
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
 
 
 def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:

@@ -27,7 +27,7 @@ from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
 from bakeoff.learner.learner import Learner, make_learner
 from bakeoff.learner.offload import place_for
-from bakeoff.learner.reward_model import untrained
+from bakeoff.learner.reward_training import untrained
 from bakeoff.learner.sft import demonstrations, held_weights, train_step
 from bakeoff.learner.update import measure_step, update_actor, update_critic
 from bakeoff.loop import Loop

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bakeoff.config import Config, flatten, plain, register
 from bakeoff.errors import MISTAKES, fail
-from bakeoff.learner.reward_model import PairQuality, learned_reward
+from bakeoff.learner.reward_training import PairQuality, learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
 from bakeoff.model.weights import weights_hash

@@ -14,7 +14,7 @@ from bakeoff.collector import Collector
 from bakeoff.config import Config
 from bakeoff.device import choose_device, set_up_device
 from bakeoff.learner.learner import make_learner
-from bakeoff.learner.reward_model import learned_reward, renew_reward_model
+from bakeoff.learner.reward_training import learned_reward, renew_reward_model
 from bakeoff.learner.sft import starting_policy
 from bakeoff.loop import Loop
 from bakeoff.measure.memory import keep_freed_memory
@@ -43,9 +43,7 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
     collector = collector_of(config)
     learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
     learner = make_learner(config, actor, learned.model if learned else None)
-    renewal = None
-    if learned is not None:
-        renewal = partial(renew_reward_model, learned.model, config.preferences, collector, learned.pairs, report)
+    renewal = partial(renew_reward_model, learned, config.preferences, collector, report) if learned else None
     return Loop(
         learner=learner,
         collector=collector,

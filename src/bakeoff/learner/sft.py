@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bakeoff.config import Config, digest, plain
 from bakeoff.errors import UserError
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
+from bakeoff.model.config import Model
 from bakeoff.model.encode import encode_with_completions
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
@@ -29,28 +31,33 @@ from bakeoff.paths import cache
 from bakeoff.randomness import stdlib_random
 from bakeoff.task.task import Task
 
+Report = Callable[[str], None]  # takes a message for the person who watches
 RECIPE = 3  # raise it when a change of this file changes its results: cached starts of another recipe are not used
 
 
-def starting_policy(config: Config, phases: Phases, report: Callable[[str], None]) -> Policy:
+def starting_policy(config: Config, phases: Phases, report: Report) -> Policy:
     """The policy that actor and reference start from, on the device of the phases.
 
     The result of a supervised stage is cached under the hash of everything that it depends on, so that the runs of a
     sweep train it once and start from the same bytes.
     """
-    device = phases.device
-    if config.sft.steps == 0:
-        return _to(build(config.model, config.sft.seed), device)
+
+    def built(model: Model) -> Policy:
+        policy = build(model, config.sft.seed)
+        policy.network.to(phases.device).eval()
+        return policy
 
     def make(folder: Path) -> None:
-        policy = _to(build(config.model, config.sft.seed), device)
+        policy = built(config.model)
         train(policy, config, phases, report)
         save(policy, folder)
 
+    if config.sft.steps == 0:
+        return built(config.model)
     key = digest({"recipe": RECIPE, **start_identity(config)})
     folder = made_once(cache() / "starts" / key, make)
     report(f"start {key} from {folder}")
-    return _to(build(replace(config.model, name=str(folder))), device)
+    return built(replace(config.model, name=str(folder)))
 
 
 def start_identity(config: Config) -> dict[str, Any]:
@@ -71,12 +78,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _to(policy: Policy, device: torch.device) -> Policy:
-    policy.network.to(device).eval()
-    return policy
-
-
-def train(policy: Policy, config: Config, phases: Phases, report: Callable[[str], None]) -> None:
+def train(policy: Policy, config: Config, phases: Phases, report: Report) -> None:
     """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included.
 
     A ledger traces the first two steps, the second of which has optimiser state.
@@ -84,24 +86,20 @@ def train(policy: Policy, config: Config, phases: Phases, report: Callable[[str]
     sft, network = config.sft, policy.network
     adam = Adam(lr=sft.lr, weight_decay=0.01)
     optimizer, forward = adam.create(network.parameters()), ForwardSettings(logits_mb=config.logits_mb)
-
-    def steps(first: int, last: int) -> None:
-        for step in range(first, min(last, sft.steps)):
+    network.train()
+    with ExitStack() as traced:
+        traced.enter_context(phases.tracing(held_weights(policy), policy.embedding))
+        for step in range(sft.steps):
+            if step == 2:
+                traced.close()
             examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step))
             sequences = demonstrations(policy, config.task, examples)
             with phases("sft"):
                 loss = train_step(policy, sequences, adam, optimizer, forward)
             if step % 10 == 0 or step + 1 == sft.steps:
                 report(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
-
-    network.train()
-    with phases.tracing(held_weights(policy), policy.embedding):
-        steps(0, 2)
-    steps(2, sft.steps)
     network.eval()
     with phases("sft"), torch.no_grad():  # the result must be finite too: the check of the gradient comes before a step
-        examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", sft.steps - 1))
-        sequences = demonstrations(policy, config.task, examples)
         logprobs = completion_logprobs(policy, sequences, forward)
         require_finite(torch.where(sequences.mask, logprobs, 0.0), "a log-probability of the policy after the step")
 

@@ -12,7 +12,7 @@ from bakeoff.device import HOST
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.errors import UserError
-from bakeoff.learner import reward_model as stage
+from bakeoff.learner import reward_training as stage
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode, encode_with_completions
@@ -142,14 +142,12 @@ def test_renewal_learns_from_new_pairs_and_replays_earlier_ones(tiny, monkeypatc
     seen = []
     train = stage.train
     monkeypatch.setattr(stage, "train", lambda *a: (seen.extend(a[3]), train(*a)))
-    model = stage.untrained(tiny, seed=0)
-    renewal = stage.renew_reward_model(
-        model, config.preferences, collector_of(config), earlier, quiet, actor=tiny, update=3
-    )
+    learned = stage.LearnedReward(stage.untrained(tiny, seed=0), earlier, None)
+    renewal = stage.renew_reward_model(learned, config.preferences, collector_of(config), quiet, actor=tiny, update=3)
     assert sum(pair in earlier for pair in seen) == 2, "a tenth of twenty"
     assert len(seen) == 20
-    assert renewal.accuracy_before == 0.5
-    assert renewal.accuracy_after > 0.8
+    assert renewal.new_pair_accuracy == 0.5
+    assert renewal.new_pair_accuracy_after > 0.8
 
 
 def test_pairs_of_a_file_are_read_and_split_and_bad_ones_are_refused(tmp_path, tiny):

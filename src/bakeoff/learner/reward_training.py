@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from bakeoff.collector import Collector
 from bakeoff.config import Config, digest, plain
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
-from bakeoff.learner.sft import made_once, start_identity
+from bakeoff.learner.sft import Report, made_once, start_identity
 from bakeoff.measure.phase import Phases
 from bakeoff.model.encode import encode_with_completions
 from bakeoff.model.policy import Policy
@@ -55,8 +54,8 @@ class PairQuality:
 class Renewal:
     """Accuracy of a reward model on pairs of the current policy, before and after it was trained on them."""
 
-    accuracy_before: float
-    accuracy_after: float
+    new_pair_accuracy: float
+    new_pair_accuracy_after: float
 
 
 @dataclass
@@ -69,16 +68,14 @@ class LearnedReward:
 
 
 def learned_reward(
-    config: Config, collector: Collector, start: Policy, phases: Phases, report: Callable[[str], None]
+    config: Config, collector: Collector, start: Policy, phases: Phases, report: Report
 ) -> LearnedReward:
     """The reward model of a configuration, trained on pairs of the start's completions or of a file.
 
     It is cached under the hash of everything that it depends on, so that the runs of a sweep train it once.
     """
-    wanted = config.preferences
-    identity = start_identity(config)
-    identity |= {key: plain(config)[key] for key in ("preferences", "batch", "sampling", "engine")}
-    model = untrained(start, wanted.seed)
+    wanted, model = config.preferences, untrained(start, config.preferences.seed)
+    identity = {key: plain(config)[key] for key in ("preferences", "batch", "sampling", "engine")}
 
     def make(folder: Path) -> None:
         training, heldout = preference_pairs(wanted, collector, start, report)
@@ -90,15 +87,13 @@ def learned_reward(
         quality = pair_quality(model, start, config.task, heldout)
         (folder / "quality.json").write_text(json.dumps(asdict(quality)))
 
-    key = digest({"recipe": RECIPE, **identity})
+    key = digest({"recipe": RECIPE, **start_identity(config), **identity})
     folder = made_once(cache() / "reward_models" / key, make)
     saved = load_file(folder / "model.safetensors")
     for name, tensor in model.trained().items():
         tensor.detach().copy_(saved[name])
-    pairs = [
-        Pair(Example(**row["example"]), row["chosen"], row["rejected"])
-        for row in json.loads((folder / "pairs.json").read_text())
-    ]
+    rows = json.loads((folder / "pairs.json").read_text())
+    pairs = [Pair(Example(**row["example"]), row["chosen"], row["rejected"]) for row in rows]
     quality = PairQuality(**json.loads((folder / "quality.json").read_text()))
     report(f"reward model {key} from {folder}: ranks {quality.accuracy:.3f} of {quality.pairs} held-out pairs right")
     return LearnedReward(model, pairs, quality)
@@ -114,7 +109,7 @@ def untrained(start: Policy, seed: int) -> RewardModel:
 
 
 def preference_pairs(
-    wanted: Preferences, collector: Collector, policy: Policy, report: Callable[[str], None]
+    wanted: Preferences, collector: Collector, policy: Policy, report: Report
 ) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on, some of them reversed, and held-out pairs; raises UserError where there are too few."""
     if wanted.path:
@@ -126,18 +121,15 @@ def preference_pairs(
     else:
         source = replace(collector, seed=wanted.seed)
         pairs = ranked_pairs(source, policy, wanted.pairs + wanted.heldout, "pairs", report)
-    training, heldout = pairs[wanted.heldout :], pairs[: wanted.heldout]
     rng = stdlib_random(wanted.seed, "label_noise")
-    noisy = [
+    training = [
         Pair(pair.example, pair.rejected, pair.chosen) if rng.random() < wanted.label_noise else pair
-        for pair in training
+        for pair in pairs[wanted.heldout :]
     ]
-    return noisy, heldout
+    return training, pairs[: wanted.heldout]
 
 
-def ranked_pairs(
-    collector: Collector, policy: Policy, count: int, stream: str, report: Callable[[str], None]
-) -> list[Pair]:
+def ranked_pairs(collector: Collector, policy: Policy, count: int, stream: str, report: Report) -> list[Pair]:
     """`count` pairs of the policy's completions of one prompt, the one with the higher true reward first; no ties."""
     task, batch = collector.task, collector.batch
     collector.engine.load(policy)
@@ -171,14 +163,13 @@ def pair_scores(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair
     return chosen, rejected
 
 
+def scores_in_parts(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair]) -> list[tuple[Tensor, Tensor]]:
+    """`pair_scores` of 256 pairs at a time."""
+    return [pair_scores(model, policy, task, pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
+
+
 def train(
-    model: RewardModel,
-    policy: Policy,
-    task: Task,
-    pairs: list[Pair],
-    spec: Preferences,
-    steps: int,
-    report: Callable[[str], None],
+    model: RewardModel, policy: Policy, task: Task, pairs: list[Pair], spec: Preferences, steps: int, report: Report
 ) -> None:
     """AdamW on the Bradley–Terry loss of batches drawn from the pairs."""
     adam = Adam(lr=spec.lr)
@@ -200,8 +191,7 @@ def normalise(model: RewardModel, policy: Policy, task: Task, pairs: list[Pair])
 
     Raises Diverged where a score is not finite.
     """
-    parts = [pair_scores(model, policy, task, pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
-    scores = torch.cat([torch.cat(part) for part in parts])
+    scores = torch.cat([torch.cat(part) for part in scores_in_parts(model, policy, task, pairs)])
     require_finite(scores, "a score of the reward model")
     model.mean.copy_(scores.mean())
     model.std.copy_(scores.std().clamp(min=1e-6))
@@ -214,7 +204,7 @@ def pair_quality(model: RewardModel, policy: Policy, task: Task, pairs: list[Pai
     A bin holds the pairs for which the model gives its preferred completion a probability in the bin's range: the
     stated accuracy. The observed accuracy is the share in which that completion is the better one.
     """
-    parts = [pair_scores(model, policy, task, pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
+    parts = scores_in_parts(model, policy, task, pairs)
     margin = torch.cat([chosen - rejected for chosen, rejected in parts]).to(HOST)
     confidence, right = torch.sigmoid(margin.abs()), (margin > 0).float() + 0.5 * (margin == 0).float()
     bins = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
@@ -239,21 +229,15 @@ def pair_quality(model: RewardModel, policy: Policy, task: Task, pairs: list[Pai
 
 
 def renew_reward_model(
-    model: RewardModel,
-    wanted: Preferences,
-    collector: Collector,
-    earlier: list[Pair],
-    report: Callable[[str], None],
-    actor: Policy,
-    update: int,
+    learned: LearnedReward, wanted: Preferences, collector: Collector, report: Report, actor: Policy, update: int
 ) -> Renewal:
     """Trains further on pairs of the actor's own completions and a share of earlier ones: DeepSeekMath §4.1.4."""
-    seed, task = collector.seed, collector.task
+    model, seed, task = learned.model, collector.seed, collector.task
     source = replace(collector, seed=derive(seed, "renewal"))
     pairs = ranked_pairs(source, actor, wanted.renewal_pairs, f"renewal{update}", report)
     before = pair_quality(model, actor, task, pairs).accuracy
     replayed = round(wanted.replay / (1 - wanted.replay) * len(pairs))
-    replay = stdlib_random(seed, "replay", update).choices(earlier, k=replayed) if replayed else []
+    replay = stdlib_random(seed, "replay", update).choices(learned.pairs, k=replayed) if replayed else []
     train(model, actor, task, pairs + replay, wanted, wanted.renewal_steps, report)
     normalise(model, actor, task, pairs)
     return Renewal(before, pair_quality(model, actor, task, pairs).accuracy)
