@@ -78,7 +78,8 @@ class Sequences:
     def select(self, rows: slice | Tensor) -> Sequences:
         """See `rows.select`. A slice that cuts through a group leaves fewer rows that share a prompt."""
         cuts = rows.indices(len(self))[:2] if isinstance(rows, slice) else ()
-        return replace(fieldwise(select, self, rows), group_size=math.gcd(self.group_size, *cuts))
+        chosen: Sequences = fieldwise(select, self, rows)
+        return replace(chosen, group_size=math.gcd(self.group_size, *cuts))
 
     @staticmethod
     def concatenate(parts: list[Sequences]) -> Sequences:

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bakeoff.arms import Arms, arms_of, overrides_of
+from bakeoff.arms import arms_of, overrides_of
 from bakeoff.config import register
 from bakeoff.errors import MISTAKES, fail
 from bakeoff.paths import CONF
 from bakeoff.predict import UNKNOWN_LENGTH, predict
+from bakeoff.progress import plain_table
 from bakeoff.validation import compose
 
 USAGE = """bakeoff-memory [key=value …]
@@ -32,17 +33,10 @@ Predicts the memory of every phase by role and kind: the run's own code on tenso
 It takes the keys of `bakeoff`; with --fits, arms are those of the study `memory`. Lengths are the task's where the
 model's tokenizer is on this machine, else 512.
 """
+# from small to large
 MODELS = [
-    "smollm2_135m",
-    "smollm2_360m",
-    "qwen2_5_0_5b",
-    "llama3_2_1b",
-    "qwen2_5_1_5b",
-    "qwen2_5_3b",
-    "qwen2_5_7b",
-    "qwen2_5_14b",
-    "qwen2_5_32b",
-    "llama3_1_70b",
+    *("smollm2_135m", "smollm2_360m", "qwen2_5_0_5b", "llama3_2_1b", "qwen2_5_1_5b"),
+    *("qwen2_5_3b", "qwen2_5_7b", "qwen2_5_14b", "qwen2_5_32b", "llama3_1_70b"),
 ]
 GROUPS = [str(2**power) for power in range(1, 9)]
 COMPLETIONS = [str(2**power) for power in range(6, 15)]
@@ -55,12 +49,6 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(values[middle]) else (low, middle)
     return values[low] if low >= 0 else "none"
-
-
-def memory_arms() -> Arms:
-    """The arms of the study `memory`."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return arms_of(hydra.compose("config", overrides=["sweeps=memory"], return_hydra_config=True).hydra.sweeper)
 
 
 def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides: list[str]) -> list[str]:
@@ -88,23 +76,20 @@ def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides
 
 def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console) -> Table:
     """A row for each arm or method; a row takes minutes, so all cores work on them."""
-    arms = memory_arms()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        study = hydra.compose("config", overrides=["sweeps=memory"], return_hydra_config=True)
+    arms = arms_of(study.hydra.sweeper)
     swept = next((o for o in overrides if o.split("=")[0] in ("arm", "algorithm")), f"arm={','.join(arms)}")
     model = next((o.removeprefix("model=") for o in overrides if o.startswith("model=")), "qwen2_5_1_5b")
     rest = [o for o in overrides if o != swept and not o.startswith("model=")]
     key, _, values = swept.partition("=")
     config = compose(["mode=predict", f"model={model}", "task=largest", *rest])
     prompt, completion = config.lengths.prompt or UNKNOWN_LENGTH, config.lengths.completion or UNKNOWN_LENGTH
-    table = Table(
-        title=f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, "
-        f"{config.batch.group_size} completions each of {completion}, micro_batch {config.micro_batch}, "
-        f"{model} unless the column says otherwise",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
+    title = (
+        f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, {config.batch.group_size} "
+        f"completions each of {completion}, micro_batch {config.micro_batch}, {model} unless the column says otherwise"
     )
-    for column in (key, "largest model", "largest group", "longest completion"):
-        table.add_column(column, no_wrap=True)
+    table = plain_table(title, (key, "largest model", "largest group", "longest completion"))
     chosen = {value: f"{key}={value}" for value in values.split(",")}
     own = {name: overrides_of({key: each}, arms) if key == "arm" else [each] for name, each in chosen.items()}
     jobs = (joblib.delayed(what_fits)(name, each, model, gigabytes, rest) for name, each in own.items())

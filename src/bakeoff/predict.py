@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,9 +39,10 @@ from bakeoff.model.encode import encode
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
-from bakeoff.rows import select
+from bakeoff.rows import micro_batches, select
 from bakeoff.start import collector_of
 
+Step = TypeVar("Step", bound=Optimizer)
 UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where none are given and there is no tokenizer to count them
 
 
@@ -96,11 +98,14 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         learner = make_learner(config, policy, learned)
         for role, optimizer in learner.optimizers().items():
             with_state(role, optimizer)
+        collector, heldout = collector_of(config), imagined_prompts(0, 0)
+        if policy.tokenizer is not None:
+            heldout = collector.prompts(policy, config.task.heldout_examples())
         loop = Loop(
             learner=learner,
-            collector=collector_of(config),
+            collector=collector,
             phases=phases,
-            heldout=heldout_prompts(config, policy),
+            heldout=heldout,
             kl_sequences=config.measure.kl_sequences,
             offload=config.offload,
         )
@@ -109,13 +114,6 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         with loop.traced(int(limit)):
             one_update(loop, prompt, completion)
         return Prediction(phases.take().peaks, weight_bytes(learner), prompt, completion)
-
-
-def heldout_prompts(config: Config, policy: Policy) -> Prompts:
-    """The held-out prompts that a run keeps; none where there is no tokenizer to encode them."""
-    if policy.tokenizer is None:
-        return Prompts([], [], torch.zeros(0, 0), torch.zeros(0, 0))
-    return encode(policy, config.task.heldout_examples(), config.task.shot_examples())
 
 
 def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
@@ -148,8 +146,7 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
     algorithm, critic = learner.algorithm, learner.algorithm.critic
 
     def first(sequences: int) -> slice:
-        """The first micro-batch of that number of sequences."""
-        return slice(0, min(sequences, forward.micro_batch or sequences))
+        return next(micro_batches(sequences, forward.micro_batch))
 
     with loop.phase("rollout"):
         engine.load(learner.actor)
@@ -158,12 +155,12 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
         rollout = imagined_rollout(batch, prompt, completion)
         rounds = algorithm.group_filter.rounds
         others = [imagined_rollout(batch, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
-    every = rollout.sequences
+    sequences = select(rollout.sequences, first(batch.sequences))
     with loop.phase("reward"):
         if learner.reward_model is not None:
-            learner.reward_model.score(select(every, first(len(every))), forward.micro_batch)
+            learner.reward_model.score(sequences, forward.micro_batch)
     with loop.phase("experience"):
-        forward_passes(learner, select(every, first(len(every))), engine.exact_logprobs)
+        forward_passes(learner, sequences, engine.exact_logprobs)
     experience = imagined_experience(learner, rollout)
 
     def micro_batch(role: str, option: Optimizer, optimizer: torch.optim.Optimizer) -> Experience:
@@ -180,17 +177,18 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
         update_actor(once, part, torch.Generator(), partial(loop.phase, "fisher_product"))
     if isinstance(critic, OwnStep) and learner.critic_optimizer is not None:
         part = micro_batch("critic", critic.optimizer, learner.critic_optimizer)
-        own = replace(critic, optimizer=replace(critic.optimizer, epochs=1, minibatches=1))
+        own = replace(critic, optimizer=one_step(critic.optimizer))
+        once = replace(learner, algorithm=replace(algorithm, critic=own))
         with loop.phase("critic_update"):
-            update_critic(replace(learner, algorithm=replace(algorithm, critic=own)), part, torch.Generator())
+            update_critic(once, part, torch.Generator())
     with loop.phase("measure"):
         measure_step(learner, experience, first(loop.kl_sequences or len(experience)).stop)
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 
-def one_step(option: Optimizer) -> Optimizer:
+def one_step(option: Step) -> Step:
     """The option with one step per rollout; of a trust-region step, as few iterations as have its peak."""
-    brief = {"cg_iterations": 2, "backtracks": 1} if isinstance(option, Trpo) else {}
+    brief: dict[str, int] = {"cg_iterations": 2, "backtracks": 1} if isinstance(option, Trpo) else {}
     return replace(option, epochs=1, minibatches=1, **brief)
 
 
@@ -210,16 +208,15 @@ def imagined_prompts(prompts: int, tokens: int) -> Prompts:
 
 def imagined_rollout(batch: Batch, prompt: int, completion: int) -> Rollout:
     """The tensors of a decoded rollout."""
-    shape = (batch.sequences, completion)
-    mask = torch.ones(shape, dtype=torch.bool)
-    attention = torch.ones(shape[0], prompt + completion, dtype=torch.bool)
+    mask = torch.ones(batch.sequences, completion, dtype=torch.bool)
+    attention = torch.ones(batch.sequences, prompt + completion, dtype=torch.bool)
     return Rollout(
         examples=[],
         prompts=[],
         completions=[],
         sequences=Sequences(attention.long(), attention, mask, batch.group_size),
-        sampler_logprobs=torch.zeros(shape),
-        entropy=torch.zeros(shape),
+        sampler_logprobs=torch.zeros(mask.shape),
+        entropy=torch.zeros(mask.shape),
         ended=mask[:, -1],
         max_tokens=completion,
         decode=lambda ids: "",
@@ -244,8 +241,7 @@ def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
 
 def savings(config: Config) -> list[tuple[str, int]]:
     """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first."""
-    found = [(setting, predict(changed).peak) for setting, changed in cheaper(config)]
-    return sorted(found, key=lambda each: each[1])
+    return sorted(((setting, predict(changed).peak) for setting, changed in cheaper(config)), key=itemgetter(1))
 
 
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
@@ -255,10 +251,8 @@ def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     if read > 1:
         yield f"micro_batch={max(1, read // 4)}", replace(config, micro_batch=max(1, read // 4))
     if not model.gradient_checkpointing:
-        yield (
-            "model.gradient_checkpointing=true",
-            replace(config, model=replace(model, gradient_checkpointing=True)),
-        )
+        recomputing = replace(model, gradient_checkpointing=True)
+        yield "model.gradient_checkpointing=true", replace(config, model=recomputing)
     if not config.logits_mb or config.logits_mb > 16:
         yield "logits_mb=16", replace(config, logits_mb=16)
     if not config.offload:

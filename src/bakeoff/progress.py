@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from bakeoff.attribution import KINDS, ROLES, Label
 from bakeoff.measure.phase import Peak
 
 FILE = "progress.json"
+ENDED = ("done", "failed", "killed")
 
 
 def duration(seconds: float) -> str:
@@ -33,18 +34,23 @@ def megabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
 
 
+def plain_table(title: str, names: Iterable[str], numbers: Iterable[str] = (), wraps: bool = False) -> Table:
+    """A table without lines, of columns of names and then of columns of numbers, whose heads may wrap."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in names:
+        table.add_column(column, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=not wraps)
+    return table
+
+
 def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
     """A row a phase: its peak, and what each role holds of each kind there."""
-    labels = [Label(role, kind) for role in ROLES for kind in KINDS]
-    shown = [label for label in labels if any(peak.cells.get(label) for peak in peaks.values())]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("role", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    for phase in peaks:
-        table.add_column(phase.replace("_", " "), justify="right")
-    for label in shown:
+    table = plain_table(title, ("role", "kind"), [phase.replace("_", " ") for phase in peaks], wraps=True)
+    for label in (Label(role, kind) for role in ROLES for kind in KINDS):
         sizes = [peak.cells.get(label, 0) for peak in peaks.values()]
-        table.add_row(*label, *(megabytes(size) if size else "" for size in sizes))
+        if any(sizes):
+            table.add_row(*label, *(megabytes(size) if size else "" for size in sizes))
     table.add_section()
     table.add_row("[bold]peak", "", *(f"[bold]{megabytes(peak.allocated)}" for peak in peaks.values()))
     return table
@@ -54,12 +60,12 @@ def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
 class Standing:
     """A run after an update, as a person watches it. Fields that are none keep their last value.
 
-    update              number of finished updates
-    share               used share of the budget
-    reward              mean reward of the update's completions
-    kl                  KL to the reference in nats per sequence
-    held_out            held-out greedy accuracy
-    memory_mb           largest peak of a phase in MB
+    update      number of finished updates
+    share       used share of the budget
+    reward      mean reward of the update's completions
+    kl          KL to the reference in nats per sequence
+    held_out    held-out greedy accuracy
+    memory_mb   largest peak of a phase in MB
     """
 
     update: int
@@ -73,10 +79,7 @@ class Standing:
 
 @dataclass
 class RunProgress:
-    """Reports one run: to the terminal unless `quiet`, and always to a file that the sweep's view reads.
-
-    updates   number of finished updates
-    """
+    """Reports one run: to the terminal unless `quiet`, and always to a file that the sweep's view reads."""
 
     folder: Path
     name: str
@@ -106,8 +109,7 @@ class RunProgress:
     def step(self, standing: Standing) -> None:
         """Reports an update."""
         self.updates, share = standing.update, standing.share
-        elapsed = time.monotonic() - self._started
-        done = share - self._first
+        elapsed, done = time.monotonic() - self._started, standing.share - self._first
         left = elapsed / done * (1 - share) if done > 0 else 0.0
         self._last |= {name: value for name, value in vars(standing).items() if value is not None}
         self._last |= {"share": min(share, 1.0), "left": max(left, 0.0)}
@@ -153,7 +155,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def has_ended(report: dict[str, Any] | None) -> bool:
     """Whether the job of a report has ended, in success or failure."""
-    return report is not None and report["state"] in ("done", "failed", "killed")
+    return report is not None and report["state"] in ENDED
 
 
 def sweep_table(names: list[str], folders: list[Path], elapsed: float = 0.0, before: int = 0) -> Table:
@@ -163,34 +165,19 @@ def sweep_table(names: list[str], folders: list[Path], elapsed: float = 0.0, bef
     """
     reports = [read(folder) for folder in folders]
     states = [report["state"] if report else "waiting" for report in reports]
-    finished = sum(state == "done" for state in states)
-    failed = sum(state in ("failed", "killed") for state in states)
-    running = sum(state not in ("done", "failed", "killed", "waiting") for state in states)
+    finished, ended = states.count("done"), sum(state in ENDED for state in states)
+    failed, running = ended - finished, len(states) - ended - states.count("waiting")
     title = f"{finished} of {len(names)} jobs done, {running} running" + (f", {failed} failed" if failed else "")
-    ended = finished + failed - before
-    if ended > 0 and ended < len(names) - before:
-        title += f"; about {duration(elapsed / ended * (len(names) - before - ended))} left"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("job", "state", "done", "reward", "held-out", "KL", "tokens/s", "MB", "left"):
-        table.add_column(column, justify="left" if column in ("job", "state") else "right", no_wrap=True)
+    if before < ended < len(names):
+        title += f"; about {duration(elapsed / (ended - before) * (len(names) - ended))} left"
+    table = plain_table(title, ("job", "state"), ("done", "reward", "held-out", "KL", "tokens/s", "MB", "left"))
+    forms = {"share": ".0%", "reward": ".3f", "held_out": ".3f", "kl": ".2f", "tokens_per_second": ",.0f"}
+    forms["memory_mb"] = ".0f"
     for name, state, report in zip(names, states, reports, strict=True):
-        report = report or {}
-
-        def cell(key: str, form: str, report: dict[str, Any] = report) -> str:
-            return form.format(report[key]) if report.get(key) is not None else ""
-
-        left = duration(report["left"]) if state == "running" and "left" in report else ""
-        table.add_row(
-            name,
-            state[:40],
-            cell("share", "{:.0%}"),
-            cell("reward", "{:.3f}"),
-            cell("held_out", "{:.3f}"),
-            cell("kl", "{:.2f}"),
-            cell("tokens_per_second", "{:,.0f}"),
-            cell("memory_mb", "{:.0f}"),
-            left,
-        )
+        values = report or {}
+        cells = [format(values[key], form) if values.get(key) is not None else "" for key, form in forms.items()]
+        left = duration(values["left"]) if state == "running" and "left" in values else ""
+        table.add_row(name, state[:40], *cells, left)
     return table
 
 
@@ -201,27 +188,27 @@ def watching(names: list[str], folders: list[Path], console: Console) -> Iterato
     began = time.monotonic()
     ended = {name for name, folder in zip(names, folders, strict=True) if has_ended(read(folder))}
 
-    def watch() -> None:
-        if console.is_terminal:
-            with Live(console=console, refresh_per_second=2) as live:
-                while not stop.wait(0.5):
-                    live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
+    def watch_table() -> None:
+        with Live(console=console, refresh_per_second=2) as live:
+            last = False
+            while not last:
+                last = stop.wait(0.5)
                 live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
-            return
-        reported: set[str] = set()
-        while True:
+
+    def watch_lines() -> None:
+        waiting, last = dict(zip(names, folders, strict=True)), False
+        while not last:
             last = stop.wait(1.0)
-            for name, folder in zip(names, folders, strict=True):
+            for name, folder in list(waiting.items()):
                 report = read(folder)
-                if report and name not in reported and has_ended(report):
-                    reported.add(name)
+                if report and has_ended(report):
+                    del waiting[name]
                     held_out = report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
-                    console.print(f"{len(reported)}/{len(names)}  {name}: {report['state']}{suffix}", highlight=False)
-            if last:
-                return
+                    done = f"{len(names) - len(waiting)}/{len(names)}"
+                    console.print(f"{done}  {name}: {report['state']}{suffix}", highlight=False)
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=watch_table if console.is_terminal else watch_lines, daemon=True)
     thread.start()
     try:
         yield

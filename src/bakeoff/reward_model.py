@@ -14,6 +14,7 @@ from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
 from bakeoff.model.weights import weights_hash
 from bakeoff.outcome import divergence_named
+from bakeoff.progress import plain_table
 from bakeoff.start import collector_of, prepare
 from bakeoff.tracking import commit, start_run
 from bakeoff.validation import compose
@@ -69,9 +70,7 @@ def run(config: Config, console: Console) -> PairQuality:
 
 def calibration_table(quality: PairQuality) -> Table:
     """Stated and observed accuracy on the pairs of each bin."""
-    table = Table(title="calibration on held-out pairs", title_justify="left", box=None, pad_edge=False)
-    for column in ("probability", "pairs", "stated", "observed"):
-        table.add_column(column, justify="right")
+    table = plain_table("calibration on held-out pairs", (), ("probability", "pairs", "stated", "observed"))
     for row in quality.calibration:
         span = f"{row['from']:.1f}–{row['to']:.1f}"
         table.add_row(span, str(row["pairs"]), f"{row['stated']:.3f}", f"{row['observed']:.3f}")

@@ -144,7 +144,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"but algorithm/ratio is {option(config, 'ratio')}, which has one for the whole completion; choose "
             "algorithm/kl_to_behaviour=none or algorithm/ratio=token."
         )
-    if algorithm.objective.of_sequences and not algorithm.advantage.of_sequences:
+    if algorithm.objective.needs_one_advantage and not algorithm.advantage.of_sequences:
         yield (
             f"algorithm/objective is {option(config, 'objective')}, which takes one advantage per completion, but "
             f"algorithm/advantage is {option(config, 'advantage')}, which has one per token; choose "

@@ -127,7 +127,7 @@ def test_explained_variance_is_one_minus_the_residual_share_of_the_variance_of_r
 
 def test_the_learning_rate_warms_up_and_then_falls_linearly():
     optimizer = compose(
-        "tuned=none", "algorithm.optimizer.warmup_updates=4", "algorithm.optimizer.final_lr_share=0.2"
+        "tuned=none", "algorithm.optimizer.lr_warmup_updates=4", "algorithm.optimizer.final_lr_share=0.2"
     ).algorithm.optimizer
     assert optimizer.lr_factor(0, 0.0) == pytest.approx(0.25)
     assert optimizer.lr_factor(3, 0.0) == pytest.approx(1.0)

@@ -16,9 +16,16 @@ SMALL = ["tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "
 FEW = ["quality.critic_updates=2", "quality.batches=3", "quality.reference_batches=4", "quality.continuations=3"]
 
 
+def moments_of(gradients):
+    moments = Moments()
+    for gradient in gradients:
+        moments.add(gradient)
+    return moments
+
+
 def test_moments_correct_the_norm_of_a_mean_for_its_noise():
     """The vectors (1, 0), (3, 0) and (2, 3) have the mean (2, 1) and squared deviations of 2, 2 and 4."""
-    moments = Moments.of([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0]), torch.tensor([2.0, 3.0])])
+    moments = moments_of([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0]), torch.tensor([2.0, 3.0])])
     assert moments.mean.tolist() == [2, 1]
     assert moments.variance == pytest.approx(4)
     assert moments.signal == pytest.approx(5 - 4 / 3)
@@ -32,7 +39,7 @@ def test_bias_and_signal_to_noise_are_those_of_known_gaussians():
     mine[0], mine[1], truth[0] = 3 * math.cos(angle), 3 * math.sin(angle), 2.0
 
     def around(mean, count):
-        return Moments.of(mean + torch.randn(50, generator=draws) for _ in range(count))
+        return moments_of(mean + torch.randn(50, generator=draws) for _ in range(count))
 
     found = quality(around(mine, 4000), around(truth, 4000), [0.5, 0.7], tokens=100, seconds=2)
     assert found.alignment == pytest.approx(math.cos(angle), abs=0.03)

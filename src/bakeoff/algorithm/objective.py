@@ -15,12 +15,12 @@ from bakeoff.batch import Tokens
 class Objective:
     """Contribution of every token, to be maximised.
 
-    fresh_only         its gradient is a policy gradient only for samples of the current policy: one step a rollout
-    of_sequences       it is defined for one advantage per completion
+    fresh_only            its gradient is a policy gradient only for samples of the current policy: one step a rollout
+    needs_one_advantage   it is defined for one advantage per completion
     """
 
     fresh_only: ClassVar[bool] = False
-    of_sequences: ClassVar[bool] = False
+    needs_one_advantage: ClassVar[bool] = False
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         """[S, T] from the ratio [S, T]; carries gradient."""
@@ -127,7 +127,7 @@ class GeometricMean(Objective):
     is not read. With `aggregate: sequences` a completion counts once.
     """
 
-    of_sequences: ClassVar[bool] = True
+    needs_one_advantage: ClassVar[bool] = True
 
     epsilon: float = 0.4
 

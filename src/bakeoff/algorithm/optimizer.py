@@ -13,18 +13,6 @@ from bakeoff.algorithm.divergence import finite_norm
 from bakeoff.rows import Scalar
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Clips the gradients to a global norm (0: no clip); returns the norm before clipping, a scalar.
-
-    Raises Diverged where the norm is NaN or infinite: one such step would make every weight NaN.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = finite_norm(p.grad for p in parameters if p.grad is not None)
-    if max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
-
-
 @dataclass
 class Subproblem:
     """The minibatch that a step is taken on, as the step may query it.
@@ -53,16 +41,7 @@ class StepStatistics:
 
 @dataclass
 class TrustRegionStatistics(StepStatistics):
-    """A step of TRPO.
-
-    cg_residual             ‖g − F·x‖/‖g‖ after the conjugate gradient
-    predicted_improvement   g·x of the full step
-    actual_improvement      decrease of the loss by the step taken; 0 where none was accepted
-    step_norm               norm of the step taken; 0 where none was accepted
-    step_kl                 mean KL(π_old‖π_θ) in nats per token after the step taken
-    backtracks              number of times the step was shortened
-    accepted                1 where a step was accepted, else 0
-    """
+    """A step of TRPO: the metrics `policy/…`, which metrics.py defines. Defaults stand where no step was accepted."""
 
     cg_residual: Scalar
     predicted_improvement: Scalar
@@ -77,11 +56,11 @@ class TrustRegionStatistics(StepStatistics):
 class Optimizer:
     """What all kinds of step share. Epochs and minibatches are ours; every tuned value is in conf/tuned.
 
-    epochs           number of passes over each rollout
-    minibatches      number of parts of each epoch, one step each
-    lr               learning rate
-    final_lr_share   the rate falls linearly with the used share of the budget, from lr to lr × this
-    warmup_updates   number of updates over which the rate first rises linearly
+    epochs              number of passes over each rollout
+    minibatches         number of parts of each epoch, one step each
+    lr                  learning rate
+    final_lr_share      the rate falls linearly with the used share of the budget, from lr to lr × this
+    lr_warmup_updates   number of updates over which the rate first rises linearly
     """
 
     needs_whole_rollout: ClassVar[bool] = False
@@ -90,7 +69,7 @@ class Optimizer:
     minibatches: int = 2
     lr: float = 1e-6
     final_lr_share: float = 1.0
-    warmup_updates: int = 0
+    lr_warmup_updates: int = 0
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """torch's optimiser, which holds the parameters and the state of the steps."""
@@ -102,19 +81,22 @@ class Optimizer:
 
     def lr_factor(self, update: int, progress: float) -> float:
         """Factor of the learning rate at this update (from 0), `progress` of the budget used."""
-        warm = min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else 1.0
+        warm = min(1.0, (update + 1) / self.lr_warmup_updates) if self.lr_warmup_updates else 1.0
         return warm * (1 - (1 - self.final_lr_share) * min(progress, 1.0))
 
 
 @dataclass
 class GradientStep(Optimizer):
-    """A step along the gradient, clipped to a norm, as an optimiser of torch takes it."""
+    """A step along the gradient, clipped to a global norm (0: no clip), as an optimiser of torch takes it."""
 
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
 
     def __call__(self, problem: Subproblem) -> StepStatistics:
-        norm = clip_gradients(problem.optimizer, self.max_gradient_norm)
+        parameters = problem.parameters
+        norm = finite_norm(p.grad for p in parameters if p.grad is not None)  # a NaN would reach every weight
+        if self.max_gradient_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
         problem.optimizer.step()
         problem.optimizer.zero_grad(set_to_none=True)
         return StepStatistics(norm)

@@ -24,10 +24,7 @@ APART = 0.1  # of the score: true advantages that are nearer to each other have 
 class AdvantageQuality:
     """Advantages of tokens, before they are scaled, compared with the truth.
 
-    correlation           with the truth
-    correlation_ceiling   correlation that the true advantages would have: the truth is a mean of samples
-    bias                  mean of advantage less truth
-    rank_accuracy         share of pairs of tokens that the advantages order as the truth does; ½ is chance
+    The fields are the metrics `advantage/…`, which metrics.py defines.
     """
 
     correlation: float

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,36 +17,22 @@ from bakeoff.quality import train_critic, with_stream
 
 # The policy gradient of the expected score, without bias at any number of samples: RLOO without a penalty.
 UNBIASED = {
-    "group_filter": "none",
-    "shaping": "none",
-    "critic": "none",
-    "baseline": "leave_one_out",
-    "advantage": "sequence_return",
-    "scale": "none",
-    "ratio": "token",
-    "objective": "reinforce",
-    "kl_to_reference": "none",
-    "kl_to_behaviour": "none",
-    "aggregate": "sums",
-    "optimizer": "adam_once",
-}
+    **{"baseline": "leave_one_out", "advantage": "sequence_return", "ratio": "token"},
+    **{"objective": "reinforce", "aggregate": "sums", "optimizer": "adam_once"},
+}  # and `none` on the other axes
 
 
 @dataclass
 class Moments:
-    """Sums over n gradients [N]: enough for their mean and the trace of their covariance, in two vectors."""
+    """Sums over at least two gradients [N]: enough for their mean and the trace of their covariance."""
 
-    count: int
-    total: Tensor
-    squares: float
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: float = 0.0
 
-    @classmethod
-    def of(cls, gradients: Iterable[Tensor]) -> Moments:
-        """Moments of at least two gradients."""
-        count, total, squares = 0, torch.zeros(()), 0.0
-        for gradient in gradients:
-            count, total, squares = count + 1, total + gradient, squares + float(gradient.square().sum())
-        return cls(count, total, squares)
+    def add(self, gradient: Tensor) -> None:
+        self.count, self.total = self.count + 1, self.total + gradient
+        self.squares += float(gradient.square().sum())
 
     @property
     def mean(self) -> Tensor:
@@ -67,13 +53,7 @@ class Moments:
 class GradientQuality:
     """Quality of the gradient of one rollout; all but the norm is free of the method's scale.
 
-    cosine                mean cosine of a rollout's gradient with the policy gradient
-    alignment             cosine of the mean gradient with the policy gradient, corrected for noise
-    bias                  sine of that angle: the error that no number of samples removes
-    relative_variance     trace of the gradient's covariance over the squared norm of its mean
-    snr                   its inverse: signal to noise of one rollout
-    norm                  norm of the mean gradient, corrected for noise
-    tokens, seconds       completion tokens of a rollout; seconds of the rollout and its gradient, no critic's training
+    The fields are the metrics `gradient/…`, which metrics.py defines.
     """
 
     cosine: float
@@ -95,27 +75,23 @@ def gradient_quality(loop: Loop, sizes: Quality, report: Callable[[str], None]) 
     """
     report("training the critic" if loop.learner.algorithm.critic.exists else "no critic to train")
     train_critic(loop, sizes.critic_updates)
-    algorithm = Algorithm(**{axis: AXES[axis][option] for axis, option in UNBIASED.items()})
+    algorithm = Algorithm(**{axis: options[UNBIASED.get(axis, "none")] for axis, options in AXES.items()})
     unbiased = replace(loop.learner, algorithm=algorithm, critic=None, head=None, critic_optimizer=None)
     report(f"policy gradient of {sizes.reference_batches} rollouts")
     source = with_stream(replace(loop, learner=unbiased), "policy gradient")
-    reference = Moments.of(gradient for gradient, _ in gradients(source, sizes.reference_batches))
+    moments, reference, cosines, tokens = Moments(), Moments(), [], 0
+    for gradient, _ in gradients(source, sizes.reference_batches):
+        reference.add(gradient)
     truth = reference.mean
     loop.phases.take()
     report(f"gradients of {sizes.batches} rollouts")
-    tokens: list[int] = []
-    cosines: list[float] = []
-
-    def compared() -> Iterator[Tensor]:
-        for gradient, used in gradients(with_stream(loop, "gradient"), sizes.batches):
-            tokens.append(used)
-            cosines.append(cosine(gradient, truth))
-            yield gradient
-
-    moments = Moments.of(compared())
+    for gradient, used in gradients(with_stream(loop, "gradient"), sizes.batches):
+        moments.add(gradient)
+        cosines.append(cosine(gradient, truth))
+        tokens += used
     seconds = loop.phases.take().seconds
     spent = sum(seconds.get(phase, 0.0) for phase in TRAINING) / moments.count
-    return quality(moments, reference, cosines, sum(tokens) / moments.count, spent)
+    return quality(moments, reference, cosines, tokens / moments.count, spent)
 
 
 def quality(
