@@ -64,7 +64,7 @@ def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) ->
     """Where training diverged, after this number of finished updates, and which learning rate to lower."""
     where = STAGES.get(phase, f"update {updates + 1}, phase {phase}")
     critic = error.of_critic and config.algorithm.critic.takes_steps
-    rate = RATES["critic_update"] if critic else RATES.get(phase, "algorithm.optimizer.lr")
+    rate = RATES.get("critic_update" if critic else phase, "algorithm.optimizer.lr")
     rewards = "" if phase in STAGES else " or smaller rewards"
     return f"{DIVERGED} in {where}: {error}. A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"
 
@@ -92,7 +92,8 @@ def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progr
     path = progress.folder / "ledger.json"
     path.write_text(json.dumps(rows, indent=1))
     tracker.artifact(path)
-    held = ", where {} {} are the largest part, {}".format(*largest, megabytes(peak.cells[largest])) if rows else ""
+    size = megabytes(peak.cells.get(largest, 0))
+    held = f", where {largest.role} {largest.kind} are the largest part, {size}" if peak.cells else ""
     reason = " ".join(str(error).split())[:200]
     return f"{OUT_OF_MEMORY} in {phase}{held} ({reason})"
 
@@ -105,8 +106,6 @@ def hint(config: Config, progress: RunProgress) -> str:
     except UserError as error:
         return f"no remedy can be predicted: {error}"
     if not settings:
-        return (
-            "every setting that saves memory is on already; choose a smaller model, batch.prompts or batch.group_size."
-        )
+        return "every setting that saves memory is on; choose a smaller model, batch.prompts or batch.group_size."
     setting, peak = settings[0]
     return f"{setting} saves most: its peak is predicted at {megabytes(peak)}."

@@ -26,19 +26,14 @@ class ForwardPasses:
     """
 
     logprobs: Tensor | None = None
+    values: Tensor | None = None
     reference_logprobs: Tensor | None = None
     reference_kl: Tensor | None = None
-    values: Tensor | None = None
 
 
 @dataclass
 class ExperienceStatistics:
-    """Scalars of an experience, before the update.
-
-    sampler_mismatch     mean |log π by the engine − log π by the training forward|, where the engine is not exact
-    reference            KL(π_old‖π_ref) by its estimators, and `reference_exact` over the vocabulary
-    explained_variance   1 − Var(R − V)/Var(R) of the critic; 0 where the returns do not vary
-    """
+    """Scalars of an experience before the update: metrics, which metrics.py defines. `reference`: KL(π_old‖π_ref)."""
 
     advantage_mean: Scalar
     advantage_std: Scalar
@@ -73,12 +68,11 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
         logprobs = None if reference is None else completion_logprobs(reference, part, forward)
         return ForwardPasses(reference_logprobs=logprobs)
     if reference is None:
-        logprobs, values = logprobs_and_values(actor, learner.head, part, forward)
-        return ForwardPasses(logprobs, values=values)
+        return ForwardPasses(*logprobs_and_values(actor, learner.head, part, forward))
     hidden, other = completion_hidden(actor.trunk, part), completion_hidden(reference.trunk, part)
     values = None if learner.head is None else learner.head(at_least_float32(hidden))
-    compared = logprobs_and_kl(actor, reference, hidden, other, part.completion_ids, forward)
-    return ForwardPasses(*compared, values)
+    mine, its, kl = logprobs_and_kl(actor, reference, hidden, other, part.completion_ids, forward)
+    return ForwardPasses(mine, values, its, kl)
 
 
 def make_experience(

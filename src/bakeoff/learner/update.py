@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,12 +28,10 @@ Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
 
 @dataclass
 class ActorLoss:
-    """Scalars of a minibatch's loss.
+    """Scalars of a minibatch's loss, most of them metrics `policy/…`, which metrics.py defines.
 
-    ratio_error             largest |ratio − 1|: 0 in the first minibatch of a rollout
-    effective_sample_size   (Σ ratio)²/(n·Σ ratio²) over tokens
-    clip_fraction           share of tokens on which the surrogate is flat
-    value_loss              of a value head on the actor's trunk; none without one
+    ratio_error   largest |ratio − 1|: 0 in the first minibatch of a rollout
+    value_loss    of a value head on the actor's trunk; none without one
     """
 
     loss: Scalar
@@ -118,7 +116,7 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     """Leaves the gradient of the minibatch's loss on the actor, whatever the size of a micro-batch."""
     critic, mask = learner.algorithm.critic, minibatch.sequences.mask
     weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
-    losses, value_losses, ratios, clipped = [], [], [], []
+    results, value_losses = [], []
     for rows in micro_batches(len(minibatch), learner.forward.micro_batch):
         part = select(minibatch, rows)
         logprobs, values = logprobs_and_values(learner.actor, learner.head, part.sequences, learner.forward)
@@ -129,17 +127,16 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
             loss = loss + critic.coefficient * critic_loss
             value_losses.append(critic_loss.detach())
         loss.backward()
-        losses.append(result.loss.detach())
-        ratios.append(result.ratio)
-        clipped.append(result.clipped)
-    ratio = torch.cat(ratios)
+        results.append(replace(result, loss=result.loss.detach()))
+    ratio = torch.cat([result.ratio for result in results])
+    clipped = torch.cat([result.clipped for result in results])
     return ActorLoss(
-        loss=torch.stack(losses).sum(),
+        loss=torch.stack([result.loss for result in results]).sum(),
         ratio_mean=masked_mean(ratio, mask),
         ratio_max=torch.where(mask, ratio, 0).max(),
         ratio_error=torch.where(mask, ratio - 1, 0).abs().max(),
         effective_sample_size=masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask),
-        clip_fraction=masked_mean(torch.cat(clipped).float(), mask),
+        clip_fraction=masked_mean(clipped.float(), mask),
         value_loss=torch.stack(value_losses).sum() if value_losses else None,
     )
 
