@@ -11,7 +11,7 @@ from rich.table import Table
 from bakeoff.config import register
 from bakeoff.device import choose_device, device_name
 from bakeoff.loop import update_once
-from bakeoff.measure import PHASES, TRAINING
+from bakeoff.measure import TRAINING
 from bakeoff.validation import compose
 from benchmarks.start import started, with_device
 
@@ -25,7 +25,7 @@ def seconds(method: str, device: str) -> dict[str, float]:
     """Median seconds of each phase over some updates of sort-10 on `tiny`, one thread."""
     loop = started(compose([f"algorithm={method}", f"device={device}", *METHODS[method]]))
     rows = [update_once(loop).measured.seconds for _ in range(WARM_UP + UPDATES)]
-    return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in PHASES}
+    return {phase: statistics.median(row.get(phase, 0.0) for row in rows[WARM_UP:]) for phase in (*TRAINING, "measure")}
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Measurements that every method shares: time and memory by phase."""
 
 TRAINING = ("rollout", "reward", "experience", "actor_update", "fisher_product", "critic_update", "renewal", "offload")
-PHASES = ("sft", *TRAINING, "measure")
 # metrics with these prefixes differ between identical runs; all others are functions of the configuration
 NOT_REPRODUCIBLE = ("time/", "speed/", "memory/", "progress/seconds")
