@@ -158,7 +158,7 @@ def has_ended(report: dict[str, Any] | None) -> bool:
     return report is not None and report["state"] in ENDED
 
 
-def sweep_table(names: list[str], folders: list[Path], elapsed: float = 0.0, before: int = 0) -> Table:
+def sweep_table(names: list[str], folders: list[Path], elapsed: float, before: int) -> Table:
     """A row for each job of a sweep, as its folder reports it.
 
     The time left is estimated from the jobs that ended in the `elapsed` seconds; `before` jobs had ended earlier.
