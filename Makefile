@@ -63,7 +63,7 @@ bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m benchmarks.updates --device $(DEVICE)
 
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
-	$(BIN)/python -m bakeoff.report.bench
+	$(BIN)/python -m benchmarks.report
 
 gpu: $(READY)  ## what a GPU must show: correctness, memory, speed, resuming; GPU="--device cpu --small" runs it without one
 	$(BIN)/python -m benchmarks.gpu $(GPU)
