@@ -23,10 +23,10 @@ Scalar = Tensor | float  # a scalar of a statistic: a tensor on its device until
 
 @dataclass
 class Example:
-    """One problem of a task. User reward functions receive `columns` by name."""
+    """One problem of a task; no answer where the task only has a verifier. User rewards receive `columns` by name."""
 
     prompt: str
-    answer: str
+    answer: str | None
     columns: dict[str, Any] = field(default_factory=dict)
 
 

@@ -13,7 +13,7 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
     """Text of a prompt: the turns of a chat, or one line per solved example and then the question."""
     if not policy.chat:
         return "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots) + example.prompt
-    turns = [(shot.prompt, shot.answer) for shot in shots]
+    turns = [(shot.prompt, str(shot.answer)) for shot in shots]
     messages = [{"role": "system", "content": policy.system}] if policy.system else []
     messages += [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
     messages.append({"role": "user", "content": example.prompt})
