@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bakeoff.batch import Example, Rollout
 from bakeoff.engine.engine import Batch, Engine, Sampling, roll_out
-from bakeoff.model.encode import encode
+from bakeoff.model.encode import encode, require_room
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive
 from bakeoff.reward.reward import Reward
@@ -38,5 +38,6 @@ class Collector:
     ) -> Rollout:
         """`completions` of each example's prompt by the policy that the engine has loaded."""
         prompts = encode(policy, examples, self.task.shot_examples())
+        require_room(policy, prompts, self.task.max_new_tokens)
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
         return roll_out(self.engine, policy, prompts, completions, self.sampling, budget, seed, greedy)

@@ -17,13 +17,15 @@ from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, digest, plain
-from bakeoff.errors import UserError
+from bakeoff.engine.check import check_model
+from bakeoff.errors import UserError, within
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
-from bakeoff.model.encode import encode_with_completions
+from bakeoff.model.config import Model
+from bakeoff.model.encode import encode, encode_with_completions, require_room, text_ids
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
-from bakeoff.model.policy import Policy
+from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import save
 from bakeoff.paths import cache
 from bakeoff.randomness import stdlib_random
@@ -38,19 +40,18 @@ def starting_policy(config: Config, phases: Phases, report: Callable[[str], None
     The result of a supervised stage is cached under the hash of everything that it depends on, so that the runs of a
     sweep train it once and start from the same bytes.
     """
-    device = phases.device
     if config.sft.steps == 0:
-        return _to(build(config.model, config.sft.seed), device)
+        return usable(config.model, config, phases.device)
 
     def make(folder: Path) -> None:
-        policy = _to(build(config.model, config.sft.seed), device)
+        policy = usable(config.model, config, phases.device)
         train(policy, config, phases, report)
         save(policy, folder)
 
     key = digest({"recipe": RECIPE, **start_identity(config)})
     folder = made_once(cache() / "starts" / key, make)
     report(f"start {key} from {folder}")
-    return _to(build(replace(config.model, name=str(folder))), device)
+    return usable(replace(config.model, name=str(folder)), config, phases.device)
 
 
 def start_identity(config: Config) -> dict[str, Any]:
@@ -71,8 +72,19 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _to(policy: Policy, device: torch.device) -> Policy:
+def usable(model: Model, config: Config, device: torch.device) -> Policy:
+    """The model on the device, after a check that it can be sampled and trained, and can read the task's texts."""
+    policy, task = build(model, config.sft.seed), config.task
     policy.network.to(device).eval()
+    check_model(policy, model.name)
+    known, shots = task.known_examples(), task.shot_examples()
+    longest = sorted(known, key=lambda example: len(example.prompt))[-64:]
+    with within(60, "model.chat is true, and the chat template has not written 64 prompts within 60 s; mend it."):
+        require_room(policy, encode(policy, longest, shots), task.max_new_tokens)
+    text_ids(policy, [example.prompt for example in known], "prompt")
+    if config.sft.steps:
+        demonstrated = (task.demonstration(example) for example in known)
+        text_ids(policy, [text for text in demonstrated if text is not None], "demonstration")
     return policy
 
 
@@ -94,7 +106,7 @@ def train(policy: Policy, config: Config, phases: Phases, report: Callable[[str]
             if step % 10 == 0 or step + 1 == sft.steps:
                 report(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
 
-    network.train()
+    network.train(recomputes(network))
     with phases.tracing(held_weights(policy), policy.embedding):
         steps(0, 2)
     steps(2, sft.steps)

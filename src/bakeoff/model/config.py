@@ -42,7 +42,7 @@ class Model:
     precision                float32, or bfloat16: autocast over float32 weights
     chat                     whether prompts are a user's turn of the tokenizer's chat template
     system                   system message of the chat; empty keeps the template's own
-    attention                transformers' attn_implementation
+    attention                transformers' attn_implementation; empty leaves the choice to it
     gradient_checkpointing   recompute activations in the backward pass
     lora                     train an adapter instead of the weights
     """
@@ -53,7 +53,7 @@ class Model:
     precision: Precision = Precision.float32
     chat: bool = False
     system: str = ""
-    attention: str = "sdpa"
+    attention: str = ""
     gradient_checkpointing: bool = False
     lora: Lora = field(default_factory=Lora)
 
