@@ -15,7 +15,7 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.batch import Example
 from bakeoff.collector import Collector
-from bakeoff.config import Config, digest, plain
+from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import made_once, start_identity
@@ -77,7 +77,7 @@ def learned_reward(
     """
     wanted = config.preferences
     identity = start_identity(config)
-    identity |= {key: plain(config)[key] for key in ("preferences", "batch", "sampling", "engine")}
+    identity |= {key: by_content(plain(config))[key] for key in ("preferences", "batch", "sampling", "engine")}
     model = untrained(start, wanted.seed)
 
     def make(folder: Path) -> None:
@@ -91,7 +91,7 @@ def learned_reward(
         (folder / "quality.json").write_text(json.dumps(asdict(quality)))
 
     key = digest({"recipe": RECIPE, **identity})
-    folder = made_once(cache() / "reward_models" / key, make)
+    folder = made_once(cache() / "reward_models" / key, make, report)
     saved = load_file(folder / "model.safetensors")
     for name, tensor in model.trained().items():
         tensor.detach().copy_(saved[name])

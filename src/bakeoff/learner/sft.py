@@ -16,7 +16,7 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
-from bakeoff.config import Config, digest, plain
+from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.engine.check import check_model
 from bakeoff.errors import UserError, within
 from bakeoff.measure.phase import Phases
@@ -27,11 +27,11 @@ from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import save
-from bakeoff.paths import cache
+from bakeoff.paths import cache, content_hash
 from bakeoff.randomness import stdlib_random
 from bakeoff.task.task import Task
 
-RECIPE = 3  # raise it when a change of this file changes its results: cached starts of another recipe are not used
+RECIPE = 4  # raise it when a change of this file changes its results: cached starts of another recipe are not used
 
 
 def starting_policy(config: Config, phases: Phases, report: Callable[[str], None]) -> Policy:
@@ -49,26 +49,40 @@ def starting_policy(config: Config, phases: Phases, report: Callable[[str], None
         save(policy, folder)
 
     key = digest({"recipe": RECIPE, **start_identity(config)})
-    folder = made_once(cache() / "starts" / key, make)
+    folder = made_once(cache() / "starts" / key, make, report)
     report(f"start {key} from {folder}")
     return usable(replace(config.model, name=str(folder)), config, phases.device)
 
 
 def start_identity(config: Config) -> dict[str, Any]:
     """The part of the configuration that the start depends on; how it is then trained is none of it."""
-    identity = {key: plain(config)[key] for key in ("task", "model", "sft")}
+    identity = {key: by_content(plain(config))[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
     return identity
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = Path(tempfile.mkdtemp(dir=folder.parent))
-            make(partial)
-            partial.rename(folder)
+def made_once(folder: Path, make: Callable[[Path], None], report: Callable[[str], None]) -> Path:
+    """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it.
+
+    A folder whose content has changed since is kept beside under another name, and made again. Raises UserError where
+    the cache cannot be written.
+    """
+    seal = folder.with_name(f"{folder.name}.sha256")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir() and not (seal.is_file() and seal.read_text() == content_hash(folder)):
+                aside = Path(tempfile.mkdtemp(prefix=f"damaged_{folder.name}_", dir=folder.parent))
+                report(f"{folder} was changed after it was made; it is made again, and kept as {folder.rename(aside)}")
+            if not folder.is_dir():
+                partial = Path(tempfile.mkdtemp(dir=folder.parent))
+                make(partial)
+                seal.write_text(content_hash(partial))
+                partial.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"the cache '{cache()}' cannot be written ({error}); set BAKEOFF_CACHE to a folder that can."
+        ) from error
     return folder
 
 

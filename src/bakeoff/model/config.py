@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -67,3 +68,7 @@ class Model:
             )
         if not self.name:
             raise UserError("model.name is empty; it must be a Hugging Face name, a folder, or 'scratch'.")
+
+    def files(self) -> dict[str, str]:
+        """The folder of weights and tokenizer, where the name is one."""
+        return {"name": self.name} if Path(self.name).expanduser().is_dir() else {}

@@ -56,6 +56,10 @@ class Preferences:
                 raise UserError(f"preferences.{key} is {getattr(self, key)}; it must be at least 0 and below 1.")
         self.file_pairs = read_pairs(self.path) if self.path else []  # here, so that a bad line is refused at once
 
+    def files(self) -> dict[str, str]:
+        """The path of the file of pairs, where there is one."""
+        return {"path": self.path} if self.path else {}
+
 
 def read_pairs(path: str) -> list[Pair]:
     """The pairs of a JSONL file; raises UserError that names the line which cannot be read."""

@@ -29,6 +29,9 @@ class Jsonl(Task):
         super().__post_init__()
         self._examples = read_examples(self.path)
 
+    def files(self) -> dict[str, str]:
+        return {"path": self.path}
+
     def generate(self, rng: Random) -> Example:
         return rng.choice(self._examples)
 

@@ -33,6 +33,10 @@ class Task:
                 raise UserError(f"task.{key} is {getattr(self, key)}; it must be at least {least}.")
         self._reserved: tuple[list[Example], list[Example], set[str]] | None = None
 
+    def files(self) -> dict[str, str]:
+        """Paths of the files that the task reads, by the key that names each."""
+        return {}
+
     def generate(self, rng: Random) -> Example:
         """One example, drawn with `rng`."""
         raise NotImplementedError
