@@ -113,10 +113,6 @@ def test_config_id_differs_between_options_with_the_same_values():
             ["algorithm=ppo", "algorithm/kl_to_reference=in_loss_iterative", "algorithm/critic=adapter", "tuned=none"],
             "algorithm/critic is adapter, whose frozen base is the reference",
         ),
-        (
-            ["algorithm=grpo_iterative", "reward=learned", "preferences.path=x.jsonl"],
-            "preferences.path is 'x.jsonl', but algorithm/kl_to_reference=in_loss_iterative renews",
-        ),
         (["model.lora.rank=-1"], "model.lora.rank is -1"),
         (["preferences.replay=1"], "preferences.replay is 1.0"),
         (["+reward.functions={no.such: 1}"], "reward.functions names 'no.such'"),
@@ -140,6 +136,13 @@ def test_impossible_configurations_are_refused_in_one_sentence(overrides, senten
     with pytest.raises(UserError, match=re.escape(sentence)) as caught:
         compose(*overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_pairs_cannot_be_renewed(tmp_path):
+    (path := tmp_path / "pairs.jsonl").write_text('{"prompt": "1=", "chosen": "1", "rejected": "2"}')
+    iterative = ["algorithm=grpo", "algorithm/kl_to_reference=in_loss_iterative"]
+    with pytest.raises(UserError, match="but algorithm/kl_to_reference=in_loss_iterative renews the reward model"):
+        compose("reward=learned", f"preferences.path={path}", *iterative)
 
 
 def test_types_are_checked():

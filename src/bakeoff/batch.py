@@ -21,10 +21,10 @@ from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 @dataclass
 class Example:
-    """One problem of a task. User reward functions receive `columns` by name."""
+    """One problem of a task; no answer where the task only has a verifier. User rewards receive `columns` by name."""
 
     prompt: str
-    answer: str
+    answer: str | None
     columns: dict[str, Any] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bakeoff.batch import Example, Prompts, Rollout
 from bakeoff.engine.engine import Batch, Engine, Request, Sampling, make_rollout
-from bakeoff.model.encode import encode
+from bakeoff.model.encode import encode, require_room
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive
 from bakeoff.reward.reward import Reward
@@ -35,6 +35,7 @@ class Collector:
         self, policy: Policy, prompts: Prompts, completions: int, stream: str, step: int = 0, greedy: bool = False
     ) -> Rollout:
         """`completions` of each prompt by the policy that the engine has loaded."""
+        require_room(policy, prompts, self.task.max_new_tokens)
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
         request = Request(prompts, completions, self.sampling, budget, seed, greedy)
         return make_rollout(policy, request, self.engine.generate(request))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -15,12 +16,14 @@ from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.model.config import Model
-from bakeoff.paths import CONF, ROOT, study_folders, study_names
+from bakeoff.paths import CONF, ROOT, content_hash, study_folders, study_names
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
+
+HASH = "_sha256"
 
 
 @dataclass
@@ -238,13 +241,18 @@ def searchpath() -> list[str]:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The configuration as nested plain values, option classes named under `_option_`."""
+    """The configuration as nested plain values, option classes named under `_option_`.
+
+    Beside a key that names a file or a folder stands the hash of its content, as `path_sha256` beside `path`.
+    """
 
     def of(value: Any) -> Any:
         if isinstance(value, Enum):
             return value.value
         if hasattr(value, "__dataclass_fields__"):
             named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
+            for key, path in value.files().items() if hasattr(value, "files") else ():
+                named[key + HASH] = content_hash(Path(path).expanduser())
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):
             return {str(k): of(v) for k, v in value.items()}
@@ -254,6 +262,12 @@ def plain(config: Config) -> dict[str, Any]:
     return result
 
 
+def by_content(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values without the keys whose content is hashed: what is in a file counts, not where it is."""
+    kept = {key: value for key, value in values.items() if f"{key}{HASH}" not in values}
+    return {key: by_content(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
 def digest(value: Any) -> str:
     """A short hash of plain nested values: 10 hex digits of SHA-256."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
@@ -261,7 +275,7 @@ def digest(value: Any) -> str:
 
 def config_id(config: Config) -> str:
     """Hash of a configuration without seeds, bookkeeping and hardware: runs that differ in nothing else share it."""
-    rest = {k: v for k, v in plain(config).items() if k not in NOT_IN_CONFIG_ID}
+    rest = {k: v for k, v in by_content(plain(config)).items() if k not in NOT_IN_CONFIG_ID}
     return digest(rest | {"sft": rest["sft"] | {"seed": None}})
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
@@ -40,6 +44,28 @@ def sentence(error: BaseException) -> str:
         return f"a file is not valid YAML: {' '.join(str(error).split())}."
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
+
+
+@contextmanager
+def within(seconds: float, message: str) -> Iterator[None]:
+    """Raises UserError with this message after that time, which stops Python code that does not end by itself.
+
+    A signal does so, which only a process's main thread receives; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise UserError(message)
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:

@@ -17,7 +17,7 @@ from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode, encode_with_completions
 from bakeoff.reward.model import bradley_terry
-from bakeoff.reward.preferences import Pair, read_pairs
+from bakeoff.reward.preferences import Pair, read_pairs, split
 from bakeoff.start import collector_of
 from tests.conftest import compose
 
@@ -150,6 +150,21 @@ def test_renewal_learns_from_new_pairs_and_replays_earlier_ones(tiny, monkeypatc
     assert renewal.new_pair_accuracy_after > 0.8
 
 
+@pytest.mark.parametrize("copies", [1, 3, 16])
+@pytest.mark.parametrize("order", ["together", "apart"])
+def test_no_prompt_is_on_both_sides_of_the_split_nor_a_held_out_prompt_of_the_task_trained_on(copies, order):
+    task = compose().task
+    prompts = [f"{number}=" for number in range(40)] + [example.prompt for example in task.heldout_examples()[:10]]
+    prompts = [p for p in prompts for _ in range(copies)] if order == "together" else prompts * copies
+    pairs = [Pair(Example(prompt + " " * (number % 2), "1"), "1", "2") for number, prompt in enumerate(prompts)]
+    training, heldout = split(pairs, 8, task)
+    sides = [{pair.example.prompt.strip() for pair in side} for side in (training, heldout)]
+    assert len(heldout) == 8
+    assert not sides[0] & sides[1]
+    assert sides[0]
+    assert not any(task.is_reserved(prompt) for prompt in sides[0])
+
+
 def test_pairs_of_a_file_are_read_and_split_and_bad_ones_are_refused(tmp_path, tiny):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"{i}=", "chosen": "1", "rejected": "2"}) for i in range(9)))
@@ -157,8 +172,8 @@ def test_pairs_of_a_file_are_read_and_split_and_bad_ones_are_refused(tmp_path, t
     config = compose("reward=learned", f"preferences.path={path}", "preferences.heldout=4")
     training, heldout = stage.preference_pairs(config.preferences, collector_of(config), tiny, quiet)
     assert (len(training), len(heldout)) == (5, 4)
-    with pytest.raises(UserError, match=r"preferences.heldout is 9, but .* has 9 pairs"):
+    with pytest.raises(UserError, match=r"preferences.heldout is 9, but of 9 pairs none is left"):
         stage.preference_pairs(replace(config.preferences, heldout=9), collector_of(config), tiny, quiet)
     path.write_text('{"prompt": "1=", "chosen": "1"}')
-    with pytest.raises(UserError, match=r"preferences.path: line 1 of .*KeyError: 'rejected'"):
+    with pytest.raises(UserError, match=r"preferences.path: line 1 of .*rejected is missing"):
         read_pairs(str(path))

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from bakeoff.batch import Example, Sequences
+from bakeoff.engine.check import check_model
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.errors import UserError
-from bakeoff.model.build import build, check_logits
+from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from bakeoff.model.forward import completion_logits, completion_values
 from bakeoff.model.logprobs import token_logprobs
@@ -113,5 +114,5 @@ def test_a_network_whose_logits_are_not_those_of_its_head_is_refused():
     policy = build(compose().model, seed=3)
     forward = policy.network.forward
     policy.network.forward = lambda **inputs: type("Out", (), {"logits": forward(**inputs).logits * 2})
-    with pytest.raises(UserError, match=r"whose logits are computed .* in an unknown way"):
-        check_logits(policy, "odd")
+    with pytest.raises(UserError, match=r"the output head differs"):
+        check_model(policy, "odd")

@@ -1,13 +1,17 @@
 """Tasks: held-out prompts are fixed and never trained on, verifiers score answers, and bad files are refused."""
 
+import json
+import os
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.task.gym import Extract, ReasoningGym
-from bakeoff.task.jsonl import Jsonl, read_examples
+from bakeoff.task.jsonl import LONGEST_LINE, Jsonl, read_examples
 from bakeoff.task.sort import Sort
 
 
@@ -85,6 +89,66 @@ def test_every_extraction_finds_its_answer_in_the_text():
     assert Extract.whole(" a\nb ") == "a\nb"
 
 
+@given(
+    st.one_of(st.integers(-(10**12), 10**12), st.floats(-1e6, 1e6), st.floats(allow_nan=False, allow_infinity=False)),
+    st.sampled_from(["{}", "{:,}", "{:e}", "{:.2f}", "{:,.3f}", "{:+}"]),
+    st.sampled_from(["The answer is {}.", "{}", "${}", "x = {}, so it is.", "({})", "12, 3 and {}", "3 - {}"]),
+)
+@settings(deadline=None)
+def test_the_last_number_of_a_text_is_the_number_that_was_written(number, form, sentence):
+    written = form.format(number)
+    assert float(Extract.last_number(sentence.format(written))) == float(written.replace(",", ""))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_only_a_line_feed_ends_a_json_line(tmp_path, separator, mark, end):
+    texts = [f"a{separator}b", "c"]
+    lines = [json.dumps({"prompt": text, "answer": "1"}, ensure_ascii=False).encode() for text in texts]
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(mark + end.join(lines) + end)
+    assert [example.prompt for example in read_examples(str(path))] == texts
+
+
+@pytest.mark.parametrize("written", ["1.0", "1e22", "-0", "12345678901234567890", "0.10"])
+def test_a_number_stands_for_its_text_as_the_file_has_it(tmp_path, written):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f'{{"prompt": {written}, "answer": {written}}}')
+    assert read_examples(str(path)) == [Example(written, written)]
+
+
+def test_every_example_of_a_file_has_every_column(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d", "level": 3}')
+    assert [example.columns for example in read_examples(str(path))] == [{"level": None}, {"level": 3}]
+
+
+def test_a_pipe_a_device_a_folder_and_an_endless_line_are_refused_at_once(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (endless := tmp_path / "endless").write_bytes(b" " * (LONGEST_LINE + 1))
+    for path in (pipe, "/dev/zero", tmp_path, tmp_path / "absent", tmp_path / ("n" * 300), endless):
+        with pytest.raises(UserError, match=r"^task.path"):
+            read_examples(str(path))
+
+
+def test_a_prompt_that_differs_in_white_space_alone_is_held_out_too(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    prompts = [f"{number}+1={end}" for number in range(40) for end in ("", " ", "\n")]
+    path.write_text("\n".join(json.dumps({"prompt": prompt, "answer": "1"}) for prompt in prompts))
+    task = Jsonl(path=str(path), heldout=20)
+    held = {example.prompt.strip() for example in task.heldout_examples()}
+    assert len(held) == 20
+    assert not held & {example.prompt.strip() for example in task.training_examples(500, Random(0))}
+
+
+def test_a_task_without_answers_has_no_demonstrations_and_no_solved_examples():
+    task = ReasoningGym(generator="graph_color", heldout=2)
+    assert task.demonstration(task.generate(Random(0))) is None
+    with pytest.raises(UserError, match=r"task.shots is 1, but the task's examples have no answer"):
+        ReasoningGym(generator="graph_color", heldout=2, shots=1).shot_examples()
+
+
 def test_an_unknown_generator_or_parameter_is_refused():
     with pytest.raises(UserError, match=r"task.generator is 'nonsense'"):
         ReasoningGym(generator="nonsense")
@@ -103,7 +167,19 @@ def test_a_jsonl_task_reads_its_examples_and_ignores_blanks_around_an_answer(tmp
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("not json", "line 2"), ('{"prompt": "x"}', "KeyError: 'answer'"), ("[1, 2]", "line 2"), ("3", "line 2")],
+    [
+        ("not json", "Expecting value"),
+        ("{" * 10_000, "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+        ("1" * 5_000, "digits"),
+        ("[1, 2]", "it is a list"),
+        ("3", "it is a int"),
+        ('{"prompt": "x"}', "answer is missing"),
+        *((f'{{"prompt": "x", "answer": {value}}}', "which is no text") for value in ("null", "true", '["4"]', "{}")),
+        ('{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}', "prompt is"),
+        ('{"prompt": " \\n", "answer": "2"}', "prompt is empty"),
+        ('{"prompt": "\\ud800", "answer": "2"}', "surrogates not allowed"),
+    ],
 )
 def test_an_unreadable_jsonl_line_is_named(tmp_path, line, reason):
     path = tmp_path / "pairs.jsonl"

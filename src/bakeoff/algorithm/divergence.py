@@ -1,4 +1,4 @@
-"""Divergence of training: the error that names it, and the checks that raise it."""
+"""Divergence of training: the error that names it, the checks that raise it, and the bound on exponents."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+LARGEST_LOG_RATIO = 20.0  # e^20 = 4.9e8, whose square and product with any advantage are finite in float32
 
 
 class Diverged(ArithmeticError):
@@ -23,6 +25,14 @@ def require_finite(values: Tensor, quantity: str, of_critic: bool = False) -> No
     """Raises Diverged, naming the quantity, where one of the values is NaN or infinite; waits once for their device."""
     if (~torch.isfinite(values)).any():  # not `not …all()`: a prediction's tensors answer every condition with false
         raise Diverged(f"{quantity} is not finite", of_critic)
+
+
+def exp_ratio(log_ratio: Tensor) -> Tensor:
+    """e^log_ratio, flat above e^20: an overflow would make the gradient of a clipped token 0·∞, which is NaN.
+
+    The bound of 20 is verl's, and ours only in that log-ratios far below zero need none.
+    """
+    return log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
 
 
 def finite_norm(gradients: Iterable[Tensor]) -> Tensor:

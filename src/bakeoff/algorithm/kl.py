@@ -13,6 +13,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from bakeoff.algorithm.divergence import LARGEST_LOG_RATIO, exp_ratio
 from bakeoff.batch import masked_mean
 from bakeoff.rows import Scalar
 
@@ -28,8 +29,11 @@ def k2(logprobs: Tensor, other: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, other: Tensor) -> Tensor:
-    """q/p − 1 − log(q/p) for samples of p: unbiased for KL(p‖q), never negative. DeepSeekMath eq. 4."""
-    log_ratio = other - logprobs
+    """q/p − 1 − log(q/p) for samples of p: unbiased for KL(p‖q), never negative. DeepSeekMath eq. 4.
+
+    Flat where q/p is above e^20, as `exp_ratio` is.
+    """
+    log_ratio = (other - logprobs).clamp(max=LARGEST_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
 
 
@@ -105,7 +109,8 @@ class InReward(KLToReference):
 class InRewardAdaptive(InReward):
     """β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon): the controller of Ziegler et al. 2019 §2.2.
 
-    Its KL is nats per *sequence*; feeding it a per-token mean would be another controller.
+    Its KL is nats per *sequence*; feeding it a per-token mean would be another controller. One update at most halves
+    β: where n is several horizons, the formula's β would be negative, a reward for leaving the reference.
     """
 
     beta: float = 0.1
@@ -114,7 +119,7 @@ class InRewardAdaptive(InReward):
 
     def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
         error = min(max(nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
-        return beta * (1 + error * episodes / self.horizon_episodes)
+        return beta * max(1 + error * episodes / self.horizon_episodes, 0.5)
 
 
 @dataclass
@@ -130,7 +135,7 @@ class InLoss(KLToReference):
     ratio_corrected: bool = False
 
     def penalty(self, beta: float, logprobs: Tensor, reference: Tensor, behaviour: Tensor) -> Tensor:
-        weight = (logprobs - behaviour).exp() if self.ratio_corrected else 1.0
+        weight = exp_ratio(logprobs - behaviour) if self.ratio_corrected else 1.0
         return beta * weight * self.estimator(logprobs, reference)
 
 

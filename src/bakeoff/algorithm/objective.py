@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bakeoff.algorithm.divergence import exp_ratio
 from bakeoff.batch import Tokens
 
 
@@ -136,7 +137,7 @@ class GeometricMean(Objective):
         bounded = log_ratio.clamp(-self.epsilon, self.epsilon)
         smaller = sign * torch.minimum(sign * log_ratio, sign * bounded)
         lengths = tokens.mask.sum(1, keepdim=True).clamp(min=1)
-        return (smaller.sum(1, keepdim=True) / lengths).exp() * tokens.advantages
+        return exp_ratio(smaller.sum(1, keepdim=True) / lengths) * tokens.advantages
 
     def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         return (tokens.logprobs - tokens.behaviour).detach() * tokens.advantages.sign() > self.epsilon

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from bakeoff.algorithm.divergence import exp_ratio
 from bakeoff.batch import Tokens
 
 
@@ -29,7 +30,7 @@ class TokenRatio(Ratio):
     """π_θ(a_t)/π_old(a_t) of each token: Schulman et al. 2017 §3."""
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        return (tokens.logprobs - tokens.behaviour).exp()
+        return exp_ratio(tokens.logprobs - tokens.behaviour)
 
 
 @dataclass
@@ -43,7 +44,7 @@ class SequenceRatio(Ratio):
 
     def __call__(self, tokens: Tokens) -> Tensor:
         log_ratio = (tokens.logprobs - tokens.behaviour).sum(1, keepdim=True)
-        return log_ratio.exp().expand_as(tokens.logprobs)
+        return exp_ratio(log_ratio).expand_as(tokens.logprobs)
 
 
 @dataclass
@@ -55,4 +56,4 @@ class SequenceMeanRatio(Ratio):
     def __call__(self, tokens: Tokens) -> Tensor:
         lengths = tokens.mask.sum(1, keepdim=True).clamp(min=1)
         log_ratio = (tokens.logprobs - tokens.behaviour).sum(1, keepdim=True) / lengths
-        return log_ratio.exp().expand_as(tokens.logprobs)
+        return exp_ratio(log_ratio).expand_as(tokens.logprobs)

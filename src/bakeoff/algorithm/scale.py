@@ -74,7 +74,8 @@ class BatchStd(Scale):
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         totals = rewards.totals
         spread = totals.amax() > totals.amin()
-        return advantages * spread / (totals.std() + self.epsilon)
+        deviation = totals.std(correction=min(1, len(totals) - 1))  # one return alone: zero, not NaN
+        return advantages * spread / (deviation + self.epsilon)
 
 
 @dataclass

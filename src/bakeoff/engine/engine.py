@@ -6,7 +6,6 @@ The three know nothing of each other, and none knows the method: every method ge
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from bakeoff.batch import Prompts, Rollout, Sequences
 from bakeoff.errors import UserError
+from bakeoff.model.encode import decoder
 
 if TYPE_CHECKING:
     from bakeoff.model.policy import Policy
@@ -132,10 +132,11 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
     lengths = (mask & ~is_end).sum(1).tolist()
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    decode = decoder(policy)
     return Rollout(
         examples=[example for example in prompts.examples for _ in range(completions)],
         prompts=[text for text in prompts.texts for _ in range(completions)],
-        completions=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
+        completions=[decode(row) for row in rows],
         sequences=Sequences(
             ids=torch.cat([prompts.ids.repeat_interleave(completions, 0), ids], 1),
             attention=torch.cat([prompts.attention.repeat_interleave(completions, 0), mask], 1),
@@ -146,5 +147,5 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
         entropy=None if generated.entropy is None else torch.where(mask, generated.entropy, 0.0),
         ended=is_end.any(1),
         max_tokens=request.max_tokens,
-        decode=partial(policy.tokenizer.decode, skip_special_tokens=True),
+        decode=decode,
     )

@@ -14,7 +14,7 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.batch import Example
 from bakeoff.collector import Collector
-from bakeoff.config import Config, digest, plain
+from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import Report, made_once, start_identity
@@ -25,10 +25,10 @@ from bakeoff.model.value import separate_model
 from bakeoff.paths import cache
 from bakeoff.randomness import derive, stdlib_random
 from bakeoff.reward.model import RewardModel, bradley_terry
-from bakeoff.reward.preferences import Pair, Preferences, read_pairs
+from bakeoff.reward.preferences import Pair, Preferences, split
 from bakeoff.task.task import Task
 
-RECIPE = 2  # raise it when a change of this file changes its results
+RECIPE = 3  # raise it when a change of this file changes its results
 BINS = 5  # of the calibration table
 
 
@@ -75,7 +75,7 @@ def learned_reward(
     It is cached under the hash of everything that it depends on, so that the runs of a sweep train it once.
     """
     wanted, model = config.preferences, untrained(start, config.preferences.seed)
-    identity = {key: plain(config)[key] for key in ("preferences", "batch", "sampling", "engine")}
+    identity = {key: by_content(plain(config))[key] for key in ("preferences", "batch", "sampling", "engine")}
 
     def make(folder: Path) -> None:
         training, heldout = preference_pairs(wanted, collector, start, report)
@@ -88,7 +88,7 @@ def learned_reward(
         (folder / "quality.json").write_text(json.dumps(asdict(quality)))
 
     key = digest({"recipe": RECIPE, **start_identity(config), **identity})
-    folder = made_once(cache() / "reward_models" / key, make)
+    folder = made_once(cache() / "reward_models" / key, make, report)
     saved = load_file(folder / "model.safetensors")
     for name, tensor in model.trained().items():
         tensor.detach().copy_(saved[name])
@@ -112,21 +112,17 @@ def preference_pairs(
     wanted: Preferences, collector: Collector, policy: Policy, report: Report
 ) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on, some of them reversed, and held-out pairs; raises UserError where there are too few."""
-    if wanted.path:
-        pairs = read_pairs(wanted.path)
-        if len(pairs) <= wanted.heldout:
-            raise UserError(
-                f"preferences.heldout is {wanted.heldout}, but '{wanted.path}' has {len(pairs)} pairs; it must be less."
-            )
-    else:
+    pairs = wanted.file_pairs
+    if not pairs:
         source = replace(collector, seed=wanted.seed)
         pairs = ranked_pairs(source, policy, wanted.pairs + wanted.heldout, "pairs", report)
+    training, heldout = split(pairs, wanted.heldout, collector.task)
     rng = stdlib_random(wanted.seed, "label_noise")
     training = [
         Pair(pair.example, pair.rejected, pair.chosen) if rng.random() < wanted.label_noise else pair
-        for pair in pairs[wanted.heldout :]
+        for pair in training
     ]
-    return training, pairs[: wanted.heldout]
+    return training, heldout
 
 
 def ranked_pairs(collector: Collector, policy: Policy, count: int, stream: str, report: Report) -> list[Pair]:

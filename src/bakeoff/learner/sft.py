@@ -17,22 +17,23 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
-from bakeoff.config import Config, digest, plain
-from bakeoff.errors import UserError
+from bakeoff.config import Config, by_content, digest, plain
+from bakeoff.engine.check import check_model
+from bakeoff.errors import UserError, within
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
-from bakeoff.model.encode import encode_with_completions
+from bakeoff.model.encode import encode, encode_with_completions, require_room, text_ids
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
-from bakeoff.model.policy import Policy
+from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import save
-from bakeoff.paths import cache
+from bakeoff.paths import cache, content_hash
 from bakeoff.randomness import stdlib_random
 from bakeoff.task.task import Task
 
 Report = Callable[[str], None]  # takes a message for the person who watches
-RECIPE = 3  # raise it when a change of this file changes its results: cached starts of another recipe are not used
+RECIPE = 4  # raise it when a change of this file changes its results: cached starts of another recipe are not used
 
 
 def starting_policy(config: Config, phases: Phases, report: Report) -> Policy:
@@ -42,40 +43,65 @@ def starting_policy(config: Config, phases: Phases, report: Report) -> Policy:
     sweep train it once and start from the same bytes.
     """
 
-    def built(model: Model) -> Policy:
-        policy = build(model, config.sft.seed)
-        policy.network.to(phases.device).eval()
-        return policy
-
     def make(folder: Path) -> None:
-        policy = built(config.model)
+        policy = usable(config.model, config, phases.device)
         train(policy, config, phases, report)
         save(policy, folder)
 
     if config.sft.steps == 0:
-        return built(config.model)
+        return usable(config.model, config, phases.device)
     key = digest({"recipe": RECIPE, **start_identity(config)})
-    folder = made_once(cache() / "starts" / key, make)
+    folder = made_once(cache() / "starts" / key, make, report)
     report(f"start {key} from {folder}")
-    return built(replace(config.model, name=str(folder)))
+    return usable(replace(config.model, name=str(folder)), config, phases.device)
 
 
 def start_identity(config: Config) -> dict[str, Any]:
     """The part of the configuration that the start depends on; how it is then trained is none of it."""
-    identity = {key: plain(config)[key] for key in ("task", "model", "sft")}
+    identity = {key: by_content(plain(config))[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
     return identity
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = Path(tempfile.mkdtemp(dir=folder.parent))
-            make(partial)
-            partial.rename(folder)
+def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Path:
+    """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it.
+
+    A folder whose content has changed since is kept beside under another name, and made again. Raises UserError where
+    the cache cannot be written.
+    """
+    seal = folder.with_name(f"{folder.name}.sha256")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir() and not (seal.is_file() and seal.read_text() == content_hash(folder)):
+                aside = Path(tempfile.mkdtemp(prefix=f"damaged_{folder.name}_", dir=folder.parent))
+                report(f"{folder} was changed after it was made; it is made again, and kept as {folder.rename(aside)}")
+            if not folder.is_dir():
+                partial = Path(tempfile.mkdtemp(dir=folder.parent))
+                make(partial)
+                seal.write_text(content_hash(partial))
+                partial.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"the cache '{cache()}' cannot be written ({error}); set BAKEOFF_CACHE to a folder that can."
+        ) from error
     return folder
+
+
+def usable(model: Model, config: Config, device: torch.device) -> Policy:
+    """The model on the device, after a check that it can be sampled and trained, and can read the task's texts."""
+    policy, task = build(model, config.sft.seed), config.task
+    policy.network.to(device).eval()
+    check_model(policy, model.name)
+    known, shots = task.known_examples(), task.shot_examples()
+    longest = sorted(known, key=lambda example: len(example.prompt))[-64:]
+    with within(60, "model.chat is true, and the chat template has not written 64 prompts within 60 s; mend it."):
+        require_room(policy, encode(policy, longest, shots), task.max_new_tokens)
+    text_ids(policy, [example.prompt for example in known], "prompt")
+    if config.sft.steps:
+        demonstrated = (task.demonstration(example) for example in known)
+        text_ids(policy, [text for text in demonstrated if text is not None], "demonstration")
+    return policy
 
 
 def train(policy: Policy, config: Config, phases: Phases, report: Report) -> None:
@@ -86,7 +112,7 @@ def train(policy: Policy, config: Config, phases: Phases, report: Report) -> Non
     sft, network = config.sft, policy.network
     adam = Adam(lr=sft.lr, weight_decay=0.01)
     optimizer, forward = adam.create(network.parameters()), ForwardSettings(logits_mb=config.logits_mb)
-    network.train()
+    network.train(recomputes(network))
     with ExitStack() as traced:
         traced.enter_context(phases.tracing(held_weights(policy), policy.embedding))
         for step in range(sft.steps):

@@ -21,6 +21,7 @@ from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
+from bakeoff.model.policy import recomputes
 from bakeoff.rows import Scalar, group_rows, micro_batches, select
 
 Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
@@ -95,12 +96,13 @@ def update_critic(learner: Learner, experience: Experience, draws: torch.Generat
 
 @contextmanager
 def training(learner: Learner, role: str) -> Iterator[None]:
-    """Training mode for the role's modules. There is no dropout: the mode only lets layers recompute activations."""
-    for module in modules(learner)[role]:
-        module.train()
+    """Training mode for the role's networks that recompute activations: no other needs it, and it may add noise."""
+    recomputing = [network for network in modules(learner)[role] if recomputes(network)]
+    for network in recomputing:
+        network.train()
     yield
-    for module in modules(learner)[role]:
-        module.eval()
+    for network in recomputing:
+        network.eval()
 
 
 def minibatches(experience: Experience, optimizer: Optimizer, draws: torch.Generator) -> Iterator[Experience]:

@@ -19,7 +19,7 @@ from transformers import (
 
 from bakeoff.errors import UserError
 from bakeoff.model.config import SCRATCH, Model
-from bakeoff.model.policy import Policy, at_least_float32
+from bakeoff.model.policy import Policy, end_ids
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
@@ -47,7 +47,7 @@ def build(model: Model, seed: int = 0) -> Policy:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model.name)
             network = AutoModelForCausalLM.from_pretrained(
-                model.name, dtype=torch.float32, attn_implementation=model.attention
+                model.name, dtype=torch.float32, attn_implementation=model.attention or None
             )
         except (OSError, ValueError, ImportError) as error:
             hint = " (run `make smollm2` first)" if "smollm2" in model.name.lower() else ""
@@ -56,13 +56,31 @@ def build(model: Model, seed: int = 0) -> Policy:
                 f"model.name is '{model.name}', which cannot be loaded{hint}; it must be a Hugging Face name or a "
                 f"folder with a causal LM and its tokenizer: {reason}"
             ) from error
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.chat and not tokenizer.chat_template:
-            raise UserError(f"model.chat is true, but the tokenizer of '{model.name}' has no chat template.")
-    policy = prepared(network, tokenizer, model)
-    check_logits(policy, model.name)
-    return policy
+        check_tokenizer(tokenizer, network, model)
+    return prepared(network, tokenizer, model)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, model: Model) -> None:
+    """Raises UserError where the tokenizer cannot end a text, or has tokens that the network does not have.
+
+    A tokenizer without padding pads with the token that ends a text: passes never read it.
+    """
+    if model.chat and not tokenizer.chat_template:
+        raise UserError(f"model.chat is true, but the tokenizer of '{model.name}' has no chat template.")
+    ends = end_ids(tokenizer, network)
+    if not ends:
+        raise UserError(
+            f"model.name is '{model.name}', whose tokenizer has no token that ends a text; set eos_token in its "
+            "tokenizer_config.json, or eos_token_id in its generation_config.json."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
+    rows, largest = network.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if max(largest, *ends) >= rows:
+        raise UserError(
+            f"model.name is '{model.name}', whose tokenizer has ids up to {max(largest, *ends)}, but the model embeds "
+            f"only {rows} tokens; resize its embedding (resize_token_embeddings) and save it again."
+        )
 
 
 def skeleton(model: Model) -> Policy:
@@ -80,7 +98,7 @@ def skeleton(model: Model) -> Policy:
             f"model.name is '{model.name}', whose configuration cannot be found, and model.architecture is empty; "
             "choose one of the architectures in conf/model, or a folder with a model."
         ) from error
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=model.attention or None)
     return prepared(network, tokenizer, model)
 
 
@@ -93,7 +111,7 @@ def from_architecture(model: Model, tokenizer: PreTrainedTokenizerBase | None) -
     try:
         config = AutoConfig.for_model(model.architecture["model_type"], **values)
         network: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=model.attention
+            config, dtype=torch.float32, attn_implementation=model.attention or None
         )
     except Exception as error:  # whatever transformers makes of a wrong value
         reason = " ".join(str(error).split())
@@ -106,19 +124,9 @@ def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # log-probs of one policy must not depend on the pass that computes them
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)  # of layers that call dropout as a function
     if model.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(network, tokenizer, model.precision, model.chat, model.system)
-
-
-@torch.no_grad()
-def check_logits(policy: Policy, name: str) -> None:
-    """Raises UserError if the network computes its logits in a way that `Policy.logits` does not."""
-    ids = torch.tensor([[policy.tokenizer.eos_token_id or 0] * 2])
-    own = policy.network(input_ids=ids).logits
-    ours = policy.logits(policy.network.base_model(input_ids=ids).last_hidden_state)
-    if not torch.allclose(at_least_float32(own), ours, rtol=1e-3, atol=1e-3):
-        raise UserError(
-            f"model.name is '{name}', whose logits are computed from its last hidden states in an unknown way; it must "
-            "be a causal LM with a plain head, or a head that is scaled or capped as in Cohere, Granite and Gemma."
-        )

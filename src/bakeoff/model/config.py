@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -42,7 +43,7 @@ class Model:
     precision                float32, or bfloat16: autocast over float32 weights
     chat                     whether prompts are a user's turn of the tokenizer's chat template
     system                   system message of the chat; empty keeps the template's own
-    attention                transformers' attn_implementation
+    attention                transformers' attn_implementation; empty leaves the choice to it
     gradient_checkpointing   recompute activations in the backward pass
     lora                     train an adapter instead of the weights
     """
@@ -53,7 +54,7 @@ class Model:
     precision: Precision = Precision.float32
     chat: bool = False
     system: str = ""
-    attention: str = "sdpa"
+    attention: str = ""
     gradient_checkpointing: bool = False
     lora: Lora = field(default_factory=Lora)
 
@@ -67,3 +68,7 @@ class Model:
             )
         if not self.name:
             raise UserError("model.name is empty; it must be a Hugging Face name, a folder, or 'scratch'.")
+
+    def files(self) -> dict[str, str]:
+        """The folder of weights and tokenizer, where the name is one."""
+        return {"name": self.name} if Path(self.name).expanduser().is_dir() else {}

@@ -1,8 +1,12 @@
-"""From examples to token ids: prompts as the policy reads them, alone or with given completions."""
+"""Between text and token ids: prompts as the policy reads them, given completions as it would end them, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
@@ -13,27 +17,38 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
     """Text of a prompt: the turns of a chat, or one line per solved example and then the question."""
     if not policy.chat:
         return "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots) + example.prompt
-    turns = [(shot.prompt, shot.answer) for shot in shots]
+    turns = [(shot.prompt, str(shot.answer)) for shot in shots]
     messages = [{"role": "system", "content": policy.system}] if policy.system else []
     messages += [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
     messages.append({"role": "user", "content": example.prompt})
-    return str(policy.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return chat_text(policy, messages, add_generation_prompt=True)
+
+
+def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """The messages as the chat template writes them; raises UserError where the template refuses them."""
+    try:
+        text = policy.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+    except Exception as error:  # a template is a program of the model's authors
+        system = f"model.system is '{policy.system}', and " if policy.system else ""
+        remedy = "leave model.system empty, as templates without a system role need it, or " if policy.system else ""
+        raise UserError(
+            f"model.chat is true, {system}the chat template refuses the messages ({error}); {remedy}set "
+            "model.chat=false."
+        ) from error
+    return str(text)
 
 
 def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Prompts:
-    """Prompts on the policy's device, left-padded; raises UserError for a character outside of the vocabulary."""
-    tokenizer = policy.tokenizer
+    """Prompts on the policy's device, left-padded; raises UserError for a text that the vocabulary cannot write."""
     texts = [render(policy, example, shots) for example in examples]
-    rows = tokenizer(texts, add_special_tokens=not policy.chat)["input_ids"]
-    for text, row in zip(texts, rows, strict=True):
-        if tokenizer.unk_token_id is None and tokenizer.pad_token_id in row and tokenizer.pad_token not in text:
-            missing = next(c for c in text if c not in tokenizer.get_vocab())
-            raise UserError(
-                f"task: the prompt {text[:40]!r} has the character {missing!r}, but model.characters does not; "
-                "choose a task whose prompts this model can read, or another model."
-            )
+    start = [] if policy.chat else start_ids(policy.tokenizer)
+    rows = [start + ids for ids in text_ids(policy, texts, "prompt")]
+    if [] in rows:
+        raise UserError("task: a prompt is empty, and the model has no token that starts a text; it must have a token.")
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    ids = torch.full((len(rows), width), policy.tokenizer.pad_token_id)
     attention = torch.zeros(len(rows), width, dtype=torch.bool)
     for index, row in enumerate(rows):
         ids[index, width - len(row) :] = torch.tensor(row)
@@ -44,12 +59,84 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
 def encode_with_completions(
     policy: Policy, examples: list[Example], texts: list[str], shots: list[Example]
 ) -> Sequences:
-    """Prompts with given completions, each with EOS appended; consecutive examples may be equal."""
+    """Prompts with given completions, each ended as the policy ends one; consecutive examples may be equal."""
     prompts = encode(policy, examples, shots)
-    eos = policy.tokenizer.eos_token_id
-    rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for text in texts]
+    end = end_id(policy)
+    rows = [[*ids, end] for ids in text_ids(policy, texts, "completion")]
     width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [eos] * (width - len(row)) for row in rows], device=policy.device)
+    ids = torch.tensor([row + [end] * (width - len(row)) for row in rows], device=policy.device)
     lengths = torch.tensor([len(row) for row in rows], device=policy.device)
     mask = torch.arange(width, device=policy.device) < lengths[:, None]
     return Sequences(torch.cat([prompts.ids, ids], 1), torch.cat([prompts.attention, mask], 1), mask)
+
+
+def text_ids(policy: Policy, texts: list[str], kind: str) -> list[list[int]]:
+    """Token ids of each text alone; raises UserError, which names the kind of text, for an unknown character."""
+    tokenizer = policy.tokenizer
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    # a tokenizer of characters writes its padding where it has no token
+    unknown, token = tokenizer.pad_token_id, tokenizer.pad_token
+    if tokenizer.unk_token_id is not None:
+        unknown, token = tokenizer.unk_token_id, tokenizer.unk_token
+    for text, row in zip(texts, rows, strict=True):
+        if unknown in row and token not in text:
+            each = (c for c in text if unknown in tokenizer(c, add_special_tokens=False)["input_ids"])
+            raise UserError(
+                f"task: the {kind} {text[:40]!r} has the character {next(each, text)!r}, for which the model has no "
+                "token (model.characters lists those of a model from scratch); choose another task or another model."
+            )
+    return rows
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before a text. What it puts after one, as some do with EOS, is none of them."""
+    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return next((ids[:at] for at in range(len(ids)) if ids[at : at + len(alone)] == alone), [])
+
+
+def end_id(policy: Policy) -> int:
+    """The id that ends a completion: in a chat the one that the template puts after an assistant's turn."""
+    ends = policy.eos_ids.tolist()
+    if policy.chat:
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        after = chat_text(policy, messages, add_generation_prompt=False).rpartition("answer")[2]
+        ids = policy.tokenizer(after, add_special_tokens=False)["input_ids"]
+        ends = [each for each in ids if each in ends] or ends
+    own: int | None = policy.tokenizer.eos_token_id
+    return ends[0] if policy.chat or own is None else own
+
+
+def decoder(policy: Policy) -> Callable[[list[int]], str]:
+    """Token ids → their text without padding, start and end; other special tokens, as of reasoning, are text."""
+    tokenizer = policy.tokenizer
+    return partial(_decode, tokenizer, {tokenizer.pad_token_id, tokenizer.bos_token_id, *policy.eos_ids.tolist()})
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, dropped: set[int], ids: list[int]) -> str:
+    return str(tokenizer.decode([each for each in ids if each not in dropped]))
+
+
+def positions(policy: Policy) -> int | None:
+    """Number of tokens that a sequence may have, none where the architecture has no bound.
+
+    Rotary embeddings that change with the length seen give one sequence other log-probs in passes of other lengths:
+    they are only used up to the length from which on they change.
+    """
+    config = policy.network.config.get_text_config()
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if each.get("rope_type") == "longrope":
+            longest = each.get("original_max_position_embeddings") or longest
+    return longest
+
+
+def require_room(policy: Policy, prompts: Prompts, max_tokens: int) -> None:
+    """Raises UserError where the longest prompt and a completion are together longer than the model's positions."""
+    bound, width = positions(policy), prompts.ids.shape[1]
+    if bound is not None and width + max_tokens > bound:
+        raise UserError(
+            f"task.max_new_tokens is {max_tokens}, and a prompt has {width} tokens, but the model has {bound} "
+            "positions; lower task.max_new_tokens, shorten the prompts, or choose a model with more positions."
+        )

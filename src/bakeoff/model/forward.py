@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bakeoff.batch import Sequences
 from bakeoff.model.cache import KeyValueCache
-from bakeoff.model.policy import Policy, at_least_float32
+from bakeoff.model.policy import Policy, at_least_float32, recomputes
 from bakeoff.model.roles import Trunk
 from bakeoff.model.value import ValueModel
 
@@ -65,8 +65,9 @@ def _completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tenso
         return hidden
 
     every, last = slice(None), sequences.ids.shape[1] - 1  # the last token predicts nothing: no pass reads it
-    recomputes = any(getattr(m, "gradient_checkpointing", False) and m.training for m in backbone.modules())
-    if group == 1 or recomputes:  # a layer that recomputes its activations takes no cache
+    if group == 1 or (
+        backbone.training and recomputes(backbone)
+    ):  # a layer that recomputes its activations takes no cache
         return run(every, slice(0, last), use_cache=False)[:, width - 1 :]
     cache = KeyValueCache(config=backbone.config)
     first = run(slice(None, None, group), slice(0, width), past_key_values=cache, use_cache=True)[:, -1:]

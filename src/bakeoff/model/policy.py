@@ -40,9 +40,7 @@ class Policy:
     @property
     def eos_ids(self) -> Tensor:
         """The token ids that end a completion, a vector."""
-        configured = getattr(self.network.generation_config, "eos_token_id", None)
-        ids = {self.tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
-        return torch.tensor(sorted(i for i in ids if i is not None), device=self.device)
+        return torch.tensor(end_ids(self.tokenizer, self.network), device=self.device)
 
     @property
     def embedding(self) -> torch.Size:
@@ -77,6 +75,18 @@ class Policy:
     def trained(self) -> dict[str, Tensor]:
         """The same tensors by name; a tied weight has one name."""
         return self.trunk.trained() if self.roles else dict(self.network.named_parameters())
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> list[int]:
+    """The token ids that end a completion: the tokenizer's, and those of the network's generation configuration."""
+    configured = getattr(network.generation_config, "eos_token_id", None)
+    ids = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+    return sorted(each for each in ids if each is not None)
+
+
+def recomputes(network: nn.Module) -> bool:
+    """Whether the network recomputes its activations in a backward pass, which it does in training mode alone."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.task.jsonl import read_rows
+from bakeoff.task.task import Task, as_read
 
 
 @dataclass
@@ -51,9 +54,37 @@ class Preferences:
         for key in ("label_noise", "replay"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"preferences.{key} is {getattr(self, key)}; it must be at least 0 and below 1.")
+        self.file_pairs = read_pairs(self.path) if self.path else []  # here, so that a bad line is refused at once
+
+    def files(self) -> dict[str, str]:
+        """The path of the file of pairs, where there is one."""
+        return {"path": self.path} if self.path else {}
 
 
 def read_pairs(path: str) -> list[Pair]:
     """The pairs of a JSONL file; raises UserError that names the line which cannot be read."""
     rows = read_rows(path, "preferences.path", ("prompt", "chosen", "rejected"))
     return [Pair(Example(row["prompt"], row["chosen"]), row["chosen"], row["rejected"]) for row in rows]
+
+
+def split(pairs: list[Pair], heldout: int, task: Task) -> tuple[list[Pair], list[Pair]]:
+    """Training pairs, and `heldout` held-out pairs, which share no prompt; the first prompts of the list are held out.
+
+    A pair whose prompt the task holds out is never trained on. Raises UserError where no pair is left to train on.
+    """
+    prompts = [as_read(pair.example.prompt) for pair in pairs]
+    held: set[str] = set()
+    for prompt, before in zip(counts := Counter(prompts), accumulate(counts.values(), initial=0), strict=False):
+        if before < heldout:
+            held.add(prompt)
+    training = [
+        pair
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        if prompt not in held and not task.is_reserved(pair.example.prompt)
+    ]
+    if not training:
+        raise UserError(
+            f"preferences.heldout is {heldout}, but of {len(pairs)} pairs none is left to train on: held-out prompts, "
+            "the task's own among them, are not trained on; choose fewer, or a file with more prompts."
+        )
+    return training, [pair for pair, prompt in zip(pairs, prompts, strict=True) if prompt in held][:heldout]

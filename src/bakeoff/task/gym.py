@@ -26,13 +26,22 @@ class Extract(Enum):
             case "first_line":
                 return completion.strip().split("\n")[0].strip()
             case "last_number":
-                numbers = re.findall(r"-?\d+(?:\.\d+)?", completion)
-                return numbers[-1] if numbers else ""
+                return last_number(completion)
             case "answer_tag":
                 tagged = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
                 return tagged[-1].strip() if tagged else ""
             case _:
                 return completion.strip()
+
+
+SIGN, EXPONENT = r"(?:(?<![\w.])[-+])?", r"(?:[eE][-+]?\d+)?"
+NUMBER = re.compile(rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?{EXPONENT}|{SIGN}\.\d+{EXPONENT}")
+
+
+def last_number(text: str) -> str:
+    """The last number of a text, without separators of thousands: `$-1,234.50.` → -1234.50. Empty if there is none."""
+    numbers = NUMBER.findall(text.replace("−", "-"))
+    return numbers[-1].replace(",", "") if numbers else ""
 
 
 @dataclass
@@ -62,7 +71,8 @@ class ReasoningGym(Task):
 
     def generate(self, rng: Random) -> Example:
         entry = self._create(seed=rng.getrandbits(31), size=1)[0]
-        return Example(entry["question"], str(entry["answer"]), {"entry": entry, **entry["metadata"]})
+        answer = None if entry["answer"] is None else str(entry["answer"])
+        return Example(entry["question"], answer, {"entry": entry, **entry["metadata"]})
 
     def verify(self, completion: str, example: Example) -> float:
         return float(self._dataset.score_answer(self.extract(completion), example.columns["entry"]))

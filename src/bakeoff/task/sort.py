@@ -39,6 +39,7 @@ class Sort(Task):
 
         If missing digits were no steps, a completion that stops early would have fewer bad steps than a complete one.
         """
+        assert example.answer is not None
         right = [completion[:end] == example.answer[:end] for end in range(1, len(completion) + 1)]
         steps = [(end, float(ok) / self.digits) for end, ok in enumerate(right, start=1)]
         return steps + [(len(completion) + 1, 0.0)] * (self.digits - len(completion))

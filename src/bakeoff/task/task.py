@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -32,6 +33,10 @@ class Task:
                 raise UserError(f"task.{key} is {getattr(self, key)}; it must be at least {least}.")
         self._reserved: tuple[list[Example], list[Example], set[str]] | None = None
 
+    def files(self) -> dict[str, str]:
+        """Paths of the files that the task reads, by the key that names each."""
+        return {}
+
     def generate(self, rng: Random) -> Example:
         """One example, drawn with `rng`."""
         raise NotImplementedError
@@ -61,6 +66,10 @@ class Task:
         """A completion to imitate in supervised fine-tuning; none if the task has no demonstrations."""
         return example.answer
 
+    def known_examples(self) -> list[Example]:
+        """Examples that are at hand before training: every one of a file, or else the held-out ones."""
+        return self.heldout_examples()
+
     def heldout_examples(self) -> list[Example]:
         """The evaluation set: distinct prompts, the same in every run."""
         return self._reserve()[0]
@@ -70,19 +79,23 @@ class Task:
         return self._reserve()[1]
 
     def training_examples(self, count: int, rng: Random) -> list[Example]:
-        """`count` examples drawn with `rng`, none of them held out."""
+        """`count` examples drawn with `rng`, none of them reserved."""
         excluded = self._reserve()[2]
         drawn: list[Example] = []
         for _ in range(100 * count + 10_000):
             if len(drawn) == count:
                 return drawn
             example = self.generate(rng)
-            if example.prompt not in excluded:
+            if as_read(example.prompt) not in excluded:
                 drawn.append(example)
         raise UserError(
             f"task.heldout is {self.heldout}, which leaves almost no prompt to train on; it must be well below the "
             "task's number of distinct prompts."
         )
+
+    def is_reserved(self, prompt: str) -> bool:
+        """Whether a prompt is held out or shown as a solved example, so that nothing may be trained on it."""
+        return as_read(prompt) in self._reserve()[2]
 
     def _reserve(self) -> tuple[list[Example], list[Example], set[str]]:
         if self._reserved is None:
@@ -93,12 +106,19 @@ class Task:
                 if len(found) == wanted:
                     break
                 example = self.generate(rng)
-                found.setdefault(example.prompt, example)
+                found.setdefault(as_read(example.prompt), example)
             else:
                 raise UserError(
                     f"task.heldout is {self.heldout}, but the task has only {len(found)} distinct prompts; it must be "
                     "well below that number."
                 )
             examples = list(found.values())
+            if any(example.answer is None for example in examples[: self.shots]):
+                raise UserError(f"task.shots is {self.shots}, but the task's examples have no answer; it must be 0.")
             self._reserved = examples[self.shots :], examples[: self.shots], set(found)
         return self._reserved
+
+
+def as_read(prompt: str) -> str:
+    """The prompt up to what templates and tokenizers change: the form of its characters, and white space."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).split())
