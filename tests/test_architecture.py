@@ -10,7 +10,7 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "randomness"},
+    {"errors", "randomness", "ranges"},
     {"paths"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
@@ -20,7 +20,7 @@ ORDER = [
     {"model"},
     {"engine", "reward"},
     {"config", "collector"},
-    {"validation"},
+    {"validation", "configuration"},
     {"learner"},
     {"loop"},
     {"start", "metrics", "quality"},
@@ -73,6 +73,7 @@ def test_the_maths_imports_only_torch(path):
         "torch",
         "bakeoff.algorithm",
         "bakeoff.batch",
+        "bakeoff.ranges",
         "dataclasses",
         "enum",
         "typing",

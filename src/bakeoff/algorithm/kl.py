@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.batch import Scalar, masked_mean
+from bakeoff.ranges import VAST, count, number
 
 
 def k1(logprobs: Tensor, other: Tensor) -> Tensor:
@@ -92,9 +93,12 @@ class KLToReference:
 
 @dataclass
 class InReward(KLToReference):
-    """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours."""
+    """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours.
 
-    beta: float = 0.01
+    beta   β, the coefficient of the KL; where it adapts, at the start
+    """
+
+    beta: float = number(0.01, least=0, most=1000)
 
     def reward(self, beta: float, behaviour: Tensor, reference: Tensor) -> Tensor:
         return -beta * k1(behaviour, reference)
@@ -105,11 +109,14 @@ class InRewardAdaptive(InReward):
     """β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon): the controller of Ziegler et al. 2019 §2.2.
 
     Its KL is nats per *sequence*; feeding it a per-token mean would be another controller.
+
+    target_nats_per_sequence   target of the KL to the reference
+    horizon_episodes           number of sequences in which β may grow or fall by a fifth
     """
 
-    beta: float = 0.1
-    target_nats_per_sequence: float = 6.0
-    horizon_episodes: int = 10_000
+    beta: float = number(0.1, least=0, most=1000)
+    target_nats_per_sequence: float = number(6.0, above=0, most=VAST, unit="nats per sequence")
+    horizon_episodes: int = count(10_000, least=1, unit="sequences")
 
     def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
         error = min(max(nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
@@ -120,11 +127,15 @@ class InRewardAdaptive(InReward):
 class InLoss(KLToReference):
     """β·KL in the loss. DeepSeekMath eq. 3 and §4.2: k3, β = 0.04.
 
-    k3's gradient is biased, k2's is the KL's own. `ratio_corrected` weighs every term by π_θ/π_old, which makes k3
-    unbiased in value and gradient, for older samples too: DeepSeek-V3.2 2025 eq. 7.
+    k3's gradient is biased, k2's is the KL's own.
+
+    beta              β, the coefficient of the KL
+    estimator         estimator of the KL
+    ratio_corrected   weighs every term by π_θ/π_old, which makes k3 unbiased in value and gradient, for older samples
+                      too: DeepSeek-V3.2 2025 eq. 7
     """
 
-    beta: float = 0.04
+    beta: float = number(0.04, least=0, most=1000)
     estimator: Estimator = Estimator.k3
     ratio_corrected: bool = False
 
@@ -140,7 +151,7 @@ class InLossIterative(InLoss):
     iteration_updates   number of updates of an outer iteration; 64 is ours
     """
 
-    iteration_updates: int = 64
+    iteration_updates: int = count(64, least=1, unit="updates")
 
 
 @dataclass
@@ -163,9 +174,11 @@ class Penalty(KLToBehaviour):
     """β·KL(π_old‖π_θ) with a fixed β: Schulman et al. 2017 §4, "Fixed KL" in table 1.
 
     The samples are π_old's, so k3 of (π_old, π_θ) is unbiased in value and in gradient.
+
+    beta   β, the coefficient of the KL; where it adapts, at the start
     """
 
-    beta: float = 1.0
+    beta: float = number(1.0, least=0, most=1000)
 
     def penalty(self, beta: float, logprobs: Tensor, behaviour: Tensor) -> Tensor:
         return beta * k3(behaviour, logprobs)
@@ -176,10 +189,12 @@ class AdaptivePenalty(Penalty):
     """β halves below target/1.5 and doubles above 1.5·target: Schulman et al. 2017 §4.
 
     1.5 and 2 are the paper's; the target is ours (the paper's 0.003 to 0.03 are per state of a robot).
+
+    target_nats_per_token   target of KL(π_old‖π_θ)
     """
 
-    beta: float = 1.0
-    target_nats_per_token: float = 0.01
+    beta: float = number(1.0, least=0, most=1000)
+    target_nats_per_token: float = number(0.01, above=0, most=VAST, unit="nats per token")
 
     def adapt(self, beta: float, nats_per_token: float) -> float:
         if nats_per_token < self.target_nats_per_token / 1.5:

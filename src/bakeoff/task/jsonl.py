@@ -17,7 +17,11 @@ from bakeoff.task.task import Task
 
 @dataclass
 class Jsonl(Task):
-    """path: the file; demonstrate: whether supervised fine-tuning may imitate the answers."""
+    """Pairs from a JSONL file.
+
+    path          the file of prompts and answers
+    demonstrate   whether supervised fine-tuning may imitate the answers
+    """
 
     path: str = MISSING
     demonstrate: bool = True
@@ -47,10 +51,11 @@ def read_rows(path: str, setting: str, keys: tuple[str, ...]) -> list[dict[str, 
 
     Raises UserError that names an unreadable line.
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     try:
+        file = file.expanduser()
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: not UTF-8; RuntimeError: no home directory
         raise UserError(f"{setting} is '{file}', which cannot be read ({error}); it must be a JSONL file.") from error
     rows = []
     for number, line in enumerate(lines, start=1):
