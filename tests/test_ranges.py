@@ -1,4 +1,4 @@
-"""Every number of a configuration has a range, and whatever is typed is refused in one sentence or makes a sound run."""
+"""Every number of a configuration has a range; what is typed is refused in one sentence, or makes a sound run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ from bakeoff.errors import UserError, refused
 from bakeoff.paths import CONF, ROOT
 from bakeoff.ranges import Range
 from bakeoff.task import TASKS
-from tests.conftest import compose, loop_of, update_of
+from tests.conftest import loop_of, update_of
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 TINY = [
@@ -35,7 +36,7 @@ TINY = [
 ]
 BASES = [
     *([f"algorithm={method}", "task.digits=2"] for method in METHODS),
-    *([f"algorithm=ppo", "task.digits=2", f"algorithm/critic={critic}"] for critic in ("shared", "adapter")),
+    *(["algorithm=ppo", "task.digits=2", f"algorithm/critic={critic}"] for critic in ("shared", "adapter")),
     ["algorithm=grpo", "task=reasoning_gym"],
     ["algorithm=rloo", "task=largest", "task.shots=0"],
     ["algorithm=grpo_iterative", "reward=learned", "task.digits=2"],
@@ -169,6 +170,19 @@ def made(draw_config: Any) -> Config | None:
         return None
 
 
+@st.composite
+def typed(draw: st.DrawFn) -> list[str]:
+    """A command line with one odd override."""
+    number = draw(st.integers(0, len(BASES) - 1))
+    key, _ = draw(st.sampled_from(keys_of(number)))
+    key = draw(st.sampled_from([key, key, key.replace(".", "/"), f"{key}.more", f"{key}@more", ""]))
+    text = draw(
+        st.sampled_from(["text", "1", "-1", "nan", "null", "{}", "[1]", "{a: 1}", "1,2", "${x}", "${seed}", "''"])
+    )
+    value = draw(st.one_of(st.just(text), st.text("ab1-=+~${}[]()'\",: \n", max_size=6)))
+    return [*TINY, *BASES[number], f"{draw(st.sampled_from(['', '', '+', '++', '~']))}{key}={value}"]
+
+
 COMMON = {
     "deadline": None,
     "derandomize": not FUZZ,
@@ -185,6 +199,14 @@ def test_a_mutated_configuration_is_refused_in_one_sentence_or_sound(data):
         values = flatten(plain(config)).values()
         assert all(math.isfinite(value) for value in values if isinstance(value, float))
         assert config_id(config)
+
+
+@settings(max_examples=2000 if FUZZ else 12, **COMMON)
+@given(st.data())
+def test_an_odd_command_line_is_refused_in_one_sentence_or_sound(data):
+    GlobalHydra.instance().clear()
+    config = made(lambda: validation.compose(data.draw(typed())))
+    assert config is None or config_id(config)
 
 
 @settings(max_examples=1000 if FUZZ else 20, **COMMON)

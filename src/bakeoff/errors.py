@@ -54,6 +54,11 @@ def sentence(error: BaseException) -> str:
         known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
         valid = f"valid keys are {known}" if known else "the option chosen there has no keys"
         return f"unknown key {cause.full_key}; {valid}."
+    if isinstance(cause, ValidationError) and "not Optional" in str(cause):
+        return f"{cause.full_key} is null; it must have a value."
+    if isinstance(cause, ValidationError) and "is not a subclass of" in str(cause):
+        key = str(cause.full_key)
+        return f"{key} is a group, not a value; {key}.KEY=VALUE sets a key, {key.replace('.', '/')}=NAME a choice."
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {str(cause).splitlines()[0].rstrip('.')}."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:

@@ -49,7 +49,7 @@ def faults(node: DictConfig, group: str = "") -> Iterator[str]:
     schema: dict[Any, Field[Any]] = {field.name: field for field in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
     for name in node:
         if name not in schema:
-            yield f"unknown key {group}{name}; valid keys are {', '.join(schema)}."
+            yield f"unknown key {group}{name!s}; valid keys are {', '.join(schema)}."
     nested = {name for name in schema if name in node and is_dataclass(OmegaConf.get_type(node, name))}
     for name, field in sorted(schema.items(), key=lambda item: item[0] in nested):
         key = f"{group}{name}"

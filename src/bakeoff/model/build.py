@@ -25,6 +25,7 @@ from bakeoff.model.config import SCRATCH, Model
 from bakeoff.model.policy import Policy, at_least_float32
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+SOUND: set[str] = set()  # architectures that this process has checked: the jobs of a sweep share theirs
 
 transformers.utils.logging.disable_progress_bar()
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -120,11 +121,15 @@ def buildable(model: Model) -> Iterator[None]:
 
 def check_architecture(model: Model) -> None:
     """Raises UserError if `model.architecture` cannot be built or cannot read two tokens; allocates no memory."""
+    described = repr((model.architecture, model.characters, model.attention))
+    if described in SOUND:
+        return
     tokenizer = character_tokenizer(model.characters) if model.characters else None
     with torch.device("meta"):
         network = from_architecture(model, tokenizer)
         with buildable(model):
             network.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+    SOUND.add(described)
 
 
 def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> Policy:
