@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import string
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import Field, fields, is_dataclass
@@ -34,11 +35,12 @@ TINY = [
     *("measure.kl_sequences=4", "preferences.pairs=8", "preferences.heldout=4", "preferences.batch=4"),
     *("preferences.steps=1", "preferences.renewal_steps=1", "preferences.renewal_pairs=4"),
 ]
+READABLE = f"model.characters='{string.ascii_letters}{string.digits} ,.?:+-*=/()'"
 BASES = [
     *([f"algorithm={method}", "task.digits=2"] for method in METHODS),
     *(["algorithm=ppo", "task.digits=2", f"algorithm/critic={critic}"] for critic in ("shared", "adapter")),
-    ["algorithm=grpo", "task=reasoning_gym"],
-    ["algorithm=rloo", "task=largest", "task.shots=0"],
+    ["algorithm=grpo", "task=reasoning_gym", READABLE],
+    ["algorithm=rloo", "task=largest", "task.shots=0", READABLE],
     ["algorithm=grpo_iterative", "reward=learned", "task.digits=2"],
 ]
 FUZZ = settings.get_current_profile_name() == "fuzz"  # make fuzz

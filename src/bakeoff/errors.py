@@ -72,7 +72,8 @@ def sentence(error: BaseException) -> str:
         return f"a file is not valid YAML: {' '.join(str(error).split())}."
     reason = str(cause).splitlines()[:1] if cause and cause is not error else []
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() + reason]
-    return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
+    said = "; ".join(line for line in lines if line and not line.startswith("See https"))
+    return f"{said or 'the command line cannot be read'}."
 
 
 def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:

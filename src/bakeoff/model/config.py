@@ -67,6 +67,8 @@ class Model:
                 "model.name is 'scratch', which needs model.architecture with a model_type and model.characters; "
                 "or it may be a Hugging Face name or a folder."
             )
+        if self.name == SCRATCH and self.chat:
+            raise UserError("model.chat is true, but a model from scratch has no chat template; set it to false.")
         if len(set(self.characters)) < len(self.characters):
             raise UserError(f"model.characters is {self.characters!r}; no character may be there twice.")
         if not self.name:
