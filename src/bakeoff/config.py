@@ -188,7 +188,7 @@ class Config:
     """One run; `config_id` hashes it without seed and bookkeeping.
 
     seed              seed of every draw of the run
-    device            auto (the first GPU, else the CPU), cpu, cuda or cuda:N
+    device            device of the run; auto: the first GPU, or the CPU where there is none
     threads           number of CPU threads; 0: torch's choice
     micro_batch       number of sequences that a forward pass reads at once; 0: a whole minibatch
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: none
