@@ -6,7 +6,7 @@ DEVICE ?= auto
 WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test lint check memory critic bench bench-report gpu wheels smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz lint check memory critic bench bench-report gpu wheels smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -42,6 +42,9 @@ test: $(READY)  ## all tests
 
 ui-test: $(READY)  ## the MLflow UI in headless Chromium
 	$(BIN)/python -m pytest -m ui tests/ui
+
+fuzz: $(READY)  ## 10 000 mutated configurations: each is refused in one sentence or sound; 1000 small ones take an update
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=fuzz tests/test_ranges.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -80,8 +83,9 @@ wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch
 
-docs: $(READY)  ## docs/metrics.md, from the code
+docs: $(READY)  ## docs/metrics.md and docs/configuration.md, from the code
 	$(BIN)/python -m bakeoff.metrics > docs/metrics.md
+	$(BIN)/python -m bakeoff.configuration > docs/configuration.md
 
 lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock

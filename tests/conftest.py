@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 
 from bakeoff import validation
 from bakeoff.config import Config, register
@@ -28,6 +29,7 @@ from bakeoff.start import prepare, start
 from tests.commands import call
 
 register()
+settings.register_profile("fuzz")  # of `make fuzz`; tests/test_ranges.py reads its name
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests run: the tests themselves fill the cores
 os.environ["HF_HUB_OFFLINE"] = "1"  # read on import; where there is no network, asking the hub takes a minute

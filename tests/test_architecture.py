@@ -10,7 +10,7 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "randomness", "rows"},
+    {"errors", "randomness", "rows", "ranges"},
     {"paths"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
@@ -20,7 +20,7 @@ ORDER = [
     {"model"},
     {"engine", "reward"},
     {"config", "collector"},
-    {"validation"},
+    {"validation", "configuration"},
     {"learner"},
     {"loop"},
     {"start", "metrics", "quality"},
@@ -74,6 +74,7 @@ def test_the_maths_imports_only_torch(path):
         "bakeoff.algorithm",
         "bakeoff.batch",
         "bakeoff.rows",
+        "bakeoff.ranges",
         "dataclasses",
         "enum",
         "typing",

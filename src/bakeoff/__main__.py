@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.config import register
-from bakeoff.errors import MISTAKES, UserError, fail, sentence
+from bakeoff.errors import UserError, fail, refused, sentence
 from bakeoff.paths import CONF
 from bakeoff.validation import to_config
 
@@ -89,10 +89,11 @@ def use_config_dir(arguments: list[str]) -> None:
 def main() -> None:
     """Runs the command; a user's mistake ends it with one sentence and exit code 2."""
     try:
-        sys.argv[1:] = resumed(sys.argv[1:])
-        use_config_dir(sys.argv[1:])
-        app()
-    except MISTAKES as error:
+        with refused():
+            sys.argv[1:] = resumed(sys.argv[1:])
+            use_config_dir(sys.argv[1:])
+            app()
+    except UserError as error:
         fail(error)
     except KeyboardInterrupt as error:
         print(

@@ -17,6 +17,7 @@ from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF, ROOT, content_hash, study_folders, study_names
+from bakeoff.ranges import VAST, count, number, rate, seed
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -32,12 +33,17 @@ class Sft:
 
     Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison is
     over several starts.
+
+    steps   number of AdamW steps
+    batch   number of demonstrations of a step
+    lr      learning rate
+    seed    seed of the model's random weights and of the demonstrations
     """
 
-    steps: int = 0
-    batch: int = 256
-    lr: float = 3e-3
-    seed: int = 0
+    steps: int = count(0, unit="steps")
+    batch: int = count(256, least=1, most=2**20, unit="demonstrations")
+    lr: float = rate(3e-3)
+    seed: int = seed()
 
 
 class Unit(Enum):
@@ -51,10 +57,14 @@ class Unit(Enum):
 
 @dataclass
 class Budget:
-    """A run ends with the first update after which `limit` units are used; seconds are those of training alone."""
+    """A run ends with the first update after which its budget is used.
+
+    unit    what is counted; seconds are those of training alone
+    limit   number of these units
+    """
 
     unit: Unit = Unit.sequences
-    limit: float = 25_600
+    limit: float = number(25_600, above=0, most=10**15, unit="budget.unit")
 
 
 @dataclass
@@ -65,8 +75,8 @@ class Evaluation:
     samples   number of sampled completions per prompt, beside the greedy one
     """
 
-    every: int = 10
-    samples: int = 1
+    every: int = count(10, least=1, unit="updates")
+    samples: int = count(1, least=1, most=2**16, unit="completions")
 
 
 @dataclass
@@ -80,29 +90,34 @@ class Measure:
     """
 
     kl_to_reference: bool = True
-    kl_sequences: int = 64
+    kl_sequences: int = count(64, unit="sequences")
     memory_prediction: bool = False
     memory_snapshot: bool = False
 
 
 @dataclass
 class Checkpoint:
-    """every: number of updates between checkpoints, 0 for none; keep: number of latest checkpoints that are kept."""
+    """Checkpoints, from which a run resumes.
 
-    every: int = 20
-    keep: int = 2
+    every   number of updates between checkpoints; 0: none
+    keep    number of latest checkpoints that are kept
+    """
+
+    every: int = count(20, unit="updates")
+    keep: int = count(2, least=1, unit="checkpoints")
 
 
 @dataclass
 class Study:
     """A study, as its file in sweeps/ describes it; its name is the file's.
 
+    question       what the study asks, in words
     tuning_seeds   seeds on which its values were chosen, apart from those that it reports
     varies         keys that differ between arms on purpose; reports do not flag them as unmatched
     """
 
     question: str = ""
-    tuning_seeds: list[int] = field(default_factory=list)
+    tuning_seeds: list[int] = seed(list)
     varies: list[str] = field(default_factory=list)
 
 
@@ -111,7 +126,7 @@ class Tuned:
     """How the tuned values of a run were chosen; without a name there are none.
 
     name         the file in conf/tuned that holds the values and this record
-    command      the search; it leaves out what the file sets beside the searched keys
+    command      command of the search; it leaves out what the file sets beside the searched keys
     trials       number of runs behind the choice, also those of earlier searches
     seeds        seeds of those runs
     accuracies   final held-out greedy accuracies of the command's runs, in its order
@@ -121,9 +136,9 @@ class Tuned:
 
     name: str = ""
     command: str = ""
-    trials: int = 0
-    seeds: list[int] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
+    trials: int = count(0, unit="runs")
+    seeds: list[int] = seed(list)
+    accuracies: list[float] = number(list, least=0, most=1)
     date: str = ""
     note: str = ""
 
@@ -136,8 +151,8 @@ class Lengths:
     completion   tokens of the longest completion; 0: task.max_new_tokens
     """
 
-    prompt: int = 0
-    completion: int = 0
+    prompt: int = count(0, most=2**20, unit="tokens")
+    completion: int = count(0, most=2**20, unit="tokens")
 
 
 class Mode(Enum):
@@ -165,21 +180,24 @@ class Quality:
     continuations       number of completions from every state, twice
     """
 
-    critic_updates: int = 40
-    batches: int = 64
-    reference_batches: int = 256
-    continuations: int = 32
+    critic_updates: int = count(40, unit="updates")
+    batches: int = count(64, least=2, unit="rollouts")
+    reference_batches: int = count(256, least=2, unit="rollouts")
+    continuations: int = count(32, least=1, most=2**16, unit="completions")
 
 
 @dataclass
 class Config:
     """One run; `config_id` hashes it without seed and bookkeeping.
 
+    seed              seed of every draw of the run
+    device            device of the run; auto: the first GPU, or the CPU where there is none
     threads           number of CPU threads; 0: torch's choice
     micro_batch       number of sequences that a forward pass reads at once; 0: a whole minibatch
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: none
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
+    mode              purpose of the run: training, a prediction of memory, or a measurement of quality
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
     arm               name of the arm in the study's file, empty where the study has none
     """
@@ -199,14 +217,14 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = MISSING
     study: Study = field(default_factory=Study)
-    seed: int = 0
+    seed: int = seed()
     device: str = "auto"
-    threads: int = 0
-    micro_batch: int = 0
-    logits_mb: float = 128.0
+    threads: int = count(0, most=1024, unit="threads")
+    micro_batch: int = count(0, unit="sequences")
+    logits_mb: float = number(128.0, least=0, most=VAST, unit="MB")
     offload: bool = False
     deterministic: bool = False
-    memory_limit_mb: float = 0.0
+    memory_limit_mb: float = number(0.0, least=0, most=VAST, unit="MB")
     mode: Mode = Mode.train
     quality: Quality = field(default_factory=Quality)
     lengths: Lengths = field(default_factory=Lengths)

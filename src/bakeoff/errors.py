@@ -6,9 +6,10 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -23,6 +24,26 @@ class UserError(Exception):
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)  # errors of a command line or a YAML file
 
 
+@contextmanager
+def refused() -> Iterator[None]:
+    """Turns an error of composing a configuration into a UserError of one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        module, _ = origin(error)
+        if not isinstance(error, MISTAKES) and module.split(".")[0] not in ("hydra", "omegaconf"):
+            raise
+        raise UserError(sentence(error)) from error
+
+
+def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """Name of the module that raised the error, and the variables of its function there."""
+    *_, (frame, _) = [(None, 0), *traceback.walk_tb(error.__traceback__)]
+    return (frame.f_globals["__name__"], frame.f_locals) if frame else ("", {})
+
+
 def sentence(error: BaseException) -> str:
     """An error of ours, of Hydra or of OmegaConf as one sentence, with the valid choices."""
     if isinstance(error, UserError):
@@ -35,15 +56,26 @@ def sentence(error: BaseException) -> str:
         known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
         valid = f"valid keys are {known}" if known else "the option chosen there has no keys"
         return f"unknown key {cause.full_key}; {valid}."
+    if isinstance(cause, ValidationError) and "not Optional" in str(cause):
+        return f"{cause.full_key} is null; it must have a value."
+    if isinstance(cause, ValidationError) and "is not a subclass of" in str(cause):
+        key = str(cause.full_key)
+        return f"{key} is a group, not a value; {key}.KEY=VALUE sets a key, {key.replace('.', '/')}=NAME a choice."
     if isinstance(cause, ValidationError):
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}."
+        return f"{cause.full_key}: {str(cause).splitlines()[0].rstrip('.')}."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"unknown choice {group}={choice}; valid choices are {', '.join(error.options)}."
+    module, variables = origin(error)
+    if module == "hydra._internal.defaults_list" and isinstance(error, ValueError):  # which does not name the group
+        typed = getattr(variables.get("override"), "input_line", error)
+        return f"{typed}: a group takes the name of a choice; `bakeoff --help` lists them."
     if isinstance(error, YAMLError):
         return f"a file is not valid YAML: {' '.join(str(error).split())}."
-    lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith("See https")) + "."
+    reason = str(cause).splitlines()[:1] if cause and cause is not error else []
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() + reason]
+    said = "; ".join(line for line in lines if line and not line.startswith("See https"))
+    return f"{said or 'the command line cannot be read'}."
 
 
 @contextmanager

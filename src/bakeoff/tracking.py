@@ -27,6 +27,7 @@ from omegaconf import MISSING
 
 from bakeoff.errors import UserError
 from bakeoff.paths import ROOT
+from bakeoff.ranges import count
 
 SQLITE = "sqlite:///"
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
@@ -45,15 +46,16 @@ for noisy in ("alembic", "mlflow"):
 class Tracking:
     """Where a run is logged.
 
-    uri                 of the MLflow store
+    uri                 address of the MLflow store
+    experiment          name of the experiment in the store
     completions_every   number of updates between two tables of completions
     completions_rows    number of rows of such a table
     """
 
     uri: str = MISSING
     experiment: str = "bakeoff"
-    completions_every: int = 25
-    completions_rows: int = 16
+    completions_every: int = count(25, least=1, unit="updates")
+    completions_rows: int = count(16, least=1, unit="rows")
 
 
 @dataclass

@@ -2,48 +2,82 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.paths import CONF
+from bakeoff.ranges import Range
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
 
 
 def compose(overrides: Sequence[str]) -> Config:
     """The typed and checked configuration of a command line without a sweep; `register` must have run."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(hydra.compose("config", overrides=list(overrides)))
+    with refused(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=list(overrides))
+    return to_config(cfg)
 
 
 def to_config(cfg: DictConfig) -> Config:
     """The typed and checked configuration; raises UserError with one sentence where it is impossible."""
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set; {missing[0]}=VALUE sets it.")
-    try:
+    with refused():
+        for sentence in faults(cfg):
+            raise UserError(sentence)
         config = OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
     assert isinstance(config, Config)
     validate(config)
     return config
 
 
+def faults(node: DictConfig, group: str = "") -> Iterator[str]:
+    """Keys of a composed configuration that its schema does not know, that are not set, or whose number is in no range.
+
+    Every schema and every option of an axis is read here, before any is made.
+    """
+    schema: dict[Any, Field[Any]] = {field.name: field for field in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
+    for name in node:
+        if name not in schema:
+            yield f"unknown key {group}{name!s}; valid keys are {', '.join(schema)}."
+    nested = {name for name in schema if name in node and is_dataclass(OmegaConf.get_type(node, name))}
+    for name, field in sorted(schema.items(), key=lambda item: item[0] in nested):
+        key = f"{group}{name}"
+        if name not in node:
+            yield f"{key} is not set; {key}=VALUE sets it."
+        elif name in nested:
+            yield from faults(node[name], f"{key}.")
+        elif "range" in field.metadata:
+            yield from outside(field.metadata["range"], key, node[name])
+
+
+def outside(span: Range, key: str, value: Any) -> Iterator[str]:
+    """A sentence for every number outside of the range, also of those in a list or a dictionary."""
+    if OmegaConf.is_config(value):
+        for part in value if OmegaConf.is_dict(value) else range(len(value)):
+            yield from outside(span, f"{key}.{part}", value[part])
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value not in span:
+        yield f"{key} is {value}; it must be {'' if abs(value) < math.inf else 'a finite number, '}{span}."
+
+
 def validate(config: Config) -> None:
-    """Raises UserError for the first setting that cannot work."""
+    """Raises UserError for the first settings that do not go together."""
     for refusals in (impossible_values, impossible_methods, impossible_rewards):
         for sentence in refusals(config):
             raise UserError(sentence)
+    if config.model.architecture:
+        from bakeoff.model.build import check_architecture  # 3 s, which other errors need not wait for
+
+        check_architecture(config.model)
     device = choose_device(config.device)
     if config.measure.memory_snapshot and not has_allocator(device):
         raise UserError(
@@ -53,40 +87,11 @@ def validate(config: Config) -> None:
 
 
 def impossible_values(config: Config) -> Iterator[str]:
-    """Values out of range, and sizes that do not fit each other."""
+    """Sizes that do not fit each other."""
     algorithm, batch = config.algorithm, config.batch
     optimizers = {"algorithm.optimizer": algorithm.optimizer}
     if isinstance(algorithm.critic, OwnStep):
         optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
-    at_least = {
-        "evaluation.every": (config.evaluation.every, 1),
-        "evaluation.samples": (config.evaluation.samples, 1),
-        "checkpoint.every": (config.checkpoint.every, 0),
-        "checkpoint.keep": (config.checkpoint.keep, 1),
-        "sft.steps": (config.sft.steps, 0),
-        "sft.batch": (config.sft.batch, 1),
-        "micro_batch": (config.micro_batch, 0),
-        "logits_mb": (config.logits_mb, 0),
-        "memory_limit_mb": (config.memory_limit_mb, 0),
-        "lengths.prompt": (config.lengths.prompt, 0),
-        "lengths.completion": (config.lengths.completion, 0),
-        "threads": (config.threads, 0),
-        "measure.kl_sequences": (config.measure.kl_sequences, 0),
-        "quality.critic_updates": (config.quality.critic_updates, 0),
-        "quality.batches": (config.quality.batches, 2),
-        "quality.reference_batches": (config.quality.reference_batches, 2),
-        "quality.continuations": (config.quality.continuations, 1),
-        "tracking.completions_every": (config.tracking.completions_every, 1),
-        "algorithm.group_filter.rounds": (algorithm.group_filter.rounds, 1),
-    }
-    for key, option in optimizers.items():
-        at_least[f"{key}.epochs"] = (option.epochs, 1)
-        at_least[f"{key}.minibatches"] = (option.minibatches, 1)
-    for key, (value, least) in at_least.items():
-        if value < least:
-            yield f"{key} is {value}; it must be at least {least}."
-    if not config.budget.limit > 0:
-        yield f"budget.limit is {config.budget.limit}; it must be above 0."
     for key, option in optimizers.items():
         if option.minibatches > batch.prompts:
             yield (

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bakeoff.ranges import share
+
 
 def discounted_sums(terms: Tensor, discount: float) -> Tensor:
     """Σ_l discount^l · terms[:, t + l] for every t, [S, T] from [S, T].
@@ -63,12 +65,15 @@ class GAE(Advantage):
     """Â_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ·V_{t+1} − V_t, V = 0 after the end: Schulman et al. 2016 eq. 16.
 
     The critic's target is Â_t + V_t.
+
+    gamma   γ, the discount of a token
+    lam     λ: 1 is unbiased, a lower value has less variance
     """
 
     needs_critic: ClassVar[bool] = True
 
-    gamma: float = 1.0
-    lam: float = 0.95
+    gamma: float = share(1.0)
+    lam: float = share(0.95)
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         assert values is not None, "GAE needs values"
@@ -88,9 +93,11 @@ class DecoupledGAE(GAE):
     """GAE in which the critic's target has a λ of its own: Yuan et al. 2025 (VC-PPO, arXiv:2503.01491) §4.2.
 
     At λ = 1 the critic learns from whole returns, unbiased, whatever λ the actor has.
+
+    lam_critic   λ of the critic's target
     """
 
-    lam_critic: float = 1.0
+    lam_critic: float = share(1.0)
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         assert values is not None, "GAE needs values"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.algorithm.optimizer import Adam
+from bakeoff.ranges import VAST, count, number
 
 
 @dataclass
@@ -38,8 +39,8 @@ class ValueLoss(Critic):
 
     exists: ClassVar[bool] = True
 
-    value_clip: float = 0.0
-    head_std: float = 0.0
+    value_clip: float = number(0.0, least=0, most=VAST)
+    head_std: float = number(0.0, least=0, most=100)
 
     def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
         """½·(V − R)² for every token [S, T], the larger of clipped and unclipped where a clip is set.
@@ -64,7 +65,7 @@ class OwnStep(ValueLoss):
     takes_steps: ClassVar[bool] = True
 
     optimizer: Adam = field(default_factory=lambda: Adam(lr=1e-5))
-    warmup_updates: int = 0
+    warmup_updates: int = count(0, unit="updates")
 
 
 @dataclass
@@ -77,16 +78,22 @@ class Adapter(OwnStep):
     """A LoRA role with a scalar head on the run's frozen base: the actor's where that has LoRA, else the reference.
 
     Hu et al. 2022 for LoRA; Santacroce et al. 2023 (Efficient RLHF) for roles on one base. Rank and alpha are ours.
+
+    rank    rank of the adapter
+    alpha   alpha / rank scales the adapter's output
     """
 
-    rank: int = 16
-    alpha: int = 32
+    rank: int = count(16, least=1, most=2**16)
+    alpha: int = count(32, least=1)
 
 
 @dataclass
 class Shared(ValueLoss):
-    """A scalar head on the actor's trunk; `coefficient` weighs its loss against the actor's (Ziegler: 0.1)."""
+    """A scalar head on the actor's trunk.
+
+    coefficient   weight of its loss against the actor's; 0.1 in Ziegler et al. 2019
+    """
 
     shares_trunk: ClassVar[bool] = True
 
-    coefficient: float = 0.1
+    coefficient: float = number(0.1, above=0, most=1000)

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bakeoff.ranges import count
+
 
 @dataclass
 class GroupFilter:
@@ -34,7 +36,7 @@ class Dynamic(GroupFilter):
 
     smallest_group: ClassVar[int] = 2
 
-    rounds: int = 3
+    rounds: int = count(3, least=1, most=1000, unit="draws")
 
     def __call__(self, totals: Tensor) -> Tensor:
         return totals.amax(1) > totals.amin(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.divergence import LARGEST_LOG_RATIO, exp_ratio
 from bakeoff.batch import masked_mean
+from bakeoff.ranges import VAST, count, number
 from bakeoff.rows import Scalar
 
 
@@ -97,9 +98,12 @@ class KLToReference:
 
 @dataclass
 class InReward(KLToReference):
-    """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours."""
+    """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours.
 
-    beta: float = 0.01
+    beta   β, the coefficient of the KL; where it adapts, at the start
+    """
+
+    beta: float = number(0.01, least=0, most=1000)
 
     def reward(self, beta: float, behaviour: Tensor, reference: Tensor) -> Tensor:
         return -beta * k1(behaviour, reference)
@@ -111,11 +115,14 @@ class InRewardAdaptive(InReward):
 
     Its KL is nats per *sequence*; feeding it a per-token mean would be another controller. One update at most halves
     β: where n is several horizons, the formula's β would be negative, a reward for leaving the reference.
+
+    target_nats_per_sequence   target of the KL to the reference
+    horizon_episodes           number of sequences in which β may grow or fall by a fifth
     """
 
-    beta: float = 0.1
-    target_nats_per_sequence: float = 6.0
-    horizon_episodes: int = 10_000
+    beta: float = number(0.1, least=0, most=1000)
+    target_nats_per_sequence: float = number(6.0, above=0, most=VAST, unit="nats per sequence")
+    horizon_episodes: int = count(10_000, least=1, unit="sequences")
 
     def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
         error = min(max(nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
@@ -126,11 +133,15 @@ class InRewardAdaptive(InReward):
 class InLoss(KLToReference):
     """β·KL in the loss. DeepSeekMath eq. 3 and §4.2: k3, β = 0.04.
 
-    k3's gradient is biased, k2's is the KL's own. `ratio_corrected` weighs every term by π_θ/π_old, which makes k3
-    unbiased in value and gradient, for older samples too: DeepSeek-V3.2 2025 eq. 7.
+    k3's gradient is biased, k2's is the KL's own.
+
+    beta              β, the coefficient of the KL
+    estimator         estimator of the KL
+    ratio_corrected   weighs every term by π_θ/π_old, which makes k3 unbiased in value and gradient, for older samples
+                      too: DeepSeek-V3.2 2025 eq. 7
     """
 
-    beta: float = 0.04
+    beta: float = number(0.04, least=0, most=1000)
     estimator: Estimator = Estimator.k3
     ratio_corrected: bool = False
 
@@ -146,7 +157,7 @@ class InLossIterative(InLoss):
     iteration_updates   number of updates of an outer iteration; 64 is ours
     """
 
-    iteration_updates: int = 64
+    iteration_updates: int = count(64, least=1, unit="updates")
 
 
 @dataclass
@@ -169,9 +180,11 @@ class Penalty(KLToBehaviour):
     """β·KL(π_old‖π_θ) with a fixed β: Schulman et al. 2017 §4, "Fixed KL" in table 1.
 
     The samples are π_old's, so k3 of (π_old, π_θ) is unbiased in value and in gradient.
+
+    beta   β, the coefficient of the KL; where it adapts, at the start
     """
 
-    beta: float = 1.0
+    beta: float = number(1.0, least=0, most=1000)
 
     def penalty(self, beta: float, logprobs: Tensor, behaviour: Tensor) -> Tensor:
         return beta * k3(behaviour, logprobs)
@@ -182,10 +195,12 @@ class AdaptivePenalty(Penalty):
     """β halves below target/1.5 and doubles above 1.5·target: Schulman et al. 2017 §4.
 
     1.5 and 2 are the paper's; the target is ours (the paper's 0.003 to 0.03 are per state of a robot).
+
+    target_nats_per_token   target of KL(π_old‖π_θ)
     """
 
-    beta: float = 1.0
-    target_nats_per_token: float = 0.01
+    beta: float = number(1.0, least=0, most=1000)
+    target_nats_per_token: float = number(0.01, above=0, most=VAST, unit="nats per token")
 
     def adapt(self, beta: float, nats_per_token: float) -> float:
         if nats_per_token < self.target_nats_per_token / 1.5:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.divergence import exp_ratio
 from bakeoff.batch import Tokens
+from bakeoff.ranges import VAST, number
 
 
 @dataclass
@@ -52,9 +53,12 @@ class RatioObjective(Objective):
 
 @dataclass
 class TruncatedRatio(Objective):
-    """min(ratio, c)·A: a bounded weight, less variance for some bias. Ionides 2008; c = 2 is ours."""
+    """min(ratio, c)·A: a bounded weight, less variance for some bias. Ionides 2008; c = 2 is ours.
 
-    cap: float = 2.0
+    cap   c, the largest weight of a token
+    """
+
+    cap: float = number(2.0, above=0, most=VAST)
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         return ratio.clamp(max=self.cap) * tokens.advantages
@@ -68,10 +72,12 @@ class Clip(Objective):
     """min(ratio·A, clip(ratio, 1 − ε_low, 1 + ε_high)·A): Schulman et al. 2017 eq. 7.
 
     0.2 is that paper's; DeepSeekMath never states the ε of GRPO, and 0.2 is what libraries use.
+
+    epsilon_low, epsilon_high   distance from 1 at which the ratio is clipped, below and above it
     """
 
-    epsilon_low: float = 0.2
-    epsilon_high: float = 0.2
+    epsilon_low: float = number(0.2, above=0, most=1)
+    epsilon_high: float = number(0.2, above=0, most=VAST)
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         bounded = ratio.clamp(1 - self.epsilon_low, 1 + self.epsilon_high)
@@ -88,9 +94,11 @@ class Cispo(Objective):
     """sg(min(ratio, 1 + ε_high))·A·log π: no token loses its gradient. Chen et al. 2025 (MiniMax-M1) eq. 4, 5.
 
     The paper has no lower bound and does not state ε_high; 0.28 is ours, as for the clip above.
+
+    epsilon_high   distance above 1 at which the ratio is clipped
     """
 
-    epsilon_high: float = 0.28
+    epsilon_high: float = number(0.28, above=0, most=VAST)
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         return ratio.detach().clamp(max=1 + self.epsilon_high) * tokens.advantages * tokens.logprobs
@@ -103,10 +111,13 @@ class BinaryTotalVariation(Objective):
     The divergence of two policies is estimated from the sampled token alone, against all others together: their total
     variation is |π_θ − π_old|. A token is dropped where A > 0 and π_θ − π_old > δ, or A < 0 and π_θ − π_old < −δ. Qi et
     al. 2026 (DPPO, arXiv:2602.04879), its binary-TV variant. δ and c are ours.
+
+    delta   δ, the change of a token's probability beyond which it is dropped
+    cap     c, the largest weight of a token
     """
 
-    delta: float = 0.15
-    cap: float = 20.0
+    delta: float = number(0.15, above=0, most=1)
+    cap: float = number(20.0, above=0, most=VAST)
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         weight = ratio.detach().clamp(max=self.cap) * ~self.clipped(ratio.detach(), tokens)
@@ -126,11 +137,13 @@ class GeometricMean(Objective):
     exp(1/|o| Σ_t s·min(s·log r_t, s·clip(log r_t, −ε, ε)))·A with s the sign of A: Zhao et al. 2025 (GMPO,
     arXiv:2507.20673) eq. 4, whose range (e^−0.4, e^0.4) is ε = 0.4. One advantage a completion; the ratio's own value
     is not read. With `aggregate: sequences` a completion counts once.
+
+    epsilon   distance from 0 at which the logarithm of a token's ratio is clipped
     """
 
     needs_one_advantage: ClassVar[bool] = True
 
-    epsilon: float = 0.4
+    epsilon: float = number(0.4, above=0, most=100)
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         log_ratio, sign = tokens.logprobs - tokens.behaviour, tokens.advantages.sign()

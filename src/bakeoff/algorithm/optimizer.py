@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.algorithm.divergence import finite_norm
+from bakeoff.ranges import VAST, count, number, rate, share
 from bakeoff.rows import Scalar
 
 
@@ -65,11 +66,11 @@ class Optimizer:
 
     needs_whole_rollout: ClassVar[bool] = False
 
-    epochs: int = 2
-    minibatches: int = 2
-    lr: float = 1e-6
-    final_lr_share: float = 1.0
-    lr_warmup_updates: int = 0
+    epochs: int = count(2, least=1, most=1000, unit="passes")
+    minibatches: int = count(2, least=1, unit="minibatches")
+    lr: float = rate(1e-6)
+    final_lr_share: float = share(1.0)
+    lr_warmup_updates: int = count(0, unit="updates")
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """torch's optimiser, which holds the parameters and the state of the steps."""
@@ -87,10 +88,14 @@ class Optimizer:
 
 @dataclass
 class GradientStep(Optimizer):
-    """A step along the gradient, clipped to a global norm (0: no clip), as an optimiser of torch takes it."""
+    """A step along the gradient, clipped to a global norm, as an optimiser of torch takes it.
 
-    weight_decay: float = 0.0
-    max_gradient_norm: float = 1.0
+    weight_decay        lr × this is the share by which a step shrinks each weight
+    max_gradient_norm   largest norm of the gradient; 0: no clip
+    """
+
+    weight_decay: float = share(0.0)
+    max_gradient_norm: float = number(1.0, least=0, most=VAST)
 
     def __call__(self, problem: Subproblem) -> StepStatistics:
         parameters = problem.parameters
@@ -104,10 +109,14 @@ class GradientStep(Optimizer):
 
 @dataclass
 class Adam(GradientStep):
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """AdamW (Loshchilov & Hutter 2019).
 
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1   decay of the gradient's first moment, per step
+    beta2   decay of its second moment, per step
+    """
+
+    beta1: float = number(0.9, least=0, below=1)
+    beta2: float = number(0.999, least=0, below=1)
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
@@ -132,24 +141,24 @@ class Trpo(Optimizer):
 
     max_kl          δ, mean KL(π_old‖π_θ) in nats per token; 0.01 as in the paper
     cg_iterations   conjugate-gradient iterations on (F + damping)·x = g
-    damping         as in openai/baselines; the paper has none
-    backtracks      maximum number of times the step is tried, each `backtrack` times as long as the one before; if
-                    none is accepted, no step is taken
+    damping         multiple of the identity added to F, as in openai/baselines; the paper has none
+    backtracks      maximum number of times the step is tried; if none is accepted, no step is taken
+    backtrack       length of each such step, as a share of the one before
     fisher_tokens   F is that of the first sequences of the rollout with at most this number of tokens; 0: of all. The
                     paper has a tenth of the samples.
     """
 
     needs_whole_rollout: ClassVar[bool] = True
 
-    epochs: int = 1
-    minibatches: int = 1
-    lr: float = 1.0
-    max_kl: float = 0.01
-    cg_iterations: int = 10
-    damping: float = 0.1
-    backtracks: int = 10
-    backtrack: float = 0.8
-    fisher_tokens: int = 1024
+    epochs: int = count(1, least=1, most=1000, unit="passes")
+    minibatches: int = count(1, least=1, unit="minibatches")
+    lr: float = rate(1.0)
+    max_kl: float = number(0.01, above=0, most=100, unit="nats per token")
+    cg_iterations: int = count(10, least=1, most=10_000, unit="iterations")
+    damping: float = number(0.1, least=0, most=VAST)
+    backtracks: int = count(10, least=1, most=1000, unit="tries")
+    backtrack: float = number(0.8, above=0, below=1)
+    fisher_tokens: int = count(1024, unit="tokens")
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Plain gradient descent, which has no state: it only holds the parameters, and scales the step by lr."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.baseline import group_step_statistics
 from bakeoff.batch import Rewards, masked_mean
+from bakeoff.ranges import number
 
 
 @dataclass
@@ -32,10 +33,12 @@ class Scale:
 class Whiten(Scale):
     """Zero mean and unit (biased) variance over all tokens of the batch, as in PPO for RLHF.
 
-    Ziegler et al. 2019's code; "37 implementation details of PPO" (Huang et al. 2022), detail 7. ε 1e-8.
+    Ziegler et al. 2019's code; "37 implementation details of PPO" (Huang et al. 2022), detail 7.
+
+    epsilon   added to the variance
     """
 
-    epsilon: float = 1e-8
+    epsilon: float = number(1e-8, least=1e-12, most=1)
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         mask = rewards.mask
@@ -48,12 +51,14 @@ class Whiten(Scale):
 class GroupStd(Scale):
     """Divided by the standard deviation (ddof 1) of the group's returns: DeepSeekMath §4.1.2.
 
-    A group in which all returns are equal gives exactly zero. ε is ours, as in most libraries.
+    A group in which all returns are equal gives exactly zero.
+
+    epsilon   added to the deviation; ours, as in most libraries
     """
 
     smallest_group: ClassVar[int] = 2
 
-    epsilon: float = 1e-4
+    epsilon: float = number(1e-4, least=1e-12, most=1)
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         groups = rewards.grouped
@@ -67,9 +72,11 @@ class BatchStd(Scale):
     """Divided by the standard deviation (ddof 1) of the rollout's returns: Hu et al. 2025 (REINFORCE++) eq. 9.
 
     A rollout in which all returns are equal gives exactly zero.
+
+    epsilon   added to the deviation
     """
 
-    epsilon: float = 1e-4
+    epsilon: float = number(1e-4, least=1e-12, most=1)
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         totals = rewards.totals
@@ -80,11 +87,14 @@ class BatchStd(Scale):
 
 @dataclass
 class GroupStepStd(Scale):
-    """Divided by the standard deviation (ddof 1) of all step rewards of the group: DeepSeekMath §4.1.3."""
+    """Divided by the standard deviation (ddof 1) of all step rewards of the group: DeepSeekMath §4.1.3.
+
+    epsilon   added to the deviation
+    """
 
     needs_process_rewards: ClassVar[bool] = True
 
-    epsilon: float = 1e-4
+    epsilon: float = number(1e-4, least=1e-12, most=1)
 
     def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
         _, std = group_step_statistics(rewards)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bakeoff.batch import Prompts, Rollout, Sequences
-from bakeoff.errors import UserError
 from bakeoff.model.encode import decoder
+from bakeoff.ranges import count, number
 
 if TYPE_CHECKING:
     from bakeoff.model.policy import Policy
@@ -27,13 +27,8 @@ class Batch:
     group_size   number of completions of each prompt
     """
 
-    prompts: int = 32
-    group_size: int = 8
-
-    def __post_init__(self) -> None:
-        for key in ("prompts", "group_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"batch.{key} is {getattr(self, key)}; it must be at least 1.")
+    prompts: int = count(32, least=1, most=2**16, unit="prompts")
+    group_size: int = count(8, least=1, most=2**16, unit="completions")
 
     @property
     def sequences(self) -> int:
@@ -45,21 +40,14 @@ class Batch:
 class Sampling:
     """Distribution that a token is drawn from.
 
-    temperature    divides the logits, in sampling and in every log-prob that the learner computes
-    top_k, top_p   truncate the distribution (0 and 1: not at all); log-probs are those before truncation
+    temperature   divides the logits, in sampling and in every log-prob that the learner computes
+    top_k         number of likeliest tokens that may be drawn; 0: all; log-probs are those before truncation
+    top_p         probability of the nucleus that may be drawn from; 1: all; log-probs are those before truncation
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UserError(f"sampling.temperature is {self.temperature}; it must be above 0.")
-        if self.top_k < 0:
-            raise UserError(f"sampling.top_k is {self.top_k}; it must be 0 (off) or above.")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p is {self.top_p}; it must be above 0 and at most 1.")
+    temperature: float = number(1.0, least=0.01, most=100)  # outside: greedy, or uniform, to rounding
+    top_k: int = count(0, unit="tokens")
+    top_p: float = number(1.0, least=0.001, most=1)
 
 
 @dataclass

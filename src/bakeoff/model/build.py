@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import shorten
 
 import torch
 import transformers
@@ -22,6 +25,7 @@ from bakeoff.model.config import SCRATCH, Model
 from bakeoff.model.policy import Policy, end_ids
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+SOUND: set[str] = set()  # architectures that this process has checked: the jobs of a sweep share theirs
 
 transformers.utils.logging.disable_progress_bar()
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -108,15 +112,42 @@ def from_architecture(model: Model, tokenizer: PreTrainedTokenizerBase | None) -
     if tokenizer is not None:
         values |= {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("pad", "bos", "eos")}
         values.setdefault("vocab_size", len(tokenizer))
-    try:
+    with buildable(model):
         config = AutoConfig.for_model(model.architecture["model_type"], **values)
+        known = {*type(config)().to_dict(), *config.attribute_map, *("rope_theta", "rope_scaling")}
+        if unknown := sorted(set(model.architecture) - known):
+            raise ValueError(f"a {config.model_type} has no {', '.join(unknown)}")
+        if not 1 <= getattr(config, "num_hidden_layers", 1) <= 1000:
+            raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}; it must be at least 1 and at most 1000")
+        if tokenizer is not None and config.vocab_size < len(tokenizer):
+            raise ValueError(f"vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens")
         network: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=model.attention or None
         )
-    except Exception as error:  # whatever transformers makes of a wrong value
-        reason = " ".join(str(error).split())
-        raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {reason}") from error
     return network
+
+
+@contextmanager
+def buildable(model: Model) -> Iterator[None]:
+    """Raises UserError for whatever transformers makes of a wrong value in `model.architecture`."""
+    try:
+        yield
+    except Exception as error:
+        reason = shorten(str(error), 300, placeholder=" …").rstrip(".")
+        raise UserError(f"model.architecture is {model.architecture}, which cannot be built: {reason}.") from error
+
+
+def check_architecture(model: Model) -> None:
+    """Raises UserError if `model.architecture` cannot be built or cannot read two tokens; allocates no memory."""
+    described = repr((model.architecture, model.characters, model.attention))
+    if described in SOUND:
+        return
+    tokenizer = character_tokenizer(model.characters) if model.characters else None
+    with torch.device("meta"):
+        network = from_architecture(model, tokenizer)
+        with buildable(model):
+            network.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+    SOUND.add(described)
 
 
 def prepared(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> Policy:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from bakeoff.errors import UserError
+from bakeoff.ranges import VAST, count, number
 
 SCRATCH = "scratch"
 
@@ -25,11 +26,14 @@ class Precision(Enum):
 class Lora:
     """Train an adapter of this rank on frozen weights; rank 0 trains the weights themselves.
 
-    The reference is then the actor without its adapter, not a copy. alpha / rank scales the adapter's output.
+    The reference is then the actor without its adapter, not a copy.
+
+    rank    rank of the adapter; 0: none
+    alpha   alpha / rank scales the adapter's output
     """
 
-    rank: int = 0
-    alpha: int = 32
+    rank: int = count(0, most=2**16)
+    alpha: int = count(32, least=1)
 
 
 @dataclass
@@ -49,7 +53,7 @@ class Model:
     """
 
     name: str = MISSING
-    architecture: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = number(dict, least=0, most=VAST)
     characters: str = ""
     precision: Precision = Precision.float32
     chat: bool = False
@@ -59,13 +63,15 @@ class Model:
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
-        if self.lora.rank < 0:
-            raise UserError(f"model.lora.rank is {self.lora.rank}; it must be 0 (no adapter) or above.")
         if self.name == SCRATCH and not ("model_type" in self.architecture and self.characters):
             raise UserError(
                 "model.name is 'scratch', which needs model.architecture with a model_type and model.characters; "
                 "or it may be a Hugging Face name or a folder."
             )
+        if self.name == SCRATCH and self.chat:
+            raise UserError("model.chat is true, but a model from scratch has no chat template; set it to false.")
+        if len(set(self.characters)) < len(self.characters):
+            raise UserError(f"model.characters is {self.characters!r}; no character may be there twice.")
         if not self.name:
             raise UserError("model.name is empty; it must be a Hugging Face name, a folder, or 'scratch'.")
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
+from bakeoff.ranges import count, number, rate, seed
 from bakeoff.task.jsonl import read_rows
 from bakeoff.task.task import Task, as_read
 
@@ -27,33 +28,31 @@ class Preferences:
 
     path            a JSONL file of {"prompt", "chosen", "rejected"}; empty: pairs of the start's own completions,
                     ranked by the task's true reward
-    pairs, heldout  number of training pairs and of held-out pairs
+    pairs           number of training pairs
+    heldout         number of held-out pairs
     label_noise     share of the training pairs whose order is reversed
-    steps, batch    number of AdamW steps, and pairs per step
-    renewal_steps, renewal_pairs   steps, and pairs of new completions, at each outer iteration of an iterative method
+    steps           number of AdamW steps
+    batch           number of pairs per step
+    lr              learning rate
+    seed            seed of the pairs and of their order
+    renewal_steps   number of steps at each outer iteration of an iterative method
+    renewal_pairs   number of pairs of new completions there
     replay          share of earlier pairs in a renewal: 0.1 in DeepSeekMath §4.1.4
     """
 
     path: str = ""
-    pairs: int = 2048
-    heldout: int = 512
-    label_noise: float = 0.0
-    steps: int = 100
-    batch: int = 64
-    lr: float = 1e-3
-    seed: int = 0
-    renewal_steps: int = 25
-    renewal_pairs: int = 256
-    replay: float = 0.1
+    pairs: int = count(2048, least=1, most=2**20, unit="pairs")
+    heldout: int = count(512, least=1, most=2**20, unit="pairs")
+    label_noise: float = number(0.0, least=0, below=1)
+    steps: int = count(100, least=1, unit="steps")
+    batch: int = count(64, least=1, most=2**20, unit="pairs")
+    lr: float = rate(1e-3)
+    seed: int = seed()
+    renewal_steps: int = count(25, unit="steps")
+    renewal_pairs: int = count(256, least=1, most=2**20, unit="pairs")
+    replay: float = number(0.1, least=0, below=1)
 
     def __post_init__(self) -> None:
-        least = {"pairs": 1, "heldout": 1, "steps": 1, "batch": 1, "renewal_steps": 0, "renewal_pairs": 1}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise UserError(f"preferences.{key} is {getattr(self, key)}; it must be at least {value}.")
-        for key in ("label_noise", "replay"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"preferences.{key} is {getattr(self, key)}; it must be at least 0 and below 1.")
         self.file_pairs = read_pairs(self.path) if self.path else []  # here, so that a bad line is refused at once
 
     def files(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from bakeoff.batch import Rollout, Scores, StepRewards
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
+from bakeoff.ranges import VAST, number
 from bakeoff.rows import to_device
 from bakeoff.task.task import Task
 
@@ -73,9 +74,9 @@ class Reward:
     missing_eos_penalty   subtracted from the score of a completion that does not end within its budget
     """
 
-    functions: dict[str, float] = field(default_factory=dict)
-    process: dict[str, float] = field(default_factory=dict)
-    missing_eos_penalty: float = 0.0
+    functions: dict[str, float] = number(dict, least=-VAST, most=VAST)
+    process: dict[str, float] = number(dict, least=-VAST, most=VAST)
+    missing_eos_penalty: float = number(0.0, least=0, most=VAST, unit="score")
 
     def __post_init__(self) -> None:
         if not self.functions and not self.process:

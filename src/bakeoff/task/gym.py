@@ -46,7 +46,12 @@ def last_number(text: str) -> str:
 
 @dataclass
 class ReasoningGym(Task):
-    """generator: a name of reasoning-gym; parameters: its arguments; extract: the scored part of a completion."""
+    """A generator of reasoning-gym.
+
+    generator    name of the generator there
+    parameters   arguments of the generator
+    extract      the part of a completion that is scored
+    """
 
     generator: str = "chain_sum"
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +69,7 @@ class ReasoningGym(Task):
         except ValueError as error:
             known = "" if "not registered" not in str(error) else "; see reasoning_gym.factory.DATASETS"
             raise UserError(f"task.generator is {self.generator!r}: {error}{known}.") from error
-        except (TypeError, AssertionError) as error:
+        except Exception as error:  # whatever a generator makes of its arguments
             raise UserError(
                 f"task.parameters is {self.parameters}, but reasoning-gym's {self.generator} refuses it: {error}."
             ) from error

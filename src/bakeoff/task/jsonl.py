@@ -20,7 +20,11 @@ LONGEST_LINE = 16 * 2**20  # bytes; a longer line is no prompt but a file of ano
 
 @dataclass
 class Jsonl(Task):
-    """path: the file; demonstrate: whether supervised fine-tuning may imitate the answers."""
+    """Pairs from a JSONL file.
+
+    path          the file of prompts and answers
+    demonstrate   whether supervised fine-tuning may imitate the answers
+    """
 
     path: str = MISSING
     demonstrate: bool = True
@@ -61,7 +65,7 @@ def read_rows(path: str, setting: str, texts: tuple[str, ...]) -> list[dict[str,
 
     Raises UserError that names the first line which is something else.
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     rows = []
     for number, line in enumerate(read_lines(file, setting), start=1):
         try:
@@ -81,6 +85,7 @@ def read_rows(path: str, setting: str, texts: tuple[str, ...]) -> list[dict[str,
 def read_lines(file: Path, setting: str) -> Iterator[bytes]:
     """The lines of a file, which may hold any character but a line feed. A pipe or a device could be read for ever."""
     try:
+        file = file.expanduser()
         if file.exists() and not file.is_file():
             raise OSError("it is a folder, a pipe or a device")
         with file.open("rb") as stream:
@@ -91,7 +96,7 @@ def read_lines(file: Path, setting: str) -> Iterator[bytes]:
                         "file, with one object per line."
                     )
                 yield line
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home directory
         raise UserError(f"{setting} is '{file}', which cannot be read ({error}); it must be a JSONL file.") from error
 
 

@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from random import Random
 
 from bakeoff.batch import Example
-from bakeoff.errors import UserError
+from bakeoff.ranges import VAST, number
 from bakeoff.task.task import Task
 
 
 @dataclass
 class Largest(Task):
-    """count: number of numbers, drawn from 0 to `below` − 1; there are below^count prompts."""
+    """The largest of several numbers.
 
-    count: int = 4
-    below: int = 100
+    count   number of numbers; there are below^count prompts
+    below   the numbers are drawn from 0 to below − 1
+    """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.count < 2 or self.below < 2:
-            raise UserError(f"task.count is {self.count} and task.below {self.below}; both must be at least 2.")
+    count: int = number(4, least=2, most=1000, unit="numbers")
+    below: int = number(100, least=2, most=VAST)
 
     def generate(self, rng: Random) -> Example:
         numbers = [rng.randrange(self.below) for _ in range(self.count)]

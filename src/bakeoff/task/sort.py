@@ -8,23 +8,27 @@ from typing import ClassVar
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
+from bakeoff.ranges import count
 from bakeoff.task.task import Task
 
 
 @dataclass
 class Sort(Task):
-    """digits: number of digits to sort; there are 10^digits prompts. A step is a digit."""
+    """Sort digits. A step is a digit.
+
+    digits   number of digits to sort; there are 10^digits prompts
+    """
 
     scores_steps: ClassVar[bool] = True
 
-    digits: int = 10
+    digits: int = count(10, least=1, unit="digits")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.digits < self.max_new_tokens:
+        if self.digits >= self.max_new_tokens:
             raise UserError(
-                f"task.digits is {self.digits}; it must be at least 1 and below "
-                f"task.max_new_tokens ({self.max_new_tokens}), which counts EOS."
+                f"task.digits is {self.digits}; it must be below task.max_new_tokens ({self.max_new_tokens}), which "
+                "counts EOS."
             )
 
     def generate(self, rng: Random) -> Example:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
+from bakeoff.ranges import count
 
 
 @dataclass
@@ -23,14 +24,11 @@ class Task:
 
     scores_steps: ClassVar[bool] = False
 
-    heldout: int = 256
-    shots: int = 0
-    max_new_tokens: int = 64
+    heldout: int = count(256, least=1, most=2**20, unit="prompts")
+    shots: int = count(0, most=1000, unit="examples")
+    max_new_tokens: int = count(64, least=1, most=2**17, unit="tokens")
 
     def __post_init__(self) -> None:
-        for key, least in (("heldout", 1), ("shots", 0), ("max_new_tokens", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"task.{key} is {getattr(self, key)}; it must be at least {least}.")
         self._reserved: tuple[list[Example], list[Example], set[str]] | None = None
 
     def files(self) -> dict[str, str]:
