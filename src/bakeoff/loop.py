@@ -30,7 +30,6 @@ from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
-from bakeoff.task.task import Task
 
 
 @dataclass
@@ -248,13 +247,13 @@ def evaluate(loop: Loop, samples: int) -> HeldOut:
         greedy = roll_out(collector.engine, learner.actor, loop.heldout, 1, *settings, greedy=True)
         sampled = roll_out(collector.engine, learner.actor, loop.heldout, samples, *settings)
         return HeldOut(
-            greedy_accuracy=exact_match(collector.task, greedy),
-            sampled_accuracy=exact_match(collector.task, sampled),
+            greedy_accuracy=exact_match(collector, greedy),
+            sampled_accuracy=exact_match(collector, sampled),
             greedy_length=float(greedy.sequences.mask.sum(1).float().mean()),
         )
 
 
-def exact_match(task: Task, rollout: Rollout) -> float:
+def exact_match(collector: Collector, rollout: Rollout) -> float:
     """Share of completions to which the verifier gives full marks."""
-    pairs = zip(rollout.completions, rollout.examples, strict=True)
-    return float(torch.tensor([task.verify(text, example) >= 1.0 for text, example in pairs]).float().mean())
+    verdicts = collector.reward.judge(collector.task, rollout.completions, rollout.examples)
+    return float(torch.tensor([verdict.score >= 1.0 for verdict in verdicts]).float().mean())

@@ -25,6 +25,10 @@ METRICS: dict[str, tuple[str, str]] = {
         "score",
         "mean true reward: the task's own grade in [0, 1], whatever the method is trained on",
     ),
+    "reward/failed": (
+        "share",
+        "completions of which the verifier or a reward function gave no score, in time or at all; they score 0",
+    ),
     "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
     "reward/term_*": ("score", "mean of one reward function, unweighted"),
     "length/mean": ("tokens", "mean completion length, EOS included"),
@@ -224,6 +228,7 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
         "reward/std": scores.total.std(correction=0),
         "reward/exact_match": scores.exact.float().mean(),
         "reward/true": scores.true.mean(),
+        "reward/failed": scores.failed.float().mean(),
         "reward/zero_spread_groups": (groups.amax(1) == groups.amin(1)).float().mean(),
         "length/mean": lengths.mean(),
         "length/max": lengths.max(),

@@ -1,16 +1,19 @@
 """Rewards: weighted sums, TRL's signature, steps on tokens, and the message of a function that fails."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from bakeoff.batch import Example, Rollout, Sequences
 from bakeoff.errors import UserError
-from bakeoff.reward.reward import REWARDS, Reward, load
+from bakeoff.reward.function import load
+from bakeoff.reward.reward import REWARDS, Reward
 from bakeoff.task.sort import Sort
 
 SEEN = {}
+trusted = partial(Reward, isolated=False)
 
 
 def longer(prompts, completions, **columns):
@@ -61,7 +64,7 @@ def rollout():
 
 
 def test_the_total_is_the_weighted_sum_less_the_penalty_of_a_missing_eos(rollout):
-    reward = Reward({"verifier": 2.0, f"{__name__}.longer": 0.5}, missing_eos_penalty=1.0)
+    reward = trusted({"verifier": 2.0, f"{__name__}.longer": 0.5}, missing_eos_penalty=1.0)
     scores = reward(Sort(digits=2), rollout)
     assert scores.total.tolist() == [2 * 1 + 0.5 * 2, 0.5 * 1, 0.5 * 2 - 1.0, 0.0]
     assert scores.exact.tolist() == [True, False, False, False]
@@ -69,7 +72,7 @@ def test_the_total_is_the_weighted_sum_less_the_penalty_of_a_missing_eos(rollout
 
 
 def test_user_functions_receive_the_arguments_that_trl_passes(rollout):
-    Reward({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
+    trusted({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
     assert SEEN["prompts"] == ["21=", "21=", "3=", "3="]
     assert SEEN["completions"] == ["12", "1", "33", ""]
     assert SEEN["level"] == [1, 1, 2, 2]
@@ -81,14 +84,14 @@ def test_user_functions_receive_the_arguments_that_trl_passes(rollout):
     ("name", "words"),
     [
         ("raises", "raised KeyError"),
-        ("too_short", "returned 3 scores for 4 completions"),
+        ("too_short", "returned 3 entries for 4 completions"),
         ("not_a_number", "returned nan for completion 1"),
         ("wrong_type", "returned 'good' for completion 0"),
     ],
 )
 def test_a_reward_function_that_fails_is_named(rollout, name, words):
     with pytest.raises(UserError, match=words) as caught:
-        Reward({f"{__name__}.{name}": 1.0})(Sort(digits=2), rollout)
+        trusted({f"{__name__}.{name}": 1.0})(Sort(digits=2), rollout)
     assert f"{__name__}.{name}" in str(caught.value)
 
 
@@ -100,7 +103,7 @@ def test_a_function_that_cannot_be_imported_is_named(name):
 
 def test_a_step_is_scored_on_the_token_that_completes_it(rollout):
     """The first step ends on token 0, the other beyond the text and so on the last token of the completion."""
-    scores = Reward({}, process={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
+    scores = trusted({}, process={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
     mask = rollout.sequences.mask
     assert scores.process.on_tokens(scores.process.score, mask).tolist() == [
         [0.5, 0, 1.0], [0.5, 1.0, 0], [0.5, 0, 1.0], [0, 0, 0],
@@ -112,18 +115,18 @@ def test_a_step_is_scored_on_the_token_that_completes_it(rollout):
 
 def test_a_token_of_several_characters_completes_the_steps_within_it(rollout):
     rollout.decode = lambda tokens: "xxxx" * len(tokens)
-    scores = Reward({}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    scores = trusted({}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
     assert scores.process.token[:2].tolist() == [0, 2]
 
 
 def test_the_total_is_the_sum_of_outcome_and_steps(rollout):
-    scores = Reward({"verifier": 1.0}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    scores = trusted({"verifier": 1.0}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
     assert scores.total.tolist() == [1.75, 0.75, 0.75, 0]
 
 
 def test_a_step_that_ends_before_the_first_character_is_refused(rollout):
     with pytest.raises(UserError, match=r"reward\.process: .*bad_step returned the step \(0, 1\.0\) for completion 0"):
-        Reward({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
+        trusted({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
 
 
 def test_the_learned_score_is_weighted_like_any_other_function(rollout):

@@ -29,7 +29,7 @@ def test_sort_scores_each_digit_up_to_the_first_wrong_one():
     assert task.verify_steps("1244", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (4, 0.0)]
     assert task.verify_steps("12", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (3, 0.0)]
     assert task.verify_steps("12345", example)[-1] == (5, 0.0)
-    assert [task.grade(text, example) for text in ("1234", "1244", "", "12345")] == [1, 0.25, 0, 0.5]
+    assert [task.judge(text, example).grade for text in ("1234", "1244", "", "12345")] == [1, 0.25, 0, 0.5]
 
 
 @pytest.mark.parametrize(
