@@ -1,14 +1,16 @@
 """Rewards: weighted sums, TRL's signature, steps on tokens, and the message of a function that fails."""
 
 import sys
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from bakeoff.batch import Example, Rollout, Sequences
 from bakeoff.errors import UserError
-from bakeoff.reward.function import load
+from bakeoff.reward.function import as_scores, as_steps, load
 from bakeoff.reward.reward import REWARDS, Reward
 from bakeoff.task.sort import Sort
 
@@ -78,6 +80,59 @@ def test_user_functions_receive_the_arguments_that_trl_passes(rollout):
     assert SEEN["level"] == [1, 1, 2, 2]
     assert SEEN["answer"] == ["12", "12", "3", "3"]
     assert SEEN["completion_ids"] == [[2, 3, 4], [7, 8], [12, 13, 14], [17]]
+
+
+def test_a_column_that_one_row_has_is_none_for_the_others_and_none_replaces_what_the_policy_wrote(rollout):
+    rollout.examples[3] = Example("3=", "3", {"hint": "h", "completions": "perfect", "prompts": "easy", "answer": "33"})
+    trusted({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
+    assert SEEN["hint"] == [None, None, None, "h"]
+    assert SEEN["level"] == [1, 1, 2, None]
+    assert SEEN["completions"] == ["12", "1", "33", ""]
+    assert SEEN["prompts"] == ["21=", "21=", "3=", "3="]
+    assert SEEN["answer"] == ["12", "12", "3", "3"]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, True, 2.0, Fraction(1, 2)],
+        [np.float32(1), np.int64(1), np.bool_(True), np.array(2.0)],
+        np.arange(4),
+        torch.arange(4.0),
+        [torch.tensor(1), torch.tensor([2.0]), torch.tensor(True), torch.tensor(0.5, dtype=torch.bfloat16)],
+        (score for score in range(4)),
+    ],
+    ids=["python", "numpy", "array", "tensor", "torch", "generator"],
+)
+def test_whatever_float_takes_is_a_score(returned):
+    scores = as_scores("f", returned, 4)
+    assert all(type(score) is float for score in scores)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "f returned None; it must return a list"),
+        (0.5, "f returned 0.5; it must return a list"),
+        ([0.0, None], "f returned None for completion 1"),
+        (["1.0", 0.0], "f returned '1.0' for completion 0"),
+        ([0.0, 1e39], "f returned 1e\\+39 for completion 1"),
+        ([0.0, 10**400], "for completion 1"),
+        ([0.0, np.float32("inf")], "for completion 1"),
+        ([torch.ones(2), 0.0], "for completion 0"),
+        ([1j, 0.0], "for completion 0"),
+        ([0.0], "f returned 1 entries for 2 completions"),
+    ],
+)
+def test_a_score_that_is_no_finite_number_is_named_with_its_completion(returned, words):
+    with pytest.raises(UserError, match=words):
+        as_scores("f", returned, 2)
+
+
+@pytest.mark.parametrize("returned", [[[], None], [[], [3]], [[], [(1, None)]], [[], [(1, "0.5")]], [[], "ab"], None])
+def test_steps_that_are_none_are_refused(returned):
+    with pytest.raises(UserError, match=r"f returned"):
+        as_steps("f", returned, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tasks: held-out prompts are fixed and never trained on, verifiers score answers, and bad files are refused."""
 
+import pickle
 from random import Random
 
 import pytest
@@ -99,6 +100,26 @@ def test_a_jsonl_task_reads_its_examples_and_ignores_blanks_around_an_answer(tmp
     assert read_examples(str(path))[4] == Example("4+1=", "5", {"level": 4})
     assert len(task.heldout_examples()) == 3
     assert task.verify(" 5\n", Example("4+1=", "5")) == 1
+
+
+def test_a_column_of_some_lines_is_none_on_the_others(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d", "level": 1}')
+    assert [example.columns for example in read_examples(str(path))] == [{"level": None}, {"level": 1}]
+
+
+def test_a_generator_is_made_again_where_it_is_sent():
+    task = ReasoningGym(generator="string_manipulation", heldout=3)  # its data set holds functions
+    sent, example = pickle.loads(pickle.dumps(task)), task.generate(Random(0))
+    assert sent == task
+    assert sent.judge(example.answer, example) == task.judge(example.answer, example)
+
+
+@pytest.mark.parametrize("score", [None, "1", float("nan"), float("inf"), 1e39])
+def test_a_verifiers_score_that_is_no_number_is_refused(monkeypatch, score):
+    monkeypatch.setattr(Sort, "verify", lambda self, completion, example: score)
+    with pytest.raises(ValueError, match="no finite number"):
+        Sort().judge("", Example("", ""))
 
 
 @pytest.mark.parametrize(

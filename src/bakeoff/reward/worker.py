@@ -52,7 +52,11 @@ def main(control_fd: int) -> None:
 
 
 def confined(connection: socket.socket, scorers: dict[str, Scorer], memory_mb: float, scratch: str) -> None:
-    """Serves the connection in a sandbox. Its first line is the process group, by which the run kills the worker."""
+    """Serves the connection in a sandbox.
+
+    Its first line has the process group, by which the run kills the worker, and the worker's number outside of the PID
+    namespace, of which /proc is.
+    """
     os.setsid()
     die_with_parent()
     group = os.getpid()
@@ -77,7 +81,7 @@ def serve(connection: socket.socket, scorers: dict[str, Scorer], group: int) -> 
         stream.write(json.dumps([kind, value], default=float).encode() + b"\n")
         stream.flush()
 
-    say("ready", group)
+    say("ready", [group, int(os.readlink("/proc/self")) if os.path.exists("/proc/self") else 0])
     while stream.peek(1):
         name, seed, calls = pickle.load(stream)
         for call in calls:

@@ -37,8 +37,10 @@ class Jsonl(Task):
 
 
 def read_examples(path: str) -> list[Example]:
-    """The examples of a file; raises UserError that names an unreadable line."""
+    """The examples of a file, with None for columns of other lines; raises UserError that names an unreadable line."""
     rows = read_rows(path, "task.path", ("prompt", "answer"))
+    columns = dict.fromkeys(key for row in rows for key in row)
+    rows = [columns | row for row in rows]
     return [Example(str(row.pop("prompt")), str(row.pop("answer")), row) for row in rows]
 
 
