@@ -148,7 +148,7 @@ class Worker:
         Raises Lost after `seconds`, which a worker that waits for a busy processor gets in full: otherwise the load of
         the machine would decide on scores.
         """
-        began, _ = processor_time(self._pid)
+        began = processor_time(self._pid)[0] if b"\n" not in self._received else 0.0
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
             try:
