@@ -40,7 +40,7 @@ def nouns() -> dict[str, object]:
     examples = [Example(text, "") for text in texts]
     return {
         "rollout": Rollout(examples, texts, texts, sequences(), x, None, flat > 3, 9, str),
-        "scores": Scores(flat, flat > 2, flat, {"verifier": flat, "mine": 2 * flat}, steps),
+        "scores": Scores(flat, flat > 2, flat, flat > 4, {"verifier": flat, "mine": 2 * flat}, steps),
         "experience": Experience(sequences(), x, 2 * x, 9, entropy=3 * x, values=4 * x),
         "unseen": Unseen(x, texts, {"a": flat}, sequences(), None, 7),
     }

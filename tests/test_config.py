@@ -151,14 +151,6 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["+model.architecture.heads=4"], "which cannot be built: a llama has no heads."),
         (["+model.architecture.vocab_size=5"], "vocab_size is 5, but the tokenizer has 19 tokens."),
         (["model.characters=aa"], "model.characters is 'aa'; no character may be there twice."),
-        (
-            [
-                "algorithm/kl_to_reference=in_reward_adaptive",
-                "algorithm.kl_to_reference.horizon_episodes=51",
-                "tuned=none",
-            ],
-            "algorithm.kl_to_reference.horizon_episodes is 51, but β falls",
-        ),
     ],
 )
 def test_impossible_configurations_are_refused_in_one_sentence(overrides, sentence):

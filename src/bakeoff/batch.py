@@ -166,6 +166,7 @@ class Scores:
     outcome   [S] weighted sum of the completion-level rewards
     exact     [S] bool, whether the task's verifier gives full marks: measured, whatever the reward is
     true      [S] the task's own grade: measured, whatever the reward is
+    failed    [S] bool, whether the verifier or a reward function gave no score, which is then 0
     terms     unweighted scores [S] of each reward function, by name; step scores are summed
     process   weighted scores of steps; none without functions that score steps
     """
@@ -173,6 +174,7 @@ class Scores:
     outcome: Tensor
     exact: Tensor
     true: Tensor
+    failed: Tensor
     terms: dict[str, Tensor]
     process: StepRewards | None = None
 

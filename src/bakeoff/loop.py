@@ -29,7 +29,6 @@ from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
 from bakeoff.rows import concatenate, group_rows, numbers, select
-from bakeoff.task.task import Task
 
 
 @dataclass
@@ -243,13 +242,13 @@ def evaluate(loop: Loop, samples: int) -> HeldOut:
         greedy = collector.roll_out(actor, loop.heldout, 1, "evaluation", number, greedy=True)
         sampled = collector.roll_out(actor, loop.heldout, samples, "evaluation", number)
         return HeldOut(
-            greedy_accuracy=exact_match(collector.task, greedy),
-            sampled_accuracy=exact_match(collector.task, sampled),
+            greedy_accuracy=exact_match(collector, greedy),
+            sampled_accuracy=exact_match(collector, sampled),
             greedy_length=float(greedy.sequences.mask.sum(1).float().mean()),
         )
 
 
-def exact_match(task: Task, rollout: Rollout) -> float:
+def exact_match(collector: Collector, rollout: Rollout) -> float:
     """Share of completions to which the verifier gives full marks."""
-    pairs = zip(rollout.completions, rollout.examples, strict=True)
-    return float(torch.tensor([task.verify(text, example) >= 1.0 for text, example in pairs]).float().mean())
+    verdicts = collector.reward.judge(collector.task, rollout.completions, rollout.examples)
+    return float(torch.tensor([verdict.score >= 1.0 for verdict in verdicts]).float().mean())

@@ -63,6 +63,7 @@ class Standing:
     update      number of finished updates
     share       used share of the budget
     reward      mean reward of the update's completions
+    failed      share of them that could not be scored
     kl          KL to the reference in nats per sequence
     held_out    held-out greedy accuracy
     memory_mb   largest peak of a phase in MB
@@ -71,6 +72,7 @@ class Standing:
     update: int
     share: float
     reward: float
+    failed: float
     tokens_per_second: float
     kl: float | None = None
     held_out: float | None = None
@@ -132,9 +134,10 @@ class RunProgress:
         last = self._last
         held_out = f"  held-out {last['held_out']:.3f}" if "held_out" in last else ""
         kl = f"  KL {last['kl']:.2f}" if "kl" in last else ""
+        failed = f"  failed {last['failed']:.2%}" if last["failed"] else ""
         memory = f"  {last['memory_mb']:.0f} MB" if "memory_mb" in last else ""
         return (
-            f"{last['share']:4.0%}  update {last['update']:4d}  reward {last['reward']:.3f}{held_out}{kl}"
+            f"{last['share']:4.0%}  update {last['update']:4d}  reward {last['reward']:.3f}{failed}{held_out}{kl}"
             f"  {last['tokens_per_second']:,.0f} tokens/s{memory}  {duration(last['left'])} left"
         )
 

@@ -128,6 +128,7 @@ def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
         update=counters.updates,
         share=counters.progress(run.config.budget),
         reward=float(update.collected.all_scores.total.mean()),
+        failed=float(update.collected.all_scores.failed.float().mean()),
         tokens_per_second=update.collected.tokens / update.seconds,
         kl=None if reference is None else float(reference.k3_per_sequence),
         held_out=None if heldout is None else heldout.greedy_accuracy,

@@ -86,7 +86,7 @@ def test_joined_and_selected_step_scores_stay_with_their_completions():
         score = torch.tensor([1.0, 2.0, 3.0]) + shift
         steps = StepRewards(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1]), score, completions=2)
         two = torch.tensor([0.5, 0.0])
-        return Scores(two, two > 0, two, {"f": two}, steps)
+        return Scores(two, two > 0, two, two > 0, {"f": two}, steps)
 
     joined = concatenate([scores(0), scores(10)])
     assert joined.total.tolist() == [1.5, 5.0, 11.5, 25.0]

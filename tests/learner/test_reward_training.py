@@ -19,6 +19,7 @@ from bakeoff.model.encode import encode, encode_with_completions
 from bakeoff.reward.model import bradley_terry
 from bakeoff.reward.preferences import Pair, read_pairs, split
 from bakeoff.start import collector_of
+from bakeoff.task.task import Verdict
 from tests.conftest import compose
 
 FEW = ["reward=learned", "sft.steps=0", "preferences.pairs=24", "preferences.heldout=8", "preferences.steps=3"]
@@ -71,7 +72,7 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
 def test_pairs_are_ranked_by_the_true_reward_without_ties(tiny):
     config = compose(*FEW)
     pairs = stage.ranked_pairs(collector_of(config), tiny, 20, "pairs", quiet)
-    grades = [(config.task.grade(p.chosen, p.example), config.task.grade(p.rejected, p.example)) for p in pairs]
+    grades = [[config.task.judge(text, p.example).grade for text in (p.chosen, p.rejected)] for p in pairs]
     assert len(pairs) == 20
     assert all(chosen > rejected for chosen, rejected in grades)
 
@@ -81,7 +82,7 @@ def test_label_noise_reverses_its_share_of_training_pairs_and_no_heldout_pair(ti
     training, heldout = stage.preference_pairs(config.preferences, collector_of(config), tiny, quiet)
 
     def reversed_share(pairs):
-        grades = [(config.task.grade(p.chosen, p.example), config.task.grade(p.rejected, p.example)) for p in pairs]
+        grades = [[config.task.judge(text, p.example).grade for text in (p.chosen, p.rejected)] for p in pairs]
         return sum(chosen < rejected for chosen, rejected in grades) / len(pairs)
 
     assert reversed_share(heldout) == 0
@@ -90,7 +91,7 @@ def test_label_noise_reverses_its_share_of_training_pairs_and_no_heldout_pair(ti
 
 def test_too_few_pairs_are_refused_with_their_number(tiny, monkeypatch):
     config = compose(*FEW)
-    monkeypatch.setattr(type(config.task), "grade", lambda self, completion, example: 0.0)
+    monkeypatch.setattr(type(config.task), "judge", lambda self, completion, example: Verdict(0.0, 0.0, []))
     with pytest.raises(UserError, match=r"preferences\.pairs: of \d+ completions only 0 pairs differ"):
         stage.ranked_pairs(collector_of(config), tiny, 20, "pairs", quiet)
 

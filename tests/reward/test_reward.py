@@ -1,16 +1,21 @@
 """Rewards: weighted sums, TRL's signature, steps on tokens, and the message of a function that fails."""
 
 import sys
+from fractions import Fraction
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from bakeoff.batch import Example, Rollout, Sequences
 from bakeoff.errors import UserError
-from bakeoff.reward.reward import REWARDS, Reward, load
+from bakeoff.reward.function import as_scores, as_steps, load
+from bakeoff.reward.reward import REWARDS, Reward
 from bakeoff.task.sort import Sort
 
 SEEN = {}
+trusted = partial(Reward, isolated=False)
 
 
 def longer(prompts, completions, **columns):
@@ -61,7 +66,7 @@ def rollout():
 
 
 def test_the_total_is_the_weighted_sum_less_the_penalty_of_a_missing_eos(rollout):
-    reward = Reward({"verifier": 2.0, f"{__name__}.longer": 0.5}, missing_eos_penalty=1.0)
+    reward = trusted({"verifier": 2.0, f"{__name__}.longer": 0.5}, missing_eos_penalty=1.0)
     scores = reward(Sort(digits=2), rollout)
     assert scores.total.tolist() == [2 * 1 + 0.5 * 2, 0.5 * 1, 0.5 * 2 - 1.0, 0.0]
     assert scores.exact.tolist() == [True, False, False, False]
@@ -69,7 +74,7 @@ def test_the_total_is_the_weighted_sum_less_the_penalty_of_a_missing_eos(rollout
 
 
 def test_user_functions_receive_the_arguments_that_trl_passes(rollout):
-    Reward({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
+    trusted({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
     assert SEEN["prompts"] == ["21=", "21=", "3=", "3="]
     assert SEEN["completions"] == ["12", "1", "33", ""]
     assert SEEN["level"] == [1, 1, 2, 2]
@@ -77,18 +82,71 @@ def test_user_functions_receive_the_arguments_that_trl_passes(rollout):
     assert SEEN["completion_ids"] == [[2, 3, 4], [7, 8], [12, 13, 14], [17]]
 
 
+def test_a_column_that_one_row_has_is_none_for_the_others_and_none_replaces_what_the_policy_wrote(rollout):
+    rollout.examples[3] = Example("3=", "3", {"hint": "h", "completions": "perfect", "prompts": "easy", "answer": "33"})
+    trusted({f"{__name__}.longer": 1.0})(Sort(digits=2), rollout)
+    assert SEEN["hint"] == [None, None, None, "h"]
+    assert SEEN["level"] == [1, 1, 2, None]
+    assert SEEN["completions"] == ["12", "1", "33", ""]
+    assert SEEN["prompts"] == ["21=", "21=", "3=", "3="]
+    assert SEEN["answer"] == ["12", "12", "3", "3"]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, True, 2.0, Fraction(1, 2)],
+        [np.float32(1), np.int64(1), np.bool_(True), np.array(2.0)],
+        np.arange(4),
+        torch.arange(4.0),
+        [torch.tensor(1), torch.tensor([2.0]), torch.tensor(True), torch.tensor(0.5, dtype=torch.bfloat16)],
+        (score for score in range(4)),
+    ],
+    ids=["python", "numpy", "array", "tensor", "torch", "generator"],
+)
+def test_whatever_float_takes_is_a_score(returned):
+    scores = as_scores("f", returned, 4)
+    assert all(type(score) is float for score in scores)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "f returned None; it must return a list"),
+        (0.5, "f returned 0.5; it must return a list"),
+        ([0.0, None], "f returned None for completion 1"),
+        (["1.0", 0.0], "f returned '1.0' for completion 0"),
+        ([0.0, 1e39], "f returned 1e\\+39 for completion 1"),
+        ([0.0, 10**400], "for completion 1"),
+        ([0.0, np.float32("inf")], "for completion 1"),
+        ([torch.ones(2), 0.0], "for completion 0"),
+        ([1j, 0.0], "for completion 0"),
+        ([0.0], "f returned 1 entries for 2 completions"),
+    ],
+)
+def test_a_score_that_is_no_finite_number_is_named_with_its_completion(returned, words):
+    with pytest.raises(UserError, match=words):
+        as_scores("f", returned, 2)
+
+
+@pytest.mark.parametrize("returned", [[[], None], [[], [3]], [[], [(1, None)]], [[], [(1, "0.5")]], [[], "ab"], None])
+def test_steps_that_are_none_are_refused(returned):
+    with pytest.raises(UserError, match=r"f returned"):
+        as_steps("f", returned, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("raises", "raised KeyError"),
-        ("too_short", "returned 3 scores for 4 completions"),
+        ("too_short", "returned 3 entries for 4 completions"),
         ("not_a_number", "returned nan for completion 1"),
         ("wrong_type", "returned 'good' for completion 0"),
     ],
 )
 def test_a_reward_function_that_fails_is_named(rollout, name, words):
     with pytest.raises(UserError, match=words) as caught:
-        Reward({f"{__name__}.{name}": 1.0})(Sort(digits=2), rollout)
+        trusted({f"{__name__}.{name}": 1.0})(Sort(digits=2), rollout)
     assert f"{__name__}.{name}" in str(caught.value)
 
 
@@ -100,7 +158,7 @@ def test_a_function_that_cannot_be_imported_is_named(name):
 
 def test_a_step_is_scored_on_the_token_that_completes_it(rollout):
     """The first step ends on token 0, the other beyond the text and so on the last token of the completion."""
-    scores = Reward({}, process={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
+    scores = trusted({}, process={f"{__name__}.thirds": 2.0})(Sort(digits=2), rollout)
     mask = rollout.sequences.mask
     assert scores.process.on_tokens(scores.process.score, mask).tolist() == [
         [0.5, 0, 1.0], [0.5, 1.0, 0], [0.5, 0, 1.0], [0, 0, 0],
@@ -112,18 +170,18 @@ def test_a_step_is_scored_on_the_token_that_completes_it(rollout):
 
 def test_a_token_of_several_characters_completes_the_steps_within_it(rollout):
     rollout.decode = lambda tokens: "xxxx" * len(tokens)
-    scores = Reward({}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    scores = trusted({}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
     assert scores.process.token[:2].tolist() == [0, 2]
 
 
 def test_the_total_is_the_sum_of_outcome_and_steps(rollout):
-    scores = Reward({"verifier": 1.0}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
+    scores = trusted({"verifier": 1.0}, process={f"{__name__}.thirds": 1.0})(Sort(digits=2), rollout)
     assert scores.total.tolist() == [1.75, 0.75, 0.75, 0]
 
 
 def test_a_step_that_ends_before_the_first_character_is_refused(rollout):
     with pytest.raises(UserError, match=r"reward\.process: .*bad_step returned the step \(0, 1\.0\) for completion 0"):
-        Reward({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
+        trusted({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
 
 
 def test_the_learned_score_is_weighted_like_any_other_function(rollout):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from random import Random
 
 import pytest
@@ -33,7 +34,7 @@ def test_sort_scores_each_digit_up_to_the_first_wrong_one():
     assert task.verify_steps("1244", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (4, 0.0)]
     assert task.verify_steps("12", example) == [(1, 0.25), (2, 0.25), (3, 0.0), (3, 0.0)]
     assert task.verify_steps("12345", example)[-1] == (5, 0.0)
-    assert [task.grade(text, example) for text in ("1234", "1244", "", "12345")] == [1, 0.25, 0, 0.5]
+    assert [task.judge(text, example).grade for text in ("1234", "1244", "", "12345")] == [1, 0.25, 0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,20 @@ def test_a_jsonl_task_reads_its_examples_and_ignores_blanks_around_an_answer(tmp
     assert read_examples(str(path))[4] == Example("4+1=", "5", {"level": 4})
     assert len(task.heldout_examples()) == 3
     assert task.verify(" 5\n", Example("4+1=", "5")) == 1
+
+
+def test_a_generator_is_made_again_where_it_is_sent():
+    task = ReasoningGym(generator="string_manipulation", heldout=3)  # its data set holds functions
+    sent, example = pickle.loads(pickle.dumps(task)), task.generate(Random(0))
+    assert sent == task
+    assert sent.judge(example.answer, example) == task.judge(example.answer, example)
+
+
+@pytest.mark.parametrize("score", [None, "1", float("nan"), float("inf"), 1e39])
+def test_a_verifiers_score_that_is_no_number_is_refused(monkeypatch, score):
+    monkeypatch.setattr(Sort, "verify", lambda self, completion, example: score)
+    with pytest.raises(ValueError, match="no finite number"):
+        Sort().judge("", Example("", ""))
 
 
 @pytest.mark.parametrize(

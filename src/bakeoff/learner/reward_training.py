@@ -136,9 +136,10 @@ def ranked_pairs(collector: Collector, policy: Policy, count: int, stream: str, 
         prompts = collector.prompts(policy, examples)
         rollout = collector.roll_out(policy, prompts, 2 * max(1, batch.group_size // 2), stream, number)
         texts = rollout.completions
+        verdicts = collector.reward.judge(task, texts, rollout.examples)
         for row in range(0, len(texts), 2):
             example, a, b = rollout.examples[row], texts[row], texts[row + 1]
-            first, second = task.grade(a, example), task.grade(b, example)
+            first, second = verdicts[row].grade, verdicts[row + 1].grade
             if first != second:
                 pairs.append(Pair(example, a, b) if first > second else Pair(example, b, a))
         report(f"preference pairs: {min(len(pairs), count)} of {count}")

@@ -1,45 +1,55 @@
 """Score of a completion: the task's verifier, a learned model, a user's functions, or a weighted sum of several.
 
-A user function has the signature that TRL users know, `fn(prompts, completions, **columns) -> list[float]`; the columns
-are `answer`, `completion_ids` and the columns of the examples. A function that scores steps takes the same arguments
-and returns a list of (end, score) for each completion, where `end` is the number of characters up to the end of the
-step. An `end` past the text means the EOS token; use it to score missing steps.
+Verifiers and functions of others are called in workers (isolation.py): on text of a policy they may hang, raise, or do
+what the text says.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Rollout, Scores, StepRewards
+from bakeoff.batch import Example, Rollout, Scores, StepRewards
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.ranges import VAST, number
+from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments
+from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
-from bakeoff.task.task import Task
+from bakeoff.task.task import Task, Verdict
 
-Steps = list[tuple[int, float]]
+VERIFIER = "verifier"
+TRIED = 8  # number of completions: a function that has never worked, and fails on each of them alone, always fails
+HINT = (
+    "; it runs without network and may take {:g} s (reward.timeout_s) per completion; reward.isolated=false calls it "
+    "in the run's own process, without limits."
+)
 
 
 @dataclass
 class Completed:
     """A rollout with what a reward of ours may read.
 
-    verdicts   the verifier's score of each completion
+    judged     the task's verdict on each completion
+    failed     rows of completions that have no score of some function
     learned    the reward model as a function of rollouts; none where no reward is learned
     """
 
     task: Task
     rollout: Rollout
-    verdicts: list[float]
+    judged: list[Verdict]
     learned: Callable[[Rollout], Tensor] | None
+    failed: set[int] = field(default_factory=set)
+
+    @property
+    def verdicts(self) -> list[float]:
+        """The verifier's score of each completion."""
+        return [verdict.score for verdict in self.judged]
 
 
 def verifier(completed: Completed) -> Sequence[float]:
@@ -56,9 +66,7 @@ def learned(completed: Completed) -> Sequence[float]:
 
 def verified_steps(completed: Completed) -> list[Steps]:
     """The task's own scores of steps."""
-    rollout = completed.rollout
-    pairs = zip(rollout.completions, rollout.examples, strict=True)
-    return [completed.task.verify_steps(text, example) for text, example in pairs]
+    return [verdict.steps for verdict in completed.judged]
 
 
 REWARDS: dict[str, Callable[[Completed], Sequence[float]]] = {"verifier": verifier, "learned": learned}
@@ -72,11 +80,17 @@ class Reward:
     functions             weight by name; a name is one of REWARDS or an import path `module.function`
     process               the same for functions that score steps; names of ours are those of PROCESS_REWARDS
     missing_eos_penalty   subtracted from the score of a completion that does not end within its budget
+    isolated              code of others is called in workers, without network, and without writing outside of TMPDIR
+    timeout_s             seconds that a worker may take for a completion; a list of n completions may take n times that
+    memory_mb             memory that a worker may use beside what it imports, in MB
     """
 
     functions: dict[str, float] = number(dict, least=-VAST, most=VAST)
     process: dict[str, float] = number(dict, least=-VAST, most=VAST)
     missing_eos_penalty: float = number(0.0, least=0, most=VAST, unit="score")
+    isolated: bool = True
+    timeout_s: float = number(1.0, least=0.001, most=3600, unit="s")
+    memory_mb: float = number(2048.0, least=64, most=1e6, unit="MB")
 
     def __post_init__(self) -> None:
         if not self.functions and not self.process:
@@ -84,8 +98,14 @@ class Reward:
                 "reward.functions and reward.process are empty; one of them must name a reward, with a weight: "
                 f"{', '.join(REWARDS)} or an import path."
             )
-        self._functions = {name: find(name, REWARDS, "reward.functions") for name in self.functions}
-        self._process = {name: find(name, PROCESS_REWARDS, "reward.process") for name in self.process}
+        for key in ("timeout_s", "memory_mb"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"reward.{key} is {getattr(self, key)}; it must be above 0.")
+        self._user: dict[str, UserFunction] = {}  # by label
+        self._functions = {name: self._find(name, "reward.functions", REWARDS, as_scores) for name in self.functions}
+        self._process = {name: self._find(name, "reward.process", PROCESS_REWARDS, as_steps) for name in self.process}
+        self._worked: set[str] = set()
+        self._workers: tuple[Task, Workers] | None = None
 
     @property
     def is_learned(self) -> bool:
@@ -98,107 +118,102 @@ class Reward:
         return "verifier" in self.process
 
     def __call__(self, task: Task, rollout: Rollout, learned: Callable[[Rollout], Tensor] | None = None) -> Scores:
-        """Scores of a rollout on its device; raises UserError that names the function which failed.
+        """Scores of a rollout on its device; raises UserError that names a function which always fails.
 
         `learned` is the reward model. Scores are computed in the host's memory and moved to the device once.
         """
-        pairs = list(zip(rollout.completions, rollout.examples, strict=True))
-        verdicts = [task.verify(text, example) for text, example in pairs]
-        completed = Completed(task, rollout, verdicts, learned)
-        terms = {name: checked(name, function(completed), len(pairs)) for name, function in self._functions.items()}
-        outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(len(pairs)))
+        judged = self.judge(task, rollout.completions, rollout.examples)
+        completed = Completed(task, rollout, judged, learned)
+        terms: dict[str, Tensor] = {}
+        count = len(judged)
+        for name, function in self._functions.items():
+            terms[name] = torch.tensor(as_scores(f"reward.functions: {name}", function(completed), count))
+        outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(count))
         outcome = outcome - self.missing_eos_penalty * ~rollout.ended.to(HOST)
         found: list[StepRewards] = []
         for name, function in self._process.items():
-            steps = to_token_steps(name, function(completed), rollout)
-            terms[f"{name}_steps"] = torch.zeros(len(pairs)).index_add(0, steps.row, steps.score)
+            steps = to_token_steps(as_steps(f"reward.process: {name}", function(completed), count), rollout)
+            terms[f"{name}_steps"] = torch.zeros(count).index_add(0, steps.row, steps.score)
             found.append(replace(steps, score=self.process[name] * steps.score))
-        true = torch.tensor([task.grade(*pair, score) for pair, score in zip(pairs, verdicts, strict=True)])
-        exact = checked("verifier", verdicts, len(pairs)) >= 1.0
-        return to_device(Scores(outcome, exact, true, terms, merged(found)), rollout.ended.device)
+        true = torch.tensor([verdict.grade for verdict in judged])
+        exact = torch.tensor(completed.verdicts) >= 1.0
+        failed = torch.tensor([verdict.failed or row in completed.failed for row, verdict in enumerate(judged)])
+        return to_device(Scores(outcome, exact, true, failed, terms, merged(found)), rollout.ended.device)
 
+    def judge(self, task: Task, completions: list[str], examples: list[Example]) -> list[Verdict]:
+        """The task's verdict on each completion; where the verifier fails, it is one of zeros."""
+        scorer, calls = partial(judgement, task), list(zip(completions, examples, strict=True))
+        if self.isolated and task.foreign:
+            found = self._workers_of(task).map(VERIFIER, calls, self.timeout_s, seed=0, spread=True)
+        else:
+            found = [attempt(scorer, call) for call in calls]
+        return [Verdict(0.0, 0.0, [], failed=True) if isinstance(f, Failure) else Verdict(*f) for f in found]
 
-def find(name: str, ours: dict[str, Callable[[Completed], Any]], key: str) -> Callable[[Completed], Any]:
-    """The reward of that name: ours, or the user's function at that import path."""
-    if name in ours:
-        return ours[name]
-    function = load(name, key, ours)
-    return lambda completed: call(name, key, function, completed.rollout)
+    def _find(
+        self, name: str, key: str, ours: dict[str, Callable[[Completed], Any]], read: Reader
+    ) -> Callable[[Completed], Any]:
+        """The reward of that name: ours, or the user's function at that import path."""
+        if name in ours:
+            return ours[name]
+        function = UserFunction(name, key, read, tuple(ours))
+        self._user[function.label] = function
+        return partial(self._entries, function)
 
+    def _entries(self, function: UserFunction, completed: Completed) -> list[Any]:
+        """A function's entry for each completion.
 
-def call(name: str, key: str, function: Callable[..., Any], rollout: Rollout) -> Any:
-    """Return value of a user's function; raises UserError that names the function where it raises."""
-    try:
-        return function(**call_arguments(rollout))
-    except Exception as error:
-        raise UserError(
-            f"{key}: {name} raised {type(error).__name__}: {error}; it must return a list with one entry per "
-            "completion."
-        ) from error
-
-
-def call_arguments(rollout: Rollout) -> dict[str, Any]:
-    """Keyword arguments of a user's function: prompts, completions and columns, each a list over completions."""
-    examples = rollout.examples
-    columns: dict[str, Any] = {key: [e.columns.get(key) for e in examples] for e in examples[:1] for key in e.columns}
-    columns["answer"] = [example.answer for example in examples]
-    ids, mask = rollout.sequences.completion_ids, rollout.sequences.mask
-    lengths = mask.sum(1).tolist()
-    columns["completion_ids"] = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
-    return {"prompts": rollout.prompts, "completions": rollout.completions, **columns}
-
-
-def load(name: str, key: str, ours: dict[str, Any]) -> Callable[..., Any]:
-    """The function at an import path, in the current folder too; raises UserError where there is none."""
-    if "" not in sys.path:  # `python -m` looks there, a console script does not
-        sys.path.append("")
-    module, _, attribute = name.rpartition(".")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{key} names {name!r}, which cannot be imported ({error}); it must be one of {', '.join(ours)}, or an "
-            "import path module.function."
-        ) from error
-    if not callable(function):
-        raise UserError(f"{key} names {name!r}, which is a {type(function).__name__}, not a function.")
-    return function
-
-
-def checked(name: str, scores: Sequence[float], count: int) -> Tensor:
-    """Scores as a tensor [count]; raises UserError where the length is wrong or a number is not finite."""
-    scores = list(scores)
-    if len(scores) != count:
-        raise UserError(f"reward.functions: {name} returned {len(scores)} scores for {count} completions.")
-    for index, score in enumerate(scores):
-        if not isinstance(score, (int, float)) or not math.isfinite(score):
+        Where the call with the whole list fails, each completion is scored alone, and those that fail alone have 0. A
+        function that fails so before it has ever worked is a mistake, which raises UserError.
+        """
+        arguments, count = call_arguments(completed.rollout), len(completed.judged)
+        whole = self._call(function, completed.task, [arguments])[0]
+        if not isinstance(whole, Failure):
+            self._worked.add(function.label)
+            return list(whole)
+        alone = [{key: values[row : row + 1] for key, values in arguments.items()} for row in range(count)]
+        found = self._call(function, completed.task, alone[:TRIED])
+        if function.label not in self._worked and all(isinstance(result, Failure) for result in found):
             raise UserError(
-                f"reward.functions: {name} returned {score!r} for completion {index}; it must be a finite number."
+                f"{function.label} ({function.place}) {whole.reason} on its first {count} completions; it is called "
+                f"with {', '.join(arguments)}, and must return a list with one entry per completion"
+                + (HINT.format(self.timeout_s) if self.isolated else ".")
             )
-    return torch.tensor(scores, dtype=torch.float32)
+        found += self._call(function, completed.task, alone[TRIED:])
+        completed.failed.update(row for row, result in enumerate(found) if isinstance(result, Failure))
+        return [function.nothing if isinstance(result, Failure) else result[0] for result in found]
+
+    def _call(self, function: UserFunction, task: Task, calls: list[dict[str, list[Any]]]) -> list[Any]:
+        """What a function returns for each of these arguments, or its Failure."""
+        if not self.isolated:
+            return [attempt(function, (arguments,)) for arguments in calls]
+        seconds = self.timeout_s * max((len(arguments["completions"]) for arguments in calls), default=1)
+        asked = [(arguments,) for arguments in calls]
+        return self._workers_of(task).map(function.label, asked, seconds, torch.initial_seed(), spread=False)
+
+    def _workers_of(self, task: Task) -> Workers:
+        """The workers that call the functions, and the task's verifier if it is code of others."""
+        if self._workers is None or self._workers[0] is not task:
+            scorers: dict[str, Scorer] = {VERIFIER: partial(judgement, task)} if task.foreign else {}
+            self._workers = task, Workers(scorers | self._user, self.memory_mb)
+        return self._workers[1]
 
 
-def to_token_steps(name: str, said: list[Steps], rollout: Rollout) -> StepRewards:
-    """Step scores on the tokens that end the steps, in the host's memory.
+def judgement(task: Task, completion: str, example: Example) -> tuple[float, float, Steps]:
+    """The task's verdict as plain values."""
+    verdict = task.judge(completion, example)
+    return verdict.score, verdict.grade, verdict.steps
 
-    An end past the text is the completion's last token. Raises UserError where the number of completions, an end or a
-    score is impossible.
-    """
+
+def to_token_steps(said: list[Steps], rollout: Rollout) -> StepRewards:
+    """Step scores on the tokens that end the steps, in the host's memory; an end past the text is the last token."""
     mask, ids = rollout.sequences.mask.to(HOST), rollout.sequences.completion_ids.to(HOST)
-    if len(said) != len(mask):
-        raise UserError(f"reward.process: {name} returned steps of {len(said)} completions for {len(mask)}.")
     found: list[tuple[int, int, float]] = []
     for row, (steps, keep) in enumerate(zip(said, mask, strict=True)):
         tokens = ids[row].tolist()[: int(keep.sum())]
         lengths = [len(rollout.decode(tokens[:end])) for end in range(1, len(tokens) + 1)] if steps else []
         for end, score in steps:
-            if end < 1 or not math.isfinite(score):
-                raise UserError(
-                    f"reward.process: {name} returned the step ({end}, {score}) for completion {row}; a step ends "
-                    "after at least one character and has a finite score."
-                )
             token = next((index for index, length in enumerate(lengths) if length >= end), len(tokens) - 1)
-            found.append((row, token, float(score)))
+            found.append((row, token, score))
     table = torch.tensor(found, dtype=torch.float64).view(-1, 3)
     return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(mask))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
@@ -57,9 +57,14 @@ class ReasoningGym(Task):
     parameters: dict[str, Any] = field(default_factory=dict)
     extract: Extract = Extract.first_line
 
+    foreign: ClassVar[bool] = True  # several scorers evaluate the completion as Python
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._dataset = self._create(seed=0, size=1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))  # some datasets hold lambdas
 
     def _create(self, seed: int, size: int) -> Any:
         import reasoning_gym  # 3 s: only where this task is chosen

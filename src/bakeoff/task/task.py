@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.ranges import count
 
 
+def as_number(score: Any) -> float:
+    """Whatever `float` takes, but text, as a float; raises ValueError for anything else than a finite float32."""
+    try:
+        number = float("nan") if isinstance(score, str | bytes) else float(score)
+    except Exception:  # of the score's own class
+        number = float("nan")
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{reprlib.repr(score)} is no finite number of 32 bits")
+    return number
+
+
+@dataclass
+class Verdict:
+    """What a task says of a completion.
+
+    score    the verifier's score in [0, 1]; 1 is an exact match
+    grade    the true reward in [0, 1], which ranks preference pairs: finer than the score if the task scores steps
+    steps    (end, score) of each step, none where the task scores none
+    failed   whether the verifier gave no result, so that the others are zero
+    """
+
+    score: float
+    grade: float
+    steps: list[tuple[int, float]]
+    failed: bool = False
+
+
 @dataclass
 class Task:
     """Base of all tasks. Subclasses define `generate` and `verify`.
 
+    foreign          whether the verifier is code of others, which is then called in a worker; such a task is picklable
     scores_steps     whether the task defines `verify_steps`
     heldout          number of evaluation prompts: fixed by the task, the same for every seed, never trained on
     shots            number of solved examples shown before every prompt
     max_new_tokens   generation budget of a completion, EOS included
     """
 
+    foreign: ClassVar[bool] = False
     scores_steps: ClassVar[bool] = False
 
     heldout: int = count(256, least=1, most=2**20, unit="prompts")
@@ -43,15 +75,12 @@ class Task:
         """The score of a completion in [0, 1]; 1 is an exact match."""
         raise NotImplementedError
 
-    def grade(self, completion: str, example: Example, score: float | None = None) -> float:
-        """The true reward in [0, 1], which ranks preference pairs: finer than the verifier if the task scores steps.
-
-        `score` is the verifier's score, if it is known already.
-        """
-        score = self.verify(completion, example) if score is None else score
-        if not self.scores_steps:
-            return score
-        return (score + sum(step for _, step in self.verify_steps(completion, example))) / 2
+    def judge(self, completion: str, example: Example) -> Verdict:
+        """Score, grade and steps of a completion; raises what the verifier raises, and ValueError for no number."""
+        score = as_number(self.verify(completion, example))
+        steps = self.verify_steps(completion, example) if self.scores_steps else []
+        grade = (score + sum(step for _, step in steps)) / 2 if self.scores_steps else score
+        return Verdict(score, grade, steps)
 
     def verify_steps(self, completion: str, example: Example) -> list[tuple[int, float]]:
         """(end, score) of each step of a completion: the number of characters up to its end, and its score.
