@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -35,8 +37,19 @@ def to_config(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
     assert isinstance(config, Config)
+    refuse_unknown(cfg, Config)
     validate(config)
     return config
+
+
+def refuse_unknown(cfg: DictConfig, of: Any, prefix: str = "") -> None:
+    """Raises UserError for a key, added by `+key=value`, that no option has: it would do nothing."""
+    known = [field.name for field in fields(of)]
+    for key, value in cfg.items_ex(resolve=False):
+        if key not in known:
+            raise UserError(f"unknown key {prefix}{key!s}; valid keys are {', '.join(known)}.")
+        if isinstance(value, DictConfig) and is_dataclass(below := OmegaConf.get_type(value)):
+            refuse_unknown(value, below, f"{prefix}{key}.")
 
 
 def validate(config: Config) -> None:
