@@ -91,7 +91,8 @@ class Tracker:
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
         """Appends rows to a table that the MLflow UI shows; a resumed run replaces what it logs again.
 
-        The first column counts up.         MLflow's own `log_table` appends through pandas, which makes a number of a text of digits: 0123 becomes 123.
+        The first column counts up. MLflow's own `log_table` appends through pandas, which makes a number of a text of
+        digits: 0123 becomes 123.
         """
         columns = list(rows[0])
         held = self.read_table(name)
