@@ -68,7 +68,7 @@ def run_job(
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
     progress = RunProgress(folder, name, quiet)
-    with held(folder, WAIT if parent else 1):
+    with held(folder, WAIT if quiet else 1):
         earlier = read_record(folder)
         refuse_another(folder, earlier, config, changes)
         result = result_of(folder, config)
@@ -81,7 +81,7 @@ def run_job(
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
             tracker = start_run(config.tracking, name, tags, earlier.mlflow_run if earlier else None)
             if earlier and tracker.new:
-                start_in_another_store(folder, config, progress)
+                start_in_another_store(folder, config, progress, over=bool(parent))
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             write_record(folder, record, config)
@@ -116,12 +116,17 @@ def refuse_another(
         )
 
 
-def start_in_another_store(folder: Path, config: Config, progress: RunProgress) -> None:
-    """Says that the store is another; a finished run starts over there, with its checkpoints kept aside."""
+def start_in_another_store(folder: Path, config: Config, progress: RunProgress, over: bool) -> None:
+    """Says that the store is another. A finished run starts `over` there, and so does one of a sweep.
+
+    A report compares whole curves. The checkpoints are kept aside.
+    """
     last, found = read(folder), folder / "checkpoints"
-    if last and last["state"] == "done" and found.exists():
+    over = over or bool(last and last["state"] == "done")
+    if over and found.exists():
         set_aside(found, "earlier")
-    progress.report(f"the store {config.tracking.uri} does not hold this run; a new one holds what is still to come")
+    what = "it starts over" if over else "a new one holds what is still to come"
+    progress.report(f"the store {config.tracking.uri} does not hold this run: {what}")
 
 
 def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:

@@ -30,6 +30,7 @@ from bakeoff.validation import to_config
 
 PARENT = "parent_run.json"
 SHOWN = 5  # jobs that a message names
+METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 
 @dataclass
@@ -77,7 +78,7 @@ def run_sweep(
         tracker = start_parent(study, first, folder, len(jobs))
         missing = [n for n in range(len(jobs)) if search or result_of(folders[n], configs[n]) is None]
         if len(missing) < len(jobs):
-            console.print(f"{len(jobs) - len(missing)} jobs are done, {len(missing)} are missing", highlight=False)
+            console.print(f"{len(jobs) - len(missing)} of them are done already", highlight=False)
         for n in missing:
             (folders[n] / FILE).unlink(missing_ok=True)  # the report of an earlier launch
         overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}
@@ -149,31 +150,34 @@ def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
 
 
 def refuse_another_sweep(jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path) -> None:
-    """Raises UserError if a job differs from an earlier one in a key that neither launch of the sweep varies.
+    """Raises UserError if a new job differs from an earlier one in a key that neither launch of the sweep varies.
 
     Two jobs of one method or arm are compared in every key, two others in the keys that were typed.
     """
     earlier = {record.config_id: (path, typed(record.settings)) for path, record in records.items()}
+    new = {config_id(c): (c, typed(job.settings)) for job, c in zip(jobs, configs, strict=True)}
     saved = {path: read_config(path) for path, _ in earlier.values()}
-    launches = [[typed(job.settings) for job in jobs], [settings for _, settings in earlier.values()]]
-    varied = {
-        key for launch in launches for each in launch for key in each if len({one.get(key) for one in launch}) > 1
-    }
-    for job_id, (settings, config) in {
-        config_id(c): (typed(j.settings), c) for j, c in zip(jobs, configs, strict=True)
-    }.items():
-        for path, others in earlier.values() if job_id not in earlier else ():
-            retyped = {key for key in {**settings, **others} if settings.get(key) != others.get(key)}
-            same_arm = not retyped & {"arm", "algorithm"}
+    varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
+    for config, settings in (new[identity] for identity in new.keys() - earlier):
+        for path, others in earlier.values():
+            retyped = differing([settings, others])
             different = {
                 key: values
                 for key, values in differences(saved[path], plain(config)).items()
-                if key.split(".")[0] not in NOT_IN_CONFIG_ID and key != "sft.seed" and not covers(varied, key)
-                if same_arm or covers(retyped - {"arm", "algorithm"}, key)
+                if key.split(".")[0] not in NOT_IN_CONFIG_ID and key != "sft.seed"
+                if not covers(varied - METHOD, key) and (not retyped & METHOD or covers(retyped - METHOD, key))
             }
-            if different or settings.get("sweeps") != others.get("sweeps"):
-                what = described(different) or f"sweeps is {others.get('sweeps')}, not {settings.get('sweeps')}"
-                raise UserError(f"'{folder}' holds another sweep ({what}); choose another hydra.sweep.dir.")
+            if "sweeps" in retyped:
+                different |= {"sweeps": (others.get("sweeps"), settings.get("sweeps"))}
+            if different:
+                raise UserError(
+                    f"'{folder}' holds another sweep ({described(different)}); choose another hydra.sweep.dir."
+                )
+
+
+def differing(each: list[dict[str, str]]) -> set[str]:
+    """The keys in which some of these settings differ."""
+    return {key for settings in each for key in settings if any(other.get(key) != settings[key] for other in each)}
 
 
 def typed(settings: list[str]) -> dict[str, str]:
