@@ -94,6 +94,51 @@ def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path
     pd.testing.assert_series_equal(history(tmp_path), history(finished[name]), check_exact=True)
 
 
+def test_a_run_killed_before_its_first_checkpoint_resumes_as_the_same_run(finished, tmp_path, monkeypatch):
+    """From another working directory, in the store of the run, which was given by a relative address."""
+    killed = call(
+        "bakeoff.__main__", (*six_updates("grpo"), "checkpoint.every=5"), tmp_path, partial(dies_in_update, 3)
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    resumed = call("bakeoff.__main__", (f"resume={tmp_path / 'out'}",), elsewhere)
+    assert resumed.returncode == 0, resumed.stderr
+    assert only_run(tmp_path).info.status == "FINISHED"
+    pd.testing.assert_series_equal(history(tmp_path), history(finished["grpo"]), check_exact=True)
+
+
+def test_a_finished_run_says_so_and_continues_with_a_larger_budget(tmp_path, command):
+    """What changes is logged, and a report reads the last value; in another store the run has its parameters."""
+    few = [*SHORT, "budget={unit: updates, limit: 2}", "hydra.run.dir=out", "tracking.completions_every=1"]
+    assert command(*few, "checkpoint.every=1").returncode == 0
+    first = only_run(tmp_path)
+    again = command("resume=out")
+    assert (again.returncode, again.stdout.strip()) == (
+        0,
+        "the run in out is finished; a larger budget.limit continues it.",
+    )
+    longer = command("resume=out", "budget.limit=3", "evaluation.every=1")
+    assert "resumed after update 2" in longer.stdout, longer.stderr
+    run = only_run(tmp_path)
+    assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
+    assert (run.data.params["budget.limit"], run.data.tags["changed.budget.limit"]) == ("2.0", "3.0")
+    params = store.params_frame([run]).set_index("key")["value"]
+    assert (params["budget.limit"], params["evaluation.every"]) == ("3.0", "1")
+    assert run.data.tags["config_id"] != first.data.tags["config_id"]
+    table = store.completions_frame(client_of(tmp_path), named(run))
+    assert table["update"].value_counts().to_dict() == {1: 4, 2: 4, 3: 4}
+    assert "is finished" in command("resume=out").stdout
+
+    (tmp_path / "mlflow.db").unlink()
+    other = command("resume=out", "budget.limit=4")
+    assert "does not hold this run" in other.stdout, other.stderr
+    run = only_run(tmp_path)
+    assert run.data.params["budget.limit"] == "4.0"
+    assert [file.path for file in client_of(tmp_path).list_artifacts(run.info.run_id, "config")][0] == (
+        "config/config.yaml"
+    )
+
+
 def test_sigterm_ends_the_run_as_killed(tmp_path):
     process = start("bakeoff.__main__", (*SHORT, "budget.limit=1000000", "hydra.run.dir=out"), tmp_path, tmp_path)
     progress = tmp_path / "out" / "progress.json"
@@ -106,3 +151,6 @@ def test_sigterm_ends_the_run_as_killed(tmp_path):
     assert process.exitcode == 128 + signal.SIGTERM
     assert only_run(tmp_path).info.status == "KILLED"
     assert json.loads(progress.read_text())["state"] == "killed"
+    assert (tmp_path / "stderr").read_text() == (
+        f"bakeoff: interrupted. To resume the run, type: bakeoff resume={tmp_path / 'out'}\n"
+    )

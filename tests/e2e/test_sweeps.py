@@ -75,7 +75,7 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     assert "Traceback" not in ran.stderr
     assert "bad.f raised OSError: no judge" in ran.stderr
     assert "1 of 2 jobs did not finish" in ran.stderr
-    assert "to finish them, rerun the same command with hydra.sweep.dir=sweep" in ran.stderr
+    assert ran.stderr.count("to finish them, type: bakeoff --multirun") == 1
     _, runs = runs_in(tmp_path)
     children = {run.data.params["reward.functions.verifier"]: run for run in runs if run.data.params}
     assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED"], "job, sweep, job"
@@ -105,6 +105,12 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
         (["tracking.uri=sqlite:////proc/no/mlflow.db", *SHORT], ["tracking.uri", "cannot be written"]),
         (["reward=function", "+reward.functions={no.such: 1}"], ["reward.functions names 'no.such'"]),
         (["sweeps=methods", "algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999"]),
+        (["+unknown.key=1"], ["unknown key unknown; valid keys are task"]),
+        (["+resume=out"], ["unknown key resume"]),
+        (["++task.unknown=1"], ["unknown key task.unknown"]),
+        (["+algorithm.objective.x=1"], ["unknown key algorithm.objective.x; valid keys are epsilon"]),
+        (["-m", "seed=1,2", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir is set"]),
+        (["resume="], ["resume is ''"]),
         (["resume=/no/such/run"], ["resume is '/no/such/run'"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -149,6 +155,54 @@ def test_a_resumed_sweep_runs_only_the_jobs_that_are_missing(command, tmp_path):
     jobs = [run for run in runs if run.data.tags.get("kind") != "sweep"]
     assert sorted(run.info.status for run in jobs) == ["FAILED", "FINISHED", "FINISHED"], "the first ran once"
     assert len({run.data.tags["mlflow.parentRunId"] for run in jobs}) == 1
+
+
+def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, tmp_path):
+    limit, launcher = "budget={unit: updates, limit: 1}", ["checkpoint.every=0", "hydra/launcher=basic"]
+    common = ["-m", *SHORT, *launcher, "hydra.sweep.dir=sweep"]
+
+    def finished():
+        _, runs = runs_in(tmp_path)
+        return sorted(
+            (run.data.tags["algorithm"], run.data.tags["seed"])
+            for run in runs
+            if run.data.tags.get("kind") != "sweep" and run.info.status == "FINISHED"
+        )
+
+    assert command(*common, limit, "algorithm=grpo", "seed=2").returncode == 0
+    more = command(*common, limit, "algorithm=glob([grpo,rloo*])", "seed=1,2")
+    assert more.returncode == 0, more.stderr
+    assert "1 of them are done already" in more.stdout
+    assert finished() == [("grpo", "1"), ("grpo", "2"), ("rloo", "1"), ("rloo", "2")]
+    reports = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*.json")}
+    for other in (
+        ["algorithm=grpo", "seed=1,2", "budget={unit: updates, limit: 2}"],
+        ["algorithm=remax", "seed=1", "budget={unit: updates, limit: 2}"],
+        ["algorithm=grpo", "seed=3", limit, "algorithm.optimizer.lr=1"],
+        ["algorithm=grpo", "seed=3", limit, "sft.steps=4"],
+    ):
+        refused = command(*common, *other)
+        assert refused.returncode == 2
+        assert "'sweep' holds another sweep" in refused.stderr
+        assert {path: path.read_bytes() for path in reports} == reports
+    (tmp_path / "mlflow.db").unlink()
+    anew = command(*common, limit, "algorithm=grpo", "seed=2,1")
+    assert "does not hold this sweep" in anew.stdout, anew.stderr
+    assert finished() == [("grpo", "1"), ("grpo", "2")]
+
+
+def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(command, tmp_path):
+    (tmp_path / "deadly.py").write_text(
+        "import os, signal\ndef f(completions, **_):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    choices = "+reward.functions={verifier: 1},{deadly.f: 1},{verifier: 2}"
+    few = ["budget={unit: updates, limit: 1}", "hydra/launcher=two_jobs", "algorithm=grpo", "hydra.sweep.dir=sweep"]
+    ran = command("-m", choices, *SHORT, *few)
+    assert ran.returncode == 2
+    assert "1 of 3 jobs did not finish" in ran.stderr
+    assert "its process was killed" in ran.stderr
+    _, runs = runs_in(tmp_path)
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED", "FINISHED"], "job, sweep, jobs"
 
 
 def test_a_report_on_an_empty_store_says_what_fills_it(report):
