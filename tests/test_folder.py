@@ -1,4 +1,4 @@
-"""A run's folder: it is read as data, it belongs to one process and one run, and what is refused leaves it as it was."""
+"""A run's folder: it is read as data, belongs to one process and one run, and stays as it was where that is refused."""
 
 import itertools
 import json

@@ -1,6 +1,7 @@
 """Sweeps, reports, help and errors, as a user meets them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from bakeoff.__main__ import main
 from bakeoff.paths import CONF
+from tests.commands import empty_store
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
@@ -153,16 +155,16 @@ def test_a_resumed_sweep_runs_only_the_jobs_that_are_missing(command, tmp_path):
     assert again.returncode == 0, again.stderr
     _, runs = runs_in(tmp_path)
     jobs = [run for run in runs if run.data.tags.get("kind") != "sweep"]
-    assert sorted(run.info.status for run in jobs) == ["FAILED", "FINISHED", "FINISHED"], "the first ran once"
+    assert [run.info.status for run in jobs] == ["FINISHED", "FINISHED"], "the second continued as the run that failed"
     assert len({run.data.tags["mlflow.parentRunId"] for run in jobs}) == 1
 
 
-def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, tmp_path):
+def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, tmp_path, monkeypatch):
     limit, launcher = "budget={unit: updates, limit: 1}", ["checkpoint.every=0", "hydra/launcher=basic"]
     common = ["-m", *SHORT, *launcher, "hydra.sweep.dir=sweep"]
 
-    def finished():
-        _, runs = runs_in(tmp_path)
+    def finished(folder=tmp_path):
+        _, runs = runs_in(folder)
         return sorted(
             (run.data.tags["algorithm"], run.data.tags["seed"])
             for run in runs
@@ -185,24 +187,12 @@ def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, 
         assert refused.returncode == 2
         assert "'sweep' holds another sweep" in refused.stderr
         assert {path: path.read_bytes() for path in reports} == reports
-    (tmp_path / "mlflow.db").unlink()
+    (other := tmp_path / "other").mkdir()
+    shutil.copy(empty_store(), other / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other / 'mlflow.db'}")
     anew = command(*common, limit, "algorithm=grpo", "seed=2,1")
     assert "does not hold this sweep" in anew.stdout, anew.stderr
-    assert finished() == [("grpo", "1"), ("grpo", "2")]
-
-
-def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(command, tmp_path):
-    (tmp_path / "deadly.py").write_text(
-        "import os, signal\ndef f(completions, **_):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    choices = "+reward.functions={verifier: 1},{deadly.f: 1},{verifier: 2}"
-    few = ["budget={unit: updates, limit: 1}", "hydra/launcher=two_jobs", "algorithm=grpo", "hydra.sweep.dir=sweep"]
-    ran = command("-m", choices, *SHORT, *few)
-    assert ran.returncode == 2
-    assert "1 of 3 jobs did not finish" in ran.stderr
-    assert "its process was killed" in ran.stderr
-    _, runs = runs_in(tmp_path)
-    assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED", "FINISHED"], "job, sweep, jobs"
+    assert finished(other) == [("grpo", "1"), ("grpo", "2")]
 
 
 def test_a_report_on_an_empty_store_says_what_fills_it(report):
