@@ -8,7 +8,6 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from bakeoff.__main__ import resumed
 from bakeoff.arms import Job, arms_of, grid, job_name, job_names, settings_of
 from bakeoff.config import Tuned, config_id, searchpath
 from bakeoff.errors import UserError
@@ -168,17 +167,6 @@ def test_tuned_values_belong_to_a_task_a_model_and_a_method_or_arm_that_exist(pa
 def test_a_configuration_carries_the_record_of_its_tuned_values():
     assert compose("algorithm=ppo_kl").tuned.trials == 13
     assert compose("algorithm=ppo_kl", "tuned=none").tuned == Tuned()
-
-
-def test_a_run_of_a_sweep_is_resumed_with_the_values_of_its_study(tmp_path):
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text(
-        "- sweeps=critic\n- arm=critic_none\n- tuned=${task}_${model}/x\n"
-    )
-    assert resumed([f"resume={tmp_path}", "budget.limit=9"]) == [
-        *("sweeps=critic", "arm=critic_none", "tuned=${task}_${model}/x"),
-        *("hydra.mode=RUN", f"hydra.run.dir={tmp_path}", "budget.limit=9"),
-    ]
 
 
 def test_the_users_folder_is_searched_before_the_packages(tmp_path, monkeypatch):

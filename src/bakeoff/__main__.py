@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bakeoff.config import register
 from bakeoff.errors import UserError, fail, refused, sentence
@@ -30,7 +30,7 @@ def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.arms import arms_of, settings_of, unresolved
-    from bakeoff.job import run_job
+    from bakeoff.job import ends_with, run_job
     from bakeoff.progress import RunProgress, read
     from bakeoff.sweep import check_tuned, parent_run
 
@@ -38,6 +38,7 @@ def app(cfg: DictConfig) -> float:
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
+    parent = parent_run(folder.parent) if in_sweep else None
     try:
         config = to_config(cfg)
         overrides = unresolved(job.overrides.task)
@@ -45,12 +46,16 @@ def app(cfg: DictConfig) -> float:
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
-        parent = parent_run(folder.parent) if in_sweep else None
-        return run_job(config, folder, choices, settings, parent, quiet=in_sweep)
+        with ends_with(parent.process if parent else 0):
+            return run_job(config, folder, choices, settings, parent.run_id if parent else None, quiet=in_sweep)
     except BaseException as error:
         release(error)
         if in_sweep and read(folder) is None:  # the job failed before it could report
             RunProgress(folder, "", quiet=True).end("failed", sentence(error))
+        if isinstance(error, SystemExit) and parent and parent.process != os.getpid():
+            raise UserError("ended by a signal") from error  # to this process alone: the launcher runs the other jobs
+        if not in_sweep and not any(folder.iterdir()) and not any("run.dir" in each for each in job.overrides.hydra):
+            folder.rmdir()  # Hydra made it for a run that was refused
         if in_sweep or not isinstance(error, UserError):
             raise  # a launcher runs the other jobs
         fail(error)
@@ -63,18 +68,15 @@ def release(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def resumed(arguments: list[str]) -> list[str]:
-    """Replaces `resume=DIR` by the overrides of the run in DIR and its folder; other arguments stay."""
-    from bakeoff.arms import unresolved
-
-    folders = [Path(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
-    if not folders:
-        return arguments
-    saved = folders[0] / ".hydra" / "overrides.yaml"
-    if not saved.is_file():
-        raise UserError(f"resume is '{folders[0]}', which holds no run; it must be the output folder of a run.")
-    others = [a for a in arguments if not a.startswith("resume=")]
-    return [*unresolved(OmegaConf.load(saved)), "hydra.mode=RUN", f"hydra.run.dir={folders[0]}", *others]
+def resumed(arguments: list[str]) -> Path | None:
+    """The folder of `resume=DIR`, none without it; raises UserError for other arguments than overrides beside it."""
+    folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if folders and options:
+        raise UserError(f"{options[0]} does not go with resume={folders[0]}, which takes overrides alone.")
+    if len(folders) > 1 or "" in folders:
+        raise UserError(f"resume is {' and '.join(folders)!r}; it must be the output folder of one run.")
+    return Path(folders[0]) if folders else None
 
 
 def use_config_dir(arguments: list[str]) -> None:
@@ -88,20 +90,24 @@ def use_config_dir(arguments: list[str]) -> None:
 
 def main() -> None:
     """Runs the command; a user's mistake ends it with one sentence and exit code 2."""
+    arguments = sys.argv[1:]
     try:
         with refused():
-            sys.argv[1:] = resumed(sys.argv[1:])
-            use_config_dir(sys.argv[1:])
-            app()
+            folder = resumed(arguments)
+            if folder is None:
+                use_config_dir(arguments)
+                app()
+            else:
+                from bakeoff.resume import resume
+
+                resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])
     except UserError as error:
         fail(error)
-    except KeyboardInterrupt as error:
-        print(
-            "bakeoff: interrupted; to continue a run from its last checkpoint, type bakeoff resume=FOLDER; to continue "
-            "a sweep, rerun the same command with hydra.sweep.dir=FOLDER.",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from error
+    except (KeyboardInterrupt, SystemExit) as error:
+        notes = getattr(error, "__notes__", [])
+        if notes or isinstance(error, KeyboardInterrupt):
+            print("bakeoff: interrupted.", *notes, file=sys.stderr)
+        raise SystemExit(error.code if isinstance(error, SystemExit) else 130) from error
 
 
 if __name__ == "__main__":

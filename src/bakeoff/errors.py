@@ -101,6 +101,6 @@ def within(seconds: float, message: str) -> Iterator[None]:
 
 
 def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:
-    """Ends the command with the error's sentence and exit code 2."""
-    print(f"{command}: {sentence(error)}", file=sys.stderr)
+    """Ends the command with the error's sentence, its notes and exit code 2."""
+    print(f"{command}: {' '.join([sentence(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     raise SystemExit(2) from error

@@ -1,9 +1,11 @@
-"""One job: it sets up or resumes a run, tracks it, handles signals and errors, and closes it."""
+"""One job: it sets up or resumes a run in its folder, tracks it, handles signals and errors, and closes it."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +16,23 @@ from typing import Any
 import torch
 
 from bakeoff.arms import job_name
-from bakeoff.config import Config, Mode, config_id, flatten, plain
+from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError
-from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run
+from bakeoff.folder import (
+    CONFIG,
+    RECORD,
+    Record,
+    described,
+    differences,
+    held,
+    read_config,
+    read_record,
+    result_of,
+    resume_command,
+    write_record,
+)
+from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run, set_aside
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, weight_metrics
 from bakeoff.outcome import explained
@@ -28,80 +43,113 @@ from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, train
 from bakeoff.start import prepare, start
-from bakeoff.tracking import Tracker, commit, start_run
+from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
+
+WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
+GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
 
 
 def run_job(
-    config: Config, folder: Path, choices: dict[str, str], settings: list[str], parent: str | None, quiet: bool
+    config: Config,
+    folder: Path,
+    choices: dict[str, str],
+    settings: list[str],
+    parent: str | None,
+    quiet: bool,
+    changes: dict[str, tuple[Any, Any]] | None = None,
 ) -> float:
-    """Sets up, runs and closes one job in `folder`, from the last checkpoint there if there is one.
+    """Sets up, runs and closes one job in `folder`, from the newest whole checkpoint there if there is one.
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
-    stands for its own; `parent` is the MLflow run of the sweep. Returns the final held-out greedy accuracy; of a
-    prediction, the peak in MB. Raises UserError for what a user can mend.
+    stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
+    change. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
+    repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
     progress = RunProgress(folder, name, quiet)
-    identity = {"config_id": config_id(config), "seed": config.seed}
-    last = read(folder)
-    if parent and last and last["state"] == "done" and {k: last.get(k) for k in identity} == identity:
-        return float(last["result"])  # resumed sweep: this job already finished
-    with reported(progress), termination() as signals:
-        phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
-        earlier = resumable(folder, identity)
-        tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
-        tracker = start_run(config.tracking, name, tags, earlier["mlflow_run"] if earlier else None)
-        with tracker.running():
-            if earlier is None:
-                log_configuration(config, choices, folder, tracker)
-            if config.mode is Mode.predict:
-                result = log_prediction(config, tracker, progress)
-            else:
-                with explained(config, phases, tracker, progress):
-                    run = start_job(config, folder, phases, tracker, progress, identity, signals)
-                    result = train(run) if config.mode is Mode.train else measure_quality(run)
-        progress.keep(result=result, **identity)
+    with held(folder, WAIT if quiet else 1):
+        earlier = read_record(folder)
+        refuse_another(folder, earlier, config, changes)
+        result = result_of(folder, config)
+        if result is not None:
+            progress.show(f"the run in {folder} is finished; a larger budget.limit continues it.")
+            return result
+        command = resume_command(folder, config)
+        with reported(progress, command if not parent or changes is not None else ""), termination() as signals:
+            phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
+            tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
+            tracker = start_run(config.tracking, name, tags, earlier.mlflow_run if earlier else None)
+            if earlier and tracker.new:
+                start_in_another_store(folder, config, progress, over=bool(parent))
+            uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
+            record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
+            write_record(folder, record, config)
+            with tracker.running():
+                if tracker.new:
+                    log_configuration(config, choices, folder, tracker)
+                if changes:
+                    log_changes(config, changes, folder, tracker)
+                if config.mode is Mode.predict:
+                    result = log_prediction(config, tracker, progress)
+                else:
+                    with explained(config, phases, tracker, progress):
+                        run = start_job(config, folder, phases, tracker, progress, signals)
+                        result = train(run) if config.mode is Mode.train else measure_quality(run)
+            progress.keep(result=result)
         return result
 
 
-def resumable(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The identity of the run whose checkpoint is in the folder, none without one; raises UserError for another run."""
-    found = checkpoints(folder / "checkpoints")
-    if not found:
-        return None
-    earlier = read_run(found[-1])
-    if {k: earlier.get(k) for k in identity} != identity:
+def refuse_another(
+    folder: Path, earlier: Record | None, config: Config, changes: dict[str, tuple[Any, Any]] | None
+) -> None:
+    """Raises UserError if the folder holds another run than that of the configuration, naming the keys that differ."""
+    if earlier is None:
+        if (folder / "checkpoints").exists():
+            raise UserError(f"the folder '{folder}' holds checkpoints of an unknown run; choose another hydra.run.dir.")
+    elif changes is None and (earlier.config_id, earlier.seed) != (config_id(config), config.seed):
+        different = differences(read_config(folder), plain(config))
+        different = {k: v for k, v in different.items() if k == "seed" or k.split(".")[0] not in NOT_IN_CONFIG_ID}
         raise UserError(
-            f"the output folder '{folder}' holds a run of another configuration ({describe(earlier)}, not "
-            f"{describe(identity)}); choose another hydra.run.dir."
+            f"the folder '{folder}' holds another run ({described(different)}); choose another hydra.run.dir, or "
+            f"resume that run by resume={folder}."
         )
-    return earlier
 
 
-def describe(identity: dict[str, Any]) -> str:
-    """`config_id 0123456789, seed 1`."""
-    return f"config_id {identity.get('config_id')}, seed {identity.get('seed')}"
+def start_in_another_store(folder: Path, config: Config, progress: RunProgress, over: bool) -> None:
+    """Says that the store is another. A finished run starts `over` there, and so does one of a sweep.
+
+    A report compares whole curves. The checkpoints are kept aside.
+    """
+    last, found = read(folder), folder / "checkpoints"
+    over = over or bool(last and last["state"] == "done")
+    if over and found.exists():
+        set_aside(found, "earlier")
+    what = "it starts over" if over else "a new one holds what is still to come"
+    progress.report(f"the store {config.tracking.uri} does not hold this run: {what}")
+
+
+def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:
+    """Logs what a resumed run changes: parameters keep their first value, and a tag `changed.KEY` holds the last."""
+    new = {f"changed.{key}": str(value) for key, (_, value) in changes.items()}
+    tracker.tags({"config_id": config_id(config), **new})
+    tracker.artifact(folder / CONFIG, "config")
 
 
 def start_job(
-    config: Config,
-    folder: Path,
-    phases: Phases,
-    tracker: Tracker,
-    progress: RunProgress,
-    identity: dict[str, Any],
-    signals: list[int],
+    config: Config, folder: Path, phases: Phases, tracker: Tracker, progress: RunProgress, signals: list[int]
 ) -> Run:
-    """The run at its start, or where its last checkpoint left it."""
+    """The run at its start, or where its newest whole checkpoint left it."""
     loop = start(config, phases, progress.report)
-    identity = identity | {"mlflow_run": tracker.run_id, "start": loop.start}
+    identity = {"training_id": training_id(config), "start": loop.start}
     tracker.tags({"start": loop.start})
-    found = checkpoints(folder / "checkpoints")
+    found = newest_whole(folder / "checkpoints", progress.report)
     if found:
-        if read_run(found[-1])["start"] != loop.start:
-            raise UserError(f"'{folder}' holds a run from other start weights; choose another hydra.run.dir.")
-        loop = replace(loop, learner=load_checkpoint(found[-1], loop.learner))
+        if read_run(found) != identity:
+            raise UserError(
+                f"'{found}' is of another run or of other start weights; move it away, or choose another folder."
+            )
+        loop = replace(loop, learner=load_checkpoint(found, loop.learner))
         progress.report(f"resumed after update {loop.learner.counters.updates}")
     else:
         tracker.metrics(peak_metrics(phases.take().peaks), 0)
@@ -115,7 +163,7 @@ def start_job(
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:
     """Logs every parameter, the chosen options, the composed file and the lock."""
     tracker.params(flatten(plain(config)) | {f"choice/{group}": choice for group, choice in choices.items()})
-    for path in (folder / ".hydra" / "config.yaml", ROOT / "requirements.lock"):
+    for path in (folder / CONFIG, ROOT / "requirements.lock"):
         if path.is_file():
             tracker.artifact(path, "config")
 
@@ -177,20 +225,24 @@ def run_tags(config: Config, choices: dict[str, str], device: torch.device, pare
 
 
 @contextmanager
-def reported(progress: RunProgress) -> Iterator[None]:
-    """Records the final state of the run for the sweep's view, and the traceback of an unexpected error."""
+def reported(progress: RunProgress, command: str) -> Iterator[None]:
+    """Records the final state of the run for the sweep's view, and the traceback of an unexpected error.
+
+    An error of a run that the store holds gets a note with the command that resumes it.
+    """
     try:
         yield
         progress.end("done")
-    except (KeyboardInterrupt, SystemExit):
-        progress.end("killed")
-        raise
-    except UserError as error:
-        progress.end("failed", str(error))
-        raise
     except BaseException as error:
-        (progress.folder / "traceback.txt").write_text(traceback.format_exc())
-        progress.end("failed", f"{type(error).__name__}: {error}; see {progress.folder / 'traceback.txt'}")
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            progress.end("killed")
+        elif isinstance(error, UserError):
+            progress.end("failed", str(error))
+        else:
+            (progress.folder / "traceback.txt").write_text(traceback.format_exc())
+            progress.end("failed", f"{type(error).__name__}: {error}; see {progress.folder / 'traceback.txt'}")
+        if command and (progress.folder / RECORD).exists():
+            error.add_note(f"To resume the run, type: {command}")
         raise
 
 
@@ -212,3 +264,27 @@ def termination() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def ends_with(launcher: int) -> Iterator[None]:
+    """Ends this process soon after its parent with this process id has died, as a launcher's processes must.
+
+    SIGTERM comes first, upon which a run saves its state.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            if over.wait(0.5):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(GRACE)
+        os._exit(128 + signal.SIGTERM)
+
+    if os.getppid() == launcher:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

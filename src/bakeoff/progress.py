@@ -99,8 +99,8 @@ class RunProgress:
         if not self.quiet:
             self.console.print(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
 
-    def show(self, table: Table) -> None:
-        """Shows a table between the updates."""
+    def show(self, table: Table | str) -> None:
+        """Shows a table or a message, and records nothing."""
         if not self.quiet:
             self.console.print(table)
 

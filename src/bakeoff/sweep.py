@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shlex
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from bakeoff.arms import Job, job_names
-from bakeoff.config import Config
+from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError
+from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of, write
 from bakeoff.paths import page_file, study_file, study_folders
-from bakeoff.progress import read, watching
-from bakeoff.tracking import Tracker, commit, start_run
+from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
+from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
 from bakeoff.validation import to_config
 
 PARENT = "parent_run.json"
+SHOWN = 5  # jobs that a message names
+METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 
-def parent_run(folder: Path) -> str | None:
-    """The MLflow run of the sweep whose jobs write below `folder`, none outside of a sweep."""
+@dataclass
+class Parent:
+    """The sweep of a folder: its MLflow run, and the process id of its launch."""
+
+    run_id: str
+    process: int
+
+
+def parent_run(folder: Path) -> Parent | None:
+    """The sweep whose jobs write below `folder`, none outside of a sweep."""
     try:
-        return str(json.loads((folder / PARENT).read_text())["run_id"])
-    except OSError:
+        return Parent(**json.loads((folder / PARENT).read_text()))
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -37,30 +55,140 @@ def study_of(hydra: DictConfig) -> str:
     return "" if name == "none" else name
 
 
-def run_sweep(config: DictConfig, loader: ConfigLoader, jobs: list[Job], launch: Callable[[], Any]) -> Any:
-    """Launches the jobs below one parent run; raises UserError for one that cannot work, before any starts."""
+def run_sweep(
+    config: DictConfig, loader: ConfigLoader, jobs: list[Job], launch: Callable[[list[list[str]]], Any]
+) -> Any:
+    """Launches the jobs that the sweep's folder lacks below one parent run; `launch` takes the overrides of each.
+
+    Raises UserError for a job that cannot work, and where the folder holds another sweep, before any starts.
+    """
     study, folder, console = study_of(config.hydra), Path(config.hydra.sweep.dir), Console()
-    different = list(dict.fromkeys(tuple(job.overrides) for job in jobs))  # trials of a search share theirs
-    first, *_ = [composed(loader, config, list(overrides)) for overrides in different]
+    if any("sweep.subdir" in override for override in config.hydra.overrides.hydra):
+        raise UserError("hydra.sweep.subdir is set, but the jobs of a sweep have numbered folders; leave it out.")
     check_study(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = start_parent(study, first, folder, len(jobs))
     console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {folder}", highlight=False)
+    configs = composed(loader, config, jobs)
+    first = configs[0]
     if first.study.question:
         console.print(first.study.question, highlight=False)
-    folders = {name: folder / str(number) for number, name in enumerate(job_names(jobs))}
-    with tracker.running(), all_finish(folders), watching(list(folders), list(folders.values()), console):
-        return launch()
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder, 1):
+        search = bool(config.hydra.sweeper.search)  # it numbers its trials itself
+        folders = [folder / str(n) for n in range(len(jobs))] if search else placed(jobs, configs, folder)
+        tracker = start_parent(study, first, folder, len(jobs))
+        missing = [n for n in range(len(jobs)) if search or result_of(folders[n], configs[n]) is None]
+        if len(missing) < len(jobs):
+            console.print(f"{len(jobs) - len(missing)} of them are done already", highlight=False)
+        for n in missing:
+            (folders[n] / FILE).unlink(missing_ok=True)  # the report of an earlier launch
+        overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}
+        named = dict(zip(job_names(jobs), folders, strict=True))
+        with tracker.running(), all_finish(named, tracker), watching(list(named), folders, console):
+            return launch([]) if search else launch_each(overrides, launch, tracker)
 
 
-def composed(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> Config:
-    """The checked configuration of a job, composed as a launcher does it."""
-    job = loader.load_sweep_config(config, overrides)
-    with open_dict(job):
-        del job["hydra"]
-    checked = to_config(job)
-    check_tuned(overrides, checked)
-    return checked
+def launch_each(overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Any], tracker: Tracker) -> None:
+    """Launches jobs, given by folder. Where a process is killed, the jobs that ran are repeated, each alone.
+
+    So it is known which job needs too much memory, and all others finish.
+    """
+    try:
+        if overrides:
+            launch(list(overrides.values()))
+    except BrokenProcessPool:
+        left = [folder for folder in overrides if not has_ended(read(folder))]
+        if len(overrides) == 1:
+            for folder in left:
+                end_killed(folder, tracker, "failed", "its process was killed, as by the system when memory runs out")
+            return
+        alone = [folder for folder in left if read(folder)] or left
+        for folder in alone:
+            launch_each({folder: overrides[folder]}, launch, tracker)
+        launch_each({folder: overrides[folder] for folder in left if folder not in alone}, launch, tracker)
+
+
+def end_killed(folder: Path, tracker: Tracker, state: str, reason: str = "") -> None:
+    """Records the end of a job whose process could not."""
+    last, record = read(folder) or {}, read_record(folder)
+    RunProgress(folder, last.get("name", ""), quiet=True).end(state, reason)
+    if record is not None:
+        tracker.client.set_terminated(record.mlflow_run, state.upper())
+
+
+def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[Config]:
+    """The checked configuration of every job, composed as a launcher does it, and once for jobs that differ in seed."""
+    known: dict[tuple[str, ...], DictConfig] = {}
+    configs: dict[tuple[str, ...], Config] = {}
+    for job in jobs:  # trials of a search share their overrides
+        if tuple(job.overrides) in configs:
+            continue
+        seeds = [override for override in job.overrides if override.startswith("seed=")]
+        rest = tuple(override for override in job.overrides if override not in seeds)
+        if rest not in known:
+            known[rest] = loader.load_sweep_config(config, list(rest))
+            with open_dict(known[rest]):
+                del known[rest]["hydra"]
+        of_seed = known[rest].copy()
+        for seed in seeds:
+            OmegaConf.update(of_seed, "seed", seed.removeprefix("seed="))
+        checked = configs[tuple(job.overrides)] = to_config(of_seed)
+        check_tuned(job.overrides, checked)
+    return [configs[tuple(job.overrides)] for job in jobs]
+
+
+def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
+    """The folder of every job: the one that holds its configuration and seed, or else the next number.
+
+    Raises UserError where the folder holds another sweep.
+    """
+    records = {path: record for path in sorted(folder.glob("*/")) if (record := read_record(path))}
+    held_by = {(record.config_id, record.seed): path for path, record in records.items()}
+    places = [held_by.pop((config_id(config), config.seed), None) for config in configs]
+    refuse_another_sweep(jobs, configs, records, folder)
+    free = (path for n in itertools.count() if (path := folder / str(n)) not in records)
+    return [place or next(free) for place in places]
+
+
+def refuse_another_sweep(jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path) -> None:
+    """Raises UserError if a new job differs from an earlier one in a key that neither launch of the sweep varies.
+
+    Two jobs of one method or arm are compared in every key, two others in the keys that were typed.
+    """
+    earlier = {record.config_id: (path, typed(record.settings)) for path, record in records.items()}
+    new = {config_id(c): (c, typed(job.settings)) for job, c in zip(jobs, configs, strict=True)}
+    saved = {path: read_config(path) for path, _ in earlier.values()}
+    varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
+    for config, settings in (new[identity] for identity in new.keys() - earlier):
+        for path, others in earlier.values():
+            retyped = differing([settings, others])
+            different = {
+                key: values
+                for key, values in differences(saved[path], plain(config)).items()
+                if key.split(".")[0] not in NOT_IN_CONFIG_ID and key != "sft.seed"
+                if not covers(varied - METHOD, key) and (not retyped & METHOD or covers(retyped - METHOD, key))
+            }
+            if "sweeps" in retyped:
+                different |= {"sweeps": (others.get("sweeps"), settings.get("sweeps"))}
+            if different:
+                raise UserError(
+                    f"'{folder}' holds another sweep ({described(different)}); choose another hydra.sweep.dir."
+                )
+
+
+def differing(each: list[dict[str, str]]) -> set[str]:
+    """The keys in which some of these settings differ."""
+    return {key for settings in each for key in settings if any(other.get(key) != settings[key] for other in each)}
+
+
+def typed(settings: list[str]) -> dict[str, str]:
+    """Settings by key, which a dot separates in a group's name too."""
+    pairs = (setting.lstrip("+~").partition("=") for setting in settings)
+    return {key.replace("/", "."): value for key, _, value in pairs}
+
+
+def covers(keys: set[str], key: str) -> bool:
+    """Whether a key, or one above it, is among the keys."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
 def check_tuned(overrides: list[str], config: Config) -> None:
@@ -93,19 +221,34 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
         "`memory/peak_mb`, or `memory/PHASE/ROLE_KIND_mb` for memory by role. "
         f"`bakeoff-report {name}` adds the report to the artifacts of this run."
     )
-    tracker = start_run(config.tracking, f"{name} {folder.name}", tags, parent_run(folder))
-    (folder / PARENT).write_text(json.dumps({"run_id": tracker.run_id}))
+    earlier = parent_run(folder)
+    tracker = start_run(config.tracking, f"{name} {folder.name}", tags, earlier.run_id if earlier else None)
+    if earlier and tracker.new:
+        Console().print(f"the store {config.tracking.uri} does not hold this sweep: it starts over there")
+    write(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))
     return tracker
 
 
 @contextmanager
-def all_finish(folders: dict[str, Path]) -> Iterator[None]:
-    """Raises UserError that names the jobs which did not finish, why, and the command that finishes them."""
-    failure: Exception | None = None
+def all_finish(folders: dict[str, Path], tracker: Tracker) -> Iterator[None]:
+    """Raises UserError that names the jobs which did not finish, why, and the command that finishes them.
+
+    SIGTERM ends a sweep as an interrupt does; both get a note with that command.
+    """
+    command, failure = finishing(next(iter(folders.values())).parent), None
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except Exception as error:  # of a job, which a sweeper may raise again
         failure = error
+    except BaseException as error:
+        for folder in folders.values():
+            if read(folder) and not has_ended(read(folder)):
+                end_killed(folder, tracker, "killed")
+        error.add_note(f"To finish the sweep, type: {command}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     reports = {name: read(folder) or {"state": "not started"} for name, folder in folders.items()}
     unfinished = [
         f"{name} ({report['state']}{': ' if report.get('reason') else ''}{report.get('reason', '')})"
@@ -113,11 +256,23 @@ def all_finish(folders: dict[str, Path]) -> Iterator[None]:
         if report["state"] != "done"
     ]
     if unfinished:
-        sweep = next(iter(folders.values())).parent
+        more = [f"and {len(unfinished) - SHOWN} more"] if len(unfinished) > SHOWN else []
         cause = f"; the sweep stopped with {type(failure).__name__}: {failure}" if failure is not None else ""
         raise UserError(
-            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished)}{cause}; to finish them, "
-            f"rerun the same command with hydra.sweep.dir={sweep}."
+            f"{len(unfinished)} of {len(reports)} jobs did not finish: {', '.join(unfinished[:SHOWN] + more)}{cause}; "
+            f"to finish them, type: {command}"
         ) from failure
     if failure is not None:
         raise failure
+
+
+def stop(number: int, frame: Any) -> None:
+    """Ends the command upon a signal."""
+    raise SystemExit(128 + number)
+
+
+def finishing(folder: Path) -> str:
+    """The command that was typed, with the sweep's folder."""
+    words = sys.argv[1:]
+    named = any(word.startswith("hydra.sweep.dir=") for word in words)
+    return shlex.join(["bakeoff", *words, *([] if named else [f"hydra.sweep.dir={folder}"])])

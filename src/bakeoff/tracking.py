@@ -64,6 +64,7 @@ class Tracker:
 
     client: MlflowClient
     run_id: str
+    new: bool = True
     _waiting: list[Metric] = field(default_factory=list)
     _flushed: float = 0.0
 
@@ -90,13 +91,15 @@ class Tracker:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Appends rows to a table that the MLflow UI shows.
+        """Appends rows to a table that the MLflow UI shows; a resumed run replaces what it logs again.
 
-        MLflow's own `log_table` appends through pandas, which makes a number of a text of digits: 0123 becomes 123.
+        The first column counts up. MLflow's own `log_table` appends through pandas, which makes a number of a text of
+        digits: 0123 becomes 123.
         """
         columns = list(rows[0])
         held = self.read_table(name)
-        data = (held["data"] if held else []) + [[row[key] for key in columns] for row in rows]
+        earlier = [row for row in held["data"] if row[0] < rows[0][columns[0]]] if held else []
+        data = earlier + [[row[key] for key in columns] for row in rows]
         self.client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), name)
         self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
 
@@ -204,16 +207,24 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
 
 
 def start_run(tracking: Tracking, name: str, tags: dict[str, str], resume: str | None = None) -> Tracker:
-    """A new run, or the resumed run `resume`."""
+    """A new run, or the resumed run `resume` where the store has it: else a new run holds what is still to come."""
     client, experiment = open_store(tracking)
-    if resume is not None:
-        try:
-            client.update_run(resume, status="RUNNING")
-            return Tracker(client, resume)
-        except MlflowException:
-            pass  # the store was replaced since: a new run holds what is still to come
+    if resume is not None and has_run(tracking, resume):
+        client.update_run(resume, status="RUNNING")
+        return Tracker(client, resume, new=False)
     tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
     return Tracker(client, str(client.create_run(experiment, tags=tags).info.run_id))
+
+
+def has_run(tracking: Tracking, run_id: str) -> bool:
+    """Whether the store has a run, which is not deleted."""
+    client, _ = open_store(tracking)
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
 
 
 def commit() -> str:

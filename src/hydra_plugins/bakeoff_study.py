@@ -64,8 +64,8 @@ class StudySweeper(Sweeper):
         sweeper, loader = self.config.hydra.sweeper, self.hydra_context.config_loader
         if sweeper.search:
             jobs = [Job(arguments, arguments)] * sweeper.search.n_trials  # without the values that the search chooses
-            return run_sweep(self.config, loader, jobs, lambda: self.inner.sweep(arguments))
+            return run_sweep(self.config, loader, jobs, lambda _: self.inner.sweep(arguments))
         jobs = grid(sweeper, arguments, loader)
-        overrides, launcher = [job.overrides for job in jobs], self.launcher
+        launcher = self.launcher
         assert launcher is not None
-        return run_sweep(self.config, loader, jobs, lambda: launcher.launch(overrides, initial_job_idx=0))
+        return run_sweep(self.config, loader, jobs, lambda each: launcher.launch(each, initial_job_idx=0))

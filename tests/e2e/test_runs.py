@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from functools import partial
@@ -13,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.metrics import DEFINITIONS
 from bakeoff.report import store
-from tests.commands import call, dies_in_update, start
+from bakeoff.tracking import start_run
+from tests.commands import call, dies_in_update, empty_store, start
 from tests.conftest import known
-from tests.stored import client_of, history, named, only_run
+from tests.stored import client_of, history, named, only_run, tracking
 
 SHORT = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
@@ -94,6 +96,52 @@ def test_kill_9_then_resume_gives_bit_identical_metrics(finished, name, tmp_path
     pd.testing.assert_series_equal(history(tmp_path), history(finished[name]), check_exact=True)
 
 
+def test_a_run_killed_before_its_first_checkpoint_resumes_as_the_same_run(finished, tmp_path):
+    """From another working directory, in the store of the run, which was given by a relative address."""
+    killed = call(
+        "bakeoff.__main__", (*six_updates("grpo"), "checkpoint.every=5"), tmp_path, partial(dies_in_update, 3)
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    resumed = call("bakeoff.__main__", (f"resume={tmp_path / 'out'}",), elsewhere)
+    assert resumed.returncode == 0, resumed.stderr
+    assert only_run(tmp_path).info.status == "FINISHED"
+    pd.testing.assert_series_equal(history(tmp_path), history(finished["grpo"]), check_exact=True)
+
+
+def test_a_finished_run_says_so_and_continues_with_a_larger_budget(tmp_path, command, monkeypatch):
+    """What changes is logged, and a report reads the last value; in another store the run has its parameters."""
+    few = [*SHORT, "budget={unit: updates, limit: 2}", "hydra.run.dir=out", "tracking.completions_every=1"]
+    assert command(*few, "checkpoint.every=1").returncode == 0
+    first = only_run(tmp_path)
+    again = command("resume=out")
+    assert (again.returncode, again.stdout.strip()) == (
+        0,
+        "the run in out is finished; a larger budget.limit continues it.",
+    )
+    longer = command("resume=out", "budget.limit=3", "evaluation.every=1")
+    assert "resumed after update 2" in longer.stdout, longer.stderr
+    run = only_run(tmp_path)
+    assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
+    assert (run.data.params["budget.limit"], run.data.tags["changed.budget.limit"]) == ("2.0", "3.0")
+    params = store.params_frame([run]).set_index("key")["value"]
+    assert (params["budget.limit"], params["evaluation.every"]) == ("3.0", "1")
+    assert run.data.tags["config_id"] != first.data.tags["config_id"]
+    table = start_run(tracking(tmp_path), "", {}, run.info.run_id).read_table("completions.json")
+    assert [row[0] for row in table["data"]] == [1] * 4 + [2] * 4 + [3] * 4
+    assert "is finished" in command("resume=out").stdout
+
+    (other := tmp_path / "other").mkdir()
+    shutil.copy(empty_store(), other / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other / 'mlflow.db'}")
+    elsewhere = command("resume=out", "budget.limit=4")
+    assert "does not hold this run" in elsewhere.stdout, elsewhere.stderr
+    run = only_run(other)
+    assert run.data.params["budget.limit"] == "4.0"
+    files = [file.path for file in client_of(other).list_artifacts(run.info.run_id, "config")]
+    assert "config/config.yaml" in files
+
+
 def test_sigterm_ends_the_run_as_killed(tmp_path):
     process = start("bakeoff.__main__", (*SHORT, "budget.limit=1000000", "hydra.run.dir=out"), tmp_path, tmp_path)
     progress = tmp_path / "out" / "progress.json"
@@ -106,3 +154,6 @@ def test_sigterm_ends_the_run_as_killed(tmp_path):
     assert process.exitcode == 128 + signal.SIGTERM
     assert only_run(tmp_path).info.status == "KILLED"
     assert json.loads(progress.read_text())["state"] == "killed"
+    assert (tmp_path / "stderr").read_text() == (
+        f"bakeoff: interrupted. To resume the run, type: bakeoff resume={tmp_path / 'out'}\n"
+    )

@@ -1,6 +1,7 @@
 """Sweeps, reports, help and errors, as a user meets them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from bakeoff.__main__ import main
 from bakeoff.paths import CONF
+from tests.commands import empty_store
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
@@ -75,7 +77,7 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
     assert "Traceback" not in ran.stderr
     assert "bad.f raised OSError: no judge" in ran.stderr
     assert "1 of 2 jobs did not finish" in ran.stderr
-    assert "to finish them, rerun the same command with hydra.sweep.dir=sweep" in ran.stderr
+    assert ran.stderr.count("to finish them, type: bakeoff --multirun") == 1
     _, runs = runs_in(tmp_path)
     children = {run.data.params["reward.functions.verifier"]: run for run in runs if run.data.params}
     assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED"], "job, sweep, job"
@@ -105,6 +107,12 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
         (["tracking.uri=sqlite:////proc/no/mlflow.db", *SHORT], ["tracking.uri", "cannot be written"]),
         (["reward=function", "+reward.functions={no.such: 1}"], ["reward.functions names 'no.such'"]),
         (["sweeps=methods", "algorithm.optimizer.minibatches=999"], ["algorithm.optimizer.minibatches is 999"]),
+        (["+unknown.key=1"], ["unknown key unknown; valid keys are task"]),
+        (["+resume=out"], ["unknown key resume"]),
+        (["++task.unknown=1"], ["unknown key task.unknown"]),
+        (["+algorithm.objective.x=1"], ["unknown key algorithm.objective.x; valid keys are epsilon"]),
+        (["-m", "seed=1,2", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir is set"]),
+        (["resume="], ["resume is ''"]),
         (["resume=/no/such/run"], ["resume is '/no/such/run'"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -147,8 +155,44 @@ def test_a_resumed_sweep_runs_only_the_jobs_that_are_missing(command, tmp_path):
     assert again.returncode == 0, again.stderr
     _, runs = runs_in(tmp_path)
     jobs = [run for run in runs if run.data.tags.get("kind") != "sweep"]
-    assert sorted(run.info.status for run in jobs) == ["FAILED", "FINISHED", "FINISHED"], "the first ran once"
+    assert [run.info.status for run in jobs] == ["FINISHED", "FINISHED"], "the second continued as the run that failed"
     assert len({run.data.tags["mlflow.parentRunId"] for run in jobs}) == 1
+
+
+def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, tmp_path, monkeypatch):
+    limit, launcher = "budget={unit: updates, limit: 1}", ["checkpoint.every=0", "hydra/launcher=basic"]
+    common = ["-m", *SHORT, *launcher, "hydra.sweep.dir=sweep"]
+
+    def finished(folder=tmp_path):
+        _, runs = runs_in(folder)
+        return sorted(
+            (run.data.tags["algorithm"], run.data.tags["seed"])
+            for run in runs
+            if run.data.tags.get("kind") != "sweep" and run.info.status == "FINISHED"
+        )
+
+    assert command(*common, limit, "algorithm=grpo", "seed=2").returncode == 0
+    more = command(*common, limit, "algorithm=glob([grpo,rloo*])", "seed=1,2")
+    assert more.returncode == 0, more.stderr
+    assert "1 of them are done already" in more.stdout
+    assert finished() == [("grpo", "1"), ("grpo", "2"), ("rloo", "1"), ("rloo", "2")]
+    reports = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*.json")}
+    for other in (
+        ["algorithm=grpo", "seed=1,2", "budget={unit: updates, limit: 2}"],
+        ["algorithm=remax", "seed=1", "budget={unit: updates, limit: 2}"],
+        ["algorithm=grpo", "seed=3", limit, "algorithm.optimizer.lr=1"],
+        ["algorithm=grpo", "seed=3", limit, "sft.steps=4"],
+    ):
+        refused = command(*common, *other)
+        assert refused.returncode == 2
+        assert "'sweep' holds another sweep" in refused.stderr
+        assert {path: path.read_bytes() for path in reports} == reports
+    (other := tmp_path / "other").mkdir()
+    shutil.copy(empty_store(), other / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other / 'mlflow.db'}")
+    anew = command(*common, limit, "algorithm=grpo", "seed=2,1")
+    assert "does not hold this sweep" in anew.stdout, anew.stderr
+    assert finished(other) == [("grpo", "1"), ("grpo", "2")]
 
 
 def test_a_report_on_an_empty_store_says_what_fills_it(report):

@@ -1,10 +1,15 @@
-"""Checkpoints are complete and atomic, and only the last few are kept."""
+"""Checkpoints are complete and atomic, only the last few are kept, and a damaged one is never loaded."""
+
+import json
+import os
+import random
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, read_run, save_checkpoint
+from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, newest_whole, read_run, save_checkpoint
 from bakeoff.learner.learner import make_learner
 from bakeoff.model.build import build
 from bakeoff.model.weights import weights_hash
@@ -57,13 +62,149 @@ def test_a_restored_learner_takes_the_same_next_step(overrides, tmp_path):
 
 def test_only_the_last_few_checkpoints_are_kept_and_partial_ones_are_ignored(tmp_path):
     learner = learner_of()
+    (tmp_path / ".update_000020.partial").mkdir()
     for updates in (5, 10, 15):
         learner.counters.updates = updates
         save_checkpoint(tmp_path, learner, {"seed": updates}, keep=2)
-    (tmp_path / ".update_000020.partial").mkdir()
-    (tmp_path / "update_000020").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["update_000010", "update_000015"]
     assert read_run(checkpoints(tmp_path)[-1]) == {"seed": 15}
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for updates in (1_000_000, 999_999, 7, 10_000_000):
+        (tmp_path / f"update_{updates:06d}").mkdir()
+    assert [int(path.name[7:]) for path in checkpoints(tmp_path)] == [7, 999_999, 1_000_000, 10_000_000]
+
+
+def flip(path, draw):
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def become_a_folder(path, draw):
+    path.unlink()
+    path.mkdir()
+
+
+def lose_its_end(path, draw):
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def grow(path, draw):
+    path.write_bytes(path.read_bytes() + draw.randbytes(1 + draw.randrange(9)))
+
+
+def lead_nowhere(path, draw):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+DAMAGE = {
+    "a flipped bit": flip,
+    "an end that is missing": lose_its_end,
+    "bytes at its end": grow,
+    "no content": lambda path, draw: path.write_bytes(b""),
+    "no file": lambda path, draw: path.unlink(),
+    "a folder in its place": become_a_folder,
+    "a link to nothing": lead_nowhere,
+    "other bytes": lambda path, draw: path.write_bytes(draw.randbytes(path.stat().st_size)),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two checkpoints of a learner with a critic, of updates 3 and 6."""
+    folder, learner, draw = tmp_path_factory.mktemp("whole"), learner_of("algorithm=ppo"), torch.Generator()
+    for updates in (3, 6):
+        one_step(learner, draw)
+        learner.counters.updates = updates
+        save_checkpoint(folder, learner, {"seed": 1}, keep=2)
+    return folder
+
+
+FILES = ["state.json", *(f"{name}.safetensors" for name in ("actor", "critic", "actor_optimizer", "critic_optimizer"))]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_kept_aside_and_the_one_before_is_used(name, damage, whole, tmp_path):
+    assert {path.name for path in (whole / "update_000006").iterdir()} == set(FILES)
+    for seed in range(5):
+        folder = shutil.copytree(whole, tmp_path / str(seed))
+        DAMAGE[damage](folder / "update_000006" / name, random.Random(f"{name} {damage} {seed}"))
+        said = []
+        assert newest_whole(folder, said.append).name == "update_000003"
+        assert len(said) == 1
+        assert "update_000006 is damaged" in said[0]
+        assert {path.name for path in folder.iterdir()} == {"damaged_update_000006", "update_000003"}
+        assert newest_whole(folder, said.append).name == "update_000003"
+        assert len(said) == 1, "it is said once"
+
+
+def test_every_changed_value_of_the_state_is_damage(whole, tmp_path):
+    """Not only a broken file: each number, text and key of `state.json`, changed to another that is valid JSON."""
+
+    def places(node, at=()):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            yield (*at, key)
+            if isinstance(node[key], dict | list):
+                yield from places(node[key], (*at, key))
+
+    text = (whole / "update_000006" / "state.json").read_text()
+    changes = [*places(json.loads(text))]
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    for at in changes:
+        state = json.loads(text)
+        node = state
+        for key in at[:-1]:
+            node = node[key]
+        node[at[-1]] = 8 if node[at[-1]] != 8 else 9
+        path = folder / "update_000006"
+        (path / "state.json").write_text(json.dumps(state, indent=1))
+        assert newest_whole(folder, str).name == "update_000003", at
+        (folder / "damaged_update_000006").rename(path)
+
+
+@pytest.mark.parametrize("how", ["another name", "a file", "an empty folder"])
+def test_what_has_only_a_checkpoints_name_is_none(how, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    newest = folder / "update_000009"
+    if how == "another name":
+        (folder / "update_000006").rename(newest)
+    elif how == "a file":
+        newest.write_text("")
+    else:
+        newest.mkdir()
+    said = []
+    assert newest_whole(folder, said.append).name == ("update_000003" if how == "another name" else "update_000006")
+    assert len(said) == 1
+    assert (folder / "damaged_update_000009").exists()
+
+
+def test_a_file_that_does_not_belong_to_a_checkpoint_does_no_harm(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    (folder / "update_000006" / "notes.txt").write_text("mine")
+    assert newest_whole(folder, str).name == "update_000006"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_may_not_be_read_is_kept_aside(name, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    (folder / "update_000006" / name).chmod(0)
+    assert newest_whole(folder, str).name == "update_000003"
+
+
+def test_two_damaged_checkpoints_of_one_update_are_both_kept(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    for _ in range(2):
+        shutil.copytree(whole / "update_000006", folder / "update_000006", dirs_exist_ok=True)
+        (folder / "update_000006" / "state.json").write_text("{}")
+        newest_whole(folder, str)
+    assert {path.name for path in folder.glob("damaged_*")} == {"damaged_update_000006", "damaged_update_000006_2"}
+    (folder / "update_000003" / "state.json").unlink()
+    assert newest_whole(folder, str) is None
 
 
 def test_a_tied_weight_is_saved_once(tmp_path):

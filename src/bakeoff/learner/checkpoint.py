@@ -1,10 +1,16 @@
-"""The complete state of a run on disk: written atomically, the last few kept, bit-identical when resumed."""
+"""The complete state of a run on disk: written atomically, the last few kept, bit-identical when resumed.
+
+`state.json` holds the SHA-256 of every file beside it and of itself, so that a damaged checkpoint is never loaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +20,17 @@ from torch import Tensor
 
 from bakeoff.algorithm.loss import Betas
 from bakeoff.device import HOST
+from bakeoff.errors import UserError
 from bakeoff.learner.learner import Counters, Learner
+
+STATE = "state.json"
 
 
 def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: int) -> Path:
     """Writes folder/update_<n>, then removes all but the last `keep`; returns what it wrote.
 
-    `run` identifies the run to its caller: the configuration, the seed, the MLflow run. Every random draw is a function
-    of seed and update, so the counters are also the state of the random generators and of the prompt stream.
+    `run` identifies the run to its caller: what it trains, and its start. Every random draw is a function of seed and
+    update, so the counters are also the state of the random generators and of the prompt stream.
     """
     target = folder / f"update_{learner.counters.updates:06d}"
     partial = target.with_name(f".{target.name}.partial")
@@ -37,31 +46,87 @@ def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: i
         copies = {key: tensor.detach().to(HOST, copy=True).contiguous() for key, tensor in tensors.items()}
         save_file(copies, partial / f"{name}.safetensors")
     state = {"run": run, "counters": asdict(learner.counters), "betas": asdict(learner.betas), "groups": groups}
-    (partial / "state.json").write_text(json.dumps(state, indent=1))
+    state["files"] = {path.name: checksum(path) for path in sorted(partial.iterdir())}
+    (partial / STATE).write_text(sealed(state))
     for path in [*partial.iterdir(), partial]:
         _fsync(path)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     _fsync(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("update_*") if (path / "state.json").is_file())
+    """Everything that has a checkpoint's name, the lowest update first; what is in it may be damaged."""
+    found = [path for path in folder.glob("update_*") if re.fullmatch(r"update_\d+", path.name)]
+    return sorted(found, key=update_of)
+
+
+def update_of(checkpoint: Path) -> int:
+    """The number of finished updates that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("update_"))
+
+
+def newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint without damage, none if there is none; each damaged one is renamed and reported.
+
+    Raises UserError where a damaged one cannot be renamed.
+    """
+    for path in reversed(checkpoints(folder)):
+        damage = damage_of(path)
+        if not damage:
+            return path
+        report(f"the checkpoint {path} is damaged ({damage}); it is kept as {set_aside(path, 'damaged').name}")
+    return None
+
+
+def damage_of(checkpoint: Path) -> str:
+    """Why a checkpoint cannot be loaded, empty for a whole one. Files that it does not name are no part of it."""
+    try:
+        text = (checkpoint / STATE).read_text()
+        state = json.loads(text)
+        if sealed({key: value for key, value in state.items() if key != "checksum"}) != text:
+            return f"{STATE} was changed"
+        if state["counters"]["updates"] != update_of(checkpoint):
+            return f"it is of update {state['counters']['updates']}"
+        changed = [name for name, sum_ in state["files"].items() if checksum(checkpoint / name) != sum_]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        return str(error).splitlines()[0] if isinstance(error, OSError) else f"{STATE} cannot be read"
+    return f"{changed[0]} was changed" if changed else ""
+
+
+def set_aside(path: Path, word: str) -> Path:
+    """Renames a file or folder to WORD_NAME, or WORD_NAME_2 and so on; returns the new path."""
+    names = (f"{word}_{path.name}" + (f"_{n}" if n > 1 else "") for n in range(1, 10_000))
+    target = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    try:
+        return path.rename(target)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be renamed to '{target.name}' ({error.strerror}); move it away.") from error
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(state: dict[str, Any]) -> str:
+    """The state as JSON that ends with its own SHA-256."""
+    return json.dumps(state | {"checksum": hashlib.sha256(json.dumps(state).encode()).hexdigest()}, indent=1)
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
     """The `run` that `save_checkpoint` was given."""
-    run: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())["run"]
+    run: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["run"]
     return run
 
 
 def load_checkpoint(checkpoint: Path, learner: Learner) -> Learner:
     """The learner, of the same configuration and start, with weights, optimiser state, counters and β as saved."""
-    state = json.loads((checkpoint / "state.json").read_text())
+    state = json.loads((checkpoint / STATE).read_text())
     for name, weights in learner.trained().items():
         saved = load_file(checkpoint / f"{name}.safetensors")
         for key, tensor in weights.items():

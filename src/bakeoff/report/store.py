@@ -96,8 +96,15 @@ def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def params_frame(runs: list[Run]) -> pd.DataFrame:
-    """Columns run, key, value, in_config_id: every parameter of every run, and whether it defines the arm."""
-    rows = [(run.info.run_id, key, value) for run in runs for key, value in run.data.params.items()]
+    """Columns run, key, value, in_config_id: every parameter of every run, and whether it defines the arm.
+
+    A resumed run may change a parameter, which MLflow cannot; a tag holds its last value.
+    """
+    rows = [
+        (run.info.run_id, key, run.data.tags.get(f"changed.{key}", value))
+        for run in runs
+        for key, value in run.data.params.items()
+    ]
     frame = pd.DataFrame(rows, columns=["run", "key", "value"])
     return frame.assign(in_config_id=~frame["key"].str.split(".").str[0].isin(NOT_IN_CONFIG_ID))
 

@@ -1,0 +1,150 @@
+"""A run's folder: one process at a time works in it; it says whose it is, as data that is never executed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from bakeoff.config import Config, config_id, flatten, plain
+from bakeoff.errors import UserError
+from bakeoff.progress import read
+from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
+from bakeoff.tracking import has_run, store_uri
+
+RECORD, CONFIG, LOCK = "run.json", Path(".hydra", "config.yaml"), ".lock"
+LARGEST = 1_000_000  # bytes of a file that a folder may have us read
+SHOWN = 5  # differences that a message names
+
+
+@dataclass
+class Record:
+    """Whose folder it is.
+
+    config_id    of the run's configuration, which `.hydra/config.yaml` holds whole
+    mlflow_run   id of its MLflow run
+    uri          of the store as it was typed, which may be relative; the configuration holds it absolute
+    choices      Hydra's options by group
+    settings     overrides of the command or the sweep, in which an arm stands for its own
+    parent       MLflow run of the sweep, none outside of one
+    """
+
+    config_id: str
+    seed: int
+    mlflow_run: str
+    uri: str
+    choices: dict[str, str]
+    settings: list[str]
+    parent: str | None = None
+
+
+@contextmanager
+def held(folder: Path, seconds: float) -> Iterator[None]:
+    """Keeps other processes out of a folder; raises UserError if one is still in it after `seconds`."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        raise UserError(f"another process works in '{folder}'; wait for its end, or end it.") from None
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be written ({error.strerror}); choose another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_record(folder: Path) -> Record | None:
+    """Whose folder it is, none if it holds no run; raises UserError for a record that cannot be read."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return Record(**json.loads(content(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read ({type(error).__name__}: {error}); the run cannot resume.") from error
+
+
+def write_record(folder: Path, record: Record, config: Config) -> None:
+    """Writes whose folder it is, and the configuration, with the store's absolute address."""
+    values = plain(config)
+    values["tracking"]["uri"] = store_uri(config.tracking)
+    (folder / CONFIG).parent.mkdir(exist_ok=True)
+    write(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+    write(folder / RECORD, json.dumps(asdict(record), indent=1))
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def content(path: Path) -> str:
+    """The text of a file of moderate size; raises ValueError for anything else."""
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        raise ValueError(f"it is no file of at most {LARGEST} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+class Plain(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without references, by which a short file says something endless."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds a reference")
+        return super().compose_node(parent, index)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder as `config.plain` wrote it; raises UserError if it cannot be read."""
+    path = folder / CONFIG
+    try:
+        values = yaml.load(content(path), Plain)
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in flatten(values)):
+            raise ValueError("it holds no configuration")
+    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"'{path}' cannot be read ({reason}); the run cannot resume.") from error
+    return values
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values by key, of every key in which two plain configurations differ; none where one has no such key."""
+    a, b = flatten(one), flatten(other)
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def described(different: dict[str, tuple[Any, Any]]) -> str:
+    """`budget.limit is 4, not 6; seed is 1, not 2`."""
+    shown = [f"{key} is {one}, not {other}" for key, (one, other) in list(different.items())[:SHOWN]]
+    return "; ".join(shown + ([f"{len(different) - SHOWN} more keys differ"] if len(different) > SHOWN else []))
+
+
+def result_of(folder: Path, config: Config) -> float | None:
+    """The result of the run in a folder if it has finished with this configuration, and none if it has not.
+
+    A run is finished only where the store has it: without its metrics, nothing is.
+    """
+    record, last = read_record(folder), read(folder)
+    if not record or not last or last["state"] != "done" or record.config_id != config_id(config):
+        return None
+    return float(last["result"]) if has_run(config.tracking, record.mlflow_run) else None
+
+
+def resume_command(folder: Path, config: Config) -> str:
+    """What to type to resume the run in a folder; it repeats the names of the user's functions."""
+    words = [f"resume={folder}"]
+    for key, ours in (("functions", REWARDS), ("process", PROCESS_REWARDS)):
+        theirs = {name: weight for name, weight in getattr(config.reward, key).items() if name not in ours}
+        if theirs:
+            words.append(f"reward.{key}={{{', '.join(f'{name}: {weight}' for name, weight in theirs.items())}}}")
+    return shlex.join(["bakeoff", *words])

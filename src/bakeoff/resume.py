@@ -1,0 +1,92 @@
+"""`resume=DIR`: the configuration that a folder holds, and what the command line may change in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from bakeoff.config import config_id, plain, restored
+from bakeoff.errors import UserError
+from bakeoff.folder import Record, described, differences, read_config, read_record
+from bakeoff.job import run_job
+from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
+from bakeoff.validation import to_config
+
+# what may change without making another run of it; every other key decides what is trained
+MAY_CHANGE = (
+    *("budget", "evaluation", "checkpoint", "tracking"),
+    *("device", "threads", "deterministic", "memory_limit_mb"),
+)
+
+
+def resume(folder: Path, arguments: list[str]) -> float:
+    """Resumes the run in a folder with the configuration that it holds; returns its result.
+
+    `arguments` are overrides of keys that may change. Raises UserError, and leaves the folder as it was, if it holds no
+    run, if an override changes what is trained, or if its configuration names code that the command line does not name.
+    """
+    record = read_record(folder)
+    if record is None:
+        raise UserError(
+            f"resume is '{folder}', which holds no run; it must be the output folder of a run. A sweep resumes by its "
+            "own command with hydra.sweep.dir=FOLDER."
+        )
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    saved = read_config(folder)
+    refuse_code(saved, overrides, folder)
+    uri = os.environ.get("MLFLOW_TRACKING_URI", record.uri)
+    if uri != record.uri and isinstance(saved.get("tracking"), dict):
+        saved["tracking"]["uri"] = uri  # the environment names another store than it did
+    before: Any = OmegaConf.to_object(restored(saved))
+    if (config_id(before), before.seed) != (record.config_id, record.seed):
+        raise UserError(
+            f"'{folder}' holds the configuration of another run or of another version of bakeoff; it cannot resume."
+        )
+    node = restored(saved)
+    for override in overrides:
+        apply(node, override, record)
+    after = to_config(node)
+    changes = differences(plain(before), plain(after))
+    refused = {key: values for key, values in changes.items() if key.split(".")[0] not in MAY_CHANGE}
+    if refused:
+        raise UserError(
+            f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
+            f"{', '.join(MAY_CHANGE)} may change."
+        )
+    return run_job(after, folder, record.choices, record.settings, record.parent, quiet=False, changes=changes)
+
+
+def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) -> None:
+    """Raises UserError if a folder's configuration names a function that the command line does not name.
+
+    A folder may come from anyone, and a reward function is imported by its name.
+    """
+    reward = saved.get("reward")
+    for key, ours in (("functions", REWARDS), ("process", PROCESS_REWARDS)):
+        named = reward.get(key) if isinstance(reward, dict) else None
+        values = [o.value() for o in overrides if o.get_key_element().lstrip("+") == f"reward.{key}"]
+        asked = {str(name) for value in values if isinstance(value, dict) for name in value}
+        for name, weight in named.items() if isinstance(named, dict) else ():
+            if name not in ours and name not in asked:
+                raise UserError(
+                    f"the run in '{folder}' imports {name!r} (reward.{key}); to allow that, add "
+                    f"'reward.{key}={{{name}: {weight}}}'."
+                )
+
+
+def apply(node: DictConfig, override: Override, record: Record) -> None:
+    """Sets the value of an override; raises UserError for one that does not set a value."""
+    key = override.key_or_group
+    if override.is_delete() or override.is_sweep_override():
+        raise UserError(f"{override.input_line} does not set one value, which is all that resume= takes.")
+    value = override.value()
+    if isinstance(value, str) and record.choices.get(key) == value:
+        return  # the option that the run has
+    if OmegaConf.is_dict(OmegaConf.select(node, key, throw_on_missing=False)) and not isinstance(value, dict):
+        raise UserError(f"{override.input_line} chooses an option, but resume= keeps those of the run.")
+    OmegaConf.update(node, key, value)

@@ -1,0 +1,44 @@
+"""A launch survives the death of a process, and a sweep's folder takes more jobs but not another sweep's."""
+
+import json
+import shutil
+
+from joblib import Parallel, delayed
+
+from bakeoff.progress import read
+from bakeoff.sweep import launch_each
+from bakeoff.tracking import start_run
+from tests.commands import empty_store
+from tests.stored import tracking
+
+
+def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(tmp_path):
+    """Job `once` dies in its first attempt, `always` in every one."""
+
+    def job(folder, kind):
+        import os
+        import signal
+        from pathlib import Path
+
+        path = Path(folder)
+        again = (path / "again").exists()
+        (path / "again").touch()
+        (path / "progress.json").write_text(json.dumps({"name": path.name, "state": "running"}))
+        if kind == "always" or (kind == "once" and not again):
+            os.kill(os.getpid(), signal.SIGKILL)
+        (path / "progress.json").write_text(json.dumps({"name": path.name, "state": "done"}))
+
+    shutil.copy(empty_store(), tmp_path / "mlflow.db")
+    tracker = start_run(tracking(tmp_path), "sweep", {})
+    kinds = ["never", "always", "never", "once", "never", "never"]
+    folders = [tmp_path / str(number) for number in range(len(kinds))]
+    for folder in folders:
+        folder.mkdir()
+
+    def launch(jobs):
+        Parallel(n_jobs=2, backend="loky")(delayed(job)(*each) for each in jobs)
+
+    launch_each({folder: [str(folder), kind] for folder, kind in zip(folders, kinds, strict=True)}, launch, tracker)
+    states = [read(folder)["state"] for folder in folders]
+    assert states == ["failed" if kind == "always" else "done" for kind in kinds]
+    assert "its process was killed" in read(folders[1])["reason"]
