@@ -35,7 +35,7 @@ report: $(READY)  ## the headline report again, from the store alone
 	$(BIN)/bakeoff-report methods
 
 ui: $(READY)  ## the MLflow UI on the store of this folder
-	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -63,7 +63,7 @@ bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m bakeoff.bench --device $(DEVICE)
 
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
-	$(BIN)/python -m bakeoff.report.bench
+	$(BIN)/python -m benchmarks.report
 
 gpu: $(READY)  ## what a GPU must show: correctness, memory, speed, resuming; GPU="--device cpu --small" runs it without one
 	$(BIN)/python -m bakeoff.gpu_check $(GPU)

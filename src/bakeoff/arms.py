@@ -85,11 +85,6 @@ def values(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def trials(search: DictConfig, arguments: list[str]) -> list[Job]:
-    """The trials of a search, without the values, which the search chooses while it runs."""
-    return [Job(arguments, arguments) for _ in range(search.n_trials)]
-
-
 def settings_of(overrides: list[str], arms: Arms) -> list[str]:
     """The overrides of a running job without those of its arm; raises UserError where those were not applied."""
     chosen = {override.split("=")[0]: override for override in overrides}

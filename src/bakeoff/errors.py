@@ -19,6 +19,11 @@ class UserError(Exception):
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)  # errors of a command line or a YAML file
 
 
+def redacted(text: str) -> str:
+    """The text without passwords of addresses: `postgresql://me:***@host`."""
+    return re.sub(r"(password=)[^&\s'\"]+", r"\1***", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", r"\1***@", text))
+
+
 def sentence(error: BaseException) -> str:
     """An error of ours, of Hydra or of OmegaConf as one sentence, with the valid choices."""
     if isinstance(error, UserError):
@@ -44,5 +49,5 @@ def sentence(error: BaseException) -> str:
 
 def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:
     """Ends the command with the error's sentence, its notes and exit code 2."""
-    print(f"{command}: {' '.join([sentence(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+    print(redacted(f"{command}: {' '.join([sentence(error), *getattr(error, '__notes__', [])])}"), file=sys.stderr)
     raise SystemExit(2) from error

@@ -18,7 +18,7 @@ import torch
 from bakeoff.arms import job_name
 from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
 from bakeoff.device import HOST, device_name
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, redacted
 from bakeoff.folder import (
     CONFIG,
     RECORD,
@@ -79,7 +79,8 @@ def run_job(
         with reported(progress, command if not parent or changes is not None else ""), termination() as signals:
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
-            tracker = start_run(config.tracking, name, tags, earlier.mlflow_run if earlier else None)
+            resumes = earlier.mlflow_run if earlier else None
+            tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report)
             if earlier and tracker.new:
                 start_in_another_store(folder, config, progress)
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
@@ -121,7 +122,7 @@ def start_in_another_store(folder: Path, config: Config, progress: RunProgress) 
     last, found = read(folder), folder / "checkpoints"
     if last and last["state"] == "done" and found.exists():
         set_aside(found, "earlier")
-    progress.report(f"the store {config.tracking.uri} does not hold this run; a new one holds what is still to come")
+    progress.report(f"the store {redacted(config.tracking.uri)} does not hold this run; a new one there gets all of it")
 
 
 def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:

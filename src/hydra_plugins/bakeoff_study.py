@@ -58,12 +58,12 @@ class StudySweeper(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from bakeoff.arms import grid, trials
+        from bakeoff.arms import Job, grid
         from bakeoff.sweep import run_sweep
 
         sweeper, loader = self.config.hydra.sweeper, self.hydra_context.config_loader
         if sweeper.search:
-            jobs = trials(sweeper.search, arguments)
+            jobs = [Job(arguments, arguments)] * sweeper.search.n_trials  # without the values that the search chooses
             return run_sweep(self.config, loader, jobs, lambda _: self.inner.sweep(arguments))
         jobs = grid(sweeper, arguments, loader)
         launcher = self.launcher

@@ -23,9 +23,9 @@ from bakeoff.report.pages import (
 from bakeoff.report.statistics import Estimate
 from bakeoff.report.store import load_study
 from bakeoff.report.study import provenance, read_study, write_study
-from bakeoff.report.synthetic import synthetic_store
 from bakeoff.report.tables import by_seed
 from bakeoff.tracking import Tracking
+from benchmarks.synthetic import synthetic_store
 
 pytestmark = pytest.mark.xdist_group("pages")  # one worker: the store is shared
 SEEDS = (1, 2, 3)

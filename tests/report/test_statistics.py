@@ -23,7 +23,7 @@ from bakeoff.report.statistics import (
     significance,
 )
 from bakeoff.report.study import Study
-from bakeoff.report.tables import html_cell, markdown, number
+from bakeoff.report.tables import FINAL_ACCURACY, html_cell, markdown, number
 
 
 def test_mean_interval_by_hand():
@@ -258,7 +258,7 @@ def test_a_method_keeps_its_colour_and_arms_have_different_ones():
 def test_an_arm_without_a_finished_run_is_in_the_league_with_its_outcome():
     data = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}}, ["grpo1", "grpo2"])
     assert data.arms == ["ppo"]
-    table = methods.table(data)[["method", methods.SCORE, methods.DISTANCE]]
+    table = methods.table(data)[["method", FINAL_ACCURACY, methods.DISTANCE]]
     assert table.values.tolist()[1] == ["grpo", "–", "out of memory"]
     assert methods.verdict(data)
 

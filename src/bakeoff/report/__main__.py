@@ -22,7 +22,7 @@ from bakeoff.report.render import execute, figures, to_html
 from bakeoff.report.store import default_tracking, load_study
 from bakeoff.report.study import Study, write_study
 from bakeoff.report.tables import as_text, markdown
-from bakeoff.tracking import Tracker, open_store
+from bakeoff.tracking import open_store
 
 CLAIMS = "claims"  # the page that is made from all studies
 KERNELS = 2  # notebooks that run at once
@@ -52,7 +52,9 @@ def main() -> None:
             if arguments.all:
                 report_all(arguments.out, arguments.where, console)
             elif arguments.study == CLAIMS:
-                report_claims(arguments.out, console)
+                held = held_studies(sorted({study for study, _ in all_claims()}), "", console)
+                if not report_claims(held, arguments.out, console):
+                    raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
             else:
                 page = page_of(arguments.study)  # first: a missing file is found before the store is read
                 study = load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)
@@ -69,9 +71,8 @@ def report_all(out: Path, where: str, console: Console) -> None:
     pages = [page_of(study.name) for study in held]
     with ThreadPoolExecutor(KERNELS) as pool:
         list(pool.map(lambda page, study: report(page, study, out, console), pages, held))
-    table = verdicts(held)
-    if not where and table["value"].notna().any():  # a claim is about all runs of a study
-        write_claims(table, out, console)
+    if not where:  # a claim is about all runs of a study
+        report_claims(held, out, console)
 
 
 def held_studies(names: Iterable[str], where: str, console: Console) -> list[Study]:
@@ -96,34 +97,30 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
     table = page.table(study)
     (out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
     html = write_page(name, page.notebook, folder)
-    tracker = Tracker(open_store(default_tracking())[0], study.run)
+    client, _ = open_store(default_tracking())
     try:
         for each in (html, out / f"{name}.md"):
-            tracker.artifact(each, "report")
-        tracker.artifacts(folder, f"report/{name}")
-    except MlflowException:
-        console.print("The report is only here: MLFLOW_TRACKING_URI names a database whose artifacts are on a server.")
+            client.log_artifact(study.run, str(each), "report")
+        client.log_artifacts(study.run, str(folder), f"report/{name}")
+    except (MlflowException, OSError):
+        console.print("The report is only here: the store's artifacts cannot be written from this machine.")
     console.print(terminal_table(table, study.question))
     warnings = [f"[red]not matched:[/] {each}" for each in mismatches(study)]
     parts = [*warnings, page.verdict(study), f"report: {html.resolve()}"]
     console.print(*parts, sep="\n", highlight=False, soft_wrap=True)
 
 
-def report_claims(out: Path, console: Console) -> None:
-    """The page of claims, from the studies that the store holds; raises UserError if they test none."""
-    table = verdicts(held_studies(sorted({study for study, _ in all_claims()}), "", console))
-    if not table["value"].notna().any():
-        raise UserError("the store holds no study that tests a claim; `make claims` makes them all.")
-    write_claims(table, out, console)
-
-
-def write_claims(table: pd.DataFrame, out: Path, console: Console) -> None:
-    """Writes <out>/claims.html, its table as claims.md, and its frame and figure to <out>/claims/."""
+def report_claims(held: list[Study], out: Path, console: Console) -> bool:
+    """Writes <out>/claims.html, claims.md, and frame and figure to <out>/claims/; false if no claim is tested."""
+    table = verdicts(held)
+    if table["value"].isna().all():
+        return False
     folder = empty_folder(out / CLAIMS)
     table.to_csv(folder / "claims.csv", index=False)
     (out / f"{CLAIMS}.md").write_text(markdown(claims_table(table)), encoding="utf-8")
     html = write_page(CLAIMS, ANALYSIS / f"{CLAIMS}.ipynb", folder)
     console.print(claims_verdict(table), f"report: {html.resolve()}", sep="\n", highlight=False, soft_wrap=True)
+    return True
 
 
 def empty_folder(folder: Path) -> Path:

@@ -15,23 +15,18 @@ from bakeoff.report.statistics import (
     probability_of_improvement,
 )
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import by_seed, estimates, first
-
-RISE = 0.75  # of the way from the start to the best final mean: the threshold that runs are timed to
+from bakeoff.report.tables import estimates, final, start_accuracy
 
 
 def threshold(study: Study) -> float:
     """The held-out accuracy that runs are timed to: three quarters of the way from the start to the best final mean."""
-    start = float(first(study, ACCURACY)["value"].mean())
+    start = start_accuracy(study)
     best = max(mean.value for mean in estimates(study, ACCURACY).values())
-    return start + RISE * (best - start)
+    return start + 0.75 * (best - start)
 
 
 def to_threshold(study: Study, against: str, level: float) -> pd.Series:
-    """The x at which each run first reaches a held-out accuracy, by name and seed; NaN if never.
-
-    `against` is update, sequences, tokens or seconds.
-    """
+    """The x (see `curves`) at which each run first reaches a held-out accuracy, by name and seed; NaN if never."""
     runs = each_run(curves(study, ACCURACY, against))
     reached = {run: first_at(x, value, level) for run, (x, value) in runs.items()}
     return pd.Series(reached, dtype=float).rename_axis(["name", "seed"])
@@ -42,13 +37,13 @@ def aggregates(study: Study) -> pd.DataFrame:
 
     Costs are medians over the seeds; a run that never reaches the threshold counts as infinite.
     """
-    level = threshold(study)
+    level, scores = threshold(study), final(study, ACCURACY)
     heights = pd.Series({run: area_under_curve(*curve) for run, curve in each_run(curves(study, ACCURACY)).items()})
     costs = {unit: to_threshold(study, unit, level).fillna(np.inf) for unit in ("sequences", "seconds")}
     rows = [
         {
             "method": name,
-            "IQM [95 %]": interquartile_mean(by_seed(study, ACCURACY, name)).text(),
+            "IQM [95 %]": interquartile_mean(scores[name]).text(),
             "mean height of the curve": heights[name].mean(),
             f"completions to {level:.3f}": costs["sequences"][name].median(),
             f"seconds to {level:.3f}": costs["seconds"][name].median(),
@@ -60,21 +55,19 @@ def aggregates(study: Study) -> pd.DataFrame:
 
 def improvement(study: Study) -> pd.DataFrame:
     """The probability that a run of the row's arm ends above one of the column's, ties counted half."""
-    scores = {name: by_seed(study, ACCURACY, name) for name in study.arms}
+    scores = final(study, ACCURACY)
     chances = {b: [probability_of_improvement(scores[a], scores[b]) for a in study.arms] for b in study.arms}
     return pd.DataFrame({"P(row > column)": study.arms, **chances})
 
 
 def plot_profiles(study: Study) -> Figure:
     """The share of an arm's runs that end above each accuracy: Agarwal et al. 2021 figure 4."""
-    by_final = {name: by_seed(study, ACCURACY, name) for name in study.arms}
-    every = pd.concat(by_final)
+    every, many = final(study, ACCURACY), len(study.arms) > MANY
     grid = np.linspace(every.min() - 0.01, every.max() + 0.01, 400)
-    figure, (axes,) = panels(1, 1, 3.2 if len(by_final) <= MANY else 4.6)
-    palette = colours(study.arms)
-    for number, (name, values) in enumerate(by_final.items()):
-        line = ["-", "--", ":", "-."][number % 4 if len(by_final) > MANY else 0]
-        axes.plot(grid, performance_profile(values, grid), line, color=palette[name], label=name)
+    figure, (axes,) = panels(1, 4.6 if many else 3.2)
+    for number, (name, colour) in enumerate(colours(study.arms).items()):
+        line = ["-", "--", ":", "-."][number % 4 if many else 0]
+        axes.plot(grid, performance_profile(every[name], grid), line, color=colour, label=name)
     axes.set(xlabel="held-out greedy accuracy τ", ylabel="share of runs above τ", ylim=(-0.03, 1.03))
     figure.legend(ncols=3, loc="outside lower left")
     return finished(figure, "Performance profile.", study)

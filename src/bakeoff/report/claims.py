@@ -25,14 +25,13 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
     """
     studies, rows = {study.name: study for study in held}, []
     for name, claim in all_claims():
-        study, effect = studies.get(name), Estimate(math.nan, math.nan, math.nan)
-        verdict, seeds = f"not tested: bakeoff sweeps={name}", 0
-        if study is not None:
-            seeds = int(study.runs["seed"].nunique())
-            verdict = f"not tested: an arm of {name} is missing"
+        effect, seeds, verdict = Estimate(), 0, f"not tested: bakeoff sweeps={name}"
+        if name in studies:
+            seeds = int(studies[name].runs["seed"].nunique())
             try:
-                effect = Estimate(*claim.of(study))
-                verdict = verdict if math.isnan(effect.value) else claim.verdict(effect)
+                effect = Estimate(*claim.of(studies[name]))
+                missing_arm = f"not tested: an arm of {name} is missing"
+                verdict = missing_arm if math.isnan(effect.value) else claim.verdict(effect)
             except KeyError as missing:  # an arm, a metric or a parameter, by its name
                 verdict = f"not tested: {missing} is missing in {name}"
         about = {"step": claim.step, "claim": claim.text, "study": name, "effect": claim.effect}
@@ -40,11 +39,6 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
             about | effect._asdict() | {"bar": claim.bar, "seeds": seeds, "rule": claim.rule, "verdict": verdict}
         )
     return pd.DataFrame(rows)
-
-
-def estimate(row: pd.Series) -> Estimate:
-    """The effect of a claim's row."""
-    return Estimate(row["value"], row["low"], row["high"])
 
 
 def claims_verdict(table: pd.DataFrame) -> str:
@@ -60,11 +54,12 @@ def claims_verdict(table: pd.DataFrame) -> str:
 
 def claims_table(table: pd.DataFrame) -> pd.DataFrame:
     """The claims as a page shows them."""
+    rows = table[["effect", "value", "low", "high"]].itertuples(index=False)
     return pd.DataFrame(
         {
             "step": table["step"],
             "claim": table["claim"],
-            "effect [95 %]": [f"{row['effect']}: {estimate(row).text()}" for _, row in table.iterrows()],
+            "effect [95 %]": [f"{effect}: {Estimate(*interval).text()}" for effect, *interval in rows],
             "verdict (supported if)": table["verdict"] + " (" + table["rule"] + ")",
         }
     )
@@ -76,7 +71,7 @@ def plot_claims(table: pd.DataFrame) -> Figure:
     rows = table.dropna(subset="value").reset_index(drop=True)
     figure, panels = plt.subplots(len(rows), 1, figsize=(WIDTH, 0.95 * len(rows) + 0.3), squeeze=False)
     for axes, (_, row) in zip(panels[:, 0], rows.iterrows(), strict=True):
-        effect, colour = estimate(row), VERDICTS[row["verdict"]]
+        effect, colour = Estimate(*row[["value", "low", "high"]]), VERDICTS[row["verdict"]]
         axes.axvline(row["bar"], color="0.4", lw=1, ls="--")
         axes.plot(effect[1:], [0, 0], color=colour, lw=4, alpha=0.5, solid_capstyle="round")
         axes.plot(effect.value, 0, "o", color=colour, ms=7, mec="white")

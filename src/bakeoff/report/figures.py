@@ -14,14 +14,22 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bakeoff.report.statistics import mean_interval
+from bakeoff.measure import TRAINING
+from bakeoff.report.statistics import Estimate, mean_interval
 from bakeoff.report.study import ACCURACY, Study, provenance
-from bakeoff.report.tables import by_phase, by_seed, estimates
+from bakeoff.report.tables import by_seed, estimates
 
 # The methods that most studies compare keep a colour: Okabe and Ito's palette, distinct with any colour vision.
 FIXED = {"ppo": "#0072B2", "ppo_kl": "#E69F00", "grpo": "#009E73", "ppo_penalty": "#CC79A7", "trpo": "#000000"}
 # The other arms take these in the study's order (Tol's muted palette); figures of many arms name every line.
 OTHERS = ["#D55E00", "#56B4E9", "#882255", "#999933", "#332288", "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC"]
+ROLE_SHADES = {
+    "actor": "#0072B2",
+    "critic": "#E69F00",
+    "reference": "#999999",
+    "reward_model": "#CC79A7",
+    "data": "#DDDDDD",
+}
 MANY = 6  # arms, above which each has a panel of its own
 WIDTH = 6.0  # inches: text of 10 points is readable on a page and on a phone
 AXES = {"update": "updates", "sequences": "completions", "tokens": "completion tokens", "seconds": "training seconds"}
@@ -45,11 +53,16 @@ def style() -> None:
     )
 
 
-def panels(rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of the page's width and its axes, flat; `height` is of a row, in inches."""
+def panels(count: int, height: float, columns: int = 2, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of the page's width with `count` axes, at most `columns` side by side; `height` is a row's in inches."""
     style()
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows + 0.4), squeeze=False, **shared)
-    return figure, axes.ravel()
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height * rows + 0.4), squeeze=False, **shared)
+    axes = list(grid.ravel())
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, axes[:count]
 
 
 def finished(figure: Figure, caption: str = "", study: Study | None = None) -> Figure:
@@ -118,9 +131,8 @@ def plot_curves(
     """
     palette, caption = colours(study.arms), f"{title}: mean and range over seeds."
     if len(study.arms) <= MANY:
-        columns = min(2, len(against))
-        figure, all_axes = panels(-(-len(against) // columns), columns, 2.7, sharey=True)
-        for axes, name in zip(all_axes, against, strict=False):
+        figure, all_axes = panels(len(against), 2.7, sharey=True)
+        for axes, name in zip(all_axes, against, strict=True):
             data = curves(study, metric, name, smooth)
             for arm in study.arms:
                 band(axes, data[data["name"] == arm], palette[arm], arm)
@@ -129,19 +141,16 @@ def plot_curves(
     else:
         data = curves(study, metric, against[0], smooth)
         # Panels are alike, so their margins (0.6 inches) are given: to measure them takes longer than to draw them.
-        shared: dict[str, Any] = {"sharex": True, "sharey": True, "layout": "none"}
-        figure, all_axes = panels(-(-len(study.arms) // 3), 3, 1.6, **shared)
+        figure, all_axes = panels(len(study.arms), 1.6, columns=3, sharex=True, sharey=True, layout="none")
         margin = 0.6 / figure.get_figheight()
         figure.subplots_adjust(0.12, margin, 0.98, 1 - 1.3 * margin, wspace=0.12, hspace=0.4)
         means = (own.groupby("x")["value"].mean() for _, own in data.groupby("name", observed=True))
         lines = [np.column_stack([mean.index, mean]) for mean in means]
-        for axes, arm in zip(all_axes, study.arms, strict=False):
+        for axes, arm in zip(all_axes, study.arms, strict=True):
             axes.add_collection(LineCollection(lines, colors="0.85", linewidths=0.8))
             band(axes, data[data["name"] == arm], palette[arm], arm)
             axes.set(title=arm, xlim=(0, None))
-        for axes in all_axes[len(study.arms) :]:
-            axes.set_visible(False)
-        for axes in all_axes[max(0, len(study.arms) - 3) : len(study.arms)]:
+        for axes in all_axes[-3:]:
             axes.tick_params(labelbottom=True)  # the lowest of its column
         figure.supxlabel(AXES[against[0]], fontsize=10)
         caption = f"{title}: mean and range over seeds, the other arms' means in grey."
@@ -164,9 +173,9 @@ def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (
 
     Dots are seeds, the bar is the mean's 95 % interval.
     """
-    arms, palette, columns = list(order) or study.arms, colours(study.arms), min(2, len(metrics))
-    figure, all_axes = panels(-(-len(metrics) // columns), columns, 0.42 * len(arms) + 0.7, sharey=True)
-    for axes, (metric, label) in zip(all_axes, metrics.items(), strict=False):
+    arms, palette = list(order) or study.arms, colours(study.arms)
+    figure, all_axes = panels(len(metrics), 0.42 * len(arms) + 0.7, sharey=True)
+    for axes, (metric, label) in zip(all_axes, metrics.items(), strict=True):
         for row, name in enumerate(arms):
             values = by_seed(study, metric, name)
             mean = mean_interval(values)
@@ -181,14 +190,19 @@ def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (
     return finished(figure, "Dots: seeds; bars: means with 95 % intervals.", study)
 
 
-def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> Figure:
-    """A bar for each arm (column), stacked from the rows in their shades, with the sum at its end."""
-    figure, (axes,) = panels(1, 1, 0.36 * table.shape[1] + 1.4)
+def stack(axes: Axes, table: pd.DataFrame, shades: Mapping[Any, Any], **bars: Any) -> None:
+    """A bar for each column, stacked from the rows in their shades."""
     left = np.zeros(table.shape[1])
     for part, row in table.iterrows():
-        axes.barh(table.columns, row, left=left, color=shades[part], label=str(part).replace("_", " "), ec="white")
+        axes.barh(table.columns, row, left=left, color=shades[part], label=str(part).replace("_", " "), **bars)
         left += row.to_numpy()
-    for arm, total in zip(table.columns, left, strict=True):
+
+
+def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> Figure:
+    """A bar for each arm (column), stacked from the rows in their shades, with the sum at its end."""
+    figure, (axes,) = panels(1, 0.36 * table.shape[1] + 1.4)
+    stack(axes, table, shades, ec="white")
+    for arm, total in table.sum().items():
         axes.annotate(f" {total:.3g}", (total, arm), va="center", fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.1)
@@ -197,19 +211,26 @@ def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> 
     return finished(figure)
 
 
+def mean_by_arm(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """Mean over updates and seeds of metrics: a row for each label whose metric was logged, a column for each arm."""
+    wide = study.of(*metrics).pivot_table(index="metric", columns="name", values="value", aggfunc="mean", observed=True)
+    wide = wide.rename(index=metrics)
+    return wide.loc[[label for label in metrics.values() if label in wide.index], study.arms]
+
+
 def plot_time(study: Study) -> Figure:
     """Mean seconds of an update by phase, stacked, since they add up."""
-    table = by_phase(study, "time").fillna(0)
+    table = mean_by_arm(study, {f"time/{phase}": phase for phase in (*TRAINING, "measure")}).fillna(0)
     shades = dict(zip(table.index, plt.colormaps["viridis"](np.linspace(0.1, 0.9, len(table))), strict=True))
     return stacked_bars(table, shades, "seconds per update")
 
 
 def plot_memory(study: Study) -> Figure:
     """The largest peak of each arm, and its phase."""
-    table, palette = by_phase(study, "memory"), colours(study.arms)
-    figure, (axes,) = panels(1, 1, 0.36 * len(study.arms) + 0.8)
-    bars = axes.barh(study.arms, table.max(), color=[palette[name] for name in study.arms])
-    labels = [f"{table[name].max():.3g}  ({str(table[name].idxmax()).replace('_', ' ')})" for name in study.arms]
+    table = mean_by_arm(study, {f"memory/{phase}_mb": phase.replace("_", " ") for phase in (*TRAINING, "measure")})
+    figure, (axes,) = panels(1, 0.36 * len(study.arms) + 0.8)
+    bars = axes.barh(study.arms, table.max(), color=list(colours(study.arms).values()))
+    labels = [f"{table[name].max():.3g}  ({table[name].idxmax()})" for name in study.arms]
     axes.bar_label(bars, labels=labels, fontsize=9, padding=3)
     axes.margins(x=0.35)
     axes.invert_yaxis()
@@ -219,19 +240,13 @@ def plot_memory(study: Study) -> Figure:
 
 def plot_weights(study: Study) -> Figure:
     """The weights that each model adds, stacked, since they add up."""
-    shades = {"actor": "#0072B2", "critic": "#E69F00", "reference": "#999999", "reward_model": "#CC79A7"}
-    metrics = {f"memory/weights_{role}_mb": role for role in shades}
-    rows = study.of(*metrics)
-    table = rows.pivot_table(index="metric", columns="name", values="value", aggfunc="mean").rename(index=metrics)
-    table = table.reindex(list(shades))[study.arms].fillna(0)
-    return stacked_bars(table[table.max(axis=1) > 0], shades, "weights (MB)")
+    table = mean_by_arm(study, {f"memory/weights_{role}_mb": role for role in ROLE_SHADES}).fillna(0)
+    return stacked_bars(table[table.max(axis=1) > 0], ROLE_SHADES, "weights (MB)")
 
 
-def plot_over_strength(
-    axes: Axes, points: Iterable[tuple[float, tuple[float, float, float]]], colour: str, label: str
-) -> None:
+def plot_over_strength(axes: Axes, points: Iterable[tuple[float, Estimate]], colour: str, label: str) -> None:
     """Means with 95 % intervals over a numeric setting: a line with a bar at each point."""
-    xs, estimates = zip(*sorted(points), strict=True)
-    axes.plot(xs, [each[0] for each in estimates], "o-", color=colour, ms=6, mec="white", label=label)
-    for x, (_, low, high) in zip(xs, estimates, strict=True):
-        axes.plot([x, x], [low, high], color=colour, alpha=0.4)
+    xs, means = zip(*sorted(points), strict=True)
+    axes.plot(xs, [mean.value for mean in means], "o-", color=colour, ms=6, mec="white", label=label)
+    for x, mean in zip(xs, means, strict=True):
+        axes.plot([x, x], mean[1:], color=colour, alpha=0.4)

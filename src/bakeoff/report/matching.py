@@ -9,20 +9,14 @@ import pandas as pd
 from bakeoff.report.naming import varied
 from bakeoff.report.study import Study, outcome
 
-MUST_MATCH = (
-    *("task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "budget", "evaluation"),
-)
+MUST_MATCH = ["task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "budget", "evaluation"]
+FEW_ARMS = 3  # up to which a table has a column for each arm
 
 
 def question_of(study: Study) -> list[str]:
     """The keys and groups in which the arms differ on purpose: what the sweep varies and what the study declares."""
     declared = study.param("study.varies").unique()
     return varied(study.runs) + [key for each in declared for key in re.findall(r"[\w./]+", each)]
-
-
-def covers(keys: list[str], key: str) -> bool:
-    """Whether one of the keys is this key or a group that contains it: `model` contains `model.name`."""
-    return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
 def mismatches(study: Study) -> list[str]:
@@ -48,8 +42,9 @@ def mismatches(study: Study) -> list[str]:
 
 def unequal_settings(study: Study) -> list[str]:
     """A sentence for each parameter that must match within a seed and differs between arms."""
-    group, asked = study.params["key"].str.split(".").str[0], question_of(study)
-    shared = study.params[group.isin(MUST_MATCH) & ~study.params["key"].map(lambda key: covers(asked, key))]
+    keys, asked = study.params["key"], tuple(f"{key}." for key in question_of(study))
+    in_question = (keys + ".").str.startswith(asked)  # the key itself, or a group with it: `model` has `model.name`
+    shared = study.params[keys.str.split(".").str[0].isin(MUST_MATCH) & ~in_question]
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
     names, seeds = (study.runs.set_index("run")[column] for column in ("name", "seed"))
     in_seed, in_arm = (wide.groupby(by.to_numpy()).nunique().max() > 1 for by in (seeds, names))
@@ -69,18 +64,11 @@ def by_value(values: pd.Series) -> str:
 def unequal_tuning(study: Study) -> list[str]:
     """Sentences that name arms that were not tuned, and arms that were tuned with different numbers of trials."""
     found = [f"{name} was not tuned" for name, rows in study.runs.groupby("name") if (rows["tuned"] == "untuned").any()]
-    names = study.runs.set_index("run")["name"]
     trials = study.param("tuned.trials")
-    trials = trials[trials.str.fullmatch(r"[1-9]\d*")].groupby(names, sort=False).first()
+    trials = trials[trials.str.fullmatch(r"[1-9]\d*")].groupby("name", sort=False).first()
     if trials.nunique() > 1:
         found.append(f"the arms had unequal tuning: {by_value(trials + ' trials')}")
     return found
-
-
-def warning(study: Study) -> str:
-    """How the arms are not matched, in Markdown; empty if they are."""
-    problems = mismatches(study)
-    return f"**Not matched:** {'; '.join(problems)}." if problems else ""
 
 
 def matched(study: Study) -> str:
@@ -104,9 +92,6 @@ def config_diff(study: Study) -> pd.DataFrame:
     wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first").reindex(columns=study.arms)
     differs = wide.fillna("–").nunique(axis=1) > 1
     return wide[differs].fillna("–").sort_index()
-
-
-FEW_ARMS = 3  # up to which a table has a column for each arm
 
 
 def configuration(study: Study) -> pd.DataFrame:

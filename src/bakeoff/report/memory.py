@@ -7,19 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from bakeoff.attribution import KINDS, ROLES
 from bakeoff.measure import TRAINING
-from bakeoff.report.figures import colours, finished, panels, stacked_bars
+from bakeoff.report.figures import ROLE_SHADES, finished, panels, stack, stacked_bars
 from bakeoff.report.naming import settings
 from bakeoff.report.study import Study
+from bakeoff.report.tables import by_run
 
-ROLE_SHADES = {
-    "actor": "#0072B2",
-    "critic": "#E69F00",
-    "reference": "#999999",
-    "reward_model": "#CC79A7",
-    "data": "#DDDDDD",
-}
 KIND_SHADES = {
     "parameters": "#0072B2",
     "gradients": "#56B4E9",
@@ -30,6 +23,7 @@ KIND_SHADES = {
     "other": "#DDDDDD",
     "remainder": "#BBBBBB",
 }
+SHADES = {"role": ROLE_SHADES, "kind": KIND_SHADES}
 BYTES = EngFormatter(unit="B", places=1)
 
 
@@ -42,7 +36,7 @@ def ledger(study: Study) -> pd.DataFrame:
     """Every cell of every ledger: name, seed, phase, role, kind, mb; of several traced updates the largest."""
     cells = [str(name) for name in study.metrics["metric"].cat.categories if str(name).count("/") == 2]
     names = pd.Series([name for name in cells if name.startswith("memory/")], dtype=str)
-    pattern = rf"memory/(\w+)/(?:({'|'.join(ROLES)})_)?({'|'.join([*KINDS, 'remainder'])})_mb"
+    pattern = rf"memory/(\w+)/(?:({'|'.join(ROLE_SHADES)})_)?({'|'.join(KIND_SHADES)})_mb"
     parts = names.str.extract(pattern).set_axis(["phase", "role", "kind"], axis=1).fillna({"role": "data"})
     rows = study.of(*names).astype({"name": str, "metric": str}).merge(parts.assign(metric=names), on="metric")
     keys = ["name", "seed", "phase", "role", "kind"]
@@ -72,15 +66,6 @@ def peaks_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame({"arm": frame["name"], "largest peak": frame["mb"].map(size), "in the phase": phases})
 
 
-def at_peak(study: Study, by: str) -> pd.DataFrame:
-    """What each arm's largest peak consists of, by `role` or `kind`: a row for each part, a column for each arm, MB."""
-    cells = ledger(study).merge(largest_peaks(study)[["name", "phase"]], on=["name", "phase"])
-    sums = cells.groupby(["name", "seed", by])["mb"].sum().groupby(["name", by]).mean()
-    table = sums.unstack("name").fillna(0)
-    order = [part for part in (ROLES if by == "role" else [*KINDS, "remainder"]) if part in table.index]
-    return table.loc[order, [arm for arm in study.arms if arm in table.columns]]
-
-
 def predictions(study: Study) -> pd.DataFrame:
     """Predicted and measured peak of each phase that runs a model: name, phase, measured and predicted (MB), error."""
     rows = study.of(*(f"memory/predicted_{phase}_mb" for phase in TRAINING)).astype({"name": str, "metric": str})
@@ -108,9 +93,8 @@ def predictions_table(study: Study) -> pd.DataFrame:
 
 def peaks_over(study: Study, key: str) -> pd.DataFrame:
     """The largest peak over a numeric parameter: arm (named by the sweep, or the algorithm), model, x, mb."""
-    runs = study.runs[["run", "name", "model"]]
     arms = [each.get("arm", name) for each, name in zip(settings(study.runs), study.runs["algorithm"], strict=True)]
-    runs = runs.assign(arm=arms, x=runs["run"].map(study.param(key)).astype(float))
+    runs = by_run(study, arm=arms, model=list(study.runs["model"]), x=study.param(key).astype(float))
     return largest_peaks(study).merge(runs.drop_duplicates("name"), on="name")[["arm", "model", "x", "mb"]]
 
 
@@ -123,54 +107,30 @@ def log_bytes(axes: Axes) -> None:
 
 
 def plot_at_peak(study: Study, by: str) -> Figure:
-    """Stacked bars of each arm's largest peak, by `role` or `kind`; its phase is below the arm's name."""
-    table, phase = at_peak(study, by), largest_peaks(study).set_index("name")["phase"]
+    """Stacked bars of what each arm's largest peak consists of, by `role` or `kind`; its phase is below its name."""
+    peak = largest_peaks(study)[["name", "phase"]]
+    cells = ledger(study).merge(peak, on=["name", "phase"])
+    sums = cells.groupby(["name", "seed", by])["mb"].sum().groupby(["name", by]).mean()
+    table = sums.unstack("name").fillna(0)
+    peak = peak[peak["name"].isin(table.columns)]
+    table = table.loc[[part for part in SHADES[by] if part in table.index], peak["name"]]
     unit, table = ("GB", table / 1000) if table.sum().max() >= 1000 else ("MB", table)
-    table.columns = [f"{arm}\n{phase[arm].replace('_', ' ')}" for arm in table.columns]
-    shades = ROLE_SHADES if by == "role" else KIND_SHADES
-    return stacked_bars(table, shades, f"{unit} at the peak of the phase below each name, by {by}")
+    table.columns = peak["name"] + "\n" + peak["phase"].str.replace("_", " ")
+    return stacked_bars(table, SHADES[by], f"{unit} at the peak of the phase below each name, by {by}")
 
 
 def plot_phases(study: Study) -> Figure:
     """A panel for each arm: what is held at the peak of each phase of an update, stacked by kind."""
-    cells = (
-        ledger(study).groupby(["name", "phase", "kind", "seed"])["mb"].sum().groupby(["name", "phase", "kind"]).mean()
-    )
-    kinds = [kind for kind in KIND_SHADES if kind in cells.index.get_level_values("kind")]
-    order = [phase for phase in TRAINING if phase in cells.index.get_level_values("phase")]
-    columns = min(2, len(study.arms))
-    figure, all_axes = panels(-(-len(study.arms) // columns), columns, 0.3 * len(order) + 0.5, sharex=True, sharey=True)
-    for axes, arm in zip(all_axes, study.arms, strict=False):
-        own = 1e6 * cells[arm].unstack("kind").reindex(index=order, columns=kinds).fillna(0)
-        left = pd.Series(0.0, own.index)
-        for kind in kinds:
-            label = kind.replace("_", " ")
-            axes.barh([p.replace("_", " ") for p in order], own[kind], left=left, color=KIND_SHADES[kind], label=label)
-            left += own[kind]
+    sums = ledger(study).groupby(["name", "phase", "kind", "seed"])["mb"].sum()
+    cells = 1e6 * sums.groupby(["kind", "name", "phase"]).mean().unstack("kind").T  # bytes, a row for each kind
+    kinds = [kind for kind in KIND_SHADES if kind in cells.index]
+    order = [phase for phase in TRAINING if phase in cells.columns.get_level_values("phase")]
+    figure, all_axes = panels(len(study.arms), 0.3 * len(order) + 0.5, sharex=True, sharey=True)
+    for axes, arm in zip(all_axes, study.arms, strict=True):
+        own = pd.DataFrame(cells[arm]).reindex(index=kinds, columns=order).fillna(0)
+        stack(axes, own.rename(columns=lambda phase: phase.replace("_", " ")), KIND_SHADES)
         axes.set_title(arm)
         axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    for axes in all_axes[len(study.arms) :]:
-        axes.set_visible(False)
     all_axes[0].invert_yaxis()
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=4, loc="outside lower center")
-    return finished(figure)
-
-
-def plot_over(study: Study, key: str, label: str) -> Figure:
-    """Largest peaks over a numeric parameter such as `batch.group_size`, a line for each arm and model."""
-    table = peaks_over(study, key)
-    figure, (axes,) = panels(1, 1, 3.8)
-    palette = colours(list(dict.fromkeys(table["arm"])))
-    styles = dict(zip(dict.fromkeys(table["model"]), ["-", "--", ":", "-."], strict=False))
-    for (arm, model), rows in table.groupby(["arm", "model"], sort=False):
-        line, colour = rows.sort_values("x"), palette[str(arm)]
-        axes.plot(
-            line["x"], line["mb"] * 1e6, styles[str(model)], color=colour, marker="o", ms=4, label=f"{arm}, {model}"
-        )
-    axes.set_xscale("log", base=2)
-    log_bytes(axes)
-    ticks = sorted(set(table["x"]))
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.set(xlabel=label, ylabel="largest peak")
-    figure.legend(ncols=2, loc="outside lower left")
     return finished(figure)

@@ -8,11 +8,11 @@ user's folder; the pages of the shipped studies are in this package.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +21,7 @@ import pandas as pd
 from bakeoff.errors import UserError
 from bakeoff.paths import PAGES, page_file, study_file, study_folders, study_names
 from bakeoff.report.claim import Claim
-from bakeoff.report.matching import warning
+from bakeoff.report.matching import mismatches
 from bakeoff.report.study import Study
 
 
@@ -41,10 +41,10 @@ def page_of(study: str) -> Page:
     for function in ("table", "verdict"):
         if not callable(getattr(code, function, None)):
             raise UserError(f"{code.__file__} has no function {function}(study); the report of '{study}' needs one.")
-    name = getattr(code, "NOTEBOOK", study)
-    notebook = study_file("analysis", f"{name}.ipynb")
+    name = f"{getattr(code, 'NOTEBOOK', study)}.ipynb"
+    notebook = study_file("analysis", name)
     if notebook is None:
-        raise UserError(f"the study '{study}' has no notebook: {where('analysis', f'{name}.ipynb')} is missing.")
+        raise UserError(f"the study '{study}' has no notebook: {study_folders()[0] / 'analysis' / name} is missing.")
     return Page(code, notebook, code.table, code.verdict)
 
 
@@ -52,35 +52,31 @@ def page_code(study: str) -> ModuleType:
     """The module pages/STUDY.py, the user's or ours; raises UserError where neither exists."""
     path = page_file(study)
     if path is None:
-        raise UserError(f"the study '{study}' has no page: {where('pages', f'{study}.py')} is missing.")
+        expected = study_folders()[0] / "pages" / f"{study}.py"
+        raise UserError(f"the study '{study}' has no page: {expected} is missing.")
     if path.parent == PAGES:
         return importlib.import_module(f"bakeoff.report.pages.{study}")
-    spec = importlib.util.spec_from_file_location(f"page_{study}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader(f"page_{study}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = str(path)
+    loader.exec_module(module)
     return module
 
 
-def where(kind: str, name: str) -> Path:
-    """Path at which a study's file is expected in the user's folder."""
-    return study_folders()[0] / kind / name
-
-
 def all_claims() -> list[tuple[str, Claim]]:
-    """Every claim of every page, and the study that tests it, in the order of their steps."""
+    """Every claim of every page, and the study that tests it, in the order of their steps; without a number last."""
+
+    def step(claim: Claim) -> float:
+        found = re.match(r"\d+", claim.step)
+        return float(found[0]) if found else math.inf
+
     pages = [study for study in study_names() if page_file(study)]
     claims = [(study, claim) for study in pages for claim in getattr(page_code(study), "CLAIMS", [])]
-    return sorted(claims, key=lambda each: step_number(each[1].step))
-
-
-def step_number(step: str) -> float:
-    """3 for `3 baseline`; infinity for a step without a number, which comes last."""
-    found = re.match(r"\d+", step)
-    return float(found[0]) if found else math.inf
+    return sorted(claims, key=lambda each: step(each[1]))
 
 
 def heading(page: Page, study: Study) -> str:
     """The top of a page in Markdown: the question, the answer, and a warning if the arms are not matched."""
-    return f"# {study.name}\n\n*{study.question}*\n\n{page.verdict(study)}\n\n{warning(study)}".strip()
+    problems = "; ".join(mismatches(study))
+    warning = f"\n\n**Not matched:** {problems}." if problems else ""
+    return f"# {study.name}\n\n*{study.question}*\n\n{page.verdict(study)}{warning}"

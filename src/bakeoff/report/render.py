@@ -46,23 +46,16 @@ def figures(book: Any) -> Iterator[tuple[str, bytes]]:
     """File name and content of every figure of an executed notebook, SVG and PNG, named after the heading above it."""
     heading, number = "figure", 0
     for cell in book.cells:
-        for text in [cell.source] if cell.cell_type == "markdown" else displayed_markdown(cell):
-            titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-            heading = titles[-1] if titles else heading
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
+        outputs = [output.get("data", {}) for output in cell.get("outputs", [])]
+        texts = [cell.source] if cell.cell_type == "markdown" else [data.get("text/markdown", "") for data in outputs]
+        heading = [heading, *re.findall(r"^#+ (.+)$", "\n".join(texts), re.MULTILINE)][-1]
+        for data in outputs:
             number += "image/svg+xml" in data
             name = f"{number:02d}_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}"
             if "image/svg+xml" in data:
                 yield f"{name}.svg", data["image/svg+xml"].encode()
             if "image/png" in data:
                 yield f"{name}.png", base64.b64decode(data["image/png"])
-
-
-def displayed_markdown(cell: Any) -> list[str]:
-    """The Markdown that a code cell displayed."""
-    texts = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
-    return [text if isinstance(text, str) else "".join(text) for text in texts]
 
 
 def to_html(book: Any, title: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,11 @@ TIE = "no significant difference"
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % confidence interval, which is NaN where one run has none."""
+    """A value and its 95 % confidence interval, which is NaN where one run has none; of nothing all is NaN."""
 
-    value: float
-    low: float
-    high: float
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     @property
     def decimals(self) -> int:
@@ -46,9 +47,9 @@ def mean_interval(values: pd.Series) -> Estimate:
     """Mean over seeds with Student's t interval; no interval for fewer than two values, NaN for none."""
     x = values.to_numpy(dtype=float)
     if len(x) < 2:
-        return Estimate(float(x[0]) if len(x) else math.nan, math.nan, math.nan)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * stats.sem(x))
-    return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+        return Estimate(*map(float, x))
+    mean, half = float(x.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * stats.sem(x))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def paired_difference(a: pd.Series, b: pd.Series) -> Estimate:
@@ -75,17 +76,11 @@ def interquartile_mean(scores: pd.Series) -> Estimate:
 
     A quarter of the runs, rounded down, is left out at either end. The interval of a handful of runs is too narrow.
     """
-
-    def statistic(x: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.asarray(stats.trim_mean(x, 0.25, axis=axis))
-
-    value = float(statistic(scores.to_numpy()))
-    if len(scores) < 2:
-        return Estimate(value, math.nan, math.nan)
-    drawn = stats.bootstrap(
-        (scores.to_numpy(),), statistic, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0
-    )
-    return Estimate(value, *map(float, drawn.confidence_interval))
+    x, statistic = scores.to_numpy(), partial(stats.trim_mean, proportiontocut=0.25)
+    if len(x) < 2:
+        return Estimate(float(statistic(x)))
+    drawn = stats.bootstrap((x,), statistic, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0)
+    return Estimate(float(statistic(x)), *map(float, drawn.confidence_interval))
 
 
 def probability_of_improvement(a: pd.Series, b: pd.Series) -> float:
@@ -111,8 +106,5 @@ def first_at(x: np.ndarray, y: np.ndarray, threshold: float) -> float:
     reached = np.flatnonzero(y >= threshold)
     if not len(reached):
         return math.nan
-    at = int(reached[0])
-    if at == 0:
-        return float(x[0])
-    share = (threshold - y[at - 1]) / (y[at] - y[at - 1])
-    return float(x[at - 1] + share * (x[at] - x[at - 1]))
+    around = slice(max(0, reached[0] - 1), reached[0] + 1)
+    return float(np.interp(threshold, y[around], x[around]))

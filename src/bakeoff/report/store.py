@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
@@ -21,28 +21,37 @@ from mlflow.exceptions import MlflowException
 from bakeoff.errors import UserError
 from bakeoff.report.naming import arm_names
 from bakeoff.report.study import Study
-from bakeoff.tracking import METRICS, NOT_IN_CONFIG_ID, Tracker, Tracking, metric_history, open_store
+from bakeoff.tracking import METRICS, NOT_IN_CONFIG_ID, Tracking, metric_history, open_store
 
-TRACKING_URI = "sqlite:///mlflow.db"
 DOWNLOADS = 8  # at once: from a server, most of the time is waiting
+MOST = 50_000  # runs of a search: MLflow's own limit
 COMPLETIONS = ["update", "prompt", "completion", "answer", "reward", "ended"]
 
 
 def default_tracking() -> Tracking:
     """The store that MLFLOW_TRACKING_URI names, or mlflow.db in the working directory."""
-    return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI))
+    return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
 
 
 def load_study(name: str, tracking: Tracking | None = None, where: str = "", sweeps: int = 1) -> Study:
-    """Reads a study's newest sweeps as one; raises UserError where no run of it has finished.
+    """Reads a study's newest sweeps as one; raises UserError where there is none, or no run of it has finished.
 
     `where` selects runs: a pandas expression over the columns of `Study.runs` (name, algorithm, seed and other tags).
     If several runs have the same arm and seed, as in a resumed sweep, the last is used.
     """
     tracking = tracking or default_tracking()
     client, experiment = open_store(tracking)
-    parents = find_sweeps(tracking, client, experiment, name, sweeps)
-    jobs = [run for parent in reversed(parents) for run in child_runs(client, experiment, parent)]
+    is_sweep, newest_first = f"tags.study = '{name}' and tags.kind = 'sweep'", "attributes.start_time DESC"
+    parents = client.search_runs([experiment], is_sweep, order_by=[newest_first], max_results=sweeps)
+    if not parents:
+        raise UserError(
+            f"the store '{tracking.uri}' holds no run of the study '{name}'; "
+            f"`bakeoff sweeps={name}` makes one, and MLFLOW_TRACKING_URI selects another store."
+        )
+    jobs: list[Run] = []
+    for parent in reversed(parents):
+        is_job = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+        jobs += client.search_runs([experiment], is_job, order_by=["attributes.start_time ASC"], max_results=MOST)
     if not any(run.info.status == "FINISHED" for run in jobs):
         raise UserError(
             f"no run of the study '{name}' has finished; rerun its command with hydra.sweep.dir=… to resume."
@@ -66,46 +75,10 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     )
 
 
-def find_sweeps(tracking: Tracking, client: MlflowClient, experiment: str, study: str, count: int) -> list[Run]:
-    """The newest parent runs of a study, newest first; raises UserError that names the command to make one."""
-    found = client.search_runs(
-        [experiment],
-        f"tags.study = '{study}' and tags.kind = 'sweep'",
-        order_by=["attributes.start_time DESC"],
-        max_results=count,
-    )
-    if not found:
-        raise UserError(
-            f"the store '{tracking.uri}' holds no run of the study '{study}'; "
-            f"`bakeoff sweeps={study}` makes one, and MLFLOW_TRACKING_URI selects another store."
-        )
-    return list(found)
-
-
-def child_runs(client: MlflowClient, experiment: str, parent: Run) -> list[Run]:
-    """The jobs of a sweep, in the order in which they were started."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment],
-            f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return runs
-
-
-def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
+def runs_frame(runs: list[Run]) -> pd.DataFrame:
     """One row per run: run, status, and its tags (`config_id`, `algorithm`, `seed`, …); a missing tag is empty."""
-    rows = [
-        {"run": r.info.run_id, "status": r.info.status, **{k: v for k, v in r.data.tags.items() if "mlflow." not in k}}
-        for r in runs
-    ]
-    return pd.DataFrame(rows).fillna("").astype({"seed": int})
+    frame = pd.DataFrame([{"run": r.info.run_id, "status": r.info.status, **r.data.tags} for r in runs])
+    return frame.loc[:, ~frame.columns.str.contains("mlflow.", regex=False)].fillna("").astype({"seed": int})
 
 
 def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -123,7 +96,7 @@ def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
     return kept
 
 
-def params_frame(runs: Iterable[Run]) -> pd.DataFrame:
+def params_frame(runs: list[Run]) -> pd.DataFrame:
     """Columns run, key, value, in_config_id: every parameter of every run, and whether it defines the arm.
 
     A resumed run may change a parameter, which MLflow cannot; a tag holds its last value.
@@ -142,8 +115,8 @@ def metrics_frame(client: MlflowClient, runs: list[Run], named: pd.DataFrame) ->
 
     Run, metric and name are categories, since millions of rows share a few values.
     """
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS) as pool:
-        tables = list(pool.map(lambda run: run_metrics(client, run, Path(folder) / run.info.run_id), runs))
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        tables = list(pool.map(lambda run: run_metrics(client, run), runs))
     of_run = np.repeat(np.arange(len(runs)), [len(table) for table in tables])
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
     arms = pd.Categorical(named["name"], categories=named["name"].unique())
@@ -154,26 +127,22 @@ def metrics_frame(client: MlflowClient, runs: list[Run], named: pd.DataFrame) ->
     )
 
 
-def run_metrics(client: MlflowClient, run: Run, folder: Path) -> pa.Table:
+def run_metrics(client: MlflowClient, run: Run) -> pa.Table:
     """Metric, step and value of a run: from its artifact if it has ended and left one, else from the store.
 
-    A running run may hold the artifact of an earlier session that it resumes, so that one is never read.
+    A running run may hold the artifact of an earlier session that it resumes, so that one is never read. An artifact on
+    this machine is read where it is, another is downloaded.
     """
-    if run.info.status != "RUNNING":
-        try:
-            return pq.read_table(metrics_file(client, run, folder), use_threads=False)
-        except (MlflowException, OSError):  # killed without a warning, of an older version, or out of our reach
-            pass
-    return metric_history(client, run)
-
-
-def metrics_file(client: MlflowClient, run: Run, folder: Path) -> Path:
-    """The run's artifact of metrics: where it is if that is on this machine, else downloaded to the folder."""
+    if run.info.status == "RUNNING":
+        return metric_history(client, run)
     location = urlparse(run.info.artifact_uri)
-    if location.scheme in ("", "file"):
-        return Path(url2pathname(location.path)) / METRICS
-    folder.mkdir()
-    return Path(client.download_artifacts(run.info.run_id, METRICS, str(folder)))
+    try:
+        if location.scheme in ("", "file"):
+            return pq.read_table(Path(url2pathname(location.path)) / METRICS, use_threads=False)
+        with tempfile.TemporaryDirectory() as folder:
+            return pq.read_table(client.download_artifacts(run.info.run_id, METRICS, folder), use_threads=False)
+    except (MlflowException, OSError, pa.ArrowException):  # damaged, left out by a kill, or out of our reach
+        return metric_history(client, run)
 
 
 def completions_frame(client: MlflowClient, runs: pd.DataFrame) -> pd.DataFrame:
@@ -181,10 +150,10 @@ def completions_frame(client: MlflowClient, runs: pd.DataFrame) -> pd.DataFrame:
     frames = [pd.DataFrame(columns=["name", "seed", *COMPLETIONS])]
     for _, run in runs.sort_values("seed", kind="stable").drop_duplicates("name").sort_index().iterrows():
         try:
-            table = Tracker(client, run["run"]).read_table("completions.json")
-        except MlflowException:  # the artifacts are behind a server, and the store was opened as a database
-            table = None
-        if table is not None:
-            rows = pd.DataFrame(table["data"], columns=table["columns"])
-            frames.append(rows[rows["update"] == rows["update"].max()].assign(name=run["name"], seed=run["seed"]))
+            with tempfile.TemporaryDirectory() as folder:
+                table = json.loads(Path(client.download_artifacts(run["run"], "completions.json", folder)).read_text())
+            rows = pd.DataFrame(table["data"], columns=table["columns"])[COMPLETIONS]
+        except (MlflowException, OSError, ValueError, KeyError, TypeError):  # none, out of our reach, or damaged
+            continue
+        frames.append(rows[rows["update"] == rows["update"].max()].assign(name=run["name"], seed=run["seed"]))
     return pd.concat(frames, ignore_index=True)

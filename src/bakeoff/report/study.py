@@ -57,8 +57,9 @@ class Study:
         return self.metrics.take(np.concatenate(places) if places else [])
 
     def param(self, key: str) -> pd.Series:
-        """The values of a parameter as text, by run."""
-        return self.params[self.params["key"] == key].set_index("run")["value"]
+        """The values of a parameter as text, by name and seed; runs without it are left out."""
+        rows = self.params[self.params["key"] == key].merge(self.runs[["run", "name", "seed"]], on="run")
+        return rows.set_index(["name", "seed"])["value"]
 
     @cached_property
     def last(self) -> pd.DataFrame:

@@ -10,32 +10,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 from pandas.io.formats.style import Styler
 
-from bakeoff.measure import TRAINING
 from bakeoff.report.statistics import Estimate, mean_interval
-from bakeoff.report.study import Study
+from bakeoff.report.study import ACCURACY, Study
+
+INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
+FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
 
 
-def final(study: Study, metric: str) -> pd.DataFrame:
-    """The last value of a metric in each run: columns name, seed, value."""
-    return study.last.loc[study.last["metric"] == metric, ["name", "seed", "value"]]
+def grouped(study: Study, *metrics: str) -> SeriesGroupBy[Any, Any]:
+    """The values of metrics at all steps, grouped by name and seed, to be aggregated as by `.mean()`."""
+    return study.of(*metrics).astype({"name": str}).groupby(["name", "seed"], sort=False)["value"]
 
 
-def first(study: Study, metric: str) -> pd.DataFrame:
-    """The first value of a metric in each run: columns name, seed, value."""
-    return study.of(metric).drop_duplicates("run")[["name", "seed", "value"]]
+def final(study: Study, metric: str) -> pd.Series:
+    """The last value of a metric in each run, by name and seed."""
+    rows = study.last[study.last["metric"] == metric]
+    return rows.astype({"name": str}).set_index(["name", "seed"])["value"]
 
 
 def by_seed(study: Study, metric: str, name: str) -> pd.Series:
-    """The final values of one arm, indexed by seed."""
-    rows = final(study, metric)
-    return rows[rows["name"] == name].set_index("seed")["value"]
+    """The final values of one arm, by seed; empty where it has none."""
+    values = final(study, metric)
+    return values[values.index.get_level_values("name") == name].droplevel("name")
 
 
-def final_by_run(study: Study, metric: str) -> pd.Series:
-    """The final value of each run, indexed by name and seed."""
-    return final(study, metric).astype({"name": str}).set_index(["name", "seed"])["value"]
+def start_accuracy(study: Study) -> float:
+    """Mean held-out accuracy of the runs before their first update."""
+    return float(study.of(ACCURACY).drop_duplicates("run")["value"].mean())
+
+
+def by_run(study: Study, **columns: Any) -> pd.DataFrame:
+    """A row for each run, in the sweep's order: name, seed and the columns, lists or series by name and seed."""
+    return study.runs.set_index(["name", "seed"])[[]].assign(**columns).reset_index()
 
 
 def estimates(study: Study, metric: str) -> dict[str, Estimate]:
@@ -49,13 +58,19 @@ def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame({"method": study.arms, **columns})
 
 
-def by_phase(study: Study, prefix: str) -> pd.DataFrame:
-    """Mean over updates and seeds of `time/*` or `memory/*`: a row for each phase, a column for each arm."""
-    unit = "_mb" if prefix == "memory" else ""
-    names = {f"{prefix}/{phase}{unit}": phase for phase in (*TRAINING, "measure")}
-    wide = study.of(*names).pivot_table(index="metric", columns="name", values="value", aggfunc="mean", observed=True)
-    wide = wide.rename(index=names)
-    return wide.loc[[phase for phase in names.values() if phase in wide.index], study.arms]
+def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str, str]) -> pd.DataFrame:
+    """A row for each group of runs: what they have in common, and means over them, in columns named by the labels.
+
+    A label that ends in INTERVAL has the mean's 95 % interval too. NaN in one run is NaN in the mean.
+    """
+    rows = []
+    for common, own in runs.groupby(list(groups), sort=False):
+        means = {
+            label: mean_interval(own[column]).text() if label.endswith(INTERVAL) else own[column].mean(skipna=False)
+            for column, label in columns.items()
+        }
+        rows.append(dict(zip(groups.values(), common, strict=True)) | means)
+    return pd.DataFrame(rows)
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,9 +20,7 @@ METRICS = {
 }
 
 
-def table(study: Study) -> pd.DataFrame:
-    """A row for each arm: mean and 95 % interval over seeds of each metric."""
-    return estimates_table(study, METRICS)
+table, plot = partial(estimates_table, metrics=METRICS), partial(plot_dots, metrics=METRICS)
 
 
 def verdict(study: Study) -> str:
@@ -38,11 +38,6 @@ def verdict(study: Study) -> str:
     )
 
 
-def plot(study: Study) -> Figure:
-    """Every metric of every estimator."""
-    return plot_dots(study, METRICS)
-
-
 def by_position(study: Study, metric: str) -> pd.DataFrame:
     """A metric by position in the completion: name, seed, position, value; without NaN."""
     rows = study.of(f"{metric}_by_position").dropna(subset="value")
@@ -51,13 +46,12 @@ def by_position(study: Study, metric: str) -> pd.DataFrame:
 
 def plot_by_position(study: Study) -> Figure:
     """Correlation and rank accuracy at each token of the completion, means over seeds."""
-    figure, all_axes = panels(1, 2, 3.4)
-    palette = colours(study.arms)
+    figure, all_axes = panels(2, 3.4)
     for axes, metric in zip(all_axes, ("advantage/correlation", "advantage/rank_accuracy"), strict=True):
         data = by_position(study, metric)
-        for name in study.arms:
+        for name, colour in colours(study.arms).items():
             line = data[data["name"] == name].groupby("position")["value"].mean()
-            axes.plot(line.index + 1, line, "o-", ms=4, color=palette[name], label=name)
+            axes.plot(line.index + 1, line, "o-", ms=4, color=colour, label=name)
         axes.set(xlabel="token of the completion", ylabel=METRICS[metric])
     all_axes[1].axhline(0.5, color="0.7", lw=1, zorder=0)
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")

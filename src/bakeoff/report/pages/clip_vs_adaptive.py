@@ -12,7 +12,7 @@ from bakeoff.report.claim import Claim, difference
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
 from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, significance
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import final_by_run
+from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary
 
 # algorithm → the name of its bound, and the key of the bound's strength
 WAYS = {
@@ -26,27 +26,22 @@ KL = "kl/behaviour_k3_per_token"
 
 def runs_by_bound(study: Study) -> pd.DataFrame:
     """A row for each run: name, seed, way, strength, accuracy, and kl, the median KL of an update in nats per token."""
-    rows = study.runs[["run", "name", "seed", "algorithm"]].set_index(["name", "seed"])
-    rows["way"] = [WAYS[algorithm][0] for algorithm in rows["algorithm"]]
-    strength = {algorithm: study.param(key) for algorithm, (_, key) in WAYS.items()}
-    rows["strength"] = [float(strength[row["algorithm"]][row["run"]]) for _, row in rows.iterrows()]
-    rows["accuracy"] = final_by_run(study, ACCURACY)
-    rows["kl"] = study.of(KL).astype({"name": str}).groupby(["name", "seed"])["value"].median()
-    return rows.drop(columns=["run", "algorithm"]).reset_index()
+    runs = study.runs[["name", "seed", "algorithm"]].itertuples(index=False)
+    return by_run(
+        study,
+        way=[WAYS[algorithm][0] for algorithm in study.runs["algorithm"]],
+        strength=[float(study.param(WAYS[algorithm][1])[name, seed]) for name, seed, algorithm in runs],
+        accuracy=final(study, ACCURACY),
+        kl=grouped(study, KL).median(),
+    )
 
 
 def table(study: Study) -> pd.DataFrame:
     """A row for each arm: way, strength, final accuracy and the median KL of an update."""
-    rows = [
-        {
-            "way": way,
-            "strength (ε, target or β)": f"{strength:g}",
-            "held-out greedy accuracy [95 %]": mean_interval(own["accuracy"]).text(),
-            "median KL of an update (nats/token)": own["kl"].mean(),
-        }
-        for (way, strength), own in runs_by_bound(study).groupby(["way", "strength"], sort=False)
-    ]
-    return pd.DataFrame(rows)
+    runs = runs_by_bound(study)
+    runs["strength"] = runs["strength"].map("{:g}".format)
+    columns = {"accuracy": FINAL_ACCURACY, "kl": "median KL of an update (nats/token)"}
+    return summary(runs, {"way": "way", "strength": "strength (ε, target or β)"}, columns)
 
 
 def verdict(study: Study) -> str:
@@ -62,14 +57,12 @@ def verdict(study: Study) -> str:
 
 def at_best(study: Study) -> dict[str, pd.Series]:
     """The accuracies by seed of each way, at the strength with its highest mean."""
-    arms = {
-        (str(way), strength): own.set_index("seed")["accuracy"]
-        for (way, strength), own in runs_by_bound(study).groupby(["way", "strength"], sort=False)
-    }
-    ways = dict.fromkeys(way for way, _ in arms)
-    return {
-        way: max((own for (each, _), own in arms.items() if each == way), key=lambda own: own.mean()) for way in ways
-    }
+    best: dict[str, pd.Series] = {}
+    for (way, _), own in runs_by_bound(study).groupby(["way", "strength"], sort=False):
+        accuracies = own.set_index("seed")["accuracy"]
+        if way not in best or accuracies.mean() > best[str(way)].mean():
+            best[str(way)] = accuracies
+    return best
 
 
 def spreads(study: Study) -> pd.DataFrame:
@@ -86,24 +79,23 @@ def target_ratios(study: Study) -> pd.DataFrame:
 
 def target_table(study: Study) -> pd.DataFrame:
     """A row for each target: mean and 95 % interval over seeds of the median KL over the target."""
-    rows = [(f"{t:g}", mean_interval(own["ratio"]).text()) for t, own in target_ratios(study).groupby("strength")]
-    return pd.DataFrame(rows, columns=["target (nats/token)", "median KL ÷ target [95 %]"])
+    runs = target_ratios(study).sort_values("strength", kind="stable")
+    runs["strength"] = runs["strength"].map("{:g}".format)
+    return summary(runs, {"strength": "target (nats/token)"}, {"ratio": "median KL ÷ target [95 %]"})
 
 
 def plot(study: Study) -> Figure:
     """Accuracy, and the median KL of an update, over the strengths of each way from smallest to largest."""
     runs = runs_by_bound(study)
-    figure, all_axes = panels(1, 2, 3.6)
+    figure, all_axes = panels(2, 3.6)
     for axes, measure in zip(all_axes, ("accuracy", "kl"), strict=True):
         for number, (way, own) in enumerate(runs.groupby("way", sort=False)):
-            groups = [(strength, mean_interval(rows[measure])) for strength, rows in own.groupby("strength")]
-            points = [(place + 0.12 * (number - 1), mean) for place, (_, mean) in enumerate(groups)]
-            plot_over_strength(axes, points, SHADES[str(way)], str(way))
-            for (x, mean), (strength, _) in zip(points, groups, strict=True):
+            means, colour = own.groupby("strength")[measure].apply(mean_interval), SHADES[str(way)]
+            points = [(place + 0.12 * (number - 1), mean) for place, mean in enumerate(means)]
+            plot_over_strength(axes, points, colour, str(way))
+            for (x, mean), strength in zip(points, means.index, strict=True):
                 at = (x, mean.value)
-                axes.annotate(
-                    f"{strength:g}", at, (4, 5), textcoords="offset points", fontsize=8, color=SHADES[str(way)]
-                )
+                axes.annotate(f"{strength:g}", at, (4, 5), textcoords="offset points", fontsize=8, color=colour)
         axes.set_xticks(range(3), ["smallest", "middle", "largest"])
     all_axes[0].set_ylabel("held-out greedy accuracy")
     all_axes[1].set_ylabel("median KL of an update (nats per token)")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bakeoff.report.claim import difference
 from bakeoff.report.figures import colours, finished, panels
-from bakeoff.report.memory import largest_peaks, size
-from bakeoff.report.statistics import paired_difference, significance
+from bakeoff.report.memory import largest_peaks, peaks_table, size
+from bakeoff.report.statistics import significance
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import by_seed, estimates
+from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates
 
 WITHOUT, WITH = "critic_none", "critic_separate"
 
@@ -21,31 +23,21 @@ def pareto(study: Study) -> pd.DataFrame:
     """
     frame, scores = largest_peaks(study), estimates(study, ACCURACY)
     frame["accuracy"] = [scores[name].value for name in frame["name"]]
+    less, more = frame["mb"].to_numpy(), frame["accuracy"].to_numpy()
     dominated = [
-        bool(
-            (
-                (frame["mb"] <= row["mb"])
-                & (frame["accuracy"] >= row["accuracy"])
-                & ((frame["mb"] < row["mb"]) | (frame["accuracy"] > row["accuracy"]))
-            ).any()
-        )
-        for _, row in frame.iterrows()
+        any((less <= mb) & (more >= accuracy) & ((less < mb) | (more > accuracy)))
+        for mb, accuracy in zip(less, more, strict=True)
     ]
-    return frame.assign(front=[not each for each in dominated])
+    return frame.assign(front=np.logical_not(dominated))
 
 
 def table(study: Study) -> pd.DataFrame:
     """A row for each arm: its largest peak with its phase, its accuracy, and whether it is on the Pareto front."""
     frame, scores = pareto(study), estimates(study, ACCURACY)
-    return pd.DataFrame(
-        {
-            "arm": frame["name"],
-            "largest peak": frame["mb"].map(size),
-            "in the phase": frame["phase"].str.replace("_", " "),
-            "held-out greedy accuracy [95 %]": [scores[name].text() for name in frame["name"]],
-            "Pareto front": frame["front"].map({True: "yes", False: ""}),
-        }
-    )
+    shown = peaks_table(study)
+    shown[FINAL_ACCURACY] = [scores[name].text() for name in frame["name"]]
+    shown["Pareto front"] = frame["front"].map({True: "yes", False: ""})
+    return shown
 
 
 def verdict(study: Study) -> str:
@@ -58,7 +50,7 @@ def dropping(study: Study, without: str, having: str, setting: str = "") -> str:
     peak = largest_peaks(study).set_index("name")["mb"]
     if not {without, having} <= set(peak.index):
         return unanswered(without, having)
-    change = paired_difference(by_seed(study, ACCURACY, without), by_seed(study, ACCURACY, having))
+    change = difference(without, having)(study)
     return (
         f"Dropping PPO's separate critic (GRPO instead){setting} saves {1 - peak[without] / peak[having]:.0%} of the "
         f"largest peak of {size(peak[having])} and changes held-out greedy accuracy by {change.text('+')} over "
@@ -74,7 +66,7 @@ def unanswered(without: str, having: str) -> str:
 def plot(study: Study) -> Figure:
     """Final held-out accuracy over the largest peak: means with 95 % intervals over seeds; the front is dashed."""
     frame, scores, palette = pareto(study).sort_values("mb"), estimates(study, ACCURACY), colours(study.arms)
-    figure, (axes,) = panels(1, 1, 4.0)
+    figure, (axes,) = panels(1, 4.0)
     front = frame[frame["front"]]
     axes.plot(front["mb"], front["accuracy"], color="0.6", lw=1, ls="--", zorder=0)
     for _, row in frame.iterrows():

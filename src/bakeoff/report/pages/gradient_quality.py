@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim, ratio
 from bakeoff.report.figures import plot_dots
@@ -19,6 +20,7 @@ METRICS = {
     SIGNAL: "signal to noise per 1000 tokens",
     "gradient/snr_per_second": "signal to noise per second",
 }
+plot = partial(plot_dots, metrics=METRICS)
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -49,11 +51,6 @@ def verdict(study: Study) -> str:
         f"as a fraction of the best: {', '.join(lower) or 'none'}. Significantly biased (a cosine between expected and "
         f"policy gradient below one): {', '.join(biased) or 'none'}."
     )
-
-
-def plot(study: Study) -> Figure:
-    """Every metric of every method."""
-    return plot_dots(study, METRICS)
 
 
 CLAIMS = [

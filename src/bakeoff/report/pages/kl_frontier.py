@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
 from bakeoff.report.statistics import mean_interval, significance
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import final_by_run
+from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, summary
 
 PLACE, BETA = "choice/algorithm/kl_to_reference", "algorithm.kl_to_reference.beta"
 KL = "kl/reference_k3_per_sequence"
@@ -17,24 +17,16 @@ KL = "kl/reference_k3_per_sequence"
 
 def frontier(study: Study) -> pd.DataFrame:
     """A row for each run: name, seed, place, beta, and at its end kl (nats per sequence) and accuracy."""
-    rows = study.runs[["run", "name", "seed"]].set_index(["name", "seed"])
-    rows["place"], rows["beta"] = rows["run"].map(study.param(PLACE)), rows["run"].map(study.param(BETA)).astype(float)
-    rows["kl"], rows["accuracy"] = final_by_run(study, KL), final_by_run(study, ACCURACY)
-    return rows.drop(columns="run").reset_index()
+    place, beta = study.param(PLACE), study.param(BETA).astype(float)
+    return by_run(study, place=place, beta=beta, kl=final(study, KL), accuracy=final(study, ACCURACY))
 
 
 def table(study: Study) -> pd.DataFrame:
     """A row for each place and β: final KL and final accuracy, means over seeds."""
-    rows = [
-        {
-            "place": str(place).replace("_", " "),
-            "β": f"{beta:g}",
-            "KL to the start (nats/sequence) [95 %]": mean_interval(own["kl"]).text(),
-            "held-out greedy accuracy [95 %]": mean_interval(own["accuracy"]).text(),
-        }
-        for (place, beta), own in frontier(study).groupby(["place", "beta"], sort=False)
-    ]
-    return pd.DataFrame(rows)
+    runs = frontier(study)
+    runs = runs.assign(place=runs["place"].str.replace("_", " "), beta=runs["beta"].map("{:g}".format))
+    columns = {"kl": "KL to the start (nats/sequence) [95 %]", "accuracy": FINAL_ACCURACY}
+    return summary(runs, {"place": "place", "beta": "β"}, columns)
 
 
 def at_equal_kl(study: Study) -> pd.DataFrame:
@@ -45,16 +37,12 @@ def at_equal_kl(study: Study) -> pd.DataFrame:
     a, b = "in_reward", "in_loss"
     rows = []
     for seed, own in frontier(study).groupby("seed"):
-        lines = {place: line.sort_values("kl") for place, line in own.groupby("place")}
-        if not {a, b} <= set(lines):
-            continue
-        logs = {place: np.log(lines[place]["kl"].to_numpy()) for place in (a, b)}
-        low, high = max(x[0] for x in logs.values()), min(x[-1] for x in logs.values())
-        if low > high:
-            continue
-        at = (low + high) / 2
-        heights = [float(np.interp(at, logs[place], lines[place]["accuracy"])) for place in (a, b)]
-        rows.append({"seed": seed, "kl": float(np.exp(at)), a: heights[0], b: heights[1]})
+        own = own.assign(log=np.log(own["kl"])).sort_values("log")
+        lines = [own[own["place"] == place] for place in (a, b)]
+        low, high = np.max([line["log"].min() for line in lines]), np.min([line["log"].max() for line in lines])
+        if low <= high:  # neither where a place has no run, whose bounds are NaN
+            at = (low + high) / 2
+            rows.append((seed, np.exp(at), *(np.interp(at, line["log"], line["accuracy"]) for line in lines)))
     frame = pd.DataFrame(rows, columns=["seed", "kl", a, b])
     return frame.assign(difference=frame[a] - frame[b])
 
@@ -84,7 +72,7 @@ def plot(study: Study) -> Figure:
     """Final accuracy over final KL, a line for each place, β beside each mean; bars are 95 % intervals both ways."""
     runs = frontier(study)
     palette = colours(list(dict.fromkeys(runs["place"])))
-    figure, (axes,) = panels(1, 1, 4.0)
+    figure, (axes,) = panels(1, 4.0)
     for place, own in runs.groupby("place", sort=False):
         colour, points = palette[str(place)], []
         for beta, each in own.groupby("beta"):

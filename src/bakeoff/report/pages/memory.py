@@ -44,7 +44,7 @@ def verdict(study: Study) -> str:
 def plot(study: Study) -> Figure:
     """Largest peaks over the model's weights, a line for each arm; both axes are logarithmic."""
     frame, weights = sizes(study), actor_weights(study)
-    figure, (axes,) = panels(1, 1, 4.4)
+    figure, (axes,) = panels(1, 4.4)
     palette = colours(list(frame.index))
     for arm, row in frame.iterrows():
         axes.plot(weights, row * 1e6, color=palette[str(arm)], marker="o", ms=4, label=arm)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.memory import peaks_over, peaks_table, plot_over
+from bakeoff.report.figures import colours, finished, panels
+from bakeoff.report.memory import log_bytes, peaks_over, peaks_table
 from bakeoff.report.pages.critic import WITH, WITHOUT, unanswered
 from bakeoff.report.study import Study
 
@@ -39,5 +40,20 @@ def verdict(study: Study) -> str:
 
 
 def plot(study: Study) -> Figure:
-    """Largest peaks over the number of completions per prompt."""
-    return plot_over(study, GROUP, "completions per prompt")
+    """Largest peaks over the number of completions per prompt, a line for each arm and model."""
+    table = peaks_over(study, GROUP)
+    figure, (axes,) = panels(1, 3.8)
+    palette = colours(list(dict.fromkeys(table["arm"])))
+    styles = dict(zip(dict.fromkeys(table["model"]), ["-", "--", ":", "-."], strict=False))
+    for (arm, model), rows in table.groupby(["arm", "model"], sort=False):
+        line, colour = rows.sort_values("x"), palette[str(arm)]
+        axes.plot(
+            line["x"], line["mb"] * 1e6, styles[str(model)], color=colour, marker="o", ms=4, label=f"{arm}, {model}"
+        )
+    axes.set_xscale("log", base=2)
+    log_bytes(axes)
+    ticks = sorted(set(table["x"]))
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set(xlabel="completions per prompt", ylabel="largest peak")
+    figure.legend(ncols=2, loc="outside lower left")
+    return finished(figure)

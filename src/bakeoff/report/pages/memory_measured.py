@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from functools import partial
 
 from bakeoff.report.memory import plot_at_peak, predictions, predictions_table
 from bakeoff.report.study import Study
 
-table = predictions_table
+table, plot = predictions_table, partial(plot_at_peak, by="role")
 
 
 def verdict(study: Study) -> str:
@@ -21,8 +21,3 @@ def verdict(study: Study) -> str:
         f"Of {len(frame)} predicted peaks, {within:.0%} are within 5 % of the measurement. The largest error is "
         f"{worst['error']:+.1%}, of {worst['name']} in the phase {worst['phase'].replace('_', ' ')}."
     )
-
-
-def plot(study: Study) -> Figure:
-    """What each arm's largest peak consists of, by model."""
-    return plot_at_peak(study, "role")

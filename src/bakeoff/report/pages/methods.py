@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sized
 
 import pandas as pd
 
@@ -11,10 +10,10 @@ from bakeoff.report.claim import Claim, difference
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.statistics import TIE, Estimate, mean_interval, paired_difference, paired_ratio, significance
 from bakeoff.report.study import ACCURACY, Study, outcome
-from bakeoff.report.tables import by_seed, estimates, first
+from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, start_accuracy
 
 FEW = 4  # arms, up to which a verdict compares every pair
-SCORE, DISTANCE, CHANGE = "held-out greedy accuracy [95 %]", "difference from the best [95 %]", "a − b [95 %]"
+DISTANCE, CHANGE = "difference from the best [95 %]", "a − b [95 %]"
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -24,7 +23,7 @@ def table(study: Study) -> pd.DataFrame:
     rows = [
         {
             "method": name,
-            SCORE: scores[name].text(),
+            FINAL_ACCURACY: scores[name].text(),
             DISTANCE: "best mean" if name == best else distance.text("+"),
             "seconds": by_seed(study, "progress/seconds", name).mean(),
             "peak MB": peak[peak["name"] == name]["value"].max(),
@@ -34,7 +33,7 @@ def table(study: Study) -> pd.DataFrame:
     ]
     lost = study.unfinished.drop_duplicates("name", keep="last")
     lost = lost[~lost["name"].isin(study.arms)]
-    rows += [{"method": run["name"], SCORE: "–", DISTANCE: outcome(run)} for _, run in lost.iterrows()]
+    rows += [{"method": run["name"], FINAL_ACCURACY: "–", DISTANCE: outcome(run)} for _, run in lost.iterrows()]
     return pd.DataFrame(rows)
 
 
@@ -49,38 +48,35 @@ def differences(study: Study) -> pd.DataFrame:
     """A row for each pair of arms: the paired difference of final accuracy, and which arm is significantly higher."""
     rows = []
     for a, b in itertools.combinations(study.arms, 2):
-        change = paired_difference(by_seed(study, ACCURACY, a), by_seed(study, ACCURACY, b))
-        rows.append({"a": a, "b": b, CHANGE: change.text("+"), "significance": significance(change, a, b)})
-    return pd.DataFrame(rows)
+        change = difference(a, b)(study)
+        rows.append((a, b, change.text("+"), significance(change, a, b)))
+    return pd.DataFrame(rows, columns=["a", "b", CHANGE, "significance"])
 
 
 def verdict(study: Study) -> str:
     """Which methods differ significantly in final held-out accuracy, by how much, and at what cost in time."""
     seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
-    cheap, dear = min(seconds, key=lambda n: seconds[n]), max(seconds, key=lambda n: seconds[n])
-    start = float(first(study, ACCURACY)["value"].mean())
+    cheap, dear = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
     answer = all_pairs(study) if len(study.arms) <= FEW else all_against_best(study)
     return (
-        f"{answer} All start at {start:.3f}. Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s "
-        f"with {dear}.\n\nThese data are of one task, one model and {study.seeds} seed{'s' * (study.seeds > 1)}. They "
-        "say nothing about other models, longer training or other hyperparameters; "
-        "the order of the means is no ranking."
+        f"{answer} All start at {start_accuracy(study):.3f}. Training takes {seconds[cheap]:.3g} s with {cheap}, "
+        f"{seconds[dear]:.3g} s with {dear}.\n\nThese data are of one task, one model and {study.seeds} "
+        f"seed{'s' * (study.seeds > 1)}. They say nothing about other models, longer training or other "
+        "hyperparameters; the order of the means is no ranking."
     )
 
 
 def all_pairs(study: Study) -> str:
     """Each pair of arms whose final accuracies differ significantly."""
     pairs = differences(study)
-    decided = pairs[pairs["significance"] != TIE] if len(pairs) else pairs
-    if decided.empty:
-        return (
-            f"No difference in final held-out greedy accuracy is significant ({interval(study)}). {uncorrected(pairs)}"
-        )
-    named = "; ".join(f"{row['a']} − {row['b']} = {row[CHANGE]}" for _, row in decided.iterrows())
-    rest = len(pairs) - len(decided)
-    other = f" The other {rest} of {len(pairs)} pairs show {TIE}." if rest else ""
-    text = f"Significant differences in final held-out greedy accuracy ({interval(study)}): {named}.{other}"
-    return f"{text} {uncorrected(pairs)}"
+    decided = pairs[pairs["significance"] != TIE]
+    text = f"No difference in final held-out greedy accuracy is significant ({interval(study)})."
+    if len(decided):
+        named = "; ".join(f"{row['a']} − {row['b']} = {row[CHANGE]}" for _, row in decided.iterrows())
+        text = f"Significant differences in final held-out greedy accuracy ({interval(study)}): {named}."
+        if rest := len(pairs) - len(decided):
+            text += f" The other {rest} of {len(pairs)} pairs show {TIE}."
+    return f"{text} {uncorrected(len(pairs))}"
 
 
 def all_against_best(study: Study) -> str:
@@ -91,7 +87,7 @@ def all_against_best(study: Study) -> str:
     return (
         f"{best} has the highest mean of final held-out greedy accuracy, {estimates(study, ACCURACY)[best].text()}. "
         f"Significantly lower ({interval(study)}): {', '.join(lower) or 'none'}. {TIE.capitalize()} from it: "
-        f"{', '.join(equal) or 'none'}. {uncorrected(others)}"
+        f"{', '.join(equal) or 'none'}. {uncorrected(len(others))}"
     )
 
 
@@ -100,12 +96,12 @@ def interval(study: Study) -> str:
     return f"paired 95 % interval over {study.seeds} seeds"
 
 
-def uncorrected(comparisons: Sized) -> str:
+def uncorrected(comparisons: int) -> str:
     """For how many comparisons the intervals are not widened."""
-    if len(comparisons) < 2:
+    if comparisons < 2:
         return ""
     return (
-        f"These {len(comparisons)} intervals are not corrected for multiplicity: were all methods equal, about one in "
+        f"These {comparisons} intervals are not corrected for multiplicity: were all methods equal, about one in "
         "twenty would still exclude zero."
     )
 

@@ -10,6 +10,7 @@ from bakeoff.report.claim import Claim
 from bakeoff.report.figures import curves, finished, panels
 from bakeoff.report.statistics import Estimate, mean_interval
 from bakeoff.report.study import Study
+from bakeoff.report.tables import grouped, summary
 
 LEARNED, TRUE, KL = "reward/term_learned", "reward/true", "kl/reference_k3_per_sequence"
 WINDOW = 10  # updates of a running mean
@@ -44,22 +45,15 @@ def overoptimisation(study: Study, window: int = WINDOW) -> pd.DataFrame:
 
 def table(study: Study) -> pd.DataFrame:
     """A row for each method: the true reward from start to end, what it lost from its best, and the KL that it took."""
-    runs = overoptimisation(study)
-    rows = []
-    for name in study.arms:
-        own = runs[runs["method"] == name]
-        rows.append(
-            {
-                "method": name,
-                "true reward at start": own["true at start"].mean(),
-                "at its best": own["true at best"].mean(),
-                "at the end [95 %]": mean_interval(own["true at end"]).text(),
-                "lost [95 %]": mean_interval(own["lost"]).text(),
-                "KL at the end (nats/sequence)": own["KL at end"].mean(),
-                "learned reward at the end": own["learned at end"].mean(),
-            }
-        )
-    return pd.DataFrame(rows)
+    columns = {
+        "true at start": "true reward at start",
+        "true at best": "at its best",
+        "true at end": "at the end [95 %]",
+        "lost": "lost [95 %]",
+        "KL at end": "KL at the end (nats/sequence)",
+        "learned at end": "learned reward at the end",
+    }
+    return summary(overoptimisation(study), {"method": "method"}, columns)
 
 
 def verdict(study: Study, window: int = WINDOW) -> str:
@@ -97,7 +91,7 @@ def plot(study: Study) -> Figure:
     Each seed is a line, a running mean. The learned reward is in standard deviations of the start's scores (left axis);
     the true reward is in [0, 1] (right axis).
     """
-    figure, all_axes = panels(1, len(study.arms), 3.0, sharey=True)
+    figure, all_axes = panels(len(study.arms), 3.0, columns=len(study.arms), sharey=True)
     distance = curves(study, KL, smooth=WINDOW).rename(columns={"value": "kl"})
     for axes, arm in zip(all_axes, study.arms, strict=True):
         twin = axes.twinx()
@@ -118,18 +112,11 @@ def plot(study: Study) -> Figure:
 
 def four_models(study: Study) -> Estimate:
     """The weights of all four models over the actor's."""
-    names = [f"memory/weights_{role}_mb" for role in ("actor", "critic", "reference", "reward_model")]
-    rows = study.of(*names).query("name == 'ppo'")
-    wide = rows.pivot_table(index="seed", columns="metric", values="value", aggfunc="max", observed=True)
-    return mean_interval(wide.sum(axis=1) / wide["memory/weights_actor_mb"])
+    models = ("actor", "critic", "reference", "reward_model")
+    actor, *others = (grouped(study, f"memory/weights_{role}_mb").max()["ppo"] for role in models)
+    return mean_interval(1 + sum(others) / actor)
 
 
 CLAIMS = [
-    Claim(
-        "8 RLHF",
-        "Four models are heavy",
-        "weights of the four models ÷ the actor's",
-        four_models,
-        above=3.0,
-    ),
+    Claim("8 RLHF", "Four models are heavy", "weights of the four models ÷ the actor's", four_models, above=3.0),
 ]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.study import ACCURACY, Study, outcome
-from bakeoff.report.tables import final
+from bakeoff.report.tables import by_run, final
 
 RATE = "algorithm.optimizer.lr"
 NEAR = 0.02  # of accuracy: one seed cannot distinguish trials that end so near the best
@@ -15,15 +15,9 @@ NEAR = 0.02  # of accuracy: one seed cannot distinguish trials that end so near 
 
 def trials(study: Study) -> pd.DataFrame:
     """A row for each trial: method, lr and accuracy, in order of lr."""
-    ends = final(study, ACCURACY).set_index("name")["value"]
-    frame = pd.DataFrame(
-        {
-            "method": study.runs["algorithm"],
-            "lr": study.runs["run"].map(study.param(RATE)).astype(float),
-            "accuracy": study.runs["name"].map(ends).astype(float),
-        }
-    )
-    return frame.sort_values(["method", "lr"]).reset_index(drop=True)
+    methods, rates = list(study.runs["algorithm"]), study.param(RATE).astype(float)
+    frame = by_run(study, method=methods, lr=rates, accuracy=final(study, ACCURACY))
+    return frame[["method", "lr", "accuracy"]].sort_values(["method", "lr"], ignore_index=True)
 
 
 def search(study: Study) -> pd.DataFrame:
@@ -72,7 +66,7 @@ def verdict(study: Study) -> str:
 def plot(study: Study) -> Figure:
     """Accuracy over the learning rate, a dot for each trial, a line for each method; the best of each is circled."""
     runs = trials(study)
-    figure, (axes,) = panels(1, 1, 3.8)
+    figure, (axes,) = panels(1, 3.8)
     palette = colours(list(dict.fromkeys(runs["method"])))
     for method, own in runs.groupby("method", sort=False):
         colour, best = palette[str(method)], own.iloc[int(own["accuracy"].argmax())]

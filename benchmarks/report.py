@@ -1,4 +1,4 @@
-"""The time of a report on a large store: `python -m bakeoff.report.bench [runs] [steps] [metrics]`.
+"""The time of a report on a large store: `python -m benchmarks.report [runs] [steps] [metrics]`.
 
 The store is synthetic: ten arms whose metrics rise with the steps.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bakeoff.report.store import load_study
 from bakeoff.report.study import ACCURACY
-from bakeoff.report.synthetic import synthetic_store
+from benchmarks.synthetic import synthetic_store
 
 ARMS = 10
 SHOWN = [
