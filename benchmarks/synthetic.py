@@ -26,7 +26,7 @@ def synthetic_store(
     metrics: name → step → value. Only the artifact holds all of them; the store itself has the last values.
     """
     tracking = Tracking(uri=f"sqlite:///{path}")
-    parent = start_run(tracking, study, {"study": study, "kind": "sweep", "question": f"{study}?"}, None)
+    parent = start_run(tracking, study, {"study": study, "kind": "sweep", "question": f"{study}?"}, path.parent)
     for arm, params in arms.items():
         for seed in seeds:
             about = {
@@ -41,7 +41,7 @@ def synthetic_store(
                 "start": f"start {seed}",
                 "overrides": json.dumps([f"arm={arm}", f"seed={seed}"]),
             }
-            run = start_run(tracking, f"{arm} {seed}", about, None)
+            run = start_run(tracking, f"{arm} {seed}", about, path.parent)
             metrics = series(arm, seed)
             last = [Metric(name, values[max(values)], 0, max(values)) for name, values in metrics.items()]
             logged = [Param(key, value) for key, value in {**params, "seed": str(seed)}.items()]
@@ -49,7 +49,7 @@ def synthetic_store(
             with tempfile.TemporaryDirectory() as folder:
                 table = metrics_table({(name, step): v for name, own in metrics.items() for step, v in own.items()})
                 pq.write_table(table, Path(folder) / METRICS)
-                run.artifact(Path(folder) / METRICS)
+                run.client.log_artifact(run.run_id, str(Path(folder) / METRICS))
             run.client.set_terminated(run.run_id, "FINISHED")
     parent.client.set_terminated(parent.run_id, "FINISHED")
     return tracking

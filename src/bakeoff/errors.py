@@ -44,6 +44,11 @@ def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
     return (frame.f_globals["__name__"], frame.f_locals) if frame else ("", {})
 
 
+def redacted(text: str) -> str:
+    """The text without passwords of addresses: `postgresql://me:***@host`."""
+    return re.sub(r"(password=)[^&\s'\"]+", r"\1***", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", r"\1***@", text))
+
+
 def sentence(error: BaseException) -> str:
     """An error of ours, of Hydra or of OmegaConf as one sentence, with the valid choices."""
     if isinstance(error, UserError):
@@ -102,5 +107,5 @@ def within(seconds: float, message: str) -> Iterator[None]:
 
 def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:
     """Ends the command with the error's sentence, its notes and exit code 2."""
-    print(f"{command}: {' '.join([sentence(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+    print(redacted(f"{command}: {' '.join([sentence(error), *getattr(error, '__notes__', [])])}"), file=sys.stderr)
     raise SystemExit(2) from error

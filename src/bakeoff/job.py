@@ -18,7 +18,7 @@ import torch
 from bakeoff.arms import job_name
 from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
 from bakeoff.device import HOST, device_name
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, redacted
 from bakeoff.folder import (
     CONFIG,
     RECORD,
@@ -32,13 +32,13 @@ from bakeoff.folder import (
     resume_command,
     write_record,
 )
-from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run, set_aside
+from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, weight_metrics
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
 from bakeoff.predict import predict
-from bakeoff.progress import RunProgress, ledger_table, megabytes, read
+from bakeoff.progress import RunProgress, ledger_table, megabytes
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, train
@@ -79,9 +79,11 @@ def run_job(
         with reported(progress, command if not parent or changes is not None else ""), termination() as signals:
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
-            tracker = start_run(config.tracking, name, tags, earlier.mlflow_run if earlier else None)
+            resumes = earlier.mlflow_run if earlier else None
+            tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report)
             if earlier and tracker.new:
-                start_in_another_store(folder, config, progress, over=bool(parent))
+                store = redacted(config.tracking.uri)
+                progress.report(f"the store {store} does not hold this run; a new one there gets all of it")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             write_record(folder, record, config)
@@ -114,19 +116,6 @@ def refuse_another(
             f"the folder '{folder}' holds another run ({described(different)}); choose another hydra.run.dir, or "
             f"resume that run by resume={folder}."
         )
-
-
-def start_in_another_store(folder: Path, config: Config, progress: RunProgress, over: bool) -> None:
-    """Says that the store is another. A finished run starts `over` there, and so does one of a sweep.
-
-    A report compares whole curves. The checkpoints are kept aside.
-    """
-    last, found = read(folder), folder / "checkpoints"
-    over = over or bool(last and last["state"] == "done")
-    if over and found.exists():
-        set_aside(found, "earlier")
-    what = "it starts over" if over else "a new one holds what is still to come"
-    progress.report(f"the store {config.tracking.uri} does not hold this run: {what}")
 
 
 def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:

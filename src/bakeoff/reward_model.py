@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -57,14 +59,15 @@ def run(config: Config, console: Console) -> PairQuality:
     with divergence_named(config, phases):
         policy = starting_policy(config, phases, report)
     tags = {"kind": "reward_model", "commit": commit(), "start": weights_hash(policy.network)}
-    tracker = start_run(config.tracking, "reward model", tags)
-    with tracker.running():
-        values = {key: plain(config)[key] for key in ("task", "model", "sft", "preferences")}
-        tracker.params(flatten(values))
-        with divergence_named(config, phases):
-            learned = learned_reward(config, collector_of(config), policy, phases, report)
-        tracker.metrics(pair_metrics(learned.quality), 0)
-        tracker.table(learned.quality.calibration, "calibration.json")
+    with tempfile.TemporaryDirectory() as folder:
+        tracker = start_run(config.tracking, "reward model", tags, Path(folder), report=report)
+        with tracker.running():
+            values = {key: plain(config)[key] for key in ("task", "model", "sft", "preferences")}
+            tracker.params(flatten(values))
+            with divergence_named(config, phases):
+                learned = learned_reward(config, collector_of(config), policy, phases, report)
+            tracker.metrics(pair_metrics(learned.quality), 0)
+            tracker.table(learned.quality.calibration, "calibration.json")
     return learned.quality
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.config import Config
+from bakeoff.errors import redacted
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
@@ -65,9 +66,10 @@ def train(run: Run) -> float:
             raise SystemExit(128 + run.signals[0])
     assert heldout is not None
     save(run.loop.learner.actor, run.folder / "actor")
+    uri = redacted(config.tracking.uri)
     run.progress.report(
         f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
-        f"{config.tracking.uri}: `mlflow ui --backend-store-uri {config.tracking.uri}` shows it. "
+        f"{uri}: `mlflow ui --backend-store-uri {uri}` shows it. "
         "To compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
     )
     return heldout.greedy_accuracy

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bakeoff.arms import Job, job_names
 from bakeoff.config import Config, config_id, plain
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, redacted
 from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of, write
 from bakeoff.paths import page_file, study_file, study_folders
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
@@ -112,7 +112,8 @@ def end_killed(folder: Path, tracker: Tracker, state: str, reason: str = "") -> 
     last, record = read(folder) or {}, read_record(folder)
     RunProgress(folder, last.get("name", ""), quiet=True).end(state, reason)
     if record is not None:
-        tracker.client.set_terminated(record.mlflow_run, state.upper())
+        with suppress(Exception):  # whatever the store is made of: the folder says it too
+            tracker.client.set_terminated(record.mlflow_run, state.upper())
 
 
 def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[Config]:
@@ -222,9 +223,9 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
         f"`bakeoff-report {name}` adds the report to the artifacts of this run."
     )
     earlier = parent_run(folder)
-    tracker = start_run(config.tracking, f"{name} {folder.name}", tags, earlier.run_id if earlier else None)
+    tracker = start_run(config.tracking, f"{name} {folder.name}", tags, folder, earlier.run_id if earlier else None)
     if earlier and tracker.new:
-        Console().print(f"the store {config.tracking.uri} does not hold this sweep: it starts over there")
+        Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep: it starts over there")
     write(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))
     return tracker
 

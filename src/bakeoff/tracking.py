@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 take 12 minutes; what fails is sent later
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,11 +28,14 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from omegaconf import MISSING
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, redacted
 from bakeoff.paths import ROOT
 from bakeoff.ranges import count
 
 SQLITE = "sqlite:///"
+LOG, SENT = "tracking.jsonl", "tracking.sent"  # every entry of a run, and the number of them that its store has
+RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again, and for which a run's end waits for it
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
@@ -58,74 +64,138 @@ class Tracking:
     completions_rows: int = count(16, least=1, unit="rows")
 
 
+NOTHING: dict[str, Any] = {"tags": {}}  # an entry that changes nothing
+
+
 @dataclass
 class Tracker:
-    """Writes one MLflow run. Metrics wait for up to a second and go together: a call costs some 10 ms on sqlite."""
+    """Writes one MLflow run. The store never ends or holds up a run: what it does not take waits in the run's folder.
+
+    Every entry is first a line of `tracking.jsonl` there, and `tracking.sent` says how many lines the store has. So
+    nothing is lost where the store is locked, away, full or deleted, and a new store gets all of it. Entries wait for
+    up to a second and go together, since a call costs some 10 ms on sqlite.
+
+    uri      of the store
+    new      whether the run was made for this tracker, not resumed
+    report   receives a message when the store fails
+    """
 
     client: MlflowClient
     run_id: str
+    folder: Path
+    uri: str
     new: bool = True
-    _waiting: list[Metric] = field(default_factory=list)
+    report: Callable[[str], None] = lambda message: None
+    _entries: list[dict[str, Any]] = field(default_factory=list)  # not yet sent
+    _unwritten: list[str] = field(default_factory=list)  # lines that the folder lacks
+    _sent: int = 0
     _flushed: float = 0.0
+    _failed: float = -math.inf
+    _problem: str = ""
+
+    def __post_init__(self) -> None:
+        self._sent = read_sent(self.folder / SENT, self.run_id)
+        entries = read_entries(self.folder / LOG)[self._sent :]
+        self._entries = [NOTHING if "end" in entry else entry for entry in entries]  # it has not ended after all
+
+    def _fails(self, problem: str) -> None:
+        if not self._problem:
+            self.report(f"{problem}; training goes on, and what is to be logged waits in {self.folder / LOG}")
+        self._problem = problem
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """All metrics of a step."""
-        now = time.time()
-        self._waiting += [Metric(name, value, int(now * 1000), step) for name, value in values.items()]
-        if now - self._flushed > 1:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the waiting metrics, at most 1000 per call, which is MLflow's limit."""
-        for start in range(0, len(self._waiting), 1000):
-            self.client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
-        self._waiting, self._flushed = [], time.time()
+        now = int(time.time() * 1000)
+        self._add({"metrics": [[name, float(value), now, step] for name, value in values.items()]})
 
     def params(self, values: dict[str, Any]) -> None:
-        """Writes parameters, at most 100 per call, which is MLflow's limit."""
-        params = [Param(key, str(value)[:5000]) for key, value in values.items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(self.run_id, params=params[start : start + 100])
+        """Parameters, at most 100 an entry, which is MLflow's limit."""
+        texts = [(key, redacted(str(value))[:5000]) for key, value in values.items()]
+        for start in range(0, len(texts), 100):
+            self._add({"params": dict(texts[start : start + 100])})
 
     def tags(self, values: dict[str, str]) -> None:
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        """Tags; a later value replaces an earlier one."""
+        self._add({"tags": {key: redacted(value) for key, value in values.items()}})
 
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
         """Appends rows to a table that the MLflow UI shows; a resumed run replaces what it logs again.
 
-        The first column counts up. MLflow's own `log_table` appends through pandas, which makes a number of a text of
-        digits: 0123 becomes 123.
+        The first column counts up. The file in the run's folder is what is appended to: MLflow's own `log_table` reads
+        the store, through pandas, which makes a number of a text of digits: 0123 becomes 123.
         """
-        columns = list(rows[0])
-        held = self.read_table(name)
-        earlier = [row for row in held["data"] if row[0] < rows[0][columns[0]]] if held else []
+        columns, path = list(rows[0]), self.folder / name
+        try:
+            held = json.loads(path.read_text())
+            earlier = (
+                [row for row in held["data"] if row[0] < rows[0][columns[0]]] if held["columns"] == columns else []
+            )
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: a table is no reason to stop
+            earlier = []
         data = earlier + [[row[key] for key in columns] for row in rows]
-        self.client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), name)
+        try:
+            replace_text(path, json.dumps({"columns": columns, "data": data}))
+        except OSError as error:
+            return self._fails(f"{path} cannot be written ({error.strerror})")
+        self.artifact(path)
         self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
 
-    def read_table(self, name: str) -> dict[str, Any] | None:
-        """A table that was logged, as columns and data; none where there is none."""
-        if name not in {file.path for file in self.client.list_artifacts(self.run_id)}:
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(self.run_id, name, folder)
-            table: dict[str, Any] = json.loads(Path(path).read_text())
-            return table
-
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.run_id, str(path), folder)
+        """A file, or every file of a folder, which must stay where it is until it is sent."""
+        self._add({"artifact": [str(path), folder]})
 
-    def artifacts(self, source: Path, folder: str) -> None:
-        """Every file of a folder."""
-        self.client.log_artifacts(self.run_id, str(source), folder)
+    def _add(self, entry: dict[str, Any]) -> None:
+        self._entries.append(entry)
+        self._unwritten.append(json.dumps(entry))
+        if time.monotonic() - self._flushed > 1:
+            self.flush()
 
-    def metrics_artifact(self) -> None:
-        """Writes the run's metrics as the artifact `metrics.parquet`; nothing for a run that logged none."""
-        history = metric_history(self.client, self.client.get_run(self.run_id))
-        if len(history):
-            with tempfile.TemporaryDirectory() as folder:
-                pq.write_table(history, path := Path(folder) / METRICS)
-                self.artifact(path)
+    def flush(self, patience: float = 0.0) -> bool:
+        """Writes what waits to the folder and sends it; returns whether the store has everything.
+
+        A store that fails is asked again half a minute later, or as often as `patience` seconds allow.
+        """
+        self._write()
+        deadline = time.monotonic() + patience
+        while self._entries and (patience or time.monotonic() - self._failed > RETRY):
+            try:
+                self._send()
+            except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
+                self._failed = time.monotonic()
+                self._fails(f"the store {redacted(self.uri)} does not answer ({first_line(error)})")
+            if not self._entries or time.monotonic() >= deadline:
+                break
+            time.sleep(1)
+        self._flushed = time.monotonic()
+        return not self._entries
+
+    def _write(self) -> None:
+        try:
+            if self._unwritten:
+                with (self.folder / LOG).open("a") as log:
+                    log.write("".join(f"{line}\n" for line in self._unwritten))
+                self._unwritten = []
+        except OSError as error:
+            self._fails(f"{self.folder / LOG} cannot be written ({error.strerror})")
+
+    def _send(self) -> None:
+        if self.uri.startswith(SQLITE) and not Path(self.uri.removeprefix(SQLITE)).is_file():
+            raise FileNotFoundError("its file was deleted")  # an open connection would go on writing to it
+        while self._entries:
+            number, entry = next_entry(self._entries)
+            try:
+                deliver(self.client, self.run_id, entry, self.folder)
+            except Exception as error:
+                if "artifact" in entry:
+                    self.client.get_run(self.run_id)  # raises where the store is away, so that the file is sent later
+                elif getattr(error, "error_code", "") not in REFUSALS:
+                    raise
+                self.report(f"the store refused {str(entry)[:80]} ({first_line(error)})")
+            self._entries = self._entries[number:]
+            self._sent += number
+            with suppress(OSError):
+                replace_text(self.folder / SENT, json.dumps({"run": self.run_id, "lines": self._sent}))
+        self._problem = ""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -144,11 +214,109 @@ class Tracker:
             self.tags({"failure": f"{type(error).__name__}: {error}"[:4900]})
             raise
         finally:
-            self.flush()
+            self._add({"end": status})
+            if not self.flush(PATIENCE):
+                print(
+                    f"bakeoff: {self._problem}; {len(self._entries)} entries are unsent, and wait in "
+                    f"{self.folder / LOG}. To send them, type: bakeoff resume={self.folder}",
+                    file=sys.stderr,
+                )
+
+
+def next_entry(entries: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    """The next thing to send, and the number of entries that it covers: consecutive metrics go together."""
+    if "metrics" not in entries[0]:
+        return 1, entries[0]
+    together: list[list[Any]] = []
+    number = 0
+    for entry in entries:
+        if "metrics" not in entry:
+            break
+        together += entry["metrics"]
+        number += 1
+    return number, {"metrics": together}
+
+
+def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Path) -> None:
+    """Sends one entry to the store; raises whatever the store raises."""
+    (kind, value), *_ = entry.items()
+    match kind:
+        case "metrics":
+            metrics = [Metric(*point) for point in value]
+            for start in range(0, len(metrics), 1000):  # MLflow's limit
+                client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        case "params":
+            client.log_batch(run_id, params=[Param(key, text) for key, text in value.items()])
+        case "tags" if value:
+            client.log_batch(run_id, tags=[RunTag(key, text) for key, text in value.items()])
+        case "artifact":
+            path, at = value
+            if Path(path).is_dir():
+                client.log_artifacts(run_id, path, at)
+            elif Path(path).is_file():
+                client.log_artifact(run_id, path, at)
+        case "end":
+            write_metrics(folder)
+            if (folder / METRICS).is_file():
+                client.log_artifact(run_id, str(folder / METRICS))
+            client.set_terminated(run_id, value)
+
+
+def write_metrics(folder: Path) -> None:
+    """Writes every metric of the folder's run as `metrics.parquet`; nothing for a run that logged none."""
+    points = [point for entry in read_entries(folder / LOG) for point in entry.get("metrics", [])]
+    values = {(name, step): value for name, value, _, step in points}
+    if values:
+        pq.write_table(metrics_table(values), folder / METRICS)
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log; a line that was cut by a full disk or a kill is an entry that holds nothing."""
+    entries: list[dict[str, Any]] = []
+    with suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
             try:
-                self.metrics_artifact()
-            finally:
-                self.client.set_terminated(self.run_id, status)
+                entries.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                entries.append(NOTHING)
+    return entries
+
+
+def read_sent(path: Path, run_id: str) -> int:
+    """Number of entries that the store has of a run; zero where it is another run than the last one."""
+    try:
+        sent = json.loads(path.read_text())
+        return int(sent["lines"]) if sent["run"] == run_id else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def send_unsent(tracking: Tracking, folder: Path) -> int:
+    """Sends what a run that has ended could not; returns the number of entries that are still unsent."""
+    entries = read_entries(folder / LOG)
+    try:
+        run_id = str(json.loads((folder / SENT).read_text())["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return len(entries)
+    if read_sent(folder / SENT, run_id) >= len(entries):
+        return 0
+    tracker = Tracker(open_store(tracking)[0], run_id, folder, store_uri(tracking))
+    ends = [entry for entry in entries if "end" in entry]
+    tracker._entries += ends[-1:]
+    tracker.flush(PATIENCE)
+    return len(tracker._entries)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error, without passwords."""
+    return redacted(str(error).strip().split("\n")[0])[:300]
 
 
 def metric_history(client: MlflowClient, run: Run) -> pa.Table:
@@ -189,31 +357,61 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
     try:
         # Two runs that open a new sqlite store at once would both migrate it.
         with FileLock(f"{database}.lock") if database else nullcontext():
+            if database and not database.exists():
+                make_database(database)
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(tracking.experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
             if found is not None:
                 return client, str(found.experiment_id)
             artifacts = (database.parent / "mlartifacts").as_uri() if database else None
             kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and charts, not traces
             return client, str(client.create_experiment(tracking.experiment, artifacts, tags=kind))
     except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
-        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"tracking.uri is '{tracking.uri}', which cannot be written ({reason}); it may be sqlite:///FILE in a "
-            "folder that is writable, or the address of an MLflow server (MLFLOW_TRACKING_URI sets it too)."
-        ) from error
+            f"tracking.uri is '{redacted(tracking.uri)}', which cannot be written ({first_line(error)}); it may be "
+            "sqlite:///FILE in a folder that is writable, or the address of an MLflow server (MLFLOW_TRACKING_URI sets "
+            "it too)."
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
 
 
-def start_run(tracking: Tracking, name: str, tags: dict[str, str], resume: str | None = None) -> Tracker:
-    """A new run, or the resumed run `resume` where the store has it: else a new run holds what is still to come."""
+def make_database(database: Path) -> None:
+    """Makes an empty SQLite store beside and renames it: one that is half made, as after a kill, is never opened."""
+    partial = database.with_name(f".{database.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"{SQLITE}{partial}").search_experiments(max_results=1)
+    partial.rename(database)
+
+
+def start_run(
+    tracking: Tracking,
+    name: str,
+    tags: dict[str, str],
+    folder: Path,
+    resume: str | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> Tracker:
+    """A new run, or the resumed run `resume` where the store has it; a new one gets all that the folder has logged.
+
+    Raises UserError where the store cannot be written.
+    """
     client, experiment = open_store(tracking)
-    if resume is not None and has_run(tracking, resume):
-        client.update_run(resume, status="RUNNING")
-        return Tracker(client, resume, new=False)
-    tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
-    return Tracker(client, str(client.create_run(experiment, tags=tags).info.run_id))
+    tags = {key: redacted(value) for key, value in tags.items()}
+    uri, resumes = store_uri(tracking), resume is not None and has_run(tracking, resume)
+    try:
+        if resumes:
+            client.update_run(str(resume), status="RUNNING")
+            return Tracker(client, str(resume), folder, uri, new=False, report=report)
+        tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
+        run_id = str(client.create_run(experiment, tags=tags).info.run_id)
+    except Exception as error:
+        raise UserError(
+            f"tracking.uri is '{redacted(tracking.uri)}', which does not take a run ({first_line(error)})."
+        ) from None
+    return Tracker(client, run_id, folder, uri, report=report)
 
 
 def has_run(tracking: Tracking, run_id: str) -> bool:

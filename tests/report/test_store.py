@@ -23,13 +23,13 @@ def artifact(tracker) -> bool:
 
 def test_a_resumed_run_holds_its_history_once_with_the_later_values(tracking, tmp_path):
     """Killed with kill -9 after step 3, resumed from a checkpoint of step 1: steps 2 and 3 are logged twice."""
-    killed = start_run(tracking, "run", {}, None)
+    killed = start_run(tracking, "run", {}, tmp_path)
     for step in (1, 2, 3):
         killed.metrics({"reward/mean": 0.1 * step, "old": 7.0}, step)
     killed.flush()
     assert not artifact(killed)
     assert read(killed)["reward/mean", 3] == pytest.approx(0.3), "a running run, by the public API"
-    resumed = start_run(tracking, "run", {}, resume=killed.run_id)
+    resumed = start_run(tracking, "run", {}, tmp_path, resume=killed.run_id)
     with resumed.running():
         for step in (2, 3, 4):
             resumed.metrics({"reward/mean": float(step)}, step)
@@ -40,19 +40,19 @@ def test_a_resumed_run_holds_its_history_once_with_the_later_values(tracking, tm
 
 
 def test_a_failed_run_leaves_its_metrics_and_one_that_resumes_it_is_not_read_from_them(tracking, tmp_path):
-    failed = start_run(tracking, "run", {}, None)
+    failed = start_run(tracking, "run", {}, tmp_path)
     failed.metrics({"a": 1.0}, 1)
     with pytest.raises(ZeroDivisionError), failed.running():
         _ = 1 / 0
     assert artifact(failed)
-    resumed = start_run(tracking, "run", {}, resume=failed.run_id)
+    resumed = start_run(tracking, "run", {}, tmp_path, resume=failed.run_id)
     resumed.metrics({"a": 2.0}, 2)
     resumed.flush()
     assert read(resumed) == {("a", 1): 1.0, ("a", 2): 2.0}
 
 
-def test_a_run_without_metrics_leaves_no_artifact(tracking):
-    parent = start_run(tracking, "sweep", {}, None)
+def test_a_run_without_metrics_leaves_no_artifact(tracking, tmp_path):
+    parent = start_run(tracking, "sweep", {}, tmp_path)
     with parent.running():
         pass
     assert not artifact(parent)
@@ -60,7 +60,7 @@ def test_a_run_without_metrics_leaves_no_artifact(tracking):
 
 
 def test_a_run_whose_artifact_is_gone_is_read_from_the_store(tracking, tmp_path):
-    run = start_run(tracking, "run", {}, None)
+    run = start_run(tracking, "run", {}, tmp_path)
     with run.running():
         run.metrics({"a": float("nan"), "b": 1.0}, 1)
     (path,) = tmp_path.glob(f"mlartifacts/{run.run_id}/artifacts/{METRICS}")

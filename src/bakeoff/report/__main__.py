@@ -22,7 +22,7 @@ from bakeoff.report.render import execute, figures, to_html
 from bakeoff.report.store import default_tracking, load_study
 from bakeoff.report.study import Study, write_study
 from bakeoff.report.tables import as_text, markdown
-from bakeoff.tracking import Tracker, open_store
+from bakeoff.tracking import open_store
 
 CLAIMS = "claims"  # the page that is made from all studies
 KERNELS = 2  # notebooks that run at once
@@ -97,13 +97,13 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
     table = page.table(study)
     (out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
     html = write_page(name, page.notebook, folder)
-    tracker = Tracker(open_store(default_tracking())[0], study.run)
+    client, _ = open_store(default_tracking())
     try:
         for each in (html, out / f"{name}.md"):
-            tracker.artifact(each, "report")
-        tracker.artifacts(folder, f"report/{name}")
-    except MlflowException:
-        console.print("The report is only here: MLFLOW_TRACKING_URI names a database whose artifacts are on a server.")
+            client.log_artifact(study.run, str(each), "report")
+        client.log_artifacts(study.run, str(folder), f"report/{name}")
+    except (MlflowException, OSError):
+        console.print("The report is only here: the store's artifacts cannot be written from this machine.")
     console.print(terminal_table(table, study.question))
     warnings = [f"[red]not matched:[/] {each}" for each in mismatches(study)]
     parts = [*warnings, page.verdict(study), f"report: {html.resolve()}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from bakeoff.errors import UserError
 from bakeoff.report.naming import arm_names
 from bakeoff.report.study import Study
-from bakeoff.tracking import METRICS, NOT_IN_CONFIG_ID, Tracker, Tracking, metric_history, open_store
+from bakeoff.tracking import METRICS, NOT_IN_CONFIG_ID, Tracking, metric_history, open_store
 
 DOWNLOADS = 8  # at once: from a server, most of the time is waiting
 MOST = 50_000  # runs of a search: MLflow's own limit
@@ -140,7 +141,7 @@ def run_metrics(client: MlflowClient, run: Run) -> pa.Table:
             return pq.read_table(Path(url2pathname(location.path)) / METRICS, use_threads=False)
         with tempfile.TemporaryDirectory() as folder:
             return pq.read_table(client.download_artifacts(run.info.run_id, METRICS, folder), use_threads=False)
-    except (MlflowException, OSError):  # killed without a warning, of an older version, or out of our reach
+    except (MlflowException, OSError, pa.ArrowException):  # damaged, left out by a kill, or out of our reach
         return metric_history(client, run)
 
 
@@ -149,10 +150,10 @@ def completions_frame(client: MlflowClient, runs: pd.DataFrame) -> pd.DataFrame:
     frames = [pd.DataFrame(columns=["name", "seed", *COMPLETIONS])]
     for _, run in runs.sort_values("seed", kind="stable").drop_duplicates("name").sort_index().iterrows():
         try:
-            table = Tracker(client, run["run"]).read_table("completions.json")
-        except MlflowException:  # the artifacts are behind a server, and the store was opened as a database
-            table = None
-        if table is not None:
-            rows = pd.DataFrame(table["data"], columns=table["columns"])
-            frames.append(rows[rows["update"] == rows["update"].max()].assign(name=run["name"], seed=run["seed"]))
+            with tempfile.TemporaryDirectory() as folder:
+                table = json.loads(Path(client.download_artifacts(run["run"], "completions.json", folder)).read_text())
+            rows = pd.DataFrame(table["data"], columns=table["columns"])[COMPLETIONS]
+        except (MlflowException, OSError, ValueError, KeyError, TypeError):  # none, out of our reach, or damaged
+            continue
+        frames.append(rows[rows["update"] == rows["update"].max()].assign(name=run["name"], seed=run["seed"]))
     return pd.concat(frames, ignore_index=True)
