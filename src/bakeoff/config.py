@@ -325,9 +325,8 @@ def restored(values: Any, declared: Any = Config) -> Any:
         raise UserError(f"a saved configuration holds {name!r}, which is no {declared.__name__} of this version.")
     node, types = OmegaConf.structured(found), get_type_hints(found)
     for key, value in values.items():
-        if (
-            key != "_option_" and not key.endswith(HASH) and get_origin(types.get(key)) is not ClassVar
-        ):  # a property of the option, not a key
+        of_option = key == "_option_" or get_origin(types.get(key)) is ClassVar  # a property of it, not a key
+        if not of_option and not key.endswith(HASH):
             node[key] = restored(value, types.get(key))
     return node
 

@@ -44,9 +44,12 @@ def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
     return (frame.f_globals["__name__"], frame.f_locals) if frame else ("", {})
 
 
+HIDDEN = "***"  # stands for a password
+
+
 def redacted(text: str) -> str:
     """The text without passwords of addresses: `postgresql://me:***@host`."""
-    return re.sub(r"(password=)[^&\s'\"]+", r"\1***", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", r"\1***@", text))
+    return re.sub(r"(password=)[^&\s'\"]+", rf"\1{HIDDEN}", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", rf"\1{HIDDEN}@", text))
 
 
 def sentence(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from bakeoff.config import Config, config_id, flatten, plain
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, redacted
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
 from bakeoff.tracking import has_run, store_uri
@@ -73,9 +73,10 @@ def read_record(folder: Path) -> Record | None:
 
 
 def write_record(folder: Path, record: Record, config: Config) -> None:
-    """Writes whose folder it is, and the configuration, with the store's absolute address."""
+    """Writes whose folder it is, and the configuration, with the store's absolute address without its password."""
     values = plain(config)
-    values["tracking"]["uri"] = store_uri(config.tracking)
+    values["tracking"]["uri"] = redacted(store_uri(config.tracking))
+    record = replace(record, uri=redacted(record.uri))
     (folder / CONFIG).parent.mkdir(exist_ok=True)
     write(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
     write(folder / RECORD, json.dumps(asdict(record), indent=1))

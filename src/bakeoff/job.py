@@ -43,7 +43,7 @@ from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, train
 from bakeoff.start import prepare, start
-from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
+from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
@@ -73,6 +73,11 @@ def run_job(
         refuse_another(folder, earlier, config, changes)
         result = result_of(folder, config)
         if result is not None:
+            left = send_unsent(config.tracking, folder)
+            if left:
+                raise UserError(
+                    f"{left} entries of the run in {folder} are still unsent: its store does not take them."
+                )
             progress.show(f"the run in {folder} is finished; a larger budget.limit continues it.")
             return result
         command = resume_command(folder, config)

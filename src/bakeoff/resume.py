@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from bakeoff.config import config_id, plain, restored
-from bakeoff.errors import UserError
+from bakeoff.config import HASH, config_id, plain, restored
+from bakeoff.errors import HIDDEN, UserError
 from bakeoff.folder import Record, described, differences, read_config, read_record
 from bakeoff.job import run_job
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
@@ -42,7 +42,15 @@ def resume(folder: Path, arguments: list[str]) -> float:
     uri = os.environ.get("MLFLOW_TRACKING_URI", record.uri)
     if uri != record.uri and isinstance(saved.get("tracking"), dict):
         saved["tracking"]["uri"] = uri  # the environment names another store than it did
+    if HIDDEN in uri:
+        raise UserError(f"'{folder}' leaves out the password of {uri}; set MLFLOW_TRACKING_URI to the address.")
     before: Any = OmegaConf.to_object(restored(saved))
+    for key, (old, new) in differences(saved, plain(before)).items():
+        if key.endswith(HASH) and old != new:
+            raise UserError(
+                f"what {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; put it back as it "
+                "was, or start another run."
+            )
     if (config_id(before), before.seed) != (record.config_id, record.seed):
         raise UserError(
             f"'{folder}' holds the configuration of another run or of another version of bakeoff; it cannot resume."

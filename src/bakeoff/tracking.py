@@ -6,11 +6,12 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from bakeoff.ranges import count
 SQLITE = "sqlite:///"
 LOG, SENT = "tracking.jsonl", "tracking.sent"  # every entry of a run, and the number of them that its store has
 RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again, and for which a run's end waits for it
+LOCKED = 2.0  # seconds after which a SQLite file counts as locked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
@@ -97,6 +99,7 @@ class Tracker:
         self._sent = read_sent(self.folder / SENT, self.run_id)
         entries = read_entries(self.folder / LOG)[self._sent :]
         self._entries = [NOTHING if "end" in entry else entry for entry in entries]  # it has not ended after all
+        self._remember()
 
     def _fails(self, problem: str) -> None:
         if not self._problem:
@@ -172,15 +175,16 @@ class Tracker:
     def _write(self) -> None:
         try:
             if self._unwritten:
-                with (self.folder / LOG).open("a") as log:
-                    log.write("".join(f"{line}\n" for line in self._unwritten))
+                with (self.folder / LOG).open("a+b") as log:
+                    cut = log.tell() > 0 and log.seek(-1, os.SEEK_END) >= 0 and log.read() != b"\n"  # by a kill
+                    log.write((b"\n" * cut) + "".join(f"{line}\n" for line in self._unwritten).encode())
                 self._unwritten = []
         except OSError as error:
             self._fails(f"{self.folder / LOG} cannot be written ({error.strerror})")
 
     def _send(self) -> None:
-        if self.uri.startswith(SQLITE) and not Path(self.uri.removeprefix(SQLITE)).is_file():
-            raise FileNotFoundError("its file was deleted")  # an open connection would go on writing to it
+        if self.uri.startswith(SQLITE):
+            require_database(Path(self.uri.removeprefix(SQLITE)))
         while self._entries:
             number, entry = next_entry(self._entries)
             try:
@@ -193,9 +197,12 @@ class Tracker:
                 self.report(f"the store refused {str(entry)[:80]} ({first_line(error)})")
             self._entries = self._entries[number:]
             self._sent += number
-            with suppress(OSError):
-                replace_text(self.folder / SENT, json.dumps({"run": self.run_id, "lines": self._sent}))
+            self._remember()
         self._problem = ""
+
+    def _remember(self) -> None:
+        with suppress(OSError):  # at worst, entries are sent twice
+            replace_text(self.folder / SENT, json.dumps({"run": self.run_id, "lines": self._sent}))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -221,6 +228,16 @@ class Tracker:
                     f"{self.folder / LOG}. To send them, type: bakeoff resume={self.folder}",
                     file=sys.stderr,
                 )
+
+
+def require_database(path: Path) -> None:
+    """Raises an error if a SQLite file was deleted, or stays locked.
+
+    MLflow would go on writing to a deleted file that it has opened, and waits a minute for one that is locked.
+    """
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=LOCKED, uri=True)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.rollback()
 
 
 def next_entry(entries: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
