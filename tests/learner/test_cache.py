@@ -87,3 +87,13 @@ def test_a_start_is_the_same_on_a_second_reading(tmp_path):
     config = on(pairs(tmp_path / "a", "{}"))
     one, two = (start(config, prepare(config)).learner.actor.network.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_users_reward_counts_by_the_content_of_its_file(tmp_path, monkeypatch):
+    source = tmp_path / "scores_of_a_user.py"
+    source.write_text("def length(completions, **columns):\n    return [float(len(c)) for c in completions]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = compose("reward=function", "+reward.functions={scores_of_a_user.length: 1.0}")
+    before = config_id(config)
+    source.write_text(source.read_text().replace("len(c)", "len(c) + 1"))
+    assert config_id(config) != before

@@ -45,11 +45,18 @@ class UserFunction:
         return type(self), self._arguments  # imported again, as pickle finds only functions that bear their own name
 
     @property
+    def source(self) -> str:
+        """The file of the definition, empty where Python does not know it."""
+        try:
+            return inspect.getsourcefile(inspect.unwrap(self._function)) or ""
+        except (OSError, TypeError):
+            return ""
+
+    @property
     def place(self) -> str:
         """File and line of the definition, empty where Python does not know them."""
         try:
-            function = inspect.unwrap(self._function)
-            return f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
+            return f"{self.source}:{inspect.getsourcelines(inspect.unwrap(self._function))[1]}"
         except (OSError, TypeError):
             return ""
 

@@ -98,14 +98,16 @@ class Reward:
                 "reward.functions and reward.process are empty; one of them must name a reward, with a weight: "
                 f"{', '.join(REWARDS)} or an import path."
             )
-        for key in ("timeout_s", "memory_mb"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"reward.{key} is {getattr(self, key)}; it must be above 0.")
         self._user: dict[str, UserFunction] = {}  # by label
         self._functions = {name: self._find(name, "reward.functions", REWARDS, as_scores) for name in self.functions}
         self._process = {name: self._find(name, "reward.process", PROCESS_REWARDS, as_steps) for name in self.process}
         self._worked: set[str] = set()
         self._workers: tuple[Task, Workers] | None = None
+
+    def files(self) -> dict[str, str]:
+        """The source files of the user's functions, by the key and name of each."""
+        named = {label.removeprefix("reward.").replace(": ", "."): each.source for label, each in self._user.items()}
+        return {name: source for name, source in named.items() if source}
 
     @property
     def is_learned(self) -> bool:
