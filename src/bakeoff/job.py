@@ -222,7 +222,7 @@ def run_tags(config: Config, choices: dict[str, str], device: torch.device, pare
 def reported(progress: RunProgress, command: str) -> Iterator[None]:
     """Records the final state of the run for the sweep's view, and the traceback of an unexpected error.
 
-    An error of a run that the store holds gets a note with the command that resumes it.
+    An error of a run that can go on gets a note with the command: not a mistake that ends it before a checkpoint.
     """
     try:
         yield
@@ -235,7 +235,8 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
         else:
             (progress.folder / "traceback.txt").write_text(traceback.format_exc())
             progress.end("failed", f"{type(error).__name__}: {error}; see {progress.folder / 'traceback.txt'}")
-        if command and (progress.folder / RECORD).exists():
+        begun = (progress.folder / "checkpoints").exists() or not isinstance(error, UserError)
+        if command and begun and (progress.folder / RECORD).exists():
             error.add_note(f"To resume the run, type: {command}")
         raise
 
