@@ -6,7 +6,7 @@ DEVICE ?= auto
 WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz lint check memory critic bench bench-report gpu wheels smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic bench bench-report gpu wheels smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -45,6 +45,9 @@ ui-test: $(READY)  ## the MLflow UI in headless Chromium
 
 fuzz: $(READY)  ## 10 000 mutated configurations: each is refused in one sentence or sound; 1000 small ones take an update
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=fuzz tests/test_ranges.py
+
+chaos: $(READY)  ## kills, damaged files, outages, full disks, fuzz and hostile completions: what survived, in twenty minutes or so
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

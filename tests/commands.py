@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import bakeoff.__main__  # noqa: F401  it sets variables of the environment, which the commands inherit
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -94,12 +96,17 @@ def empty_store() -> Path:
 
 def dies_in_update(number: int) -> None:
     """Makes the process kill itself at the start of update `number`, counted from 1."""
+    changed_update(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def changed_update(number: int, first: Callable[[], None]) -> None:
+    """Makes the process call a function at the start of update `number`, counted from 1."""
     run = import_module("bakeoff.run")
     update_once = run.update_once
 
-    def dying(loop: Any, progress: float) -> Any:
+    def changed(loop: Any, progress: float) -> Any:
         if loop.learner.counters.updates == number - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            first()
         return update_once(loop, progress)
 
-    run.update_once = dying
+    run.update_once = changed

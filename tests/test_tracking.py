@@ -10,7 +10,7 @@ import pytest
 from bakeoff import tracking as module
 from bakeoff.errors import UserError, redacted
 from bakeoff.report.store import run_metrics
-from bakeoff.tracking import LOG, Tracker, Tracking, open_store, send_unsent, start_run
+from bakeoff.tracking import LOG, Tracker, Tracking, open_store, read_entries, send_unsent, start_run
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_metrics_of_an_outage_wait_on_disk_and_are_sent_after_it(store, tmp_path
     assert not log_steps(tracker, 2, 4)
     assert len(messages) == 1
     assert "training goes on" in messages[0]
-    assert json.loads((tmp_path / LOG).read_text().splitlines()[-1])["metrics"][0][:2] == ["a", 3.0]
+    assert read_entries(tmp_path / LOG)[-1]["metrics"][0][:2] == ["a", 3.0]
     end()
     with tracker.running():
         log_steps(tracker, 4, 6)

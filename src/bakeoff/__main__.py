@@ -46,7 +46,7 @@ def app(cfg: DictConfig) -> float:
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
-        with ends_with(parent.process if parent else 0):
+        with ends_with(parent.process if parent else 0), refused():
             return run_job(config, folder, choices, settings, parent.run_id if parent else None, quiet=in_sweep)
     except BaseException as error:
         release(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 import sys
@@ -22,20 +24,35 @@ class UserError(Exception):
 
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)  # errors of a command line or a YAML file
+# errors of a disk that is full, over its quota, for reading alone, closed to the user, or broken
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Turns an error of composing a configuration into a UserError of one sentence."""
+    """Turns an error of composing a configuration, or of a disk, into a UserError of one sentence with its notes."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         module, _ = origin(error)
-        if not isinstance(error, MISTAKES) and module.split(".")[0] not in ("hydra", "omegaconf"):
+        known = isinstance(error, MISTAKES) or disk_fault(error)
+        if not known and module.split(".")[0] not in ("hydra", "omegaconf"):
             raise
-        raise UserError(sentence(error)) from error
+        raise UserError(" ".join([sentence(error), *getattr(error, "__notes__", [])])) from error
+
+
+def disk_fault(error: BaseException) -> str:
+    """Why a disk does not take a file, empty for any other error: `No space left on device: '/a/b'`.
+
+    Errors of libraries in Rust, such as safetensors, have the number and the path in their text alone.
+    """
+    found = re.search(r"\(os error (\d+)\)(?: at path \"(.+)\")?", str(error))
+    number, path = (error.errno, error.filename) if isinstance(error, OSError) else found.groups() if found else (0, "")
+    if number is None or int(number) not in DISK:
+        return ""
+    return os.strerror(int(number)) + (f": '{path}'" if path else "")
 
 
 def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
@@ -56,6 +73,8 @@ def sentence(error: BaseException) -> str:
     """An error of ours, of Hydra or of OmegaConf as one sentence, with the valid choices."""
     if isinstance(error, UserError):
         return str(error)
+    if fault := disk_fault(error):
+        return f"a file cannot be written ({fault}); make space there, or choose another folder."
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     tuned_key = re.search(r"In 'tuned/.*full_key: (\S+)", str(error), re.DOTALL)
     if tuned_key:

@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,8 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
         elif isinstance(error, UserError):
             progress.end("failed", str(error))
         else:
-            (progress.folder / "traceback.txt").write_text(traceback.format_exc())
+            with suppress(OSError):  # of a full disk, which may be the error too
+                (progress.folder / "traceback.txt").write_text(traceback.format_exc())
             progress.end("failed", f"{type(error).__name__}: {error}; see {progress.folder / 'traceback.txt'}")
         begun = (progress.folder / "checkpoints").exists() or not isinstance(error, UserError)
         if command and begun and (progress.folder / RECORD).exists():

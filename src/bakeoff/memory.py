@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bakeoff.arms import arms_of, overrides_of
 from bakeoff.config import register
-from bakeoff.errors import MISTAKES, fail
+from bakeoff.errors import UserError, fail, refused
 from bakeoff.paths import CONF
 from bakeoff.predict import UNKNOWN_LENGTH, predict
 from bakeoff.progress import plain_table
@@ -116,8 +116,9 @@ def main() -> None:
     register()
     console = Console()
     try:
-        console.print(table_of_what_fits(arguments.fits, overrides, console))
-    except MISTAKES as error:
+        with refused():
+            console.print(table_of_what_fits(arguments.fits, overrides, console))
+    except UserError as error:
         fail(error, "bakeoff-memory")
 
 

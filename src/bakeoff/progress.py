@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from bakeoff.attribution import KINDS, ROLES, Label
 from bakeoff.measure.phase import Peak
+from bakeoff.tracking import replace_text
 
 FILE = "progress.json"
 ENDED = ("done", "failed", "killed")
@@ -91,18 +94,24 @@ class RunProgress:
     _started: float = field(default_factory=time.monotonic)
     _first: float = 0.0
     _printed: float = -1.0
+    _unwritten: bool = False
     _last: dict[str, Any] = field(default_factory=dict)
 
     def report(self, message: str) -> None:
         """Reports a message between the updates."""
         self._write(state=message)
-        if not self.quiet:
-            self.console.print(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
+        self.show(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
 
-    def show(self, table: Table | str) -> None:
-        """Shows a table or a message, and records nothing."""
-        if not self.quiet:
-            self.console.print(table)
+    def show(self, table: Table | str, **how: Any) -> None:
+        """Shows a table or a message, and records nothing; a terminal that is gone, or a full file, ends no run."""
+        if self.quiet:
+            return
+        try:
+            self.console.print(table, **how)
+        except (OSError, SystemExit):  # the second is rich's, upon a broken pipe
+            self.quiet = True
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is in its buffer fails once more at exit
 
     def begin(self, updates: int, share: float) -> None:
         """Starts the clock of the loop, after this number of updates and with this share of the budget used."""
@@ -117,9 +126,9 @@ class RunProgress:
         self._last |= {"share": min(share, 1.0), "left": max(left, 0.0)}
         self._write(state="running")
         interval = 0.05 if self.console.is_terminal else 0.1
-        if not self.quiet and (share >= 1 or share >= self._printed + interval):
+        if share >= 1 or share >= self._printed + interval:
             self._printed = share
-            self.console.print(self._line(), highlight=False)
+            self.show(self._line(), highlight=False)
 
     def keep(self, **values: Any) -> None:
         """Keeps values in the run's file."""
@@ -142,9 +151,12 @@ class RunProgress:
         )
 
     def _write(self, state: str) -> None:
-        temporary = self.folder / f".{FILE}"
-        temporary.write_text(json.dumps({"name": self.name, "state": state, **self._last}))
-        temporary.replace(self.folder / FILE)
+        try:
+            replace_text(self.folder / FILE, json.dumps({"name": self.name, "state": state, **self._last}))
+        except OSError as error:
+            if not self._unwritten:
+                self.show(f"{self.folder / FILE} cannot be written ({error.strerror}); the run goes on without it")
+            self._unwritten = True
 
 
 def read(folder: Path) -> dict[str, Any] | None:

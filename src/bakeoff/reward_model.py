@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bakeoff.config import Config, flatten, plain, register
-from bakeoff.errors import MISTAKES, fail
+from bakeoff.errors import UserError, fail, refused
 from bakeoff.learner.reward_training import PairQuality, learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
@@ -38,8 +38,9 @@ def main() -> None:
     register()
     console = Console()
     try:
-        quality = run(compose(["reward=learned", *sys.argv[1:]]), console)
-    except MISTAKES as error:
+        with refused():
+            quality = run(compose(["reward=learned", *sys.argv[1:]]), console)
+    except UserError as error:
         fail(error, "bakeoff-reward-model")
     console.print(calibration_table(quality))
     console.print(

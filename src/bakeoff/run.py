@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.config import Config
-from bakeoff.errors import redacted
+from bakeoff.errors import disk_fault, redacted
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
@@ -106,11 +106,19 @@ def traced(run: Run) -> Iterator[None]:
 
 
 def checkpoint(run: Run) -> None:
-    """Saves the run's state; its time and memory are a phase that counts towards no budget."""
+    """Saves the run's state, or reports why the disk does not take it.
+
+    Its time and memory are a phase that counts towards no budget.
+    """
     learner, phases = run.loop.learner, run.loop.phases
     run.tracker.flush()  # a resumed run repeats only what comes after this
     with run.loop.phase("checkpoint"):
-        save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
+        try:
+            save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
+        except Exception as error:
+            if not (fault := disk_fault(error)):
+                raise
+            run.progress.report(f"the checkpoint cannot be written ({fault}); training goes on without it")
     run.tracker.metrics(phase_metrics(phases.take()), learner.counters.updates)
 
 

@@ -9,7 +9,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password of a server's address
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 take 12 minutes; what fails is sent later
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
@@ -67,13 +70,14 @@ class Tracking:
 
 
 NOTHING: dict[str, Any] = {"tags": {}}  # an entry that changes nothing
+LOST: dict[str, Any] = {"lost": True}  # an entry whose line was damaged
 
 
 @dataclass
 class Tracker:
     """Writes one MLflow run. The store never ends or holds up a run: what it does not take waits in the run's folder.
 
-    Every entry is first a line of `tracking.jsonl` there, and `tracking.sent` says how many lines the store has. So
+    Every entry is first a line of `tracking.jsonl` there, and `tracking.sent` says how many of them the store has. So
     nothing is lost where the store is locked, away, full or deleted, and a new store gets all of it. Entries wait for
     up to a second and go together, since a call costs some 10 ms on sqlite.
 
@@ -90,6 +94,7 @@ class Tracker:
     report: Callable[[str], None] = lambda message: None
     _entries: list[dict[str, Any]] = field(default_factory=list)  # not yet sent
     _unwritten: list[str] = field(default_factory=list)  # lines that the folder lacks
+    _number: int = 0  # of all entries
     _sent: int = 0
     _flushed: float = 0.0
     _failed: float = -math.inf
@@ -97,8 +102,11 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self._sent = read_sent(self.folder / SENT, self.run_id)
-        entries = read_entries(self.folder / LOG)[self._sent :]
-        self._entries = [NOTHING if "end" in entry else entry for entry in entries]  # it has not ended after all
+        entries = read_entries(self.folder / LOG)
+        entries += [LOST] * (max(self._sent, not self.new) - len(entries))  # a resumed run has logged something
+        self._number = len(entries)
+        unsent = entries[self._sent :]
+        self._entries = [NOTHING if "end" in entry else entry for entry in unsent]  # it has not ended after all
         self._remember()
 
     def _fails(self, problem: str) -> None:
@@ -149,7 +157,8 @@ class Tracker:
 
     def _add(self, entry: dict[str, Any]) -> None:
         self._entries.append(entry)
-        self._unwritten.append(json.dumps(entry))
+        self._unwritten.append(as_line(self._number, entry))
+        self._number += 1
         if time.monotonic() - self._flushed > 1:
             self.flush()
 
@@ -188,7 +197,7 @@ class Tracker:
         while self._entries:
             number, entry = next_entry(self._entries)
             try:
-                deliver(self.client, self.run_id, entry, self.folder)
+                deliver(self.client, self.run_id, entry, self.folder, self._sent + number)
             except Exception as error:
                 if "artifact" in entry:
                     self.client.get_run(self.run_id)  # raises where the store is away, so that the file is sent later
@@ -254,8 +263,8 @@ def next_entry(entries: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     return number, {"metrics": together}
 
 
-def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Path) -> None:
-    """Sends one entry to the store; raises whatever the store raises."""
+def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Path, number: int) -> None:
+    """Sends one entry, the last of this number, to the store; raises whatever the store raises."""
     (kind, value), *_ = entry.items()
     match kind:
         case "metrics":
@@ -273,30 +282,38 @@ def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Pa
             elif Path(path).is_file():
                 client.log_artifact(run_id, path, at)
         case "end":
-            write_metrics(folder)
-            if (folder / METRICS).is_file():
-                client.log_artifact(run_id, str(folder / METRICS))
+            table = all_metrics(client, run_id, read_entries(folder / LOG), number)
+            if len(table):
+                with tempfile.TemporaryDirectory() as temporary:  # the run's folder may be full
+                    pq.write_table(table, path := f"{temporary}/{METRICS}")
+                    client.log_artifact(run_id, path)
             client.set_terminated(run_id, value)
 
 
-def write_metrics(folder: Path) -> None:
-    """Writes every metric of the folder's run as `metrics.parquet`; nothing for a run that logged none."""
-    points = [point for entry in read_entries(folder / LOG) for point in entry.get("metrics", [])]
-    values = {(name, step): value for name, value, _, step in points}
-    if values:
-        pq.write_table(metrics_table(values), folder / METRICS)
+def all_metrics(client: MlflowClient, run_id: str, entries: list[dict[str, Any]], number: int) -> pa.Table:
+    """Every metric of a run: by the entries of its log, or by its store where the log lacks some of that number."""
+    if LOST in entries or len(entries) < number:
+        return metric_history(client, client.get_run(run_id))
+    points = [point for entry in entries for point in entry.get("metrics", [])]
+    return metrics_table({(name, step): value for name, value, _, step in points})
+
+
+def as_line(number: int, entry: dict[str, Any]) -> str:
+    """An entry as a line of a log: checksum, number, content."""
+    text = f"{number} {json.dumps(entry)}"
+    return f"{zlib.crc32(text.encode()):08x} {text}"
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a line that was cut by a full disk or a kill is an entry that holds nothing."""
-    entries: list[dict[str, Any]] = []
+    """The entries of a log by their numbers; one whose line is damaged, or was not written whole, is lost."""
+    entries: dict[int, dict[str, Any]] = {}
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
-            try:
-                entries.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
-                entries.append(NOTHING)
-    return entries
+            checksum, _, text = line.partition(" ")
+            if checksum == f"{zlib.crc32(text.encode()):08x}":
+                number, _, content = text.partition(" ")
+                entries[int(number)] = json.loads(content)
+    return [entries.get(number, LOST) for number in range(max(entries, default=-1) + 1)]
 
 
 def read_sent(path: Path, run_id: str) -> int:

@@ -1,1 +1,1 @@
-"""Trials that try to break a run; `make chaos` runs them, the suite a part of them."""
+"""Trials that try to break a run, by its commands: `make chaos` runs them all, the suite a few."""

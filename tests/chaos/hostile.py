@@ -111,12 +111,17 @@ def trials(names: list[str], completions: Sequence[str] = COMPLETIONS) -> list[T
     return found
 
 
-def main(names: list[str]) -> None:
-    """Tries all generators, or those named; prints what did not survive, and ends with 1 if there is anything."""
+def every_generator() -> list[str]:
+    """The generators of reasoning-gym but for `composite`, which takes generators as its parameters."""
     from reasoning_gym.factory import DATASETS
 
+    return sorted(set(DATASETS) - {"composite"})
+
+
+def main(names: list[str]) -> None:
+    """Tries all generators, or those named; prints what did not survive, and ends with 1 if there is anything."""
     began = time.monotonic()
-    found = trials(names or sorted(set(DATASETS) - {"composite"}))  # which takes generators as its parameters
+    found = trials(names or every_generator())
     lost = [trial for trial in found if trial.fault]
     for trial in lost:
         print(f"{trial.generator}: {trial.completion[:60]!r} {trial.fault}")

@@ -34,7 +34,8 @@ def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: i
     """
     target = folder / f"update_{learner.counters.updates:06d}"
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob(".update_*.partial"):  # by a kill or a full disk, whose space it takes
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     states = {name: optimizer.state_dict() for name, optimizer in learner.optimizers().items()}
     groups = {name: state["param_groups"] for name, state in states.items()}

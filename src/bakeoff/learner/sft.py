@@ -19,7 +19,7 @@ from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.engine.check import check_model
-from bakeoff.errors import UserError, within
+from bakeoff.errors import UserError, disk_fault, within
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
@@ -77,13 +77,17 @@ def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Pat
                 aside = Path(tempfile.mkdtemp(prefix=f"damaged_{folder.name}_", dir=folder.parent))
                 report(f"{folder} was changed after it was made; it is made again, and kept as {folder.rename(aside)}")
             if not folder.is_dir():
-                partial = Path(tempfile.mkdtemp(dir=folder.parent))
-                make(partial)
-                seal.write_text(content_hash(partial))
-                partial.rename(folder)
-    except OSError as error:
+                with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+                    (whole := Path(partial) / folder.name).mkdir()
+                    make(whole)
+                    seal.write_text(content_hash(whole))
+                    whole.rename(folder)
+    except Exception as error:
+        if not isinstance(error, OSError) and not disk_fault(error):
+            raise
         raise UserError(
-            f"the cache '{cache()}' cannot be written ({error}); set BAKEOFF_CACHE to a folder that can."
+            f"the cache '{cache()}' cannot be written ({disk_fault(error) or error}); set BAKEOFF_CACHE to a folder "
+            "that can."
         ) from error
     return folder
 

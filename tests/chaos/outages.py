@@ -1,0 +1,157 @@
+"""Stores that are locked, deleted or away while a run trains: nothing that was logged is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from tests.chaos.trials import RUN, Attack, Result, equal, finished, place, undisturbed_run, waiting
+
+
+def ends(result: Result, unsent: bool) -> None:
+    """Asserts that a run has finished, and said how to send what is unsent if anything is."""
+    assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr[-1500:]}"
+    assert ("resume=" in result.stderr) == unsent, f"unsent: {unsent}, but it said {result.stderr[-1500:]!r}"
+
+
+@contextmanager
+def locked(cwd: Path) -> Iterator[None]:
+    """Another process holds the database while the context is open."""
+    other = sqlite3.connect(cwd / "mlflow.db")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        other.rollback()
+        other.close()
+
+
+def lock_of_a_minute(cwd: Path, undisturbed: Path, seconds: float = 60) -> None:
+    with waiting(place(cwd), *RUN, updates=(3, 5)) as run:
+        with locked(cwd):
+            run.go(3)
+            began = time.monotonic()
+            run.reaches(5)
+            time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+        run.go(5)
+        ends(run.end(), unsent=False)
+    equal(cwd, undisturbed)
+
+
+def lock_beyond_the_end(cwd: Path, undisturbed: Path) -> None:
+    with waiting(place(cwd), *RUN) as run, locked(cwd):
+        run.go(3)
+        ends(run.end(), unsent=True)
+    finished(cwd, "resume=out")
+    equal(cwd, undisturbed)
+
+
+def deleted_database(cwd: Path, undisturbed: Path) -> None:
+    with waiting(place(cwd), *RUN) as run:
+        (cwd / "mlflow.db").unlink()
+        run.go(3)
+        ends(run.end(), unsent=True)
+    finished(cwd, "resume=out")
+    equal(cwd, undisturbed)
+
+
+def replaced_database(cwd: Path, undisturbed: Path) -> None:
+    with waiting(place(cwd), *RUN) as run:
+        (place(cwd / "new") / "mlflow.db").replace(cwd / "mlflow.db")
+        run.go(3)
+        ends(run.end(), unsent=True)
+    finished(cwd, "resume=out")
+    equal(cwd, undisturbed)
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(cwd: Path, port: int) -> Iterator[None]:
+    """An MLflow server on the store of a folder, while the context is open."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{cwd}/mlflow.db", "--artifacts-destination", f"{cwd}/artifacts"]
+    with (cwd / "server.log").open("a") as log:
+        process = subprocess.Popen([*command, *stores], cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(port):
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def answers(port: int) -> bool:
+    """Whether a server listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def restarted_server(cwd: Path, undisturbed: Path) -> None:
+    port = free_port()
+    with ExitStack() as first:
+        first.enter_context(server(place(cwd), port))
+        with waiting(cwd, *RUN, f"tracking.uri=http://me:secret@127.0.0.1:{port}", updates=(3, 5)) as run:
+            first.close()
+            run.go(3)
+            run.reaches(5)
+            with server(cwd, port):
+                run.go(5)
+                ends(run.end(), unsent=False)
+                equal_on(port, undisturbed)
+
+
+def absent_server(cwd: Path, undisturbed: Path) -> None:
+    port = free_port()
+    with ExitStack() as first:
+        first.enter_context(server(place(cwd), port))
+        with waiting(cwd, *RUN, f"tracking.uri=http://me:secret@127.0.0.1:{port}") as run:
+            first.close()
+            run.go(3)
+            ends(run.end(), unsent=True)
+    with server(cwd, port):
+        finished(cwd, "resume=out")
+        equal_on(port, undisturbed)
+
+
+def equal_on(port: int, undisturbed: Path) -> None:
+    """Asserts that the server has the curves of the undisturbed run."""
+    equal(MlflowClient(tracking_uri=f"http://127.0.0.1:{port}"), undisturbed)
+
+
+KINDS = {
+    "SQLite locked for a minute": lock_of_a_minute,
+    "SQLite locked until the run has ended": lock_beyond_the_end,
+    "SQLite's file deleted": deleted_database,
+    "SQLite's file replaced by an empty store": replaced_database,
+    "an MLflow server stopped and started again": restarted_server,
+    "an MLflow server stopped until the run has ended": absent_server,
+}
+
+
+def attacks(folder: Path) -> list[Attack]:
+    """Each kind of outage."""
+    undisturbed_run(folder)
+    return [
+        Attack(kind, "in update 3", partial(attack, folder / f"outage{number}", folder / "run"))
+        for number, (kind, attack) in enumerate(KINDS.items())
+    ]
