@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -24,25 +24,29 @@ KINDS = {
 def trials(draw: Random, scale: float = 1.0) -> Iterator[Trial]:
     """Every configuration that is drawn; after the first that does not survive, a kind ends."""
     for kind, (test, number) in KINDS.items():
-        tried = 0
-
-        def counted(data: st.DataObject, test: object = test) -> None:
-            nonlocal tried
-            tried += 1
-            test.hypothesis.inner_test(data)  # type: ignore[attr-defined]
-
-        checked = settings(
+        seen: list[st.DataObject] = []
+        how = settings(
             max_examples=max(1, round(scale * number)),
             deadline=None,
             database=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
-        )(given(st.data())(counted))
+        )
         fault = ""
         try:
-            seed(draw.getrandbits(32))(checked)()
+            seed(draw.getrandbits(32))(how(given(st.data())(counted(test.hypothesis.inner_test, seen))))()
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
-        yield from (Trial(kind, f"{n}") for n in range(tried - bool(fault)))
+        yield from (Trial(kind, f"{n}") for n in range(len(seen) - bool(fault)))
         if fault:
             yield Trial(kind, "the last", fault)
+
+
+def counted(test: Callable[[st.DataObject], None], seen: list[st.DataObject]) -> Callable[[st.DataObject], None]:
+    """The test, which notes what it was called with."""
+
+    def noting(data: st.DataObject) -> None:
+        seen.append(data)
+        test(data)
+
+    return noting
