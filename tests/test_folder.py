@@ -252,12 +252,21 @@ def test_a_folder_is_one_processs_at_a_time_and_free_when_it_dies(tmp_path):
 
 def test_a_table_holds_each_update_once_after_a_resume(tmp_path):
     shutil.copy(empty_store(), tmp_path / "mlflow.db")
-    run = start_run(tracking(tmp_path), "run", {})
+    run = start_run(tracking(tmp_path), "run", {}, tmp_path)
     for update in (2, 4, 6, 4, 6, 8):  # killed after 6, resumed from 3
         run.table([{"update": update, "text": f"{row}"} for row in range(2)], "completions.json")
-    assert [row[0] for row in run.read_table("completions.json")["data"]] == [2, 2, 4, 4, 6, 6, 8, 8]
-    assert start_run(tracking(tmp_path), "run", {}, run.run_id).new is False
-    assert start_run(tracking(tmp_path), "run", {}, "0" * 32).new is True
+    assert [row[0] for row in json.loads((tmp_path / "completions.json").read_text())["data"]] == [
+        2,
+        2,
+        4,
+        4,
+        6,
+        6,
+        8,
+        8,
+    ]
+    assert start_run(tracking(tmp_path), "run", {}, tmp_path, run.run_id).new is False
+    assert start_run(tracking(tmp_path), "run", {}, tmp_path, "0" * 32).new is True
 
 
 def test_only_a_file_of_moderate_size_is_read(tmp_path):

@@ -29,7 +29,7 @@ def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(tmp_path):
         (path / "progress.json").write_text(json.dumps({"name": path.name, "state": "done"}))
 
     shutil.copy(empty_store(), tmp_path / "mlflow.db")
-    tracker = start_run(tracking(tmp_path), "sweep", {})
+    tracker = start_run(tracking(tmp_path), "sweep", {}, tmp_path)
     kinds = ["never", "always", "never", "once", "never", "never"]
     folders = [tmp_path / str(number) for number in range(len(kinds))]
     for folder in folders:

@@ -326,7 +326,7 @@ def restored(values: Any, declared: Any = Config) -> Any:
     node, types = OmegaConf.structured(found), get_type_hints(found)
     for key, value in values.items():
         of_option = key == "_option_" or get_origin(types.get(key)) is ClassVar  # a property of it, not a key
-        if not of_option and not key.endswith(HASH):
+        if not of_option and not str(key).endswith(HASH):
             node[key] = restored(value, types.get(key))
     return node
 

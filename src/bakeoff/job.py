@@ -43,7 +43,7 @@ from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, train
 from bakeoff.start import prepare, start
-from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
+from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
@@ -84,7 +84,7 @@ def run_job(
         with reported(progress, command if not parent or changes is not None else ""), termination() as signals:
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
-            resumes = earlier.mlflow_run if earlier else None
+            resumes, logged = earlier.mlflow_run if earlier else None, (folder / LOG).exists()
             tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report)
             if earlier and tracker.new:
                 store = redacted(config.tracking.uri)
@@ -93,7 +93,7 @@ def run_job(
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             write_record(folder, record, config)
             with tracker.running():
-                if tracker.new:
+                if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
                 if changes:
                     log_changes(config, changes, folder, tracker)

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.metrics import DEFINITIONS
 from bakeoff.report import store
-from bakeoff.tracking import start_run
 from tests.commands import call, dies_in_update, empty_store, start
 from tests.conftest import known
-from tests.stored import client_of, history, named, only_run, tracking
+from tests.stored import client_of, history, named, only_run
 
 SHORT = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"]
 METHODS = ["ppo", "ppo_kl", "grpo"]
@@ -127,7 +126,7 @@ def test_a_finished_run_says_so_and_continues_with_a_larger_budget(tmp_path, com
     params = store.params_frame([run]).set_index("key")["value"]
     assert (params["budget.limit"], params["evaluation.every"]) == ("3.0", "1")
     assert run.data.tags["config_id"] != first.data.tags["config_id"]
-    table = start_run(tracking(tmp_path), "", {}, run.info.run_id).read_table("completions.json")
+    table = json.loads((tmp_path / "out" / "completions.json").read_text())
     assert [row[0] for row in table["data"]] == [1] * 4 + [2] * 4 + [3] * 4
     assert "is finished" in command("resume=out").stdout
 
@@ -137,7 +136,8 @@ def test_a_finished_run_says_so_and_continues_with_a_larger_budget(tmp_path, com
     elsewhere = command("resume=out", "budget.limit=4")
     assert "does not hold this run" in elsewhere.stdout, elsewhere.stderr
     run = only_run(other)
-    assert run.data.params["budget.limit"] == "4.0"
+    params = store.params_frame([run]).set_index("key")["value"]
+    assert params["budget.limit"] == "4.0"
     files = [file.path for file in client_of(other).list_artifacts(run.info.run_id, "config")]
     assert "config/config.yaml" in files
 

@@ -170,6 +170,6 @@ def test_a_hostile_completion_harms_no_scorer_of_reasoning_gym():
 def test_a_run_goes_on_where_the_verifier_raises_and_counts_it():
     """The scorer of prime_factorization takes numbers only."""
     small = ["tuned=none", "sft.steps=0", "task.heldout=4", "batch.prompts=2", "batch.group_size=2"]
-    config = compose(*small, "task=reasoning_gym", "task.generator=prime_factorization")
+    config = compose(*small, "task=reasoning_gym", "task.generator=prime_factorization", "task.max_new_tokens=8")
     config.model.characters = string.printable + "×"
     assert update_of(loop_of(config))["reward/failed"] > 0
