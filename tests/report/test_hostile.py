@@ -257,29 +257,30 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def written_with(folder: Path, text: str):
-    """A study whose store has a text in every field that a person or a program can fill."""
-    folder.mkdir()
-    store = Store(folder, seeds=(1, 2))
-    own = text.encode("utf-8", "replace").decode()  # what a database takes
-    for name, found in store.runs.items():
-        client, id_ = store.client, found.info.run_id
-        arm = found.data.tags["algorithm"]
-        fields = ("tuned", "model", "task", "commit", "device", "torch", "kind", "outcome", "failure", "arm")
-        store.tag(name, **dict.fromkeys(fields, f"{arm}{own}"), start=f"{own} {name}", name=own, run=own, status=own)
-        store.tag(name, overrides=json.dumps([f"arm={arm}{text}", f"batch.{arm}{own}={text}", f"seed={name[-1]}"]))
-        store.tag(name, algorithm=f"{arm}{own}", **{"mlflow.runName": own, "mlflow.note.content": own})
-        for key in ("batch.prompts", "algorithm.loss", "study.varies", "study.tuning_seeds", "tuned.trials"):
-            if key not in found.data.params:
-                client.log_param(id_, key, f"{arm}{own}")
-        store.completions(name, table_of(f"{text} {arm}"))
-    client.set_tag(store.parent.info.run_id, "question", own)
-    lost = client.create_run(store.experiment, tags=client.get_run(store.runs["ppo 1"].info.run_id).data.tags)
-    client.set_tag(lost.info.run_id, "seed", "9")
-    client.set_terminated(lost.info.run_id, "FAILED")
-    odd = client.create_run(store.experiment, tags={"mlflow.parentRunId": store.parent.info.run_id}, run_name=own)
-    client.set_tag(odd.info.run_id, "seed", own)
-    return store.load()
+def written_with(folder: Path, texts: list[str]):
+    """A study whose store has texts in every field that a person or a program can fill: one of them for each arm."""
+    own = [text.encode("utf-8", "replace").decode() for text in texts]  # what a database takes
+    keys = ("batch.prompts", "algorithm.loss", "budget.unit", "tuned.trials", "reward.process.verifier")
+    arms = {f"arm{n}": params() | dict.fromkeys(keys, f"{n}{text}") for n, text in enumerate([*own, "lost", "odd"])}
+    tracking = synthetic_store(folder / "mlflow.db", "methods", arms, (1,), lambda arm, seed: run(0.9))
+    client = MlflowClient(tracking_uri=tracking.uri)
+    experiment = client.get_experiment_by_name("bakeoff").experiment_id
+    for found in client.search_runs([experiment]):
+        if "arm" not in found.info.run_name:
+            client.set_tag(found.info.run_id, "question", " ".join(own))
+            continue
+        number = int(found.info.run_name.split()[0][3:])
+        text, tag = texts[number % len(texts)], f"{number}{own[number % len(texts)]}"
+        fields = ("algorithm", "tuned", "model", "task", "commit", "device", "torch", "kind", "name", "run", "status")
+        tags = dict.fromkeys((*fields, "failure", "outcome", "start", "mlflow.runName"), tag)
+        tags["overrides"] = json.dumps([f"arm={text} {number}", f"batch.size={text} {number}", "seed=1"])
+        client.log_batch(found.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        client.log_text(found.info.run_id, table_of(f"{text} {number}"), "completions.json")
+        if number == len(texts):
+            client.set_terminated(found.info.run_id, "FAILED")
+        elif number > len(texts):
+            client.set_tag(found.info.run_id, "seed", tag)
+    return load_study("methods", tracking)
 
 
 def parts(study, folder: Path) -> tuple[str, str]:
@@ -302,25 +303,23 @@ def parts(study, folder: Path) -> tuple[str, str]:
     return to_html(book, f"bakeoff: {study.question}"), "".join(markdown2html(markdown(frame)) for frame in frames)
 
 
-@pytest.fixture(scope="module")
-def harmless(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("harmless")
-    return [Elements(each).elements for each in parts(written_with(folder / "store", "text"), folder / "frames")]
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
-def test_no_element_and_no_attribute_comes_from_data(harmless, attack, tmp_path):
-    study = written_with(tmp_path / "store", attack)
-    for text, elements in zip(parts(study, tmp_path / "frames"), harmless, strict=True):
+def test_no_element_and_no_attribute_comes_from_data(tmp_path):
+    """A store of attacks has the elements of a store of words: in HTML, in Markdown, and in the tables of .md."""
+    for folder in ("words", "attacks"):
+        (tmp_path / folder).mkdir()
+    words = parts(written_with(tmp_path / "words", [f"word{n}" for n in range(len(ATTACKS))]), tmp_path / "a")
+    study = written_with(tmp_path / "attacks", ATTACKS)
+    for text, harmless in zip(parts(study, tmp_path / "b"), words, strict=True):
         found = Elements(text)
-        assert found.elements == elements
+        assert found.elements == Elements(harmless).elements
         assert not [value for value in found.values if "evil" in value]
-        assert "evil" in found.text
+        assert "<script>evil()</script>" in found.text
     assert not set("\x1b\x00\u202e\n") & set("".join([study.question, *study.arms, *study.left_out]))
     printed = Console(width=4000, force_terminal=True, color_system=None)
     with printed.capture() as captured:
         printed.print(terminal_table(as_text(methods.table(study)), study.question))
-    assert study.arms[0] in captured.get()
+    assert "[red]evil[/red]" in captured.get()
+    assert "\x1b[31m" not in captured.get()
 
 
 def test_only_a_study_of_sweeps_has_a_page(tmp_path, monkeypatch):

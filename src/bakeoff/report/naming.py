@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 
@@ -18,6 +19,14 @@ SHORT = {
     "algorithm.optimizer.lr": "lr",
 }
 
+# characters that no page, table or terminal can show: controls, directions of writing, and halves of a character
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def one_line(text: str) -> str:
+    """A text of a store, such as a tag, as one line of characters that can be shown."""
+    return " ".join(UNSHOWN.sub("\ufffd", text).split())
+
 
 def settings(runs: pd.DataFrame) -> list[dict[str, str]]:
     """The overrides of each run, key → value, from its tag `overrides`: a JSON list, and none where it is damaged."""
@@ -31,7 +40,9 @@ def overrides(tag: str) -> list[str] | None:
         listed = json.loads(tag or "[]")
     except ValueError:  # cut by a store, or another tool's
         return None
-    return listed if isinstance(listed, list) and all(isinstance(each, str) for each in listed) else None
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        return None
+    return [one_line(each) for each in listed]  # JSON writes \x1b, which the tag itself does not hold
 
 
 def varied(runs: pd.DataFrame) -> list[str]:
@@ -56,7 +67,6 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
         ],
         runs.index,
     )
-    names = names.str.split().str.join(" ")
     names = names.where(names.str.len() <= LONGEST, names.str[: LONGEST - 1] + "…")
     for digits in (4, None):
         shared = runs.groupby(names)["config_id"].transform("nunique") > 1

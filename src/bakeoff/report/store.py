@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from bakeoff.errors import UserError, first_line
 from bakeoff.report.complete import with_complete_runs
-from bakeoff.report.naming import arm_names, labels, overrides
+from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
 from bakeoff.report.statistics import counted
 from bakeoff.report.study import Study
 from bakeoff.tracking import (
@@ -39,8 +39,6 @@ MOST = 50_000  # runs of a search: MLflow's own limit
 COMPLETIONS = ["update", "prompt", "completion", "answer", "reward", "ended"]
 IDENTITY = ("config_id", "algorithm", "seed")  # tags without which a run is of no arm
 OTHER_TAGS = ("overrides", "start", "tuned", "model")  # that a page reads, and a run of another version may lack
-# characters that no page, table or terminal can show: controls, directions of writing, and halves of a character
-UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def default_tracking() -> Tracking:
@@ -70,7 +68,9 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
         found += client.search_runs([experiment], is_job, ViewType.ALL, order_by=in_order, max_results=MOST)
     faults = {run.info.run_id: fault(run) for run in found}
     jobs = [run for run in found if not faults[run.info.run_id]]
-    notes = [f"run {shown(run.info.run_name)}: {faults[run.info.run_id]}" for run in found if faults[run.info.run_id]]
+    notes = [
+        f"run {one_line(run.info.run_name)}: {faults[run.info.run_id]}" for run in found if faults[run.info.run_id]
+    ]
     if not any(run.info.status == "FINISHED" for run in jobs):
         unusable = f" ({len(notes)} others cannot be read; the first, {notes[0]})" if notes else ""
         raise UserError(
@@ -93,7 +93,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     damaged: list[str] = []
     study = Study(
         name=name,
-        question=shown(parents[0].data.tags.get("question", "")),
+        question=one_line(parents[0].data.tags.get("question", "")),
         run=parents[0].info.run_id,
         runs=finished,
         unfinished=unfinished,
@@ -105,11 +105,6 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     return with_complete_runs(study)
 
 
-def shown(text: str) -> str:
-    """A tag or a parameter as one line of characters that can be shown."""
-    return " ".join(UNSHOWN.sub("\ufffd", text).split())
-
-
 def fault(run: Run) -> str:
     """Why a run below a sweep's is no job of it; empty if it is one."""
     missing = [tag for tag in IDENTITY if not run.data.tags.get(tag, "").strip()]
@@ -118,7 +113,7 @@ def fault(run: Run) -> str:
     if missing:
         return f"it has no tag {' and no tag '.join(missing)}, so it is of another tool or damaged"
     if not re.fullmatch(r"-?\d{1,18}", run.data.tags["seed"], re.ASCII):
-        return f"its seed is '{shown(run.data.tags['seed'])}', which is no whole number"
+        return f"its seed is '{one_line(run.data.tags['seed'])}', which is no whole number"
     return ""
 
 
@@ -126,7 +121,7 @@ def runs_frame(runs: list[Run]) -> pd.DataFrame:
     """One row per run: run, status, and its tags (`config_id`, `algorithm`, `seed`, …); a missing tag is empty."""
     rows = [
         dict.fromkeys(OTHER_TAGS, "")
-        | {key: shown(value) for key, value in run.data.tags.items() if "mlflow." not in key}
+        | {key: one_line(value) for key, value in run.data.tags.items() if "mlflow." not in key}
         | {"run": run.info.run_id, "status": run.info.status}
         for run in runs
     ]
@@ -154,7 +149,7 @@ def params_frame(runs: list[Run]) -> pd.DataFrame:
     A resumed run may change a parameter, which MLflow cannot; a tag holds its last value.
     """
     rows = [
-        (run.info.run_id, key, shown(run.data.tags.get(f"changed.{key}", value)))
+        (run.info.run_id, key, one_line(run.data.tags.get(f"changed.{key}", value)))
         for run in runs
         for key, value in run.data.params.items()
     ]
@@ -200,7 +195,7 @@ def run_metrics(client: MlflowClient, run: Run, damaged: list[str] | None = None
         pass
     except Exception as error:  # a file of others may hold anything
         if damaged is not None:
-            what = f"the artifact {METRICS} of run {shown(run.info.run_name)}"
+            what = f"the artifact {METRICS} of run {one_line(run.info.run_name)}"
             damaged.append(f"{what}: it is damaged ({first_line(error)}), so the store's own metrics are used")
     return metric_history(client, run)
 
@@ -239,8 +234,9 @@ def completions_frame(client: MlflowClient, runs: pd.DataFrame, damaged: list[st
 
 def last_completions(table: dict[str, Any]) -> pd.DataFrame:
     """The rows of the last update of a table of completions; raises many types of errors where it is something else."""
-    rows = pd.DataFrame(table["data"], columns=table["columns"])[COMPLETIONS]
-    texts = rows.drop(columns=["update", "reward"]).map(lambda cell: UNSHOWN.sub("\ufffd", str(cell)))
+    data = [[UNSHOWN.sub("\ufffd", each) if isinstance(each, str) else each for each in row] for row in table["data"]]
+    rows = pd.DataFrame(data, columns=table["columns"])[COMPLETIONS]
+    texts = rows.drop(columns=["update", "reward"]).map(str)
     numbers = {"update": rows["update"].astype(int), "reward": pd.to_numeric(rows["reward"], errors="coerce")}
     rows = texts.assign(**numbers).reindex(columns=COMPLETIONS)
     last: pd.DataFrame = rows[rows["update"] == rows["update"].max()]
