@@ -221,7 +221,7 @@ def test_a_study_none_of_whose_runs_is_complete_says_so(tmp_path):
     nothing = Store(tmp_path, series=lambda arm, seed: run(float("nan"))).load()
     top = heading(page_of("methods"), nothing)
     assert "These runs give no answer" in top
-    assert "no run is complete; ppo seed 1 did not finish (incomplete)" in top
+    assert "<li>no run is complete</li><li>ppo seed 1 did not finish (incomplete)" in top
 
 
 def test_completions_without_a_score_are_named(tmp_path):

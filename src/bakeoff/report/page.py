@@ -120,7 +120,9 @@ def shortened(sentences: list[str]) -> list[str]:
 
 def heading(page: Page, study: Study) -> str:
     """The top of a page as HTML, which is Markdown too: the question, the answer, and the warnings."""
-    paragraphs = [in_html(each) for each in answer(page, study).split("\n\n")]
-    paragraphs += [f"<strong>{kind}:</strong> {in_html('; '.join(each))}." for kind, each in warnings(study).items()]
-    top = f"<h1>{in_html(study.name)}</h1>\n<p><em>{in_html(study.question)}</em></p>\n"
-    return top + "\n".join(f"<p>{each}</p>" for each in paragraphs)
+    parts = [f"<h1>{in_html(study.name)}</h1>", f"<p><em>{in_html(study.question)}</em></p>"]
+    parts += [f"<p>{in_html(each)}</p>" for each in answer(page, study).split("\n\n")]
+    for kind, sentences in warnings(study).items():
+        items = "".join(f"<li>{in_html(each)}</li>" for each in sentences)
+        parts.append(f"<div><strong>{kind}:</strong><ul>{items}</ul></div>")
+    return "\n".join(parts)
