@@ -69,6 +69,11 @@ def redacted(text: str) -> str:
     return re.sub(r"(password=)[^&\s'\"]+", rf"\1{HIDDEN}", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", rf"\1{HIDDEN}@", text))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without passwords."""
+    return redacted(str(error).strip().split("\n")[0])[:300]
+
+
 def sentence(error: BaseException) -> str:
     """An error of ours, of Hydra or of OmegaConf as one sentence, with the valid choices."""
     if isinstance(error, UserError):

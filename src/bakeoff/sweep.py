@@ -200,9 +200,11 @@ def check_tuned(overrides: list[str], config: Config) -> None:
 
 
 def check_study(study: str) -> None:
-    """Raises UserError if two studies have this name, or if no code makes the page of this study."""
+    """Raises UserError if the name is a path, if two studies have it, or if no code makes the page of this study."""
     if not study:
         return
+    if Path(study).name != study:
+        raise UserError(f"sweeps is '{study}', which is a path; it may be the name of a file in sweeps/, as methods.")
     study_file("sweeps", f"{study}.yaml")  # raises where the user and the package both have one
     if page_file(study) is None:
         raise UserError(

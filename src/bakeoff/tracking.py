@@ -32,7 +32,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from omegaconf import MISSING
 
-from bakeoff.errors import UserError, redacted
+from bakeoff.errors import UserError, first_line, redacted
 from bakeoff.paths import ROOT
 from bakeoff.ranges import count
 
@@ -346,11 +346,6 @@ def replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, without passwords."""
-    return redacted(str(error).strip().split("\n")[0])[:300]
 
 
 def metric_history(client: MlflowClient, run: Run) -> pa.Table:

@@ -90,7 +90,7 @@ def test_an_estimate_has_the_digits_that_its_interval_supports(estimate, text):
 
 def test_a_number_has_three_digits_and_a_name_may_break():
     assert [number(value) for value in (0.95, 12.0, 8, 1234.5, 0.0, math.nan, math.inf)] == [
-        *("0.950", "12.0", "8", "1,234", "0", "–", "never")
+        *("0.950", "12.0", "8", "1,234", "0", "–", "∞")
     ]
     assert html_cell("ppo_kl <b> [1, 2]") == 'ppo_<wbr>kl &lt;b&gt; <span class="interval">[1, 2]</span>'
 

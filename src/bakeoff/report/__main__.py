@@ -9,16 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bakeoff.errors import UserError, fail, refused
 from bakeoff.paths import ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
-from bakeoff.report.matching import mismatches
-from bakeoff.report.page import Page, all_claims, page_of
-from bakeoff.report.render import execute, figures, to_html
+from bakeoff.report.output import replaced
+from bakeoff.report.page import Page, all_claims, answer, explained, page_of, warnings
+from bakeoff.report.render import execute, faults, figures, to_html
+from bakeoff.report.statistics import counted
 from bakeoff.report.store import default_tracking, load_study
 from bakeoff.report.study import Study, write_study
 from bakeoff.report.tables import as_text, markdown
@@ -64,15 +65,27 @@ def main() -> None:
 
 
 def report_all(out: Path, where: str, console: Console) -> None:
-    """The page of every study that the store holds, and the page of claims unless `where` selects runs."""
+    """The page of every study that the store holds, and the page of claims unless `where` selects runs.
+
+    A page that fails costs no other one. Raises UserError that names those which failed.
+    """
     held = held_studies(study_names(), where, console)
     if not held:
         raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
-    pages = [page_of(study.name) for study in held]
+
+    def failure(study: Study) -> str:
+        try:
+            report(page_of(study.name), study, out, console)
+        except Exception as error:  # a page is code of a user's
+            return str(error) if isinstance(error, UserError) else f"{study.name}: {explained(error)}"
+        return ""
+
     with ThreadPoolExecutor(KERNELS) as pool:
-        list(pool.map(lambda page, study: report(page, study, out, console), pages, held))
+        failed = [each for each in pool.map(failure, held) if each]
     if not where:  # a claim is about all runs of a study
         report_claims(held, out, console)
+    if failed:
+        raise UserError(f"{counted(len(failed), 'page')} of {len(held)} failed: {' '.join(failed)}")
 
 
 def held_studies(names: Iterable[str], where: str, console: Console) -> list[Study]:
@@ -82,7 +95,7 @@ def held_studies(names: Iterable[str], where: str, console: Console) -> list[Stu
         try:
             held.append(load_study(name, where=where))
         except UserError as error:
-            console.print(f"[dim]{error}[/]", highlight=False)
+            console.print(str(error), style="dim", highlight=False, markup=False)
     return held
 
 
@@ -91,23 +104,35 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
 
     All of it becomes an artifact of the sweep's run. The same store gives the same bytes.
     """
-    name = study.name
-    folder = empty_folder(out / name)
-    write_study(study, folder)
-    table = page.table(study)
-    (out / f"{name}.md").write_text(markdown(table), encoding="utf-8")
-    html = write_page(name, page.notebook, folder)
+    name, left_out = study.name, []
+    try:
+        table = as_text(page.table(study))
+    except Exception as error:  # a store that lacks what the table is of, or code of a user's
+        table = pd.DataFrame()
+        left_out = [f"the table: these runs do not give it ({explained(error)})"]
+    with replaced(out, name) as made:
+        write_study(study, made / name)
+        (made / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+        left_out += write_page(name, page.notebook, made / name)
+        log_report(study, made, console)
+    if len(table):
+        console.print(terminal_table(table, study.question))
+    found = warnings(study)
+    found["Left out"] = found.get("Left out", []) + left_out
+    for kind, sentences in found.items():
+        for sentence in sentences:
+            console.print(Text.assemble((f"{kind.lower()}: ", "red"), sentence), highlight=False, soft_wrap=True)
+    parts = (answer(page, study), f"report: {(out / f'{name}.html').resolve()}")
+    console.print(*parts, sep="\n", highlight=False, soft_wrap=True, markup=False)
+
+
+def log_report(study: Study, made: Path, console: Console) -> None:
+    """Makes a report's files artifacts of the sweep's run, where the store takes them."""
     client, _ = open_store(default_tracking())
     try:
-        for each in (html, out / f"{name}.md"):
-            client.log_artifact(study.run, str(each), "report")
-        client.log_artifacts(study.run, str(folder), f"report/{name}")
-    except (MlflowException, OSError):
+        client.log_artifacts(study.run, str(made), "report")
+    except Exception:  # whatever the store is made of
         console.print("The report is only here: the store's artifacts cannot be written from this machine.")
-    console.print(terminal_table(table, study.question))
-    warnings = [f"[red]not matched:[/] {each}" for each in mismatches(study)]
-    parts = [*warnings, page.verdict(study), f"report: {html.resolve()}"]
-    console.print(*parts, sep="\n", highlight=False, soft_wrap=True)
 
 
 def report_claims(held: list[Study], out: Path, console: Console) -> bool:
@@ -115,39 +140,35 @@ def report_claims(held: list[Study], out: Path, console: Console) -> bool:
     table = verdicts(held)
     if table["value"].isna().all():
         return False
-    folder = empty_folder(out / CLAIMS)
-    table.to_csv(folder / "claims.csv", index=False)
-    (out / f"{CLAIMS}.md").write_text(markdown(claims_table(table)), encoding="utf-8")
-    html = write_page(CLAIMS, ANALYSIS / f"{CLAIMS}.ipynb", folder)
-    console.print(claims_verdict(table), f"report: {html.resolve()}", sep="\n", highlight=False, soft_wrap=True)
+    with replaced(out, CLAIMS) as made:
+        table.to_csv(made / CLAIMS / "claims.csv", index=False)
+        (made / f"{CLAIMS}.md").write_text(markdown(claims_table(table)), encoding="utf-8")
+        write_page(CLAIMS, ANALYSIS / f"{CLAIMS}.ipynb", made / CLAIMS)
+    parts = (claims_verdict(table), f"report: {(out / f'{CLAIMS}.html').resolve()}")
+    console.print(*parts, sep="\n", highlight=False, soft_wrap=True, markup=False)
     return True
 
 
-def empty_folder(folder: Path) -> Path:
-    """The folder, made or emptied."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    return folder
+def write_page(name: str, notebook: Path, folder: Path) -> list[str]:
+    """Runs a notebook on a folder of frames; writes its figures to the folder and its page beside it.
 
-
-def write_page(name: str, notebook: Path, folder: Path) -> Path:
-    """Runs a notebook on a folder of frames; writes its figures to the folder and its page beside it."""
+    Returns a sentence on each part of the page that these frames do not give.
+    """
     book = execute(notebook, folder)
+    left_out = faults(book)
     for figure, content in figures(book):
         (folder / figure).write_bytes(content)
-    page = folder.parent / f"{name}.html"
-    page.write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
-    return page
+    (folder.parent / f"{name}.html").write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
+    return left_out
 
 
 def terminal_table(frame: pd.DataFrame, title: str) -> Table:
-    """A frame for the terminal, whose names are never cut off."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    """A frame of texts for the terminal, whose names are never cut off and whose `[red]` is no markup."""
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column in frame:
-        table.add_column(str(column), overflow="fold")
-    for _, row in as_text(frame).iterrows():
-        table.add_row(*map(str, row))
+        table.add_column(Text(str(column)), overflow="fold")
+    for _, row in frame.iterrows():
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -45,12 +45,13 @@ def aggregates(study: Study) -> pd.DataFrame:
             "method": name,
             "IQM [95 %]": interquartile_mean(scores[name]).text(),
             "mean height of the curve": heights[name].mean(),
-            f"completions to {level:.3f}": costs["sequences"][name].median(),
-            f"seconds to {level:.3f}": costs["seconds"][name].median(),
+            f"completions to {level:.3f}": cost["sequences"],
+            f"seconds to {level:.3f}": cost["seconds"],
         }
         for name in study.arms
+        for cost in [{unit: own[name].median() for unit, own in costs.items()}]
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).replace(np.inf, "never")
 
 
 def improvement(study: Study) -> pd.DataFrame:

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import WIDTH, finished, style
-from bakeoff.report.page import all_claims
-from bakeoff.report.statistics import Estimate
+from bakeoff.report.page import all_claims, explained
+from bakeoff.report.statistics import Estimate, counted
 from bakeoff.report.study import Study
 
 VERDICTS = {"supported": "#009E73", "not supported": "#D55E00", "undecided": "#595959", "not tested": "#999999"}
@@ -34,6 +34,8 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
                 verdict = missing_arm if math.isnan(effect.value) else claim.verdict(effect)
             except KeyError as missing:  # an arm, a metric or a parameter, by its name
                 verdict = f"not tested: {missing} is missing in {name}"
+            except Exception as error:  # a store that lacks more, or a claim of a user's
+                verdict = f"not tested: {explained(error)}"
         about = {"step": claim.step, "claim": claim.text, "study": name, "effect": claim.effect}
         rows.append(
             about | effect._asdict() | {"bar": claim.bar, "seeds": seeds, "rule": claim.rule, "verdict": verdict}
@@ -80,5 +82,7 @@ def plot_claims(table: pd.DataFrame) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.tick_params(labelsize=8)
         title = textwrap.fill(f"{row['step']}: {row['effect']}", 75)
-        axes.set_title(f"{title}\n{row['verdict']} ({row['rule']}; {row['seeds']} seeds)", color=colour, pad=2)
+        axes.set_title(
+            f"{title}\n{row['verdict']} ({row['rule']}; {counted(row['seeds'], 'seed')})", color=colour, pad=2
+        )
     return finished(figure)

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, LogFormatterSciNotation, MaxNLocator
 
 from bakeoff.measure import TRAINING
-from bakeoff.report.statistics import Estimate, mean_interval
+from bakeoff.report.statistics import Estimate
 from bakeoff.report.study import ACCURACY, Study, provenance
 from bakeoff.report.tables import by_seed, estimates
 
@@ -48,6 +48,7 @@ def style() -> None:
             "lines.linewidth": 2,
             "legend.frameon": False,
             "legend.fontsize": 9,
+            "text.parse_math": False,  # a $ in an arm's name is a $
             "svg.hashsalt": "bakeoff",  # the same figure, the same bytes
         }
     )
@@ -73,6 +74,13 @@ def finished(figure: Figure, caption: str = "", study: Study | None = None) -> F
     if caption:
         text = f"{caption} {provenance(study)}" if study else caption
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, wrap=True)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
+        transform: Any = axis.get_transform()
+        plain = LogFormatter(transform.base)  # matplotlib's own writes 10² as mathematical text: see `style`
+        for ticker in (axis.major, axis.minor):
+            if isinstance(ticker.formatter, LogFormatterSciNotation):
+                ticker.formatter = plain
+                plain.set_axis(axis)
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -176,9 +184,10 @@ def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (
     arms, palette = list(order) or study.arms, colours(study.arms)
     figure, all_axes = panels(len(metrics), 0.42 * len(arms) + 0.7, sharey=True)
     for axes, (metric, label) in zip(all_axes, metrics.items(), strict=True):
+        means = estimates(study, metric)
         for row, name in enumerate(arms):
             values = by_seed(study, metric, name)
-            mean = mean_interval(values)
+            mean = means[name]
             axes.plot(mean[1:], [row, row], color=palette[name], lw=3, alpha=0.5, solid_capstyle="round")
             axes.plot(values, np.full(len(values), row), "o", color=palette[name], ms=5, mec="white", mew=0.7)
             axes.plot(mean.value, row, "|", color="black", ms=12)

@@ -6,10 +6,12 @@ import re
 
 import pandas as pd
 
-from bakeoff.report.naming import varied
+from bakeoff.report.naming import labels, varied
 from bakeoff.report.study import Study, outcome
+from bakeoff.report.tables import in_html
 
 MUST_MATCH = ["task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "budget", "evaluation"]
+TAGS = ["commit", "device", "torch"]  # of a run, which must match too
 FEW_ARMS = 3  # up to which a table has a column for each arm
 
 
@@ -24,20 +26,30 @@ def mismatches(study: Study) -> list[str]:
 
     What the study varies on purpose, as `question_of` lists it, is no mismatch.
     """
-    found = unequal_settings(study)
+    found = unequal_settings(study) + unequal_tags(study)
+    if study.runs.empty:
+        return [*found, "no run is complete", *unfinished(study)]
     if not study.trained:
         return found
-    if (study.runs.groupby("seed")["start"].nunique() > 1).any() and "model" not in question_of(study):
+    unknown = study.runs[study.runs["start"] == ""]
+    if len(unknown):
+        found.append(f"the start weights of {', '.join(labels(unknown))} are not known")
+    elif (study.runs.groupby("seed")["start"].nunique() > 1).any() and "model" not in question_of(study):
         found.append("the arms start from different weights")
     seeds_of = {str(name): set(rows["seed"]) for name, rows in study.runs.groupby("name")}
     every = set.union(*seeds_of.values())
     for name, own in seeds_of.items():
         if own != every:
             found.append(f"{name} has no run with seed {', '.join(map(str, sorted(every - own)))}")
-    for _, run in study.unfinished.iterrows():
-        reason = run.get("failure") or "no reason was logged"
-        found.append(f"{run['name']} seed {run['seed']} did not finish ({outcome(run)}): {reason}")
-    return found + unequal_tuning(study)
+    return found + unfinished(study) + unequal_tuning(study)
+
+
+def unfinished(study: Study) -> list[str]:
+    """A sentence for each run that is not in the study's statistics, with its reason."""
+    return [
+        f"{label} did not finish ({outcome(run)}): {run.get('failure') or 'no reason was logged'}"
+        for label, (_, run) in zip(labels(study.unfinished), study.unfinished.iterrows(), strict=True)
+    ]
 
 
 def unequal_settings(study: Study) -> list[str]:
@@ -48,8 +60,24 @@ def unequal_settings(study: Study) -> list[str]:
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
     names, seeds = (study.runs.set_index("run")[column] for column in ("name", "seed"))
     in_seed, in_arm = (wide.groupby(by.to_numpy()).nunique().max() > 1 for by in (seeds, names))
-    differs = in_seed | ((wide.nunique() > 1) & ~in_arm)  # what varies with the seed alone is drawn by it
-    return [f"{key} differs: {by_value(wide[key].groupby(names, sort=False).first())}" for key in wide.columns[differs]]
+    # What varies with the seed alone, and is another one for each, is drawn by it.
+    differs = in_seed | ((wide.nunique() > 1) & (~in_arm | (wide.nunique() < seeds.nunique())))
+    return [f"{key} differs: {by_run(study, wide[key])}" for key in wide.columns[differs]]
+
+
+def unequal_tags(study: Study) -> list[str]:
+    """A sentence for each of TAGS that differs between runs: they are of several versions or machines."""
+    runs, asked = study.runs.set_index("run"), question_of(study)
+    values = {tag: runs[tag].replace("", "unknown") for tag in TAGS if tag in runs and tag not in asked}
+    return [f"{tag} differs: {by_run(study, each)}" for tag, each in values.items() if each.nunique() > 1]
+
+
+def by_run(study: Study, values: pd.Series) -> str:
+    """`by_value` of the arms where each has one value in all of its runs (index), else of the runs."""
+    runs = study.runs.set_index("run").loc[values.index]
+    if (values.groupby(runs["name"]).nunique() == 1).all():
+        return by_value(values.groupby(runs["name"], sort=False).first())
+    return by_value(values.set_axis(labels(runs)))
 
 
 def by_value(values: pd.Series) -> str:
@@ -72,13 +100,15 @@ def unequal_tuning(study: Study) -> list[str]:
 
 
 def matched(study: Study) -> str:
-    """How the arms are matched, and what the study varies on purpose, in Markdown."""
+    """How the arms are matched, and what the study varies on purpose, as HTML."""
     shared = "start weights, prompts, completions per update, budget and evaluation"
-    text = f"**Matched:** arms of a seed share {shared if study.trained else 'task, model and the sizes of the batch'}."
+    if not study.trained:
+        shared = "task, model and the sizes of the batch"
+    text = f"<strong>Matched:</strong> arms of a seed share {shared}."
     if mismatches(study):
         text = "The arms are not matched: see the warning at the top."
-    asked = ", ".join(f"`{key}`" for key in question_of(study))
-    return f"{text} **Varied on purpose:** {asked}." if asked else text
+    asked = ", ".join(f"<code>{in_html(key)}</code>" for key in question_of(study))
+    return f"<p>{text}{f' <strong>Varied on purpose:</strong> {asked}.' if asked else ''}</p>"
 
 
 def config_diff(study: Study) -> pd.DataFrame:

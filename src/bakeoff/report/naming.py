@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 
+LONGEST = 60  # characters of a name
 NOT_SHOWN = ("algorithm", "arm", "seed", "sweeps", "tuned")  # keys that a name does not repeat
 SHORT = {
     "model": "",
@@ -17,11 +19,30 @@ SHORT = {
     "algorithm.optimizer.lr": "lr",
 }
 
+# characters that no page, table or terminal can show: controls, directions of writing, and halves of a character
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def one_line(text: str) -> str:
+    """A text of a store, such as a tag, as one line of characters that can be shown."""
+    return " ".join(UNSHOWN.sub("\ufffd", text).split())
+
 
 def settings(runs: pd.DataFrame) -> list[dict[str, str]]:
-    """The overrides of each run, key → value, from its tag `overrides`: a JSON list."""
+    """The overrides of each run, key → value, from its tag `overrides`: a JSON list, and none where it is damaged."""
     lists = runs["overrides"] if "overrides" in runs else pd.Series("", runs.index)
-    return [dict(o.lstrip("+~").split("=", 1) for o in json.loads(each or "[]") if "=" in o) for each in lists]
+    return [dict(o.lstrip("+~").split("=", 1) for o in overrides(each) or [] if "=" in o) for each in lists]
+
+
+def overrides(tag: str) -> list[str] | None:
+    """The list that a tag `overrides` holds, empty without one; none where the tag is damaged."""
+    try:
+        listed = json.loads(tag or "[]")
+    except ValueError:  # cut by a store, or another tool's
+        return None
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        return None
+    return [one_line(each) for each in listed]  # JSON writes \x1b, which the tag itself does not hold
 
 
 def varied(runs: pd.DataFrame) -> list[str]:
@@ -34,7 +55,8 @@ def varied(runs: pd.DataFrame) -> list[str]:
 def arm_names(runs: pd.DataFrame) -> pd.Series:
     """The arm's name, or its algorithm's, then the other values that the sweep varies; one name for each `config_id`.
 
-    Arms that would share a name are distinguished by the first digits of their `config_id`.
+    A name is one line of at most LONGEST characters. Arms that would share one are distinguished by the first digits of
+    their `config_id`, or all of them.
     """
     values, keys = settings(runs), varied(runs)
     heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
@@ -45,8 +67,16 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
         ],
         runs.index,
     )
-    shared = runs.groupby(names)["config_id"].transform("nunique") > 1
-    return names.where(~shared, names + " " + runs["config_id"].str[:4])
+    names = names.where(names.str.len() <= LONGEST, names.str[: LONGEST - 1] + "…")
+    for digits in (4, None):
+        shared = runs.groupby(names)["config_id"].transform("nunique") > 1
+        names = names.where(~shared, names + " " + runs["config_id"].str[:digits])
+    return names
+
+
+def labels(runs: pd.DataFrame) -> pd.Series:
+    """`ppo seed 1` for each run, from its name and seed."""
+    return runs["name"] + " seed " + runs["seed"].astype(str)
 
 
 def brief(value: str) -> str:

@@ -11,6 +11,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -18,11 +19,14 @@ from types import ModuleType
 
 import pandas as pd
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, first_line
 from bakeoff.paths import PAGES, page_file, study_file, study_folders, study_names
 from bakeoff.report.claim import Claim
 from bakeoff.report.matching import mismatches
 from bakeoff.report.study import Study
+from bakeoff.report.tables import in_html, not_scored, percent
+
+MOST = 20  # sentences of a kind of warning on a page
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,12 @@ def page_of(study: str) -> Page:
 
 
 def page_code(study: str) -> ModuleType:
-    """The module pages/STUDY.py, the user's or ours; raises UserError where neither exists."""
+    """The module pages/STUDY.py, the user's or ours; raises UserError where neither exists, or where it fails.
+
+    Code is found by the name of a study alone, never by another text, such as a path in a store.
+    """
+    if study not in study_names():
+        raise UserError(f"there is no study '{study}' in sweeps/; the studies are {', '.join(study_names())}.")
     path = page_file(study)
     if path is None:
         expected = study_folders()[0] / "pages" / f"{study}.py"
@@ -59,24 +68,61 @@ def page_code(study: str) -> ModuleType:
     loader = SourceFileLoader(f"page_{study}", str(path))
     module = ModuleType(loader.name)
     module.__file__ = str(path)
-    loader.exec_module(module)
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} cannot be imported ({explained(error)}).") from error
     return module
 
 
 def all_claims() -> list[tuple[str, Claim]]:
-    """Every claim of every page, and the study that tests it, in the order of their steps; without a number last."""
+    """Every claim of every page, and the study that tests it, in the order of their steps; without a number last.
+
+    A page that cannot be imported has none.
+    """
 
     def step(claim: Claim) -> float:
         found = re.match(r"\d+", claim.step)
         return float(found[0]) if found else math.inf
 
-    pages = [study for study in study_names() if page_file(study)]
-    claims = [(study, claim) for study in pages for claim in getattr(page_code(study), "CLAIMS", [])]
+    claims: list[tuple[str, Claim]] = []
+    for study in study_names():
+        with suppress(UserError):
+            claims += [(study, claim) for claim in getattr(page_code(study), "CLAIMS", [])]
     return sorted(claims, key=lambda each: step(each[1]))
 
 
+def explained(error: BaseException) -> str:
+    """An error of a page's code in a few words: its type and its first line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def answer(page: Page, study: Study) -> str:
+    """The page's verdict; where it cannot be computed, as from a store that lacks an arm, a sentence that says so."""
+    try:
+        return str(page.verdict(study))
+    except Exception as error:
+        return f"These runs give no answer ({explained(error)})."
+
+
+def warnings(study: Study) -> dict[str, list[str]]:
+    """What a reader must know before the answer, by kind: what is not matched, not scored, and left out."""
+    shares = [f"{percent(share)} of {name}'s completions" for name, share in not_scored(study).items()]
+    found = {"Not matched": mismatches(study), "Not scored": shares, "Left out": study.left_out}
+    return {kind: shortened(each) for kind, each in found.items() if each}
+
+
+def shortened(sentences: list[str]) -> list[str]:
+    """At most MOST sentences, and the number of the others."""
+    rest = len(sentences) - MOST
+    return sentences if rest <= 0 else [*sentences[:MOST], f"and {rest} more"]
+
+
 def heading(page: Page, study: Study) -> str:
-    """The top of a page in Markdown: the question, the answer, and a warning if the arms are not matched."""
-    problems = "; ".join(mismatches(study))
-    warning = f"\n\n**Not matched:** {problems}." if problems else ""
-    return f"# {study.name}\n\n*{study.question}*\n\n{page.verdict(study)}{warning}"
+    """The top of a page as HTML, which is Markdown too: the question, the answer, and the warnings."""
+    parts = [f"<h1>{in_html(study.name)}</h1>", f"<p><em>{in_html(study.question)}</em></p>"]
+    parts += [f"<p>{in_html(each)}</p>" for each in answer(page, study).split("\n\n")]
+    for kind, sentences in warnings(study).items():
+        items = "".join(f"<li>{in_html(each)}</li>" for each in sentences)
+        parts.append(f"<div><strong>{kind}:</strong><ul>{items}</ul></div>")
+    return "\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, first_line
 
 PARAMETERS = "parameters"  # the tag of the cell after which `folder` is set
 TEMPLATES = Path(__file__).parent / "templates"
@@ -24,32 +25,60 @@ KERNEL = ["--IPKernelApp.log_level=40", "--InlineBackend.print_figure_kwargs={'b
 def execute(notebook: Path, folder: Path) -> Any:
     """Runs a notebook in a kernel of its own, with `folder` as its parameter; returns it with its outputs.
 
-    Raises UserError with the last line of an error in it.
+    A cell that raises costs its own output alone: see `faults`. Raises UserError where the first one does, which reads
+    the study, and where the kernel ends.
     """
     book = nbformat.read(notebook, as_version=4)
     at = next((i for i, c in enumerate(book.cells) if PARAMETERS in c.metadata.get("tags", [])), -1)
     # The id is ours, since nbformat draws one: the same store gives the same page.
     book.cells.insert(at + 1, nbformat.v4.new_code_cell(f"folder = {str(folder.resolve())!r}", id="folder"))
     here = {"metadata": {"path": str(Path.cwd())}}
+    options: Any = {"extra_arguments": KERNEL, "timeout": 600, "allow_errors": True, "resources": here}
     try:
-        NotebookClient(book, kernel_name="python3", extra_arguments=KERNEL, timeout=600, resources=here).execute()
-    except CellExecutionError as error:
-        last = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
-        raise UserError(f"{notebook} failed: {last}") from error
+        NotebookClient(book, kernel_name="python3", **options).execute()
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise UserError(f"{notebook} failed: {first_line(error)}") from error
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]  # warnings are for developers
+    first = [cell for cell in book.cells[at + 2 :] if cell.cell_type == "code"][:1]
+    for output in (output for cell in first for output in cell.outputs if output.output_type == "error"):
+        raise UserError(f"{notebook} failed: {reason(output)}")
     return book
 
 
-def figures(book: Any) -> Iterator[tuple[str, bytes]]:
-    """File name and content of every figure of an executed notebook, SVG and PNG, named after the heading above it."""
-    heading, number = "figure", 0
+def reason(error: Any) -> str:
+    """An output that is an error in a few words."""
+    return " ".join(f"{error.ename}: {error.evalue}".split())[:300]
+
+
+def faults(book: Any) -> list[str]:
+    """A sentence on each cell that raised, in whose place the page then shows it."""
+    found = []
+    for heading, cell in headed(book):
+        for number, output in enumerate(cell.get("outputs", [])):
+            if output.output_type == "error":
+                found.append(f"a part of '{heading}': these runs do not give it ({reason(output)})")
+                text = f"<p><strong>Left out:</strong> {html.escape(found[-1])}.</p>"
+                cell.outputs[number] = nbformat.v4.new_output("display_data", {"text/html": text})
+    return found
+
+
+def headed(book: Any) -> Iterator[tuple[str, Any]]:
+    """Every cell with the heading above it or in it."""
+    heading = "figure"
     for cell in book.cells:
         outputs = [output.get("data", {}) for output in cell.get("outputs", [])]
         texts = [cell.source] if cell.cell_type == "markdown" else [data.get("text/markdown", "") for data in outputs]
         heading = [heading, *re.findall(r"^#+ (.+)$", "\n".join(texts), re.MULTILINE)][-1]
-        for data in outputs:
+        yield heading, cell
+
+
+def figures(book: Any) -> Iterator[tuple[str, bytes]]:
+    """File name and content of every figure of an executed notebook, SVG and PNG, named after the heading above it."""
+    number = 0
+    for heading, cell in headed(book):
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
             number += "image/svg+xml" in data
             name = f"{number:02d}_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}"
             if "image/svg+xml" in data:

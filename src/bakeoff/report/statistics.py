@@ -14,6 +14,11 @@ CONFIDENCE = 0.95
 TIE = "no significant difference"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {noun if number == 1 else f'{noun}s'}"
+
+
 class Estimate(NamedTuple):
     """A value and its 95 % confidence interval, which is NaN where one run has none; of nothing all is NaN."""
 
@@ -36,8 +41,8 @@ class Estimate(NamedTuple):
     def text(self, sign: str = "") -> str:
         """`0.953 [0.929, 0.977]`, or the value alone without an interval; `sign="+"` shows every sign."""
         form = f"{sign}.{self.decimals}f"
-        if math.isnan(self.value):
-            return "–"
+        if not math.isfinite(self.value):
+            return "–" if math.isnan(self.value) else f"{self.value:{sign}}".replace("inf", "∞")
         if math.isnan(self.low):
             return format(self.value, form)
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
@@ -50,6 +55,12 @@ def mean_interval(values: pd.Series) -> Estimate:
         return Estimate(*map(float, x))
     mean, half = float(x.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * stats.sem(x))
     return Estimate(mean, mean - half, mean + half)
+
+
+def share_interval(values: pd.Series) -> Estimate:
+    """`mean_interval` of shares, which ends at 0 and 1."""
+    mean = mean_interval(values)
+    return Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
 
 
 def paired_difference(a: pd.Series, b: pd.Series) -> Estimate:

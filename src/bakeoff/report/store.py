@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -15,17 +17,28 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from bakeoff.errors import UserError
-from bakeoff.report.naming import arm_names
+from bakeoff.errors import UserError, first_line
+from bakeoff.report.complete import with_complete_runs
+from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
+from bakeoff.report.statistics import counted
 from bakeoff.report.study import Study
-from bakeoff.tracking import METRICS, NOT_IN_CONFIG_ID, Tracking, metric_history, open_store
+from bakeoff.tracking import (
+    METRICS,
+    NOT_IN_CONFIG_ID,
+    Tracking,
+    metric_history,
+    metrics_table,
+    open_store,
+)
 
 DOWNLOADS = 8  # at once: from a server, most of the time is waiting
 MOST = 50_000  # runs of a search: MLflow's own limit
 COMPLETIONS = ["update", "prompt", "completion", "answer", "reward", "ended"]
+IDENTITY = ("config_id", "algorithm", "seed")  # tags without which a run is of no arm
+OTHER_TAGS = ("overrides", "start", "tuned", "model")  # that a page reads, and a run of another version may lack
 
 
 def default_tracking() -> Tracking:
@@ -37,7 +50,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     """Reads a study's newest sweeps as one; raises UserError where there is none, or no run of it has finished.
 
     `where` selects runs: a pandas expression over the columns of `Study.runs` (name, algorithm, seed and other tags).
-    If several runs have the same arm and seed, as in a resumed sweep, the last is used.
+    Of several runs with the same arm and seed, as of several sweeps, the last that finished is used.
     """
     tracking = tracking or default_tracking()
     client, experiment = open_store(tracking)
@@ -48,37 +61,71 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
             f"the store '{tracking.uri}' holds no run of the study '{name}'; "
             f"`bakeoff sweeps={name}` makes one, and MLFLOW_TRACKING_URI selects another store."
         )
-    jobs: list[Run] = []
+    found: list[Run] = []
     for parent in reversed(parents):
         is_job = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-        jobs += client.search_runs([experiment], is_job, order_by=["attributes.start_time ASC"], max_results=MOST)
+        in_order = ["attributes.start_time ASC"]
+        found += client.search_runs([experiment], is_job, ViewType.ALL, order_by=in_order, max_results=MOST)
+    faults = {run.info.run_id: fault(run) for run in found}
+    jobs = [run for run in found if not faults[run.info.run_id]]
+    notes = [
+        f"run {one_line(run.info.run_name)}: {faults[run.info.run_id]}" for run in found if faults[run.info.run_id]
+    ]
     if not any(run.info.status == "FINISHED" for run in jobs):
+        unusable = f" ({len(notes)} others cannot be read; the first, {notes[0]})" if notes else ""
         raise UserError(
-            f"no run of the study '{name}' has finished; rerun its command with hydra.sweep.dir=… to resume."
+            f"no run of the study '{name}' has finished{unusable}; rerun its command with hydra.sweep.dir=… to resume."
         )
-    runs = runs_frame(jobs).drop_duplicates(["config_id", "seed"], keep="last").reset_index(drop=True)
+    every = runs_frame(jobs)
+    finished_last = every.assign(finished=every["status"] == "FINISHED").sort_values("finished", kind="stable")
+    runs = every.loc[sorted(finished_last.drop_duplicates(["config_id", "seed"], keep="last").index)]
+    if len(runs) < len(every):
+        notes.append(f"{counted(len(every) - len(runs), 'run')}: another run of the same arm and seed is used")
+    runs = runs.reset_index(drop=True)
     runs["name"] = arm_names(runs)
+    cut = runs[[overrides(each) is None for each in runs["overrides"]]]
+    notes += [f"the settings of {each}: the tag overrides is damaged" for each in labels(cut)]
     runs = select(runs, where) if where else runs
     ended = runs["status"] == "FINISHED"
     finished, unfinished = runs[ended].reset_index(drop=True), runs[~ended].reset_index(drop=True)
     by_id = {run.info.run_id: run for run in jobs}
     kept = [by_id[run] for run in finished["run"]]
-    return Study(
+    damaged: list[str] = []
+    study = Study(
         name=name,
-        question=parents[0].data.tags.get("question", ""),
+        question=one_line(parents[0].data.tags.get("question", "")),
         run=parents[0].info.run_id,
         runs=finished,
         unfinished=unfinished,
         params=params_frame(kept),
-        metrics=metrics_frame(client, kept, finished),
-        completions=completions_frame(client, finished),
+        metrics=metrics_frame(client, kept, finished, damaged),
+        completions=completions_frame(client, finished, damaged),
+        left_out=notes + sorted(damaged),
     )
+    return with_complete_runs(study)
+
+
+def fault(run: Run) -> str:
+    """Why a run below a sweep's is no job of it; empty if it is one."""
+    missing = [tag for tag in IDENTITY if not run.data.tags.get(tag, "").strip()]
+    if run.info.lifecycle_stage == "deleted":
+        return "it is deleted"
+    if missing:
+        return f"it has no tag {' and no tag '.join(missing)}, so it is of another tool or damaged"
+    if not re.fullmatch(r"-?\d{1,18}", run.data.tags["seed"], re.ASCII):
+        return f"its seed is '{one_line(run.data.tags['seed'])}', which is no whole number"
+    return ""
 
 
 def runs_frame(runs: list[Run]) -> pd.DataFrame:
     """One row per run: run, status, and its tags (`config_id`, `algorithm`, `seed`, …); a missing tag is empty."""
-    frame = pd.DataFrame([{"run": r.info.run_id, "status": r.info.status, **r.data.tags} for r in runs])
-    return frame.loc[:, ~frame.columns.str.contains("mlflow.", regex=False)].fillna("").astype({"seed": int})
+    rows = [
+        dict.fromkeys(OTHER_TAGS, "")
+        | {key: one_line(value) for key, value in run.data.tags.items() if "mlflow." not in key}
+        | {"run": run.info.run_id, "status": run.info.status}
+        for run in runs
+    ]
+    return pd.DataFrame(rows).fillna("").astype({"seed": int})
 
 
 def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -102,7 +149,7 @@ def params_frame(runs: list[Run]) -> pd.DataFrame:
     A resumed run may change a parameter, which MLflow cannot; a tag holds its last value.
     """
     rows = [
-        (run.info.run_id, key, run.data.tags.get(f"changed.{key}", value))
+        (run.info.run_id, key, one_line(run.data.tags.get(f"changed.{key}", value)))
         for run in runs
         for key, value in run.data.params.items()
     ]
@@ -110,13 +157,16 @@ def params_frame(runs: list[Run]) -> pd.DataFrame:
     return frame.assign(in_config_id=~frame["key"].str.split(".").str[0].isin(NOT_IN_CONFIG_ID))
 
 
-def metrics_frame(client: MlflowClient, runs: list[Run], named: pd.DataFrame) -> pd.DataFrame:
+def metrics_frame(
+    client: MlflowClient, runs: list[Run], named: pd.DataFrame, damaged: list[str] | None = None
+) -> pd.DataFrame:
     """Columns run, metric, step, value, name, seed: every metric of every run, sorted by run, metric and step.
 
-    Run, metric and name are categories, since millions of rows share a few values.
+    Run, metric and name are categories, since millions of rows share a few values. `damaged` receives a sentence on
+    each artifact that cannot be read.
     """
     with ThreadPoolExecutor(DOWNLOADS) as pool:
-        tables = list(pool.map(lambda run: run_metrics(client, run), runs))
+        tables = list(pool.map(lambda run: run_metrics(client, run, damaged), runs))
     of_run = np.repeat(np.arange(len(runs)), [len(table) for table in tables])
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
     arms = pd.Categorical(named["name"], categories=named["name"].unique())
@@ -127,7 +177,7 @@ def metrics_frame(client: MlflowClient, runs: list[Run], named: pd.DataFrame) ->
     )
 
 
-def run_metrics(client: MlflowClient, run: Run) -> pa.Table:
+def run_metrics(client: MlflowClient, run: Run, damaged: list[str] | None = None) -> pa.Table:
     """Metric, step and value of a run: from its artifact if it has ended and left one, else from the store.
 
     A running run may hold the artifact of an earlier session that it resumes, so that one is never read. An artifact on
@@ -138,22 +188,56 @@ def run_metrics(client: MlflowClient, run: Run) -> pa.Table:
     location = urlparse(run.info.artifact_uri)
     try:
         if location.scheme in ("", "file"):
-            return pq.read_table(Path(url2pathname(location.path)) / METRICS, use_threads=False)
+            return read_metrics(Path(url2pathname(location.path)) / METRICS)
         with tempfile.TemporaryDirectory() as folder:
-            return pq.read_table(client.download_artifacts(run.info.run_id, METRICS, folder), use_threads=False)
-    except (MlflowException, OSError, pa.ArrowException):  # damaged, left out by a kill, or out of our reach
-        return metric_history(client, run)
+            return read_metrics(Path(client.download_artifacts(run.info.run_id, METRICS, folder)))
+    except (FileNotFoundError, MlflowException):  # left out by a kill, or out of our reach
+        pass
+    except Exception as error:  # a file of others may hold anything
+        if damaged is not None:
+            what = f"the artifact {METRICS} of run {one_line(run.info.run_name)}"
+            damaged.append(f"{what}: it is damaged ({first_line(error)}), so the store's own metrics are used")
+    return metric_history(client, run)
 
 
-def completions_frame(client: MlflowClient, runs: pd.DataFrame) -> pd.DataFrame:
-    """The last completions that each arm logged, of its lowest seed: name, seed, and the columns of COMPLETIONS."""
+def read_metrics(path: Path) -> pa.Table:
+    """A file of metrics, as `metrics_table` makes them; raises many types of errors where it is something else."""
+    table = pq.read_table(path, use_threads=False)
+    table.validate(full=True)
+    if table.schema == metrics_table({}).schema and not table["metric"].null_count + table["step"].null_count:
+        metric, step = table["metric"].combine_chunks().indices.to_numpy(), table["step"].to_numpy()
+        if np.all((np.diff(metric) > 0) | (np.diff(metric) == 0) & (np.diff(step) > 0)):
+            return table
+    metrics, steps, values = (table[column].to_pylist() for column in ("metric", "step", "value"))
+    keys = ((str(metric), int(step)) for metric, step in zip(metrics, steps, strict=True))
+    return metrics_table(dict(zip(keys, map(float, values), strict=True)))
+
+
+def completions_frame(client: MlflowClient, runs: pd.DataFrame, damaged: list[str] | None = None) -> pd.DataFrame:
+    """The last completions that each arm logged, of its lowest seed: name, seed, and the columns of COMPLETIONS.
+
+    `damaged` receives a sentence on each artifact that cannot be read.
+    """
     frames = [pd.DataFrame(columns=["name", "seed", *COMPLETIONS])]
     for _, run in runs.sort_values("seed", kind="stable").drop_duplicates("name").sort_index().iterrows():
         try:
             with tempfile.TemporaryDirectory() as folder:
-                table = json.loads(Path(client.download_artifacts(run["run"], "completions.json", folder)).read_text())
-            rows = pd.DataFrame(table["data"], columns=table["columns"])[COMPLETIONS]
-        except (MlflowException, OSError, ValueError, KeyError, TypeError):  # none, out of our reach, or damaged
+                text = Path(client.download_artifacts(run["run"], "completions.json", folder)).read_text("utf-8")
+            frames.append(last_completions(json.loads(text)).assign(name=run["name"], seed=run["seed"]))
+        except (MlflowException, OSError):  # none, or out of our reach
             continue
-        frames.append(rows[rows["update"] == rows["update"].max()].assign(name=run["name"], seed=run["seed"]))
+        except Exception as error:  # a file of others may hold anything
+            if damaged is not None:
+                damaged.append(f"the completions of {run['name']}: completions.json is damaged ({first_line(error)})")
     return pd.concat(frames, ignore_index=True)
+
+
+def last_completions(table: dict[str, Any]) -> pd.DataFrame:
+    """The rows of the last update of a table of completions; raises many types of errors where it is something else."""
+    data = [[UNSHOWN.sub("\ufffd", each) if isinstance(each, str) else each for each in row] for row in table["data"]]
+    rows = pd.DataFrame(data, columns=table["columns"])[COMPLETIONS]
+    texts = rows.drop(columns=["update", "reward"]).map(str)
+    numbers = {"update": rows["update"].astype(int), "reward": pd.to_numeric(rows["reward"], errors="coerce")}
+    rows = texts.assign(**numbers).reindex(columns=COMPLETIONS)
+    last: pd.DataFrame = rows[rows["update"] == rows["update"].max()]
+    return last

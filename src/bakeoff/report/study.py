@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-ACCURACY = "eval/greedy_accuracy"
+from bakeoff.report.statistics import counted
+
+ACCURACY, NOT_SCORED = "eval/greedy_accuracy", "reward/failed"
+SHARES = {ACCURACY, NOT_SCORED, "eval/sampled_accuracy", "advantage/rank_accuracy", "policy/effective_sample_size"}
 FEW_SEEDS = 10
 
 
@@ -21,10 +24,11 @@ class Study:
 
     run          MLflow's id of its newest sweep
     runs         a row for each finished run: run, name (of its arm), algorithm, seed, status and the other tags
-    unfinished   the same for runs that failed, ran out of memory or were stopped
+    unfinished   the same for runs that failed, ran out of memory, were stopped, or lack their end
     params       run, key, value and in_config_id, of finished runs
     metrics      run, metric, step, value, name and seed, of finished runs; sorted by run, metric and step
     completions  the last completions that each arm logged, of its lowest seed
+    left_out     a sentence without its full stop on each thing in the store that is not in these frames, and why
     """
 
     name: str
@@ -35,6 +39,7 @@ class Study:
     params: pd.DataFrame
     metrics: pd.DataFrame
     completions: pd.DataFrame
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def arms(self) -> list[str]:
@@ -43,8 +48,8 @@ class Study:
 
     @property
     def seeds(self) -> int:
-        """Number of seeds of each arm; the smallest where arms differ in it."""
-        return int(self.runs.groupby("name")["seed"].nunique().min())
+        """Number of seeds of each arm; the smallest where arms differ in it, 0 without an arm."""
+        return int(self.runs.groupby("name")["seed"].nunique().min()) if len(self.runs) else 0
 
     @property
     def trained(self) -> bool:
@@ -76,7 +81,7 @@ class Study:
 
 def write_study(study: Study, folder: Path) -> None:
     """Writes a study's frames to a folder: all that its page needs."""
-    about = {"name": study.name, "question": study.question, "run": study.run}
+    about = {"name": study.name, "question": study.question, "run": study.run, "left_out": study.left_out}
     (folder / "study.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     pd.concat([study.runs, study.unfinished]).to_csv(folder / "runs.csv", index=False)
     study.params.to_csv(folder / "params.csv", index=False)
@@ -95,14 +100,14 @@ def read_study(folder: Path | str) -> Study:
 
     runs = table("runs.csv", seed=int)
     ended = runs["status"] == "FINISHED"
-    params = table("params.csv")
+    params, completions = table("params.csv"), table("completions.csv", seed=int, update=int)
     return Study(
         **about,
         runs=runs[ended].reset_index(drop=True),
         unfinished=runs[~ended].reset_index(drop=True),
         params=params.assign(in_config_id=params["in_config_id"] == "True"),
         metrics=pd.read_parquet(folder / "metrics.parquet"),
-        completions=table("completions.csv", seed=int, update=int, reward=float),
+        completions=completions.assign(reward=pd.to_numeric(completions["reward"])),
     )
 
 
@@ -112,9 +117,9 @@ def provenance(study: Study) -> str:
     few = " (few)" if seeds < FEW_SEEDS else ""
     tuned = study.param("study.tuning_seeds")
     on = tuned.iloc[0].strip("[]") if len(tuned) else ""
-    return f"{seeds} seed{'s' * (seeds > 1)}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
+    return f"{counted(seeds, 'seed')}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
 
 
 def outcome(run: pd.Series) -> str:
-    """How an unfinished run ended: `out of memory`, `diverged`, or its status in lower case."""
+    """How an unfinished run ended: `out of memory`, `diverged`, `incomplete`, or its status in lower case."""
     return str(run.get("outcome") or run["status"]).lower()

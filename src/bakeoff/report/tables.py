@@ -13,8 +13,8 @@ import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 from pandas.io.formats.style import Styler
 
-from bakeoff.report.statistics import Estimate, mean_interval
-from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.statistics import Estimate, mean_interval, share_interval
+from bakeoff.report.study import ACCURACY, NOT_SCORED, SHARES, Study
 
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
@@ -38,8 +38,31 @@ def by_seed(study: Study, metric: str, name: str) -> pd.Series:
 
 
 def start_accuracy(study: Study) -> float:
-    """Mean held-out accuracy of the runs before their first update."""
-    return float(study.of(ACCURACY).drop_duplicates("run")["value"].mean())
+    """Mean held-out accuracy of the runs before their first update; NaN where none logged it."""
+    rows = study.of(ACCURACY)
+    return float(rows["value"][rows["step"] == 0].mean())
+
+
+def not_scored(study: Study) -> pd.Series:
+    """The share of completions that could not be scored, mean over updates and seeds, of each arm where it is above 0.
+
+    The index are the arms in the study's order.
+    """
+    shares = grouped(study, NOT_SCORED).mean().groupby("name").mean().reindex(study.arms)
+    return shares[shares > 0]
+
+
+def percent(share: float) -> str:
+    """`3 %`, with three significant digits."""
+    return f"{100 * share:.3g} %"
+
+
+def with_not_scored(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose first column are arms, with their shares of `not_scored` in a column if there are any."""
+    shares = not_scored(study)
+    if shares.empty:
+        return table
+    return table.assign(**{"not scored": table.iloc[:, 0].map(shares).map(percent, na_action="ignore")})
 
 
 def by_run(study: Study, **columns: Any) -> pd.DataFrame:
@@ -48,25 +71,28 @@ def by_run(study: Study, **columns: Any) -> pd.DataFrame:
 
 
 def estimates(study: Study, metric: str) -> dict[str, Estimate]:
-    """Mean and 95 % interval over seeds of a final metric, by arm."""
-    return {name: mean_interval(by_seed(study, metric, name)) for name in study.arms}
+    """Mean and 95 % interval over seeds of a final metric, by arm; the interval of a share ends at 0 and 1."""
+    interval = share_interval if metric in SHARES else mean_interval
+    return {name: interval(by_seed(study, metric, name)) for name in study.arms}
 
 
 def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
     """A row for each arm: mean and 95 % interval over seeds of each final metric, in columns named by the labels."""
     columns = {label: [each.text() for each in estimates(study, metric).values()] for metric, label in metrics.items()}
-    return pd.DataFrame({"method": study.arms, **columns})
+    return with_not_scored(study, pd.DataFrame({"method": study.arms, **columns}))
 
 
 def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str, str]) -> pd.DataFrame:
     """A row for each group of runs: what they have in common, and means over them, in columns named by the labels.
 
-    A label that ends in INTERVAL has the mean's 95 % interval too. NaN in one run is NaN in the mean.
+    A label that ends in INTERVAL has the mean's 95 % interval too, which ends at 0 and 1 for an accuracy. NaN in one
+    run is NaN in the mean.
     """
+    intervals = {column: share_interval if "accuracy" in label else mean_interval for column, label in columns.items()}
     rows = []
     for common, own in runs.groupby(list(groups), sort=False):
         means = {
-            label: mean_interval(own[column]).text() if label.endswith(INTERVAL) else own[column].mean(skipna=False)
+            label: intervals[column](own[column]).text() if label.endswith(INTERVAL) else own[column].mean(skipna=False)
             for column, label in columns.items()
         }
         rows.append(dict(zip(groups.values(), common, strict=True)) | means)
@@ -81,25 +107,37 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
 def number(value: float) -> str:
     """Three significant digits, or a whole number; NaN is `–`."""
     if not math.isfinite(value):
-        return "–" if math.isnan(value) else "never"
+        return "–" if math.isnan(value) else str(value).replace("inf", "∞")
     return f"{value:,.0f}" if value == 0 or abs(value) >= 100 or isinstance(value, int) else f"{value:#.3g}"
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table."""
-    return str(as_text(frame).to_markdown(index=False, disable_numparse=True)) + "\n"
+    """A frame as a Markdown table, in which no text is a link, an image, HTML or the end of a cell."""
+    text = as_text(frame).map(in_markdown).rename(columns=in_markdown)
+    return str(text.to_markdown(index=False, disable_numparse=True)) + "\n"
+
+
+def in_markdown(text: object) -> str:
+    """Text as Markdown shows it literally, on one line; what is harmless, such as `ppo_kl` or `[0.1, 0.2]`, stays."""
+    one_line = " ".join(str(text).split())
+    return re.sub(r"[\\`*<>|&~$#]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]|(?<=\w):(?=//)|(?<=www)\.", r"\\\g<0>", one_line)
+
+
+def in_html(text: object) -> str:
+    """Text as HTML shows it literally, on one line: a blank line within HTML would let Markdown go on."""
+    return html.escape(" ".join(str(text).split()))
 
 
 def shown(frame: pd.DataFrame) -> Styler:
     """A frame as a page shows it: numbers aligned right, an interval on one line; the same frame, the same bytes."""
     text = as_text(frame)
     right: Any = {"selector": "", "props": "text-align: right"}
-    styled = text.style.hide(axis="index").format(html_cell)
+    styled = text.style.hide(axis="index").format(html_cell).format_index(html_cell, axis="columns")
     styled = styled.set_table_styles({column: [right] for column in frame.select_dtypes("number")}, overwrite=False)
     return styled.set_uuid(hashlib.sha256(text.to_csv().encode()).hexdigest()[:8])
 
 
 def html_cell(text: object) -> str:
     """A cell in HTML: names may break after an underscore, intervals stay whole where the page is wide enough."""
-    broken = html.escape(str(text)).replace("_", "_<wbr>")
-    return re.sub(r"\[[^\]]*\]", lambda found: f'<span class="interval">{found[0]}</span>', broken)
+    broken = in_html(text).replace("_", "_<wbr>")
+    return re.sub(r"\[[-+.,\d ]+\]", lambda found: f'<span class="interval">{found[0]}</span>', broken)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from bakeoff.report.claim import difference
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.memory import largest_peaks, peaks_table, size
-from bakeoff.report.statistics import significance
+from bakeoff.report.statistics import counted, significance
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates
 
@@ -54,7 +54,7 @@ def dropping(study: Study, without: str, having: str, setting: str = "") -> str:
     return (
         f"Dropping PPO's separate critic (GRPO instead){setting} saves {1 - peak[without] / peak[having]:.0%} of the "
         f"largest peak of {size(peak[having])} and changes held-out greedy accuracy by {change.text('+')} over "
-        f"{len(by_seed(study, ACCURACY, without))} seeds: {significance(change, without, having)}."
+        f"{counted(len(by_seed(study, ACCURACY, without)), 'seed')}: {significance(change, without, having)}."
     )
 
 

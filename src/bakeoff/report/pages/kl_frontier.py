@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
-from bakeoff.report.statistics import mean_interval, significance
+from bakeoff.report.statistics import counted, mean_interval, share_interval, significance
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, summary
 
@@ -63,8 +63,8 @@ def verdict(study: Study) -> str:
     change = mean_interval(pairs["difference"])
     return (
         f"At equal KL ({pairs['kl'].mean():.2f} nats per sequence), in_reward − in_loss is {change.text('+')} over "
-        f"{len(pairs)} seeds: {significance(change, 'in_reward', 'in_loss')}. {span} The same β has another strength "
-        "in each place, so places are compared at equal KL, not at equal β."
+        f"{counted(len(pairs), 'seed')}: {significance(change, 'in_reward', 'in_loss')}. {span} The same β has another "
+        "strength in each place, so places are compared at equal KL, not at equal β."
     )
 
 
@@ -76,7 +76,7 @@ def plot(study: Study) -> Figure:
     for place, own in runs.groupby("place", sort=False):
         colour, points = palette[str(place)], []
         for beta, each in own.groupby("beta"):
-            (kl, *ends), accuracy = np.exp(mean_interval(np.log(each["kl"]))), mean_interval(each["accuracy"])
+            (kl, *ends), accuracy = np.exp(mean_interval(np.log(each["kl"]))), share_interval(each["accuracy"])
             points.append((kl, accuracy))
             axes.plot(ends, [accuracy.value] * 2, color=colour, alpha=0.4)
             at = (kl, accuracy.value)

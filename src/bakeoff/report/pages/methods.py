@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pandas as pd
 
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.memory import ledger, peaks
-from bakeoff.report.statistics import TIE, Estimate, mean_interval, paired_difference, paired_ratio, significance
+from bakeoff.report.statistics import (
+    TIE,
+    Estimate,
+    counted,
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    significance,
+)
 from bakeoff.report.study import ACCURACY, Study, outcome
-from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, start_accuracy
+from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, start_accuracy, with_not_scored
 
 FEW = 4  # arms, up to which a verdict compares every pair
 DISTANCE, CHANGE = "difference from the best [95 %]", "a − b [95 %]"
@@ -34,7 +43,7 @@ def table(study: Study) -> pd.DataFrame:
     lost = study.unfinished.drop_duplicates("name", keep="last")
     lost = lost[~lost["name"].isin(study.arms)]
     rows += [{"method": run["name"], FINAL_ACCURACY: "–", DISTANCE: outcome(run)} for _, run in lost.iterrows()]
-    return pd.DataFrame(rows)
+    return with_not_scored(study, pd.DataFrame(rows))
 
 
 def from_best(study: Study) -> dict[str, Estimate]:
@@ -57,13 +66,21 @@ def verdict(study: Study) -> str:
     """Which methods differ significantly in final held-out accuracy, by how much, and at what cost in time."""
     seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
     cheap, dear = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
-    answer = all_pairs(study) if len(study.arms) <= FEW else all_against_best(study)
+    few, start = len(study.arms) <= FEW, start_accuracy(study)
+    answer = only_arm(study) if len(study.arms) == 1 else all_pairs(study) if few else all_against_best(study)
+    if not math.isnan(start):
+        answer += f" All start at {start:.3f}."
     return (
-        f"{answer} All start at {start_accuracy(study):.3f}. Training takes {seconds[cheap]:.3g} s with {cheap}, "
-        f"{seconds[dear]:.3g} s with {dear}.\n\nThese data are of one task, one model and {study.seeds} "
-        f"seed{'s' * (study.seeds > 1)}. They say nothing about other models, longer training or other "
-        "hyperparameters; the order of the means is no ranking."
+        f"{answer} Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s with {dear}.\n\n"
+        f"These data are of one task, one model and {counted(study.seeds, 'seed')}. They say nothing about other "
+        "models, longer training or other hyperparameters; the order of the means is no ranking."
     )
+
+
+def only_arm(study: Study) -> str:
+    """The final accuracy of a study's one arm."""
+    ((name, mean),) = estimates(study, ACCURACY).items()
+    return f"Only {name} finished, so nothing is compared; its final held-out greedy accuracy is {mean.text()}."
 
 
 def all_pairs(study: Study) -> str:
@@ -93,7 +110,7 @@ def all_against_best(study: Study) -> str:
 
 def interval(study: Study) -> str:
     """The interval that decides on significance."""
-    return f"paired 95 % interval over {study.seeds} seeds"
+    return f"paired 95 % interval over {counted(study.seeds, 'seed')}"
 
 
 def uncorrected(comparisons: int) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim
 from bakeoff.report.figures import curves, finished, panels
-from bakeoff.report.statistics import Estimate, mean_interval
+from bakeoff.report.statistics import Estimate, counted, mean_interval
 from bakeoff.report.study import Study
 from bakeoff.report.tables import grouped, summary
 
@@ -69,8 +69,8 @@ def verdict(study: Study, window: int = WINDOW) -> str:
         )
     seeds = runs.groupby("method")["seed"].nunique().min()
     return " ".join(sentences) + (
-        f" Means over {seeds} seeds with 95 % intervals. The best is the largest of many noisy means, so every run "
-        "ends somewhat below it. One task, one model, one reward model."
+        f" Means over {counted(seeds, 'seed')} with 95 % intervals. The best is the largest of many noisy means, so "
+        "every run ends somewhat below it. One task, one model, one reward model."
     )
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.figures import colours, finished, panels
+from bakeoff.report.statistics import counted
 from bakeoff.report.study import ACCURACY, Study, outcome
 from bakeoff.report.tables import by_run, final
 
@@ -53,7 +54,8 @@ def verdict(study: Study) -> str:
     """The best rate of each method and the number of its trials."""
     found = search(study)
     best = "; ".join(
-        f"{row.method} {row.lr:.1e} ({row.accuracy:.3f}, {row.trials} trials)" for row in found.itertuples()
+        f"{row['method']} {row['lr']:.1e} ({row['accuracy']:.3f}, {counted(row['trials'], 'trial')})"
+        for _, row in found.iterrows()
     )
     unequal = "" if found["trials"].nunique() == 1 else " The methods had different numbers of trials."
     lost = ", ".join(f"{run['name']} ({outcome(run)})" for _, run in study.unfinished.iterrows())
@@ -70,7 +72,9 @@ def plot(study: Study) -> Figure:
     palette = colours(list(dict.fromkeys(runs["method"])))
     for method, own in runs.groupby("method", sort=False):
         colour, best = palette[str(method)], own.iloc[int(own["accuracy"].argmax())]
-        axes.plot(own["lr"], own["accuracy"], "o-", ms=5, lw=1, color=colour, label=f"{method}, {len(own)} trials")
+        axes.plot(
+            own["lr"], own["accuracy"], "o-", ms=5, lw=1, color=colour, label=f"{method}, {counted(len(own), 'trial')}"
+        )
         axes.plot(best["lr"], best["accuracy"], "o", ms=13, mfc="none", mec=colour, mew=1.5)
     axes.set(xscale="log", xlabel="learning rate of the actor", ylabel="held-out greedy accuracy")
     axes.legend()
