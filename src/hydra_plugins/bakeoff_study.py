@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -47,8 +47,10 @@ class StudySweeper(Sweeper):
         plugins = Plugins.instance()
         search = config.hydra.sweeper.search
         if search:
+            str(config.hydra.sweep.dir)  # draws the token in its name, which the copy then shares
             alone = config.copy()
             alone.hydra.sweeper = search
+            OmegaConf.copy_cache(from_config=config, to_config=alone)
             self.inner = plugins.instantiate_sweeper(
                 hydra_context=hydra_context, task_function=task_function, config=alone
             )
