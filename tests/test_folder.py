@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from bakeoff.__main__ import main
 from bakeoff.algorithm import AXES
-from bakeoff.config import config_id, plain, restored, training_id
+from bakeoff.config import config_id, plain, training_id
 from bakeoff.errors import MISTAKES, UserError
 from bakeoff.folder import (
     CONFIG,
@@ -28,7 +28,7 @@ from bakeoff.folder import (
     resume_command,
     write_record,
 )
-from bakeoff.resume import resume
+from bakeoff.resume import restored, resume
 from bakeoff.tracking import start_run
 from bakeoff.validation import to_config
 from tests.commands import empty_store
@@ -51,7 +51,7 @@ NAMES = [
 
 
 def run_in(folder, *overrides, **changes):
-    """The configuration of a run that the folder belongs to, which has not begun."""
+    """The configuration of a run that has not started; the folder is the run's."""
     folder.mkdir(exist_ok=True)
     config = compose(*overrides)
     config.tracking.uri = f"sqlite:///{folder.parent / 'mlflow.db'}"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
 import secrets
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -18,9 +16,9 @@ from omegaconf import MISSING, OmegaConf
 from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
-from bakeoff.errors import UserError
+from bakeoff.files import content_hash
 from bakeoff.model.config import Model
-from bakeoff.paths import CONF, ROOT, content_hash, study_folders, study_names
+from bakeoff.paths import CONF, ROOT, study_folders, study_names
 from bakeoff.ranges import VAST, count, number, rate, seed
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
@@ -306,34 +304,6 @@ def training_id(config: Config) -> str:
     """Hash of what decides the updates of a run, its seed included, but not their number: a run may resume longer."""
     free = {*NOT_IN_CONFIG_ID, "budget", "evaluation"} - {"seed"}
     return digest({k: v for k, v in plain(config).items() if k not in free})
-
-
-def restored(values: Any, declared: Any = Config) -> Any:
-    """The configuration that `plain` wrote, typed but unchecked; a text in it is never an interpolation.
-
-    Raises UserError for an option or a key that there is not, OmegaConf's errors for a value of another type.
-    """
-    if isinstance(values, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", values)
-    if not hasattr(declared, "__dataclass_fields__"):
-        if isinstance(values, dict):
-            return {key: restored(value, None) for key, value in values.items()}
-        return [restored(value, None) for value in values] if isinstance(values, list) else values
-    name = values.get("_option_", declared.__name__) if isinstance(values, dict) else values
-    found = next((option for option in options_of(declared) if option.__name__ == name), None)
-    if found is None:
-        raise UserError(f"a saved configuration holds {name!r}, which is no {declared.__name__} of this version.")
-    node, types = OmegaConf.structured(found), get_type_hints(found)
-    for key, value in values.items():
-        of_option = key == "_option_" or get_origin(types.get(key)) is ClassVar  # a property of it, not a key
-        if not of_option and not str(key).endswith(HASH):
-            node[key] = restored(value, types.get(key))
-    return node
-
-
-def options_of(base: type) -> list[type]:
-    """A class and every class below it."""
-    return [base, *itertools.chain.from_iterable(map(options_of, base.__subclasses__()))]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 
 from bakeoff.config import Config, config_id, flatten, plain
 from bakeoff.errors import UserError, redacted
+from bakeoff.files import replace_text
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
-from bakeoff.tracking import has_run, store_uri
+from bakeoff.tracking import has_run, open_store, store_uri
 
 RECORD, CONFIG, LOCK = "run.json", Path(".hydra", "config.yaml"), ".lock"
 LARGEST = 1_000_000  # bytes of a file that a folder may have us read
@@ -78,15 +79,8 @@ def write_record(folder: Path, record: Record, config: Config) -> None:
     values["tracking"]["uri"] = redacted(store_uri(config.tracking))
     record = replace(record, uri=redacted(record.uri))
     (folder / CONFIG).parent.mkdir(exist_ok=True)
-    write(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
-    write(folder / RECORD, json.dumps(asdict(record), indent=1))
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    replace_text(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+    replace_text(folder / RECORD, json.dumps(asdict(record), indent=1))
 
 
 def content(path: Path) -> str:
@@ -138,7 +132,8 @@ def result_of(folder: Path, config: Config) -> float | None:
     record, last = read_record(folder), read(folder)
     if not record or not last or last["state"] != "done" or record.config_id != config_id(config):
         return None
-    return float(last["result"]) if has_run(config.tracking, record.mlflow_run) else None
+    client, _ = open_store(config.tracking)
+    return float(last["result"]) if has_run(client, record.mlflow_run) else None
 
 
 def resume_command(folder: Path, config: Config) -> str:

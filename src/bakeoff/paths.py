@@ -5,9 +5,7 @@ In a checkout they stand beside src/; in a wheel they are inside the package.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from functools import lru_cache
 from pathlib import Path
 
 from bakeoff.errors import UserError
@@ -52,22 +50,6 @@ def page_file(study: str) -> Path | None:
     """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither."""
     name = f"{study}.py"
     return only_one([study_folders()[0] / "pages" / name, PAGES / name])
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder with their names; 16 hex digits. Empty where there is neither."""
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    hashes = [
-        f"{each.relative_to(path)} {_file_hash(each, each.stat().st_size, each.stat().st_mtime_ns)}" for each in files
-    ]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16] if files else ""
-
-
-@lru_cache
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    """Remembered while size and time of change stay: a configuration is hashed several times in a run."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cache() -> Path:

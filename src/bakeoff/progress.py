@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.table import Table
 
 from bakeoff.attribution import KINDS, ROLES, Label
+from bakeoff.files import replace_text
 from bakeoff.measure.phase import Peak
-from bakeoff.tracking import replace_text
 
 FILE = "progress.json"
 ENDED = ("done", "failed", "killed")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from bakeoff.config import HASH, config_id, plain, restored
+from bakeoff.config import HASH, Config, config_id, plain
 from bakeoff.errors import HIDDEN, UserError
 from bakeoff.folder import Record, described, differences, read_config, read_record
 from bakeoff.job import run_job
@@ -67,6 +69,34 @@ def resume(folder: Path, arguments: list[str]) -> float:
             f"{', '.join(MAY_CHANGE)} may change."
         )
     return run_job(after, folder, record.choices, record.settings, record.parent, quiet=False, changes=changes)
+
+
+def restored(values: Any, declared: Any = Config) -> Any:
+    """The configuration that `plain` wrote, typed but unchecked; a text in it is never an interpolation.
+
+    Raises UserError for an option or a key that there is not, OmegaConf's errors for a value of another type.
+    """
+    if isinstance(values, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", values)
+    if not hasattr(declared, "__dataclass_fields__"):
+        if isinstance(values, dict):
+            return {key: restored(value, None) for key, value in values.items()}
+        return [restored(value, None) for value in values] if isinstance(values, list) else values
+    name = values.get("_option_", declared.__name__) if isinstance(values, dict) else values
+    found = next((option for option in options_of(declared) if option.__name__ == name), None)
+    if found is None:
+        raise UserError(f"a saved configuration holds {name!r}, which is no {declared.__name__} of this version.")
+    node, types = OmegaConf.structured(found), get_type_hints(found)
+    for key, value in values.items():
+        of_option = key == "_option_" or get_origin(types.get(key)) is ClassVar  # a property of it, not a key
+        if not of_option and not str(key).endswith(HASH):
+            node[key] = restored(value, types.get(key))
+    return node
+
+
+def options_of(base: type) -> list[type]:
+    """A class and every class below it."""
+    return [base, *itertools.chain.from_iterable(map(options_of, base.__subclasses__()))]
 
 
 def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) -> None:

@@ -22,7 +22,8 @@ from rich.console import Console
 from bakeoff.arms import Job, job_names
 from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted
-from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of, write
+from bakeoff.files import replace_text
+from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of
 from bakeoff.paths import page_file, study_file, study_folders
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
@@ -228,7 +229,7 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
     tracker = start_run(config.tracking, f"{name} {folder.name}", tags, folder, earlier.run_id if earlier else None)
     if earlier and tracker.new:
         Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep: it starts over there")
-    write(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))
+    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))
     return tracker
 
 

@@ -33,6 +33,7 @@ from mlflow.exceptions import MlflowException
 from omegaconf import MISSING
 
 from bakeoff.errors import UserError, first_line, redacted
+from bakeoff.files import replace_text
 from bakeoff.paths import ROOT
 from bakeoff.ranges import count
 
@@ -341,13 +342,6 @@ def send_unsent(tracking: Tracking, folder: Path) -> int:
     return len(tracker._entries)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def metric_history(client: MlflowClient, run: Run) -> pa.Table:
     """Every metric of a run, by the store's public API: columns metric, step and value, sorted by metric and step.
 
@@ -429,7 +423,7 @@ def start_run(
     """
     client, experiment = open_store(tracking)
     tags = {key: redacted(value) for key, value in tags.items()}
-    uri, resumes = store_uri(tracking), resume is not None and has_run(tracking, resume)
+    uri, resumes = store_uri(tracking), resume is not None and has_run(client, resume)
     try:
         if resumes:
             client.update_run(str(resume), status="RUNNING")
@@ -443,9 +437,8 @@ def start_run(
     return Tracker(client, run_id, folder, uri, report=report)
 
 
-def has_run(tracking: Tracking, run_id: str) -> bool:
+def has_run(client: MlflowClient, run_id: str) -> bool:
     """Whether the store has a run, which is not deleted."""
-    client, _ = open_store(tracking)
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:

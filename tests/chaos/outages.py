@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -57,22 +57,22 @@ def lock_beyond_the_end(cwd: Path, undisturbed: Path) -> None:
     equal(cwd, undisturbed)
 
 
-def deleted_database(cwd: Path, undisturbed: Path) -> None:
+def spoiled(spoil: Callable[[Path], object], cwd: Path, undisturbed: Path) -> None:
+    """The store is spoiled in mid-run, and what it lacks is sent by `resume=`."""
     with waiting(place(cwd), *RUN) as run:
-        (cwd / "mlflow.db").unlink()
+        spoil(cwd)
         run.go(3)
         ends(run.end(), unsent=True)
     finished(cwd, "resume=out")
     equal(cwd, undisturbed)
 
 
-def replaced_database(cwd: Path, undisturbed: Path) -> None:
-    with waiting(place(cwd), *RUN) as run:
-        (place(cwd / "new") / "mlflow.db").replace(cwd / "mlflow.db")
-        run.go(3)
-        ends(run.end(), unsent=True)
-    finished(cwd, "resume=out")
-    equal(cwd, undisturbed)
+def delete(cwd: Path) -> None:
+    (cwd / "mlflow.db").unlink()
+
+
+def replace_by_an_empty_one(cwd: Path) -> None:
+    (place(cwd / "new") / "mlflow.db").replace(cwd / "mlflow.db")
 
 
 def free_port() -> int:
@@ -141,8 +141,8 @@ def equal_on(port: int, undisturbed: Path) -> None:
 KINDS = {
     "SQLite locked for a minute": lock_of_a_minute,
     "SQLite locked until the run has ended": lock_beyond_the_end,
-    "SQLite's file deleted": deleted_database,
-    "SQLite's file replaced by an empty store": replaced_database,
+    "SQLite's file deleted": partial(spoiled, delete),
+    "SQLite's file replaced by an empty store": partial(spoiled, replace_by_an_empty_one),
     "an MLflow server stopped and started again": restarted_server,
     "an MLflow server stopped until the run has ended": absent_server,
 }

@@ -14,6 +14,7 @@ from bakeoff.learner.learner import make_learner
 from bakeoff.model.build import build
 from bakeoff.model.weights import weights_hash
 from tests.conftest import compose
+from tests.damage import DAMAGE
 
 
 def learner_of(*overrides, seed=0):
@@ -74,42 +75,6 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     for updates in (1_000_000, 999_999, 7, 10_000_000):
         (tmp_path / f"update_{updates:06d}").mkdir()
     assert [int(path.name[7:]) for path in checkpoints(tmp_path)] == [7, 999_999, 1_000_000, 10_000_000]
-
-
-def flip(path, draw):
-    data = bytearray(path.read_bytes())
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    path.write_bytes(data)
-
-
-def become_a_folder(path, draw):
-    path.unlink()
-    path.mkdir()
-
-
-def lose_its_end(path, draw):
-    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
-
-
-def grow(path, draw):
-    path.write_bytes(path.read_bytes() + draw.randbytes(1 + draw.randrange(9)))
-
-
-def lead_nowhere(path, draw):
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-DAMAGE = {
-    "a flipped bit": flip,
-    "an end that is missing": lose_its_end,
-    "bytes at its end": grow,
-    "no content": lambda path, draw: path.write_bytes(b""),
-    "no file": lambda path, draw: path.unlink(),
-    "a folder in its place": become_a_folder,
-    "a link to nothing": lead_nowhere,
-    "other bytes": lambda path, draw: path.write_bytes(draw.randbytes(path.stat().st_size)),
-}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.loss import Betas
 from bakeoff.device import HOST
-from bakeoff.errors import UserError
+from bakeoff.files import checksum, set_aside
 from bakeoff.learner.learner import Counters, Learner
 
 STATE = "state.json"
@@ -96,22 +96,6 @@ def damage_of(checkpoint: Path) -> str:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         return str(error).splitlines()[0] if isinstance(error, OSError) else f"{STATE} cannot be read"
     return f"{changed[0]} was changed" if changed else ""
-
-
-def set_aside(path: Path, word: str) -> Path:
-    """Renames a file or folder to WORD_NAME, or WORD_NAME_2 and so on; returns the new path."""
-    names = (f"{word}_{path.name}" + (f"_{n}" if n > 1 else "") for n in range(1, 10_000))
-    target = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
-    try:
-        return path.rename(target)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be renamed to '{target.name}' ({error.strerror}); move it away.") from error
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sealed(state: dict[str, Any]) -> str:

@@ -75,7 +75,8 @@ def learned_reward(
     It is cached under the hash of everything that it depends on, so that the runs of a sweep train it once.
     """
     wanted, model = config.preferences, untrained(start, config.preferences.seed)
-    identity = {key: by_content(plain(config))[key] for key in ("preferences", "batch", "sampling", "engine")}
+    values = by_content(plain(config))
+    identity = {key: values[key] for key in ("preferences", "batch", "sampling", "engine")}
 
     def make(folder: Path) -> None:
         training, heldout = preference_pairs(wanted, collector, start, report)

@@ -20,6 +20,7 @@ from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.engine.check import check_model
 from bakeoff.errors import UserError, disk_fault, within
+from bakeoff.files import content_hash, set_aside
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
@@ -28,7 +29,7 @@ from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import save
-from bakeoff.paths import cache, content_hash
+from bakeoff.paths import cache
 from bakeoff.randomness import stdlib_random
 from bakeoff.task.task import Task
 
@@ -58,7 +59,8 @@ def starting_policy(config: Config, phases: Phases, report: Report) -> Policy:
 
 def start_identity(config: Config) -> dict[str, Any]:
     """The part of the configuration that the start depends on; how it is then trained is none of it."""
-    identity = {key: by_content(plain(config))[key] for key in ("task", "model", "sft")}
+    values = by_content(plain(config))
+    identity = {key: values[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
     return identity
 
@@ -74,8 +76,8 @@ def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Pat
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if folder.is_dir() and not (seal.is_file() and seal.read_text() == content_hash(folder)):
-                aside = Path(tempfile.mkdtemp(prefix=f"damaged_{folder.name}_", dir=folder.parent))
-                report(f"{folder} was changed after it was made; it is made again, and kept as {folder.rename(aside)}")
+                aside = set_aside(folder, "damaged")
+                report(f"{folder} was changed after it was made; it is made again, and kept as {aside}")
             if not folder.is_dir():
                 with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
                     (whole := Path(partial) / folder.name).mkdir()
