@@ -33,7 +33,7 @@ from bakeoff.predict import predict
 from bakeoff.rows import select
 from bakeoff.tracking import commit
 from bakeoff.validation import compose
-from benchmarks.start import started, with_device
+from benchmarks.start import endless, started, with_device
 
 
 @dataclass
@@ -112,7 +112,7 @@ def finish(loop: Loop, budget: Budget) -> list[Update]:
 
 def measured_peak(config: Config) -> float:
     """The largest peak in MB of a second update, which has optimiser state; its models are freed on return."""
-    loop = started(config)
+    loop = endless(started(config))
     update_once(loop)
     with loop.traced():
         return largest_peak(update_once(loop).measured.peaks) / 1e6

@@ -14,7 +14,7 @@ from bakeoff.loop import update_once
 from bakeoff.paths import CONF
 from bakeoff.predict import predict
 from bakeoff.validation import compose
-from benchmarks.start import started, with_device
+from benchmarks.start import endless, started, with_device
 
 PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
 BATCH = ["tuned=none", "sft.steps=0", "threads=1", "batch.prompts=16", "batch.group_size=4"]
@@ -34,7 +34,7 @@ MODELS: dict[str, list[str]] = {"tiny": [], "Qwen2": [f"++model.architecture.{k}
 
 def measured(config: Config) -> dict[str, float]:
     """Peaks in MB by phase of the second of two real updates, which has optimiser state."""
-    loop = started(config)
+    loop = endless(started(config))
     for _ in range(2):
         with loop.traced():
             peaks = update_once(loop).measured.peaks

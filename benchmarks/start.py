@@ -1,13 +1,18 @@
-"""The start that all measurements share: the device of their command line, and a loop."""
+"""The start that all measurements share: the device of their command line, and a loop, which may know no end."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from bakeoff.config import Config
 from bakeoff.device import choose_device
 from bakeoff.errors import UserError
 from bakeoff.loop import Loop
+from bakeoff.model.policy import Policy
 from bakeoff.start import prepare, start
 
 
@@ -25,3 +30,18 @@ def with_device(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def started(config: Config) -> Loop:
     """The loop of a configuration, on its device."""
     return start(config, prepare(config))
+
+
+@dataclass
+class Endless(Policy):
+    """A policy whose completions use their whole budget, as a prediction assumes: no token ends them."""
+
+    @property
+    def eos_ids(self) -> Tensor:
+        return torch.tensor([-1], device=self.device)
+
+
+def endless(loop: Loop) -> Loop:
+    """The loop with completions that use their whole budget."""
+    actor = Endless(**vars(loop.learner.actor))
+    return replace(loop, learner=replace(loop.learner, actor=actor))

@@ -14,6 +14,7 @@ from bakeoff.model.build import skeleton
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF
 from bakeoff.predict import predict, savings
+from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS
 
@@ -37,8 +38,8 @@ SETTINGS = [
     ["algorithm=ppo", "algorithm/critic=adapter"],
     ["algorithm=ppo", "algorithm/critic=adapter", "model.lora.rank=8"],
     ["algorithm=grpo", "model.gradient_checkpointing=true", "model.lora.rank=8", "model.precision=bfloat16"],
-    ["algorithm=ppo", "offload=true", "micro_batch=16"],
-    ["algorithm=grpo", "logits_mb=0.2", "micro_batch=8"],
+    ["algorithm=ppo", "offload=true", "micro_tokens=400"],
+    ["algorithm=grpo", "logits_mb=0.2", "micro_tokens=200"],
     ["algorithm=grpo", "algorithm/optimizer=adafactor"],
     ["algorithm=grpo", "measure.kl_to_reference=false", "batch.group_size=8"],
 ]
@@ -53,7 +54,7 @@ def compare(*overrides):
         config.algorithm.optimizer = replace(
             config.algorithm.optimizer, cg_iterations=3, backtracks=2, fisher_tokens=256
         )
-    loop = loop_of(config)
+    loop = endless(loop_of(config))
     update_once(loop)  # creates the state of the optimisers
     metrics = update_of(loop)
     predicted = predict(config).peaks
@@ -148,7 +149,7 @@ def test_savings_are_predictions_of_cheaper_settings():
     assert [peak for _, peak in found] == sorted(peak for _, peak in found)
     settings = dict(found)
     assert "algorithm/critic=adapter" in settings
-    setting = next(s for s in settings if s.startswith("micro_batch="))
+    setting = next(s for s in settings if s.startswith("micro_tokens="))
     assert settings[setting] == predict(compose(*SMALL, "algorithm=ppo", setting)).peak
     assert settings["model.gradient_checkpointing=true"] < predict(config).peak
 

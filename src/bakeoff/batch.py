@@ -8,13 +8,14 @@ first), L prompt tokens (left-padded), T completion tokens (right-padded), V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
@@ -89,6 +90,42 @@ class Sequences:
         ids = concatenate([pad_columns(part.ids, left) for part, left in zip(parts, missing, strict=True)])
         attention = concatenate([pad_columns(part.attention, left) for part, left in zip(parts, missing, strict=True)])
         return Sequences(ids, attention, concatenate([part.mask for part in parts]), parts[0].group_size)
+
+
+def lengths(sequences: Sequences) -> tuple[list[int], list[int]]:
+    """Tokens of each prompt and of each completion; of a prediction's tensors, the most there can be."""
+    width, mask = sequences.prompt_width, sequences.mask
+    if isinstance(mask, FakeTensor):
+        return [width] * len(mask), [mask.shape[1]] * len(mask)
+    prompts, completions = torch.stack([sequences.attention[:, :width].sum(1), mask.sum(1)]).tolist()
+    return prompts, completions
+
+
+def micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
+    """Yields rows in order that a pass reads as at most `tokens` tokens, padding included (0: all rows at once).
+
+    A pass reads a group as one row, its prompt once. Groups that are longer than `tokens` are cut into equal parts, at
+    most into single sequences.
+    """
+    count = len(sequences)
+    if not tokens:
+        yield slice(0, count)
+        return
+    prompts, completions = lengths(sequences)
+
+    def widths(size: int) -> list[int]:
+        return [prompts[at] + sum(completions[at : at + size]) for at in range(0, count, size)]
+
+    sizes = [size for size in range(sequences.group_size, 0, -1) if sequences.group_size % size == 0]
+    size = next((size for size in sizes if max(widths(size)) <= tokens), 1)
+    start = widest = 0
+    for number, width in enumerate(widths(size)):
+        at = number * size
+        if at > start and max(widest, width) * (at - start + size) > tokens * size:
+            yield slice(start, at)
+            start, widest = at, 0
+        widest = max(widest, width)
+    yield slice(start, count)
 
 
 @dataclass

@@ -195,8 +195,8 @@ class Config:
     seed              seed of every draw of the run
     device            device of the run; auto: the first GPU, or the CPU where there is none
     threads           number of CPU threads; 0: torch's choice
-    micro_batch       number of sequences that a forward pass reads at once; 0: a whole minibatch
-    logits_mb         upper bound on the float32 logits held at once, in MB; 0: none
+    micro_tokens      upper bound on the tokens that a forward pass reads at once, padding included; 0: none
+    logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality
@@ -222,8 +222,8 @@ class Config:
     seed: int = seed()
     device: str = "auto"
     threads: int = count(0, most=1024, unit="threads")
-    micro_batch: int = count(0, unit="sequences")
-    logits_mb: float = number(128.0, least=0, most=VAST, unit="MB")
+    micro_tokens: int = count(0, unit="tokens")
+    logits_mb: float = number(0.0, least=0, most=VAST, unit="MB")
     offload: bool = False
     deterministic: bool = False
     memory_limit_mb: float = number(0.0, least=0, most=VAST, unit="MB")

@@ -51,6 +51,14 @@ def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: fl
         torch.cuda.set_per_process_memory_fraction(share, device)
 
 
+def logits_bound(asked: float, device: torch.device) -> float:
+    """MB of float32 logits that are held at once, where 0 asks for what is fast on the device.
+
+    A GPU is idle between small chunks of tokens; a CPU's caches prefer them.
+    """
+    return asked or (128.0 if device == HOST else 1024.0)
+
+
 def device_name(device: torch.device) -> str:
     """Name of the device in tables and tags: a GPU's model, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

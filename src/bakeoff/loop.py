@@ -221,7 +221,7 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
 
 def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
     """The reward model as a function of rollouts, none where the reward is not learned."""
-    model, size = loop.learner.reward_model, loop.learner.forward.micro_batch
+    model, size = loop.learner.reward_model, loop.learner.forward.micro_tokens
     return None if model is None else lambda rollout: model.score(rollout.sequences, size)
 
 

@@ -25,9 +25,9 @@ USAGE = """bakeoff-memory [key=value …]
 
 Predicts the memory of every phase by role and kind: the run's own code on tensors without values. For example:
 
-  bakeoff-memory model=qwen2_5_7b algorithm=grpo micro_batch=4 lengths.prompt=512 lengths.completion=1024
+  bakeoff-memory model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
   bakeoff-memory model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
-  bakeoff-memory --fits 80 micro_batch=4 arm=grpo_lora,ppo_lora       what fits in 80 GB, by arm
+  bakeoff-memory --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
   bakeoff-memory --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
 
 It takes the keys of `bakeoff`; with --fits, arms are those of the study `memory`. Lengths are the task's where the
@@ -87,7 +87,7 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     prompt, completion = config.lengths.prompt or UNKNOWN_LENGTH, config.lengths.completion or UNKNOWN_LENGTH
     title = (
         f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, {config.batch.group_size} "
-        f"completions each of {completion}, micro_batch {config.micro_batch}, {model} unless the column says otherwise"
+        f"completions each of {completion}, micro_tokens {config.micro_tokens}, {model} unless a column says otherwise"
     )
     table = plain_table(title, (key, "largest model", "largest group", "longest completion"))
     chosen = {value: f"{key}={value}" for value in values.split(",")}

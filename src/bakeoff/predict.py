@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate
 from bakeoff.algorithm.optimizer import Adam, Optimizer, Trpo
 from bakeoff.attribution import Label, attributed
-from bakeoff.batch import Experience, Prompts, Rollout, Sequences
+from bakeoff.batch import Experience, Prompts, Rollout, Sequences, micro_batches
 from bakeoff.config import Config
-from bakeoff.device import HOST
+from bakeoff.device import HOST, logits_bound
 from bakeoff.engine.engine import Batch, Request
 from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
@@ -39,7 +39,7 @@ from bakeoff.model.encode import encode
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
-from bakeoff.rows import micro_batches, select
+from bakeoff.rows import select
 from bakeoff.start import collector_of
 
 Step = TypeVar("Step", bound=Optimizer)
@@ -126,7 +126,10 @@ def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
 def supervised(config: Config, policy: Policy, phases: Phases) -> None:
     """A step of the supervised stage that has optimiser state."""
     adam = Adam(lr=config.sft.lr)
-    optimizer, forward = adam.create(policy.network.parameters()), ForwardSettings(logits_mb=config.logits_mb)
+    optimizer, forward = (
+        adam.create(policy.network.parameters()),
+        ForwardSettings(logits_mb=logits_bound(config.logits_mb, HOST)),
+    )
     with_state("actor", optimizer)
     examples = config.task.training_examples(config.sft.batch, stdlib_random(config.sft.seed, "sft", 0))
     held = held_weights(policy) + [(t, Label("actor", "optimizer")) for t in optimizer_tensors(optimizer)]
@@ -145,8 +148,8 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
     engine, batch = loop.collector.engine, loop.collector.batch
     algorithm, critic = learner.algorithm, learner.algorithm.critic
 
-    def first(sequences: int) -> slice:
-        return next(micro_batches(sequences, forward.micro_batch))
+    def first(sequences: Sequences) -> slice:
+        return next(micro_batches(sequences, forward.micro_tokens))
 
     with loop.phase("rollout"):
         engine.load(learner.actor)
@@ -155,21 +158,21 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
         rollout = imagined_rollout(batch, prompt, completion)
         rounds = algorithm.group_filter.rounds
         others = [imagined_rollout(batch, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
-    sequences = select(rollout.sequences, first(batch.sequences))
+    sequences = select(rollout.sequences, first(rollout.sequences))
     with loop.phase("reward"):
         if learner.reward_model is not None:
-            learner.reward_model.score(sequences, forward.micro_batch)
+            learner.reward_model.score(sequences, forward.micro_tokens)
     with loop.phase("experience"):
         forward_passes(learner, sequences, engine.exact_logprobs)
     experience = imagined_experience(learner, rollout)
 
     def micro_batch(role: str, option: Optimizer, optimizer: torch.optim.Optimizer) -> Experience:
         """A micro-batch of a minibatch; where there are several, earlier ones have left gradients."""
-        minibatch = math.ceil(batch.prompts / option.minibatches) * batch.group_size
-        rows = first(minibatch)
-        if rows.stop < minibatch:
+        minibatch = select(experience, slice(0, math.ceil(batch.prompts / option.minibatches) * batch.group_size))
+        rows = first(minibatch.sequences)
+        if rows.stop < len(minibatch):
             with_gradients(role, optimizer)
-        return select(experience, rows)
+        return select(minibatch, rows)
 
     part = micro_batch("actor", algorithm.optimizer, learner.actor_optimizer)
     once = replace(learner, algorithm=replace(algorithm, optimizer=one_step(algorithm.optimizer)))
@@ -182,7 +185,8 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
         with loop.phase("critic_update"):
             update_critic(once, part, torch.Generator())
     with loop.phase("measure"):
-        measure_step(learner, experience, first(loop.kl_sequences or len(experience)).stop)
+        measured = select(rollout.sequences, slice(0, loop.kl_sequences or None))
+        measure_step(learner, experience, first(measured).stop)
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 
@@ -247,9 +251,10 @@ def savings(config: Config) -> list[tuple[str, int]]:
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     """The configuration with one setting changed to save memory, and that setting as a user types it."""
     algorithm, model = config.algorithm, config.model
-    read = min(config.micro_batch or config.batch.sequences, config.batch.sequences)
-    if read > 1:
-        yield f"micro_batch={max(1, read // 4)}", replace(config, micro_batch=max(1, read // 4))
+    completion = config.lengths.completion or config.task.max_new_tokens
+    read = config.micro_tokens or config.batch.sequences * completion
+    if read > completion:  # a pass reads at least one sequence
+        yield f"micro_tokens={read // 4}", replace(config, micro_tokens=read // 4)
     if not model.gradient_checkpointing:
         recomputing = replace(model, gradient_checkpointing=True)
         yield "model.gradient_checkpointing=true", replace(config, model=recomputing)

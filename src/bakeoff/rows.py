@@ -6,7 +6,7 @@ A noun whose rows need more than that has methods `select` and `concatenate` of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar
@@ -100,9 +100,3 @@ def pad_columns(x: Tensor, left: int = 0, right: int = 0) -> Tensor:
 def group_rows(groups: Tensor, group_size: int) -> Tensor:
     """Numbers of the rows of these groups."""
     return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
-
-
-def micro_batches(count: int, size: int) -> Iterator[slice]:
-    """Yields the rows 0 … count − 1 in order, at most `size` at a time; size 0 yields all at once."""
-    size = size or count
-    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))

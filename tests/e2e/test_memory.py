@@ -18,7 +18,7 @@ def runs(folder, query="tags.algorithm LIKE '%'"):
 
 
 def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
-    result = command("algorithm=ppo", "micro_batch=2", *SMALL, module="bakeoff.memory")
+    result = command("algorithm=ppo", "micro_tokens=48", *SMALL, module="bakeoff.memory")
     assert result.returncode == 0, result.stderr
     assert "kv_cache" in result.stdout
     assert "4 prompts of 11 tokens, 4 completions each of" in result.stdout
@@ -85,7 +85,7 @@ def test_predicted_memory_is_logged_beside_measured_memory(command, tmp_path):
 def test_the_critic_page_leads_with_the_cost_of_the_critic(command, report, tmp_path):
     """A small study of trained arms and predicted groups; its page states the cost of the critic first."""
     short = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
-    few = ["budget={unit: updates, limit: 2}", "micro_batch=8", "hydra/launcher=basic"]
+    few = ["budget={unit: updates, limit: 2}", "micro_tokens=128", "hydra/launcher=basic"]
     few += ["++model.architecture.num_hidden_layers=1", "algorithm.optimizer.epochs=1"]
     ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, *few)
     assert ran.returncode == 0, ran.stderr

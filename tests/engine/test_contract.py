@@ -13,10 +13,10 @@ from bakeoff.engine.embedded import truncated
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling, make_rollout
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
-from bakeoff.model.forward import completion_logits
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.randomness import derive
 from tests.conftest import compose, loop_of, update_of
+from tests.passes import completion_logits
 
 TEXTS = ["12=", "4829103758=", "7="]
 
@@ -41,7 +41,7 @@ class Uncached(Engine):
             draws = torch.Generator().manual_seed(derive(request.seed, "completion", row))
             for step in range(request.max_tokens):
                 logits = self.network(input_ids=torch.tensor([read])).logits[:, -1] / sampling.temperature
-                weights = truncated(logits, sampling.top_k, sampling.top_p).softmax(-1).nan_to_num(1.0)
+                weights = truncated(logits.softmax(-1), sampling.top_k, sampling.top_p).nan_to_num(1.0)
                 token = int(logits.argmax()) if request.greedy else int(torch.multinomial(weights, 1, generator=draws))
                 ids[row, step], logprobs[row, step] = token, logits.log_softmax(-1)[0, token]
                 if token in self.eos:

@@ -4,11 +4,11 @@ import torch
 
 from bakeoff.batch import Example, Rollout, Scores, StepRewards
 from bakeoff.loop import collect
-from bakeoff.model.forward import completion_logits
 from bakeoff.rows import concatenate, select
 from bakeoff.task.sort import Sort
 from tests.conftest import compose, loop_of
 from tests.model.test_forward import grouped
+from tests.passes import completion_logits
 
 SMALL = ["tuned=none", "batch.prompts=6", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
 

@@ -12,11 +12,12 @@ from bakeoff.learner.holdings import held
 from bakeoff.learner.update import actor_subproblem, update_actor, update_critic
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
-from bakeoff.model.forward import ForwardSettings, completion_logits
+from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.weights import weights_hash
 from tests.conftest import compose
 from tests.learner.test_update import CPU, draws, prepared, update
 from tests.model.test_forward import grouped, ungrouped
+from tests.passes import completion_logits
 
 SMALL = [
     "model.architecture.hidden_size=4", "model.architecture.intermediate_size=5",
@@ -51,8 +52,8 @@ def test_a_fisher_product_is_that_of_the_explicit_matrix(small, shared_prompt):
     draw = torch.Generator().manual_seed(0)
     vector = [torch.randn(q.shape, generator=draw, dtype=torch.float64) for q in parameters]
     expected = fisher @ torch.cat([v.flatten() for v in vector])
-    for micro_batch in (0, 5):
-        product = fisher_product(small, sequences, vector, ForwardSettings(0.7, micro_batch))
+    for micro_tokens in (0, 20):
+        product = fisher_product(small, sequences, vector, ForwardSettings(0.7, micro_tokens))
         assert torch.allclose(torch.cat([x.flatten() for x in product]), expected, atol=1e-9)
     assert expected.abs().max() > 1e-3
 
@@ -67,7 +68,7 @@ def test_tangents_are_directional_derivatives(small):
     for sign in (1, -1):
         for q, v in zip(small.parameters(), vector, strict=True):
             q.data.add_(v, alpha=sign * step)
-        moved.append(completion_logits(small, sequences).detach())
+        moved.append(completion_logits(small, sequences)[sequences.mask].detach())
         for q, v in zip(small.parameters(), vector, strict=True):
             q.data.add_(v, alpha=-sign * step)
     slope = (moved[0] - moved[1]) / (2 * step)
@@ -92,7 +93,7 @@ def test_the_token_bound_keeps_the_first_sequences_that_fit(tiny):
 def test_the_kl_of_a_trust_region_update_is_within_its_bound(overrides):
     learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005", *overrides)
     before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
-    learner.forward.micro_batch = 5
+    learner.forward.micro_tokens = 64
     (taken,), _ = update(learner, experience)
     assert taken.step.accepted == 1
     assert 0 < taken.step.step_kl <= 0.005
@@ -113,7 +114,7 @@ def test_a_rejected_trust_region_step_leaves_the_actor_unchanged():
 
 def test_the_subproblem_evaluates_at_the_current_parameters():
     learner, experience, _ = prepared("algorithm=trpo")
-    learner.forward.micro_batch = 3
+    learner.forward.micro_tokens = 40
     problem = actor_subproblem(learner, experience, nullcontext)
     loss, kl = problem.evaluate()
     assert kl == pytest.approx(0, abs=1e-6)

@@ -62,7 +62,7 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
     request = Request(prompts, 16, Sampling(temperature=3.0), 8)
     rollout = make_rollout(tiny, request, engine.generate(request))
     by_text = model.score(encode_with_completions(tiny, rollout.examples, rollout.completions, []))
-    by_ids = model.score(rollout.sequences, micro_batch=5)
+    by_ids = model.score(rollout.sequences, micro_tokens=64)
     special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask
     same = rollout.ended & ~special.any(1)  # the text omits special tokens
     assert same.any()

@@ -10,11 +10,12 @@ from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.errors import UserError
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
-from bakeoff.model.forward import completion_logits, completion_values
+from bakeoff.model.forward import completion_values
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.model.value import separate_model
 from bakeoff.rows import group_rows, select
 from tests.conftest import compose
+from tests.passes import completion_logits
 
 GROUP = 4
 

@@ -8,12 +8,13 @@ from bakeoff.attribution import Label
 from bakeoff.device import HOST
 from bakeoff.measure.ledger import Ledger
 from bakeoff.model.build import build
-from bakeoff.model.forward import ForwardSettings, completion_hidden, completion_logits
+from bakeoff.model.forward import ForwardSettings, completion_hidden
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, token_logprobs
 from bakeoff.model.value import value_head
 from bakeoff.model.weights import frozen_copy
 from tests.conftest import compose
 from tests.model.test_forward import grouped
+from tests.passes import completion_logits, plain_logprobs
 
 CHUNK_MB = 5 * 19 * 4 / 1e6  # five tokens of 19 logits
 
@@ -28,7 +29,7 @@ def policy():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_logprobs_have_the_values_and_gradients_of_the_plain_computation(policy, temperature):
     sequences = grouped(policy)
-    plain = token_logprobs(completion_logits(policy, sequences, temperature), sequences.completion_ids)
+    plain = plain_logprobs(policy, sequences, temperature)
     chunked = completion_logprobs(policy, sequences, ForwardSettings(temperature, logits_mb=CHUNK_MB))
     assert chunked.shape == plain.shape
     assert torch.allclose(chunked, plain, atol=1e-12)
@@ -44,7 +45,8 @@ def test_chunked_logprobs_have_the_values_and_gradients_of_the_plain_computation
 def test_logprobs_and_values_of_one_pass_are_those_of_separate_passes(policy):
     sequences, head = grouped(policy), value_head(policy, 0.5).double()
     logprobs, values = logprobs_and_values(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
-    assert torch.equal(values, head(completion_hidden(policy.trunk, sequences)))
+    hidden = completion_hidden(policy.trunk, sequences)
+    assert torch.equal(values, hidden.spread(head(hidden.states)))
     assert torch.allclose(logprobs, completion_logprobs(policy, sequences, ForwardSettings()), atol=1e-12)
 
 
@@ -53,15 +55,15 @@ def test_the_exact_kl_in_chunks_is_that_of_the_whole_logits(policy):
     sequences, other = grouped(policy), frozen_copy(policy)
     for parameter in policy.network.parameters():
         parameter.mul_(1.1)
-    logits, others = completion_logits(policy, sequences, 0.7), completion_logits(other, sequences, 0.7)
-    hidden = [completion_hidden(each.trunk, sequences) for each in (policy, other)]
-    mine, its, divergence = logprobs_and_kl(
-        policy, other, *hidden, sequences.completion_ids, ForwardSettings(0.7, 0, CHUNK_MB)
-    )
-    assert torch.allclose(divergence, kl.exact(logits, others), atol=1e-12)
+    models, mask = (policy, other), sequences.mask
+    logits, others = (completion_logits(model, sequences, 0.7) for model in models)
+    hidden = [completion_hidden(model.trunk, sequences) for model in models]
+    mine, its, divergence = logprobs_and_kl(policy, other, *hidden, ForwardSettings(0.7, 0, CHUNK_MB))
+    assert torch.allclose(divergence, kl.exact(logits, others), atol=1e-12)  # of padding: of equal logits
     assert divergence.max() > 1e-3
-    assert torch.allclose(mine, token_logprobs(logits, sequences.completion_ids), atol=1e-12)
-    assert torch.allclose(its, token_logprobs(others, sequences.completion_ids), atol=1e-12)
+    for found, model in zip((mine, its), models, strict=True):
+        assert torch.allclose(found, plain_logprobs(model, sequences, 0.7), atol=1e-12)
+        assert (found[mask] < 0).all()
 
 
 def test_a_chunk_bounds_the_memory_of_the_logits():
@@ -86,11 +88,11 @@ def test_bfloat16_does_not_round_logits():
     policy = build(compose("model.precision=bfloat16").model, seed=3)
     sequences = grouped(policy)
     hidden = completion_hidden(policy.trunk, sequences)
-    head = policy.network.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight * 64 / (hidden @ head.weight.T).abs().max())  # no longer tied
-    logits = policy.logits(hidden)
-    assert torch.allclose(logits, hidden @ head.weight.T, atol=1e-4)
+    states, head = hidden.states, policy.network.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight * 64 / (states @ head.weight.T).abs().max())  # no longer tied
+    logits = policy.logits(states)
+    assert torch.allclose(logits, states @ head.weight.T, atol=1e-4)
     assert logits.abs().max() == pytest.approx(64, abs=1e-3)
     assert (logits - logits.bfloat16()).abs().max() > 0.1, "rounding would show"
     logprobs = completion_logprobs(policy, sequences, ForwardSettings(logits_mb=CHUNK_MB))
-    assert torch.allclose(logprobs, token_logprobs(logits, sequences.completion_ids), atol=1e-4)
+    assert torch.allclose(logprobs, hidden.spread(token_logprobs(logits, hidden.ids)), atol=1e-4)

@@ -7,10 +7,11 @@ from transformers import AutoModelForCausalLM
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.learner.learner import make_learner, renew_reference
 from bakeoff.model.build import build
-from bakeoff.model.forward import completion_logits, completion_values
+from bakeoff.model.forward import completion_values
 from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
 from tests.model.test_forward import grouped
+from tests.passes import completion_logits
 
 
 def learner_of(*overrides):

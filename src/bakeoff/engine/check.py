@@ -14,8 +14,8 @@ from bakeoff.engine.embedded import Decoding
 from bakeoff.engine.engine import Request, Sampling
 from bakeoff.errors import UserError
 from bakeoff.model.config import Precision
-from bakeoff.model.forward import completion_logits
-from bakeoff.model.logprobs import token_logprobs
+from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.logprobs import completion_logprobs, token_logprobs
 from bakeoff.model.policy import Policy, recomputes
 
 TOLERANCE = 1e-3  # nats; float32 gives some 1e-6
@@ -100,7 +100,7 @@ def batched_logprobs(policy: Policy, sequences: Sequences, training: bool = Fals
     """log π [S, T] of the completions as the learner computes them."""
     policy.network.train(training)
     try:
-        return token_logprobs(completion_logits(policy, sequences), sequences.completion_ids)
+        return completion_logprobs(policy, sequences, ForwardSettings())
     finally:
         policy.network.eval()
 
@@ -111,8 +111,7 @@ def decoded_logprobs(policy: Policy, sequences: Sequences) -> Tensor:
     examples = [Example("", None) for _ in PROMPTS]
     prompts = Prompts(examples, [], sequences.ids[::GROUP, :width], sequences.attention[::GROUP, :width])
     decoding, columns = Decoding.begin(policy, Request(prompts, GROUP, Sampling(), COMPLETION, seed=0)), []
-    for step, token in enumerate(completions.unbind(1)):
+    for token in completions.unbind(1):
         columns.append(token_logprobs(policy.logits(decoding.hidden), token))
-        if step + 1 < COMPLETION:
-            decoding.advance(token, step)
+        decoding.advance(token)
     return torch.stack(columns, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.attribution import attributed
+from bakeoff.device import HOST
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling
 from bakeoff.model.config import Precision
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from bakeoff.model.policy import Policy
+
+CHECK_INTERVAL = 16  # tokens after which the host asks a GPU which completions have ended: it waits for the answer
 
 
 @dataclass
@@ -33,53 +36,85 @@ class Embedded(Engine):
 
     @torch.no_grad()
     def generate(self, request: Request) -> Generated:
-        """Each prompt is read once and its cache repeated for its group; decoding stops when all have ended."""
-        policy, max_tokens = self._policy, request.max_tokens
-        draws = torch.Generator(device=policy.device).manual_seed(request.seed)
+        """Each prompt is read once and its cache repeated for its group; completions that have ended leave the batch.
+
+        Each token of each completion has a uniform number of its own, drawn before the first: what a completion draws
+        does not depend on when others end.
+        """
+        policy, device, budget = self._policy, self._policy.device, request.max_tokens
+        shape = len(request.prompts.ids) * request.completions, budget
+        uniform = None if request.greedy else uniform_numbers(request.seed, shape).to(device)
+        interval = 1 if device == HOST else CHECK_INTERVAL
+        ids = torch.full(shape, policy.tokenizer.pad_token_id, device=device)
+        precise = torch.promote_types(policy.network.dtype, torch.float32)
+        logprobs, entropy = torch.zeros(2, *shape, dtype=precise, device=device)
         with policy.trunk.computing():
-            decoding = Decoding.begin(policy, request)
-            columns: list[tuple[Tensor, Tensor, Tensor]] = []
-            ended = torch.zeros(len(decoding.lengths), dtype=torch.bool, device=policy.device)
-            eos_ids = policy.eos_ids
-            for step in range(max_tokens):
-                token, logprob, entropy = choose(policy, decoding.hidden, request.sampling, draws, request.greedy)
-                token = torch.where(ended, policy.tokenizer.pad_token_id, token)
-                columns.append((token, logprob, entropy))
-                ended = ended | torch.isin(token, eos_ids)
-                if ended.all() or step + 1 == max_tokens:
+            decoding, eos_ids = Decoding.begin(policy, request), policy.eos_ids
+            rows = torch.arange(shape[0], device=device)  # the completions in the batch
+            ended = torch.zeros_like(rows, dtype=torch.bool)
+            for step in range(budget):
+                drawn = None if uniform is None else uniform[rows, step]
+                chosen = choose(policy, decoding.hidden, request.sampling, drawn)
+                for kept, values in zip((ids, logprobs, entropy), chosen, strict=True):
+                    kept[rows, step] = values
+                if step + 1 == budget:
                     break
-                decoding.advance(token, step)
-        ids, logprobs, entropy = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+                token, ended = chosen[0], ended | torch.isin(chosen[0], eos_ids)
+                if (step + 1) % interval == 0:
+                    left = (~ended).nonzero().squeeze(1)  # the one place where decoding waits for the device
+                    if len(left) == 0:
+                        break
+                    if 2 * len(left) <= len(rows):
+                        decoding.keep(left)
+                        rows, token, ended = rows[left], token[left], ended[left]
+                decoding.advance(token)
         require_finite(logprobs, "a log-probability of the policy that samples")
         return Generated(ids, logprobs, entropy)
 
     @torch.no_grad()
     def trace_peak(self, request: Request) -> None:
         """Reads the prompts and the last token, where the cache is largest."""
-        policy, draws = self._policy, torch.Generator()
+        policy = self._policy
         with policy.trunk.computing():
             decoding = Decoding.begin(policy, request)
-            token, _, _ = choose(policy, decoding.hidden, request.sampling, draws)
+            uniform = torch.zeros(len(decoding.hidden), dtype=torch.float64)
+            token, _, _ = choose(policy, decoding.hidden, request.sampling, uniform)
             if request.max_tokens > 1:
                 decoding.skip(request.max_tokens - 2)
-                decoding.advance(token, request.max_tokens - 2)
-                choose(policy, decoding.hidden, request.sampling, draws)
+                decoding.advance(token)
+                choose(policy, decoding.hidden, request.sampling, uniform)
 
 
-def choose(
-    policy: Policy, hidden: Tensor, sampling: Sampling, draws: torch.Generator, greedy: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, their log-probs and the distributions' entropies, each [S], from last hidden states [S, H]."""
+def uniform_numbers(seed: int, shape: tuple[int, int]) -> Tensor:
+    """Uniform numbers [S, T] in float64 in the host's memory, so that every device draws the same."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def choose(policy: Policy, hidden: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, their log-probs and the distributions' entropies, each [S], from last hidden states [S, H].
+
+    A token is drawn by the inverse of the cumulative distribution at `uniform` [S]; without it, it is the likeliest.
+    """
     with attributed(policy.name, "logits"):
-        logits = policy.logits(hidden, sampling.temperature)
-        logprobs = logits.log_softmax(-1)
-        if greedy:
-            token = logits.argmax(-1)
+        logprobs = policy.logits(hidden, sampling.temperature).log_softmax(-1)
+        probabilities = logprobs.exp()
+        entropy = -(probabilities * logprobs).sum(-1)
+        if uniform is None:
+            token = logprobs.argmax(-1)
         else:
-            probabilities = truncated(logits, sampling.top_k, sampling.top_p).softmax(-1)
-            # NaN is no probability, and multinomial's refusal ends a process on a GPU: found after the rollout
-            token = torch.multinomial(probabilities.nan_to_num(1.0), 1, generator=draws).squeeze(1)
-        return token, logprobs.gather(1, token[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+            token = inverse_cdf(truncated(probabilities, sampling.top_k, sampling.top_p), uniform)
+        return token, logprobs.gather(1, token[:, None]).squeeze(1), entropy
+
+
+def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which each row's sum of weights [S, V] passes its number [S], as a share of the whole sum.
+
+    Sums are in whole units of 2⁻⁴⁰: integers add up alike in any order, which CUDA's cumsum does not promise of floats.
+    """
+    # NaN is no probability; it is found after the rollout
+    sums = (weights.nan_to_num(1.0) * 2**40).long().cumsum(-1)
+    passed = (uniform * sums[:, -1]).long()
+    return torch.searchsorted(sums, passed[:, None], right=True).squeeze(1)
 
 
 @dataclass
@@ -87,15 +122,15 @@ class Decoding:
     """State of the decoding of S completions.
 
     cache       keys and values of all tokens read so far
-    attention   [S, L + T] bool, false on the prompts' padding
-    lengths     [S] number of tokens of each prompt
+    attention   [S, L + T] bool, false on the prompts' padding; none where there is no padding
+    position    [S] position of the next token
     hidden      [S, H] last hidden states, which predict the next token
     """
 
     policy: Policy
     cache: Cache
-    attention: Tensor
-    lengths: Tensor
+    attention: Tensor | None
+    position: Tensor
     hidden: Tensor
 
     @classmethod
@@ -104,32 +139,42 @@ class Decoding:
         from bakeoff.model.cache import KeyValueCache  # 3 s, which --help, errors and reports need not wait for
 
         network, prompts, group_size = policy.network, request.prompts, request.completions
-        count, width = prompts.ids.shape
-        attention = torch.ones(count * group_size, width + request.max_tokens, dtype=torch.bool, device=policy.device)
-        attention[:, :width] = prompts.attention.repeat_interleave(group_size, 0)
+        lengths = prompts.attention.sum(1).repeat_interleave(group_size, 0)
+        attention = None
+        if not prompts.attention.all():
+            later = prompts.attention.new_ones(len(lengths), request.max_tokens)
+            attention = torch.cat([prompts.attention.repeat_interleave(group_size, 0), later], 1)
         cache = KeyValueCache(config=network.config)
         out = network.base_model(
             input_ids=prompts.ids,
-            attention_mask=prompts.attention,
+            attention_mask=None if attention is None else prompts.attention,
             position_ids=(prompts.attention.long().cumsum(1) - 1).clamp(min=0),
             past_key_values=cache,
             use_cache=True,
         )
         cache.batch_repeat_interleave(group_size)
         hidden = out.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
-        return cls(policy, cache, attention, prompts.attention.sum(1).repeat_interleave(group_size, 0), hidden)
+        return cls(policy, cache, attention, lengths, hidden)
 
-    def advance(self, token: Tensor, step: int) -> None:
-        """Reads one more token [S] of each completion, at position `step` (from 0) of it."""
-        read = self.cache.get_seq_length() + 1
-        out = self.policy.network.base_model(
+    def advance(self, token: Tensor) -> None:
+        """Reads one more token [S] of each completion."""
+        from bakeoff.model.packing import decoding_mask  # late, as the cache
+
+        backbone, read = self.policy.network.base_model, self.cache.get_seq_length() + 1
+        out = backbone(
             input_ids=token[:, None],
-            attention_mask=self.attention[:, :read],
-            position_ids=(self.lengths + step)[:, None],
+            attention_mask=None if self.attention is None else decoding_mask(backbone, self.attention[:, :read]),
+            position_ids=self.position[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.hidden = out.last_hidden_state[:, -1]
+        self.hidden, self.position = out.last_hidden_state[:, -1], self.position + 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these completions alone."""
+        self.cache.batch_select_indices(rows)
+        self.attention = None if self.attention is None else self.attention[rows]
+        self.position, self.hidden = self.position[rows], self.hidden[rows]
 
     def skip(self, tokens: int) -> None:
         """Grows the cache by that number of tokens without reading any, for a prediction on fake tensors."""
@@ -146,16 +191,18 @@ class Decoding:
                     setattr(layer, name, old.new_empty(batch, heads, grown, width))
 
 
-def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits [S, V] with −inf outside the k likeliest tokens and outside the nucleus (Holtzman et al. 2020)."""
-    if top_k and top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+def truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probabilities [S, V], zero outside the k likeliest tokens and outside the nucleus (Holtzman et al. 2020)."""
+    kept = probabilities
+    if top_k and top_k < kept.shape[-1]:
+        kth = kept.topk(top_k, dim=-1).values[:, -1:]
+        kept = kept.masked_fill(kept < kth, 0.0)
     if top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        # in whole units of 2⁻⁴⁰: integers add up alike in any order, which CUDA's cumsum does not promise for floats
-        probabilities = (ordered.softmax(-1) * 2**40).long()
-        before = probabilities.cumsum(-1) - probabilities
-        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= int(top_p * 2**40))
-        logits = logits.masked_fill(outside, -torch.inf)
-    return logits
+        ordered, order = kept.sort(dim=-1, descending=True)
+        units = (ordered * 2**40).long()
+        sums = units.cumsum(-1)
+        outside = torch.zeros_like(kept, dtype=torch.bool).scatter(
+            1, order, (sums - units).double() >= top_p * sums[:, -1:]
+        )
+        kept = kept.masked_fill(outside, 0.0)
+    return kept

@@ -117,8 +117,9 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
     prompts, completions, ids = request.prompts, request.completions, generated.ids
     is_end = torch.isin(ids, policy.eos_ids)
     mask = is_end.long().cumsum(1) - is_end.long() == 0
+    longest, *lengths = torch.cat([mask.sum(1).max()[None], (mask & ~is_end).sum(1)]).tolist()
+    ids, mask, is_end = ids[:, :longest], mask[:, :longest], is_end[:, :longest]
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
-    lengths = (mask & ~is_end).sum(1).tolist()
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     decode = decoder(policy)
     return Rollout(
@@ -131,8 +132,8 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
             mask=mask,
             group_size=completions,
         ),
-        sampler_logprobs=torch.where(mask, generated.logprobs, 0.0),
-        entropy=None if generated.entropy is None else torch.where(mask, generated.entropy, 0.0),
+        sampler_logprobs=torch.where(mask, generated.logprobs[:, :longest], 0.0),
+        entropy=None if generated.entropy is None else torch.where(mask, generated.entropy[:, :longest], 0.0),
         ended=is_end.any(1),
         max_tokens=request.max_tokens,
         decode=decode,

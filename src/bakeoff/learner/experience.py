@@ -10,12 +10,12 @@ from torch import Tensor
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.kl import KLEstimates, estimate_kl
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
-from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values
 from bakeoff.model.policy import at_least_float32
-from bakeoff.rows import Scalar, concatenate, micro_batches, select
+from bakeoff.rows import Scalar, concatenate, select
 
 
 @dataclass
@@ -53,7 +53,7 @@ def forward_passes(learner: Learner, sequences: Sequences, exact_logprobs: bool)
     """
     with_actor = learner.head is not None or not exact_logprobs
     parts: list[ForwardPasses] = []
-    for rows in micro_batches(len(sequences), learner.forward.micro_batch):
+    for rows in micro_batches(sequences, learner.forward.micro_tokens):
         part = select(sequences, rows)
         parts.append(policy_passes(learner, part, with_actor))
         if learner.critic is not None:
@@ -70,8 +70,8 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
     if reference is None:
         return ForwardPasses(*logprobs_and_values(actor, learner.head, part, forward))
     hidden, other = completion_hidden(actor.trunk, part), completion_hidden(reference.trunk, part)
-    values = None if learner.head is None else learner.head(at_least_float32(hidden))
-    mine, its, kl = logprobs_and_kl(actor, reference, hidden, other, part.completion_ids, forward)
+    values = None if learner.head is None else hidden.spread(learner.head(at_least_float32(hidden.states)))
+    mine, its, kl = logprobs_and_kl(actor, reference, hidden, other, forward)
     return ForwardPasses(mine, values, its, kl)
 
 

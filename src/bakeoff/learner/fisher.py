@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bakeoff.attribution import attributed
-from bakeoff.batch import Sequences
+from bakeoff.batch import Sequences, micro_batches
 from bakeoff.model.forward import ForwardSettings, completion_logits
 from bakeoff.model.policy import Policy
-from bakeoff.rows import micro_batches, select
+from bakeoff.rows import select
 
 
 class _Logits(nn.Module):
@@ -43,13 +43,13 @@ def fisher_product(
     direction = {names[id(p)]: v for p, v in zip(parameters, vector, strict=True)}
     result = [torch.zeros_like(p) for p in parameters]
     count = sequences.mask.sum()
-    for rows in micro_batches(len(sequences), forward.micro_batch):
+    for rows in micro_batches(sequences, forward.micro_tokens):
         part = select(sequences, rows)
         tangent = logits_tangent(policy, part, direction, forward.temperature)
         logits = completion_logits(policy, part, forward.temperature)
         with attributed(policy.name, "logits"):
             p = logits.detach().softmax(-1)
-            weighted = p * (tangent - (p * tangent).sum(-1, keepdim=True)) * part.mask[..., None] / count
+            weighted = p * (tangent - (p * tangent).sum(-1, keepdim=True)) / count
         with attributed(policy.name, "activations"):
             grads = torch.autograd.grad(logits, parameters, weighted, allow_unused=True)
         for r, g in zip(result, grads, strict=True):
@@ -65,7 +65,7 @@ def sequences_within(sequences: Sequences, tokens: int) -> int:
 
 @torch.no_grad()
 def logits_tangent(policy: Policy, sequences: Sequences, direction: dict[str, Tensor], temperature: float) -> Tensor:
-    """The derivative of the logits [S, T, V] along a direction of the parameters, by name."""
+    """The derivative of the logits [N, V] along a direction of the parameters, by name."""
     module = _Logits(policy)
     weights = dict(module.named_parameters())
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):

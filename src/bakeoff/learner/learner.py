@@ -12,6 +12,7 @@ from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
 from bakeoff.config import Budget, Config
+from bakeoff.device import logits_bound
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.model.roles import Trunk, add_role
@@ -143,7 +144,9 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
         critic_optimizer = spec.optimizer.create(critic.trained().values())
     return Learner(
         algorithm=algorithm,
-        forward=ForwardSettings(config.sampling.temperature, config.micro_batch, config.logits_mb),
+        forward=ForwardSettings(
+            config.sampling.temperature, config.micro_tokens, logits_bound(config.logits_mb, actor.device)
+        ),
         actor=actor,
         reference=reference,
         critic=critic,

@@ -18,6 +18,7 @@ from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.config import Config, by_content, digest, plain
+from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
 from bakeoff.errors import UserError, disk_fault, within
 from bakeoff.files import content_hash, set_aside
@@ -117,7 +118,10 @@ def train(policy: Policy, config: Config, phases: Phases, report: Report) -> Non
     """
     sft, network = config.sft, policy.network
     adam = Adam(lr=sft.lr, weight_decay=0.01)
-    optimizer, forward = adam.create(network.parameters()), ForwardSettings(logits_mb=config.logits_mb)
+    optimizer, forward = (
+        adam.create(network.parameters()),
+        ForwardSettings(logits_mb=logits_bound(config.logits_mb, policy.device)),
+    )
     network.train(recomputes(network))
     with ExitStack() as traced:
         traced.enter_context(phases.tracing(held_weights(policy), policy.embedding))

@@ -15,14 +15,14 @@ from bakeoff.algorithm.kl import KLEstimates, estimate_kl
 from bakeoff.algorithm.loss import PolicyLoss, policy_loss, value_loss
 from bakeoff.algorithm.optimizer import Optimizer, StepStatistics, Subproblem
 from bakeoff.attribution import attributed
-from bakeoff.batch import Experience, Tokens, masked_mean
+from bakeoff.batch import Experience, Tokens, masked_mean, micro_batches
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
 from bakeoff.model.policy import recomputes
-from bakeoff.rows import Scalar, group_rows, micro_batches, select
+from bakeoff.rows import Scalar, group_rows, select
 
 Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
 
@@ -119,7 +119,7 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     critic, mask = learner.algorithm.critic, minibatch.sequences.mask
     weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
     results, value_losses = [], []
-    for rows in micro_batches(len(minibatch), learner.forward.micro_batch):
+    for rows in micro_batches(minibatch.sequences, learner.forward.micro_tokens):
         part = select(minibatch, rows)
         logprobs, values = logprobs_and_values(learner.actor, learner.head, part.sequences, learner.forward)
         result = minibatch_loss(learner, part, logprobs, weights[rows])
@@ -153,7 +153,7 @@ def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) 
     """Leaves the gradient of the minibatch's value loss on a critic of its own; returns that loss."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in micro_batches(len(minibatch), learner.forward.micro_batch):
+    for rows in micro_batches(minibatch.sequences, learner.forward.micro_tokens):
         part = select(minibatch, rows)
         loss = minibatch_value_loss(critic, part, completion_values(learner.critic, part.sequences), mask.sum())
         loss.backward()
@@ -193,7 +193,7 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
 def actor_logprobs(learner: Learner, experience: Experience) -> Tensor:
     """log π_θ [S, T] of the experience's tokens, without gradient."""
     sequences, forward = experience.sequences, learner.forward
-    every = micro_batches(len(sequences), forward.micro_batch)
+    every = micro_batches(sequences, forward.micro_tokens)
     return torch.cat([completion_logprobs(learner.actor, select(sequences, rows), forward) for rows in every])
 
 

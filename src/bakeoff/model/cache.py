@@ -35,3 +35,7 @@ class KeyValueCache(DynamicCache):  # type: ignore[misc]
     def batch_repeat_interleave(self, repeats: int) -> None:
         with attributed(kind=_kind()):
             super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        with attributed(kind=_kind()):
+            super().batch_select_indices(indices)

@@ -1,21 +1,17 @@
 """Forward passes over prompt and completion that every method uses: hidden states, logits, values.
 
-The completions of a group have one prompt, which is read once for all of them: its keys and values are repeated, as in
-sampling, and gradients flow through them.
+A pass reads the sequences packed: the completions of a group have one prompt, which is read once for all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bakeoff.batch import Sequences
-from bakeoff.model.cache import KeyValueCache
-from bakeoff.model.policy import Policy, at_least_float32, recomputes
+from bakeoff.model.packing import PADDING, group_mask, pack, shares_prompts
+from bakeoff.model.policy import Policy, at_least_float32
 from bakeoff.model.roles import Trunk
 from bakeoff.model.value import ValueModel
 
@@ -24,55 +20,59 @@ from bakeoff.model.value import ValueModel
 class ForwardSettings:
     """How forward passes over completions are made.
 
-    temperature   divides the logits
-    micro_batch   number of sequences read at once; 0: all
-    logits_mb     upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
+    temperature    divides the logits
+    micro_tokens   upper bound on the tokens that a pass reads, padding included; 0: none
+    logits_mb      upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
     """
 
     temperature: float = 1.0
-    micro_batch: int = 0
+    micro_tokens: int = 0
     logits_mb: float = 0.0
 
 
+@dataclass
+class Hidden:
+    """Last hidden states at the positions that predict the N completion tokens of S sequences.
+
+    states   [N, H]
+    tokens   [N] int64, number of each token in the flattened [S, T]
+    ids      [N] int64, the tokens themselves
+    mask     [S, T] bool
+    """
+
+    states: Tensor
+    tokens: Tensor
+    ids: Tensor
+    mask: Tensor
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[S, T]: the values [N] of the completion tokens, zero on padding."""
+        return values.new_zeros(self.mask.numel()).index_put((self.tokens,), values).view(self.mask.shape)
+
+
 def completion_logits(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-    """Logits [S, T, V] in float32, divided by the temperature, that predict each completion token."""
-    return policy.logits(completion_hidden(policy.trunk, sequences), temperature)
+    """Logits [N, V] in float32, divided by the temperature, that predict each completion token, row after row."""
+    return policy.logits(completion_hidden(policy.trunk, sequences).states, temperature)
 
 
 def completion_values(critic: ValueModel, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
-    values: Tensor = critic.head(at_least_float32(completion_hidden(critic.trunk, sequences)))
-    return values
+    hidden = completion_hidden(critic.trunk, sequences)
+    return hidden.spread(critic.head(at_least_float32(hidden.states)))
 
 
-def completion_hidden(trunk: Trunk, sequences: Sequences) -> Tensor:
-    """Last hidden states [S, T, H] at the positions that predict each completion token."""
+def completion_hidden(trunk: Trunk, sequences: Sequences) -> Hidden:
+    """Last hidden states that predict each completion token."""
+    network, sees_groups = trunk.backbone, shares_prompts(trunk.backbone)
+    packed = pack(sequences if sees_groups else replace(sequences, group_size=1))
     with trunk.computing():
-        return _completion_hidden(trunk.backbone, sequences)
-
-
-def _completion_hidden(backbone: PreTrainedModel, sequences: Sequences) -> Tensor:
-    width, group = sequences.prompt_width, sequences.group_size
-
-    def run(rows: slice, columns: slice, **cache: Any) -> Tensor:
-        out = backbone(
-            input_ids=sequences.ids[rows, columns],
-            attention_mask=sequences.attention[rows, : columns.stop],
-            position_ids=sequences.positions[rows, columns],
-            **cache,
+        grouped = sees_groups and sequences.group_size > 1
+        out = network(
+            input_ids=packed.ids,
+            attention_mask=group_mask(network, packed) if grouped else packed.member != PADDING,
+            position_ids=packed.positions,
+            use_cache=False,
         )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
-
-    every, last = slice(None), sequences.ids.shape[1] - 1  # the last token predicts nothing: no pass reads it
-    if group == 1 or (
-        backbone.training and recomputes(backbone)
-    ):  # a layer that recomputes its activations takes no cache
-        return run(every, slice(0, last), use_cache=False)[:, width - 1 :]
-    cache = KeyValueCache(config=backbone.config)
-    first = run(slice(None, None, group), slice(0, width), past_key_values=cache, use_cache=True)[:, -1:]
-    first = first.repeat_interleave(group, 0)
-    if last == width:
-        return first
-    cache.batch_repeat_interleave(group)
-    return torch.cat([first, run(every, slice(width, last), past_key_values=cache, use_cache=True)], 1)
+        states = out.last_hidden_state.flatten(0, 1).index_select(0, packed.before)
+    ids = sequences.completion_ids.flatten().index_select(0, packed.tokens)
+    return Hidden(states, packed.tokens, ids, sequences.mask)

@@ -1,21 +1,20 @@
 """Log-probs of completions from hidden states, a chunk of tokens at a time.
 
-The logits of all tokens, [S, T, V] in float32, are the largest tensor of a step where the vocabulary is large, and only
+The logits of all tokens, [N, V] in float32, are the largest tensor of a step where the vocabulary is large, and only
 one number of each row is needed. So logits are computed a chunk of rows at a time, and again in the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from bakeoff.algorithm import kl
 from bakeoff.attribution import attributed
 from bakeoff.batch import Sequences
-from bakeoff.model.forward import ForwardSettings, completion_hidden
+from bakeoff.model.forward import ForwardSettings, Hidden, completion_hidden
 from bakeoff.model.policy import Policy, at_least_float32
 from bakeoff.model.value import ValueHead
 
@@ -26,7 +25,7 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def completion_logprobs(policy: Policy, sequences: Sequences, forward: ForwardSettings) -> Tensor:
-    """log π [S, T] of the completion's tokens."""
+    """log π [S, T] of the completion's tokens, zero on padding."""
     return logprobs_and_values(policy, None, sequences, forward)[0]
 
 
@@ -35,46 +34,75 @@ def logprobs_and_values(
 ) -> tuple[Tensor, Tensor | None]:
     """One pass over the actor's trunk: log π [S, T] and, where it has a value head, values [S, T]."""
     hidden = completion_hidden(policy.trunk, sequences)
-    values = None if head is None else head(at_least_float32(hidden))
-
-    def logprobs(hidden: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        return (token_logprobs(policy.logits(hidden, forward.temperature), ids),)
-
-    return chunked(policy, logprobs, (hidden, sequences.completion_ids), forward.logits_mb)[0], values
+    values = None if head is None else hidden.spread(head(at_least_float32(hidden.states)))
+    return hidden.spread(head_logprobs(policy, hidden, forward)), values
 
 
+def head_logprobs(policy: Policy, hidden: Hidden, forward: ForwardSettings) -> Tensor:
+    """log π [N] of the tokens by the policy's head."""
+    size, states, ids = chunk_size(policy, forward), hidden.states, hidden.ids
+    with policy.trunk.computing(), attributed(kind="logits"):
+        if len(ids) <= size:
+            return token_logprobs(policy.logits(states, forward.temperature), ids)
+        head = policy.head
+        chunked: Tensor = _ChunkedLogprobs.apply(states, head.weight, head.bias, ids, policy, forward.temperature, size)
+        return chunked
+
+
+@torch.no_grad()
 def logprobs_and_kl(
-    policy: Policy, other: Policy, hidden: Tensor, other_hidden: Tensor, ids: Tensor, forward: ForwardSettings
+    policy: Policy, other: Policy, hidden: Hidden, other_hidden: Hidden, forward: ForwardSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p, log q and the exact KL(p‖q) over the vocabulary, [S, T] each, from last hidden states of both models."""
-
-    def compared(hidden: Tensor, other_hidden: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        logits = policy.logits(hidden, forward.temperature)
-        others = other.logits(other_hidden, forward.temperature)
-        return token_logprobs(logits, ids), token_logprobs(others, ids), kl.exact(logits, others)
-
-    mine, its, divergence = chunked(policy, compared, (hidden, other_hidden, ids), forward.logits_mb)
+    found = []
+    with attributed(kind="logits"):
+        chunks = (x.split(chunk_size(policy, forward)) for x in (hidden.states, other_hidden.states, hidden.ids))
+        for states, other_states, ids in zip(*chunks, strict=True):
+            logits, others = (
+                model.logits(x, forward.temperature) for model, x in ((policy, states), (other, other_states))
+            )
+            found.append((token_logprobs(logits, ids), token_logprobs(others, ids), kl.exact(logits, others)))
+    mine, its, divergence = (hidden.spread(torch.cat(parts)) for parts in zip(*found, strict=True))
     return mine, its, divergence
 
 
-def chunked(
-    policy: Policy, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], logits_mb: float
-) -> list[Tensor]:
-    """Applies a function of single tokens to inputs [S, T, ...] so that its logits exist a chunk at a time.
+def chunk_size(policy: Policy, forward: ForwardSettings) -> int:
+    """Number of tokens whose logits are held at once."""
+    return max(1, int(forward.logits_mb * 1e6 / (4 * policy.embedding[0]))) if forward.logits_mb else 2**62
 
-    A chunk has at most `logits_mb` (10⁶ bytes; 0: no bound) of float32 logits; where there are several, gradients
-    make each chunk's logits a second time. The values are those of one call, to the rounding of matrix products.
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """log π [N] from states [N, H], a chunk of tokens at a time.
+
+    Left to autograd, every chunk would make a gradient of the head of its own, and add it to the sum: where the
+    vocabulary is large, that takes longer than the chunk's products. Here all chunks add to one buffer.
     """
-    shape = inputs[0].shape[:2]
-    flat = [x.flatten(0, 1) for x in inputs]
-    tokens = max(1, int(logits_mb * 1e6 / (4 * policy.embedding[0]))) if logits_mb else len(flat[0])
-    with policy.trunk.computing(), attributed(kind="logits"):
-        if len(flat[0]) <= tokens:
-            return [out.view(shape) for out in function(*flat)]
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, *settings: Any) -> Tensor:
+        policy, temperature, size = ctx.settings = settings
+        ctx.save_for_backward(states, weight, ids)
+        chunks = zip(states.split(size), ids.split(size), strict=True)
+        return torch.cat([token_logprobs(policy.logits(x, temperature), own) for x, own in chunks])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        states, weight, ids = ctx.saved_tensors
+        policy, temperature, size = ctx.settings
+        with attributed(policy.name, "gradients"):
+            into_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            into_bias = torch.zeros_like(policy.head.bias) if ctx.needs_input_grad[2] else None
         parts = []
-        for part in zip(*(x.split(tokens) for x in flat), strict=True):
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False))
-            else:
-                parts.append(function(*part))
-    return [torch.cat(outputs).view(shape) for outputs in zip(*parts, strict=True)]
+        with attributed(policy.name, "logits"):
+            for part, own, upstream in zip(*(x.split(size) for x in (states, ids, gradient)), strict=True):
+                inputs = part.to(weight.dtype)
+                products = policy.products(inputs).requires_grad_()
+                with torch.enable_grad():
+                    logprobs = token_logprobs(policy.scaled(products, temperature), own)
+                (of_products,) = torch.autograd.grad(logprobs, products, upstream)
+                parts.append((of_products @ weight).to(states.dtype))
+                if into_weight is not None:
+                    into_weight.addmm_(of_products.T, inputs)
+                if into_bias is not None:
+                    into_bias += of_products.sum(0)
+        return torch.cat(parts), into_weight, into_bias, None, None, None, None

@@ -43,30 +43,44 @@ class Policy:
         return torch.tensor(end_ids(self.tokenizer, self.network), device=self.device)
 
     @property
+    def head(self) -> nn.Linear:
+        """The output embedding."""
+        head: nn.Linear = self.network.get_output_embeddings()
+        return head
+
+    @property
     def embedding(self) -> torch.Size:
         """[V, H], the shape of the output embedding."""
-        shape: torch.Size = self.network.get_output_embeddings().weight.shape
+        shape: torch.Size = self.head.weight.shape
         return shape
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits [..., V] in float32, divided by the temperature, from last hidden states [..., H].
+        """Logits [..., V] in float32, divided by the temperature, from last hidden states [..., H]."""
+        with self.trunk.computing(), attributed(kind="logits"):
+            return self.scaled(self.products(hidden), temperature)
+
+    def products(self, hidden: Tensor) -> Tensor:
+        """What the head's matrix makes of last hidden states [..., H], [..., V].
 
         The head computes in its weights' float32 even under autocast: bfloat16 rounds a logit of 16 or more to a
         multiple of 0.125, and the log-prob with it.
         """
-        config = self.network.config.get_text_config()
-        with self.trunk.computing(), attributed(kind="logits"):
-            head = self.network.get_output_embeddings()
-            with torch.autocast(self.device.type, enabled=False):
-                logits: Tensor = head(hidden.to(head.weight.dtype))
-            if scale := getattr(config, "logit_scale", None):  # Cohere
-                logits = logits * scale
-            if divisor := getattr(config, "logits_scaling", None):  # Granite
-                logits = logits / divisor
-            if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-                logits = cap * torch.tanh(logits / cap)
-            logits = at_least_float32(logits)
-            return logits if temperature == 1 else logits / temperature
+        with torch.autocast(self.device.type, enabled=False):
+            head = self.head
+            products: Tensor = head(hidden.to(head.weight.dtype))
+            return products
+
+    def scaled(self, products: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits in float32 from the head's products [..., V]: scaled and capped as the network does."""
+        config, logits = self.network.config.get_text_config(), products
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = cap * torch.tanh(logits / cap)
+        logits = at_least_float32(logits)
+        return logits if temperature == 1 else logits / temperature
 
     def parameters(self) -> list[nn.Parameter]:
         """The tensors that an optimiser trains: the adapter of the role, or all weights."""

@@ -23,17 +23,28 @@ from bakeoff.model.config import Precision
 
 @dataclass
 class Roles:
-    """A network whose layers hold one adapter per role. Without a role it computes as its frozen base does."""
+    """A network whose layers hold one adapter per role. Without a role it computes as its frozen base does.
 
-    model: Any  # a PeftModel, whose attributes are dynamic
+    model    a PeftModel, whose attributes are dynamic
+    in_use   the role of the next pass; none where peft has chosen it
+    """
+
+    model: Any
+    in_use: str | None = None
 
     def use(self, role: str) -> None:
-        """Puts every later pass in this role, recomputations in a backward pass included; '' is the base alone."""
+        """Puts every later pass in this role, recomputations in a backward pass included; '' is the base alone.
+
+        Returns at once where the role is in use: peft visits every layer, and decoding asks for every token.
+        """
+        if role == self.in_use:
+            return
         if role:
             self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(role)
         else:
             self.model.base_model.disable_adapter_layers()
+        self.in_use = role
 
     def tensors(self, role: str) -> dict[str, nn.Parameter]:
         """The adapter of a role, by name."""
@@ -50,6 +61,7 @@ def add_role(network: PreTrainedModel, roles: Roles | None, role: str, rank: int
             roles = Roles(get_peft_model(network, config, adapter_name=role))
         else:
             roles.model.add_adapter(role, config)
+            roles.in_use = None
     if predicted:
         fill(roles.model)
     return roles

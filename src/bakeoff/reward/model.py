@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Sequences
+from bakeoff.batch import Sequences, micro_batches
 from bakeoff.model.forward import completion_hidden
 from bakeoff.model.policy import at_least_float32
 from bakeoff.model.value import ValueModel
-from bakeoff.rows import micro_batches, pad_columns, select
+from bakeoff.rows import pad_columns, select
 
 
 @dataclass
@@ -32,17 +32,17 @@ class RewardModel:
             sequences,
             ids=pad_columns(sequences.ids, right=1),
             attention=pad_columns(sequences.attention, right=1),
-            mask=pad_columns(sequences.mask, right=1),
+            mask=torch.cat([torch.ones_like(sequences.mask[:, :1]), sequences.mask], 1),
         )
-        hidden = at_least_float32(completion_hidden(self.network.trunk, longer))
-        rows = torch.arange(len(sequences), device=hidden.device)
-        scores: Tensor = self.network.head(hidden[rows, sequences.mask.sum(1)])
+        states = completion_hidden(self.network.trunk, longer).states
+        last = longer.mask.sum(1).cumsum(0) - 1
+        scores: Tensor = self.network.head(at_least_float32(states.index_select(0, last)))
         return scores
 
     @torch.no_grad()
-    def score(self, sequences: Sequences, micro_batch: int = 0) -> Tensor:
+    def score(self, sequences: Sequences, micro_tokens: int = 0) -> Tensor:
         """Normalised scores [S]."""
-        raw = torch.cat([self.raw(select(sequences, rows)) for rows in micro_batches(len(sequences), micro_batch)])
+        raw = torch.cat([self.raw(select(sequences, rows)) for rows in micro_batches(sequences, micro_tokens)])
         return (raw - self.mean) / self.std
 
     def trained(self) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ what the text says.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -208,16 +209,20 @@ def judgement(task: Task, completion: str, example: Example) -> tuple[float, flo
 
 def to_token_steps(said: list[Steps], rollout: Rollout) -> StepRewards:
     """Step scores on the tokens that end the steps, in the host's memory; an end past the text is the last token."""
-    mask, ids = rollout.sequences.mask.to(HOST), rollout.sequences.completion_ids.to(HOST)
+    sequences = rollout.sequences
+    ids, lengths = sequences.completion_ids.tolist(), sequences.mask.sum(1).tolist()
     found: list[tuple[int, int, float]] = []
-    for row, (steps, keep) in enumerate(zip(said, mask, strict=True)):
-        tokens = ids[row].tolist()[: int(keep.sum())]
-        lengths = [len(rollout.decode(tokens[:end])) for end in range(1, len(tokens) + 1)] if steps else []
+    for row, steps in enumerate(said):
+        tokens = ids[row][: lengths[row]]
+
+        def characters(token: int, tokens: list[int] = tokens) -> int:
+            return len(rollout.decode(tokens[: token + 1]))
+
         for end, score in steps:
-            token = next((index for index, length in enumerate(lengths) if length >= end), len(tokens) - 1)
-            found.append((row, token, score))
+            token = bisect_left(range(len(tokens)), end, key=characters)  # a long text is not decoded at every token
+            found.append((row, min(token, len(tokens) - 1), score))
     table = torch.tensor(found, dtype=torch.float64).view(-1, 3)
-    return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(mask))
+    return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(ids))
 
 
 def merged(found: list[StepRewards]) -> StepRewards | None:

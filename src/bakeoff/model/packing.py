@@ -1,0 +1,144 @@
+"""Sequences packed for a pass: one row a group, its prompt once, its completions one after another without padding.
+
+A completion sees its prompt and itself. Positions are those of a sequence alone, so that a token's hidden state is too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    sliding_window_causal_mask_function,
+)
+
+from bakeoff.batch import Sequences
+
+Sees = Callable[[Any, Any, Any, Any], Any]  # (row, head, query, key) → whether the query sees the key
+
+ANY_MASK = ("sdpa", "eager", "flex_attention")  # attention that takes any mask
+PADDING, PROMPT = 0, 1  # members of a row; its completions are numbered from 2
+
+
+@dataclass
+class Packed:
+    """R rows of W tokens; the last token of a completion predicts nothing and is left out.
+
+    ids        [R, W] int64
+    positions  [R, W] int64
+    member     [R, W] int64, the prompt or completion that a token is part of
+    before     [N] int64, number in the flattened rows of the token whose hidden state predicts completion token n
+    tokens     [N] int64, number of completion token n in the flattened [S, T]
+    """
+
+    ids: Tensor
+    positions: Tensor
+    member: Tensor
+    before: Tensor
+    tokens: Tensor
+
+
+def pack(sequences: Sequences) -> Packed:
+    """The sequences as rows; waits once for the device, which knows the lengths."""
+    mask, group, width = sequences.mask, sequences.group_size, sequences.prompt_width
+    count, columns = sequences.ids.shape
+    number, column = (torch.arange(n, device=mask.device) for n in (count, columns))
+    prompt = sequences.attention[:, :width] & (number % group == 0)[:, None]
+    read = torch.cat([prompt, mask[:, 1:], torch.zeros_like(mask[:, :1])], 1).view(count // group, -1)
+    place = read.cumsum(1) - 1  # in its row, of every token that is read
+    longest, tokens = sizes(sequences, read)
+    target = torch.where(read, place, longest)  # a column that is cut off takes what is not read
+
+    def rows(x: Tensor) -> Tensor:
+        empty = x.new_zeros(len(read), longest + 1)
+        return empty.scatter(1, target, x.reshape(len(read), -1))[:, :longest]
+
+    member = torch.where(column < width, PROMPT, (number % group)[:, None] + PROMPT + 1)
+    token = mask.flatten().nonzero_static(size=tokens).squeeze(1)
+    sequence, step = token // mask.shape[1], token % mask.shape[1]
+    source = torch.where(step == 0, sequence // group * group, sequence)  # the prompt is in the first row of its group
+    before = sequence // group * longest + place.view(count, -1)[source, width - 1 + step]
+    return Packed(rows(sequences.ids), rows(sequences.positions), rows(member), before, token)
+
+
+def sizes(sequences: Sequences, read: Tensor) -> tuple[int, int]:
+    """Tokens that the longest row reads, and completion tokens; of a prediction's tensors, the most there can be."""
+    mask = sequences.mask
+    if isinstance(mask, FakeTensor):
+        return sequences.prompt_width + sequences.group_size * (mask.shape[1] - 1), mask.numel()
+    longest, tokens = torch.stack([read.sum(1).max(), mask.sum()]).tolist()
+    return longest, tokens
+
+
+def windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """The kinds of layers by transformers' names, and the number of latest positions that each sees; none: all."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))}
+
+
+@cache
+def takes_positions(forward: Callable[..., Any]) -> bool:
+    """Whether a network with this forward pass is given the positions of its tokens, and does not count them itself."""
+    return "position_ids" in inspect.signature(forward).parameters
+
+
+def shares_prompts(backbone: PreTrainedModel) -> bool:
+    """Whether the completions of a group can be in one row: the network takes positions, and its layers any mask."""
+    config, known = backbone.config, {"full_attention", "sliding_attention"}
+    any_mask = config._attn_implementation in ANY_MASK and windows(config).keys() <= known
+    return any_mask and takes_positions(type(backbone).forward)
+
+
+def group_mask(backbone: PreTrainedModel, packed: Packed) -> Any:
+    """The mask of rows of several completions, as the network's attention takes it; by kind of layer, if several."""
+    member, positions = packed.member, packed.positions
+    make = ALL_MASK_ATTENTION_FUNCTIONS[backbone.config._attn_implementation]
+    rows, width = member.shape
+
+    def mask(alone: Sees) -> Any:
+        def sees(row: Any, head: Any, query: Any, key: Any) -> Any:
+            shared = (member[row, key] == PROMPT) | (member[row, key] == member[row, query])
+            return shared & alone(row, head, positions[row, query], positions[row, key])
+
+        return make(
+            batch_size=rows,
+            q_length=width,
+            kv_length=width,
+            mask_function=sees,
+            allow_is_causal_skip=False,
+            dtype=backbone.dtype,
+            device=member.device,
+        )
+
+    return by_layer(
+        {
+            kind: mask(sliding_window_causal_mask_function(window) if window else causal_mask_function)
+            for kind, window in windows(backbone.config).items()
+        }
+    )
+
+
+def decoding_mask(backbone: PreTrainedModel, attention: Tensor) -> Any:
+    """The mask of one more token of each completion, from [S, L] which says what is not padding.
+
+    Given it without its other dimensions, transformers looks at every token whether there is padding, and waits.
+    """
+    if backbone.config._attn_implementation != "sdpa" or not shares_prompts(backbone):
+        return attention
+    seen = {kind: window or attention.shape[1] for kind, window in windows(backbone.config).items()}
+    return by_layer({kind: attention[:, None, None, -length:] for kind, length in seen.items()})
+
+
+def by_layer(masks: dict[str, Any]) -> Any:
+    """Masks as a network takes them: by kind of layer, or the one that all layers have."""
+    return masks if len(masks) > 1 else masks.popitem()[1]
