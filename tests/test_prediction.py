@@ -39,7 +39,7 @@ SETTINGS = [
     ["algorithm=ppo", "algorithm/critic=adapter", "model.lora.rank=8"],
     ["algorithm=grpo", "model.gradient_checkpointing=true", "model.lora.rank=8", "model.precision=bfloat16"],
     ["algorithm=ppo", "offload=true", "micro_tokens=400"],
-    ["algorithm=grpo", "logits_mb=0.2", "micro_tokens=200"],
+    ["algorithm=grpo", "logits_mb=0.2", "micro_tokens=120"],
     ["algorithm=grpo", "algorithm/optimizer=adafactor"],
     ["algorithm=grpo", "measure.kl_to_reference=false", "batch.group_size=8"],
 ]

@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from bakeoff.batch import Example
-from bakeoff.engine.embedded import Embedded, truncated
+from bakeoff.engine.embedded import Embedded, inverse_cdf, truncated
 from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
@@ -97,3 +97,26 @@ def test_top_k_keeps_the_likeliest_tokens_and_top_p_the_nucleus():
     assert truncated(p, top_k=2, top_p=1.0)[0].tolist() == pytest.approx([0.5, 0.3, 0, 0])
     assert truncated(p, top_k=0, top_p=0.8)[0].tolist() == pytest.approx([0.5, 0.3, 0, 0])
     assert truncated(p, top_k=0, top_p=0.01)[0].tolist() == pytest.approx([0.5, 0, 0, 0])
+
+
+def test_the_inverse_of_the_cumulative_distribution_has_its_probabilities():
+    """Evenly spaced numbers give each token its share; a token without weight is never drawn, at the ends neither."""
+    weights = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    numbers = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
+    drawn = inverse_cdf(weights.expand(len(numbers), -1), numbers).bincount(minlength=6)
+    assert (drawn / len(numbers) - weights).abs().max() < 2e-4
+    assert (drawn[weights == 0] == 0).all()
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert inverse_cdf(weights.expand(2, -1) * 0.1, ends).tolist() == [1, 4], "weights may be those left by truncation"
+
+
+def test_what_a_completion_draws_depends_on_its_own_numbers_alone(tiny):
+    """Neither on how many completions there are beside it, nor on which of them have ended and left the batch."""
+    prompts = prompts_of(tiny, "12=", "4829103758=", "7=")
+    every = rollout_of(tiny, prompts, 16, 12, temperature=2.0).sequences
+    lengths = every.mask.sum(1)
+    assert lengths.min() <= 3
+    assert lengths.max() >= 11, "some go on after others have left"
+    fewer = rollout_of(tiny, prompts_of(tiny, "12="), 16, 12, temperature=2.0).sequences
+    width = fewer.mask.shape[1]
+    assert torch.equal(every.completion_ids[:16, :width], fewer.completion_ids)

@@ -72,7 +72,7 @@ def test_tangents_are_directional_derivatives(small):
         for q, v in zip(small.parameters(), vector, strict=True):
             q.data.add_(v, alpha=-sign * step)
     slope = (moved[0] - moved[1]) / (2 * step)
-    assert (tangent - slope).abs().max() < 0.01 * slope.abs().max()
+    assert (tangent - slope).abs().max() < 0.02 * slope.abs().max()
 
 
 def test_the_token_bound_keeps_the_first_sequences_that_fit(tiny):

@@ -75,6 +75,8 @@ PASS = {
     "opt": OPT,  # calls dropout as a function
     "gpt2": GPT,  # dropout modules
     "gptj": GPT | {"rotary_dim": 4},  # eager attention alone
+    "mistral": LLAMA | {"sliding_window": 4},  # shorter than the probe
+    "gemma3_text": LLAMA | {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma2": LLAMA | {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 3.0},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},  # positions by the mask
 }  # fmt: skip

@@ -1,0 +1,72 @@
+"""Packed rows: every token is read once, whatever the lengths; micro-batches are within their bound."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bakeoff.batch import Sequences, micro_batches
+from bakeoff.model.build import build
+from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.logprobs import completion_logprobs
+from bakeoff.model.packing import PADDING, PROMPT, pack
+from bakeoff.rows import select
+from tests.conftest import compose
+
+PROMPTS, BUDGET = st.lists(st.integers(1, 9), min_size=1, max_size=4), 6
+
+
+@st.composite
+def batches(draw) -> Sequences:
+    """Groups of completions of any lengths, with prompts of any lengths."""
+    prompts, size = draw(PROMPTS), draw(st.sampled_from([1, 2, 3, 4]))
+    lengths = draw(st.lists(st.integers(1, BUDGET), min_size=len(prompts) * size, max_size=len(prompts) * size))
+    width = max(prompts)
+    shown = torch.arange(width) >= width - torch.tensor(prompts).repeat_interleave(size)[:, None]
+    mask = torch.arange(BUDGET) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(3, 19, (len(prompts), width), generator=torch.Generator().manual_seed(sum(lengths)))
+    completions = torch.randint(3, 19, mask.shape, generator=torch.Generator().manual_seed(sum(prompts)))
+    both = torch.cat([torch.where(shown, ids.repeat_interleave(size, 0), 0), torch.where(mask, completions, 0)], 1)
+    return Sequences(both, torch.cat([shown, mask], 1), mask, size)
+
+
+@given(batches())
+@settings(max_examples=25, deadline=None)
+def test_a_row_holds_a_prompt_once_and_each_completion_but_its_last_token(sequences):
+    packed, size, width = pack(sequences), sequences.group_size, sequences.prompt_width
+    for number, (ids, member) in enumerate(zip(packed.ids, packed.member, strict=True)):
+        group = select(sequences, slice(number * size, (number + 1) * size))
+        assert ids[member == PROMPT].tolist() == group.ids[0, :width][group.attention[0, :width]].tolist()
+        for completion in range(size):
+            own = group.completion_ids[completion][group.mask[completion]].tolist()
+            assert ids[member == PROMPT + 1 + completion].tolist() == own[:-1]
+    read = int((packed.member != PADDING).sum())
+    assert read == int(sequences.attention[::size, :width].sum() + sequences.mask.sum()) - len(sequences)
+
+
+@given(batches())
+@settings(max_examples=15, deadline=None)
+def test_packed_logprobs_and_gradients_are_those_of_each_sequence_alone(sequences):
+    policy = build(compose().model, seed=3)
+    weights = torch.rand(sequences.mask.shape, generator=torch.Generator().manual_seed(0))
+    found, gradients = [], []
+    for rows in ([slice(0, len(sequences))], [slice(row, row + 1) for row in range(len(sequences))]):
+        parts = [completion_logprobs(policy, select(sequences, part), ForwardSettings()) for part in rows]
+        found.append(torch.cat(parts))
+        (found[-1] * weights).sum().backward()
+        gradients.append([p.grad.clone() for p in policy.network.parameters()])
+        policy.network.zero_grad()
+    assert torch.allclose(*found, atol=1e-5)
+    assert (found[0][~sequences.mask] == 0).all()
+    for packed, alone in zip(*gradients, strict=True):
+        assert torch.allclose(packed, alone, rtol=1e-3, atol=1e-5)
+
+
+@given(batches(), st.integers(1, 60))
+@settings(max_examples=50, deadline=None)
+def test_micro_batches_are_all_rows_in_order_within_the_bound(sequences, tokens):
+    parts = list(micro_batches(sequences, tokens))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(sequences)))
+    for part in parts:
+        chosen = select(sequences, part)
+        assert pack(chosen).ids.numel() <= tokens or len(chosen) == 1
+    assert list(micro_batches(sequences, 0)) == [slice(0, len(sequences))]
