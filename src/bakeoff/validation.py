@@ -16,6 +16,7 @@ from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
 from bakeoff.errors import UserError, refused
 from bakeoff.measure.allocator import has_allocator
+from bakeoff.model.config import Precision
 from bakeoff.paths import CONF
 from bakeoff.ranges import Range
 
@@ -131,6 +132,11 @@ def impossible_methods(config: Config) -> Iterator[str]:
         yield (
             f"algorithm.optimizer takes {optimizer.epochs} epochs of {optimizer.minibatches} minibatches, but a "
             "trust-region step (algorithm/optimizer=trpo) is one step on the whole rollout; both must be 1."
+        )
+    if optimizer.needs_whole_rollout and config.model.precision is Precision.bfloat16_weights:
+        yield (
+            "model.precision is bfloat16_weights, but a trust-region step (algorithm/optimizer=trpo) moves the weights "
+            "by less than they can hold; choose model.precision=bfloat16 or float32."
         )
     if optimizer.needs_whole_rollout and critic.shares_trunk:
         yield (

@@ -22,6 +22,7 @@ from bakeoff.algorithm.loss import Betas
 from bakeoff.device import HOST
 from bakeoff.files import checksum, set_aside
 from bakeoff.learner.learner import Counters, Learner
+from bakeoff.learner.masters import write
 
 STATE = "state.json"
 
@@ -116,6 +117,7 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> Learner:
         saved = load_file(checkpoint / f"{name}.safetensors")
         for key, tensor in weights.items():
             tensor.detach().copy_(saved[key])
+    write(learner.masters)
     for name, optimizer in learner.optimizers().items():
         values: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(checkpoint / f"{name}.safetensors").items():

@@ -60,5 +60,8 @@ def held(learner: Learner) -> Iterator[tuple[Tensor, Label]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The state of an optimiser."""
-    return [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
+    """The state of an optimiser, and the masters that it trains in the place of weights."""
+    masters = [p for group in optimizer.param_groups for p in group["params"] if not isinstance(p, nn.Parameter)]
+    return masters + [
+        value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)
+    ]

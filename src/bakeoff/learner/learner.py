@@ -13,6 +13,8 @@ from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
 from bakeoff.config import Budget, Config
 from bakeoff.device import logits_bound
+from bakeoff.learner.masters import Masters, lower, make_masters, masters_of, write
+from bakeoff.model.config import Precision
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.model.roles import Trunk, add_role
@@ -45,6 +47,7 @@ class Learner:
     critic         a critic with a trunk of its own; none where there is none or it shares the actor's
     head           the value head on the actor's trunk; none otherwise
     reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
+    masters        float32 masters of the trained weights that are in bfloat16
     parked         `id` of the tensors that are in the host's memory
     """
 
@@ -58,6 +61,7 @@ class Learner:
     actor_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer | None
     betas: Betas
+    masters: Masters = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     parked: set[int] = field(default_factory=set)
 
@@ -80,7 +84,11 @@ class Learner:
             "value_head": dict(self.head.named_parameters()) if self.head else None,
             "reward_model": self.reward_model.trained() if self.reward_model and self.iterates else None,
         }
-        return {name: dict(tensors) for name, tensors in models.items() if tensors}
+        return {
+            name: dict(zip(tensors, masters_of(self.masters, tensors.values()), strict=True))
+            for name, tensors in models.items()
+            if tensors
+        }
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name."""
@@ -114,6 +122,10 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
     algorithm, lora, spec = config.algorithm, config.model.lora, config.algorithm.critic
     seed = derive(config.seed, "critic")  # draws adapters and heads
     needs_reference = config.measure.kl_to_reference or algorithm.kl_to_reference.needs_reference
+    if config.model.precision is Precision.bfloat16_weights:  # before copies are made
+        lower(actor.network)
+        if reward_model is not None and not algorithm.kl_to_reference.iteration_updates:
+            lower(reward_model.network.trunk.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = head = reference = None
@@ -139,10 +151,13 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
             critic = ValueModel(trunk, value_head(actor, spec.head_std))
             if reference is not None:
                 reference = replace(reference, roles=roles)
-    critic_optimizer = None
+    trained = [*actor.parameters(), *(head.parameters() if head else ())]
+    masters = make_masters("actor", trained)
+    actor_optimizer, critic_optimizer = algorithm.optimizer.create(masters_of(masters, trained)), None
     if critic is not None and isinstance(spec, OwnStep):
-        critic_optimizer = spec.optimizer.create(critic.trained().values())
-    return Learner(
+        masters |= make_masters("critic", critic.trained().values())
+        critic_optimizer = spec.optimizer.create(masters_of(masters, critic.trained().values()))
+    learner = Learner(
         algorithm=algorithm,
         forward=ForwardSettings(
             config.sampling.temperature, config.micro_tokens, logits_bound(config.logits_mb, actor.device)
@@ -152,7 +167,11 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
         critic=critic,
         head=head,
         reward_model=reward_model,
-        actor_optimizer=algorithm.optimizer.create([*actor.parameters(), *(head.parameters() if head else ())]),
+        actor_optimizer=actor_optimizer,
         critic_optimizer=critic_optimizer,
         betas=Betas.of(algorithm),
+        masters=masters,
     )
+    for optimizer in learner.optimizers().values() if masters else ():
+        optimizer.register_step_post_hook(lambda *_: write(masters))
+    return learner

@@ -16,10 +16,16 @@ SCRATCH = "scratch"
 
 
 class Precision(Enum):
-    """Precision of the forward passes; weights and optimiser stay in float32."""
+    """Precision of the passes; what an optimiser trains stays in float32.
+
+    float32            weights and passes
+    bfloat16           autocast: matrix products in bfloat16, of weights in float32
+    bfloat16_weights   weights and activations in bfloat16; those that are trained have float32 masters
+    """
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    bfloat16_weights = "bfloat16_weights"
 
 
 @dataclass
@@ -44,7 +50,8 @@ class Model:
     architecture             transformers config values with a `model_type`, for a model from scratch and for a model
                              whose memory is predicted without loading it
     characters               alphabet of a model from scratch, one token per character
-    precision                float32, or bfloat16: autocast over float32 weights
+    precision                float32; bfloat16: autocast over float32 weights; or bfloat16_weights: weights in
+                             bfloat16, with float32 masters of those that are trained
     chat                     whether prompts are a user's turn of the tokenizer's chat template
     system                   system message of the chat; empty keeps the template's own
     attention                transformers' attn_implementation; empty leaves the choice to it

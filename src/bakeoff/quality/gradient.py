@@ -127,7 +127,7 @@ def gradients(loop: Loop, count: int) -> Iterator[tuple[Tensor, int]]:
         experience, _ = experience_of(loop, collected)
         with loop.phase("actor_update"):
             actor_gradient(learner, experience)
-        ascent = [torch.zeros_like(p) if p.grad is None else -p.grad for p in learner.actor.parameters()]
+        ascent = [torch.zeros_like(p) if p.grad is None else -p.grad for p in learner.trained()["actor"].values()]
         learner.actor_optimizer.zero_grad(set_to_none=True)
         yield torch.cat([part.flatten() for part in ascent]), collected.tokens
 
