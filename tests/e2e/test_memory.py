@@ -18,7 +18,7 @@ def runs(folder, query="tags.algorithm LIKE '%'"):
 
 
 def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
-    result = command("algorithm=ppo", "micro_batch=2", *SMALL, module="bakeoff.memory")
+    result = command("algorithm=ppo", "micro_batch=2", *SMALL, module="bakeoff.predict_command")
     assert result.returncode == 0, result.stderr
     assert "kv_cache" in result.stdout
     assert "4 prompts of 11 tokens, 4 completions each of" in result.stdout
@@ -29,7 +29,7 @@ def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
 
 
 def test_an_unknown_model_is_refused_in_one_sentence(command):
-    result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.memory")
+    result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.predict_command")
     assert result.returncode == 2
     assert "model.name is 'nowhere/nothing'" in result.stderr
     assert "Traceback" not in result.stderr
