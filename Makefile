@@ -3,10 +3,11 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 DEVICE ?= auto
+NAME   ?= this
 WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic bench bench-report gpu wheels smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-report gpu wheels smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -58,6 +59,12 @@ check: lint test
 
 memory: $(READY)  ## predicted against measured memory, every method on two models
 	$(BIN)/python -m benchmarks.memory --device $(DEVICE)
+
+calibrate: $(READY)  ## the rates of this machine's device, for `bakeoff-predict hardware=$(NAME)`
+	$(BIN)/python -m benchmarks.calibrate --device $(DEVICE) --name $(NAME)
+
+seconds: $(READY)  ## predicted against measured seconds of an update, three methods on two models
+	$(BIN)/python -m benchmarks.seconds --device $(DEVICE)
 
 critic: $(READY)  ## what a critic costs and earns, and the memory page
 	$(BIN)/bakeoff sweeps=memory_group

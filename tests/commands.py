@@ -25,7 +25,7 @@ import bakeoff.__main__  # noqa: F401  it sets variables of the environment, whi
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("bakeoff.__main__", "bakeoff.job", "bakeoff.memory", "bakeoff.reward_model"),
+        *("bakeoff.__main__", "bakeoff.job", "bakeoff.predict_command", "bakeoff.reward_model"),
         *("mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama"),
     ]
 )

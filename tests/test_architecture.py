@@ -15,6 +15,7 @@ ORDER = [
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
     {"measure"},
+    {"hardware"},
     {"algorithm"},
     {"task"},
     {"model"},
@@ -25,12 +26,12 @@ ORDER = [
     {"loop"},
     {"start", "metrics", "quality"},
     {"progress", "predict"},
-    {"folder"},
+    {"folder", "cost"},
     {"run", "sweep", "outcome"},
     {"job"},
     {"reward_model", "resume"},
     {"__main__"},
-    {"memory"},
+    {"predict_command"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bakeoff.algorithm.optimizer import Trpo
 from bakeoff.loop import update_once
-from bakeoff.memory import largest
 from bakeoff.model.build import skeleton
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF
 from bakeoff.predict import predict, savings
+from bakeoff.predict_command import largest
 from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS

@@ -17,6 +17,7 @@ from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.files import content_hash
+from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF, ROOT, study_folders, study_names
 from bakeoff.ranges import VAST, count, number, rate, seed
@@ -161,7 +162,7 @@ class Mode(Enum):
     """Purpose of a run with this configuration.
 
     train               training
-    predict             predicts the memory of every phase, without weights and device
+    predict             predicts memory and time of every phase, without weights and device
     gradient_quality    compares the method's gradient at the start with that of a large sample
     advantage_quality   compares the method's advantages at the start with the mean scores of many continuations
     """
@@ -201,6 +202,7 @@ class Config:
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
+    price             price of an hour of the hardware, for a prediction; 0: not stated
     arm               name of the arm in the study's file, empty where the study has none
     """
 
@@ -230,6 +232,8 @@ class Config:
     mode: Mode = Mode.train
     quality: Quality = field(default_factory=Quality)
     lengths: Lengths = field(default_factory=Lengths)
+    hardware: Hardware = field(default_factory=Hardware)
+    price: float = number(0.0, least=0, most=VAST, unit="your currency")
     tuned: Tuned = field(default_factory=Tuned)
     arm: str = ""
 
@@ -241,12 +245,12 @@ def register() -> None:
     for axis, options in AXES.items():
         for name, option in options.items():
             store.store(group=f"algorithm/{axis}", name=name, node=option)
-    groups: dict[str, dict[str, Any]] = {"engine": ENGINES, "task": TASKS}
+    groups: dict[str, dict[str, Any]] = {"engine": ENGINES, "task": TASKS, "hardware": {"none": Hardware}}
     for group, classes in groups.items():
         for name, option in classes.items():
             if not (CONF / group / f"{name}.yaml").is_file():  # a file takes the schema below, and sets values
                 store.store(group=group, name=name, node=option)
-    schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking}
+    schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking, "hardware": Hardware}
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)

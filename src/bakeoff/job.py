@@ -17,6 +17,7 @@ import torch
 
 from bakeoff.arms import job_name
 from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
+from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
 from bakeoff.folder import (
@@ -34,11 +35,11 @@ from bakeoff.folder import (
 )
 from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.measure.phase import Phases
-from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, weight_metrics
+from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
-from bakeoff.predict import predict
-from bakeoff.progress import RunProgress, ledger_table, megabytes
+from bakeoff.predict import Prediction, predict
+from bakeoff.progress import RunProgress, cost_table, ledger_table, megabytes
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, train
@@ -193,7 +194,27 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
             f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}",
         )
     )
+    if config.hardware.name:
+        log_cost(config, prediction, tracker, progress)
     return prediction.peak / 1e6
+
+
+def log_cost(config: Config, prediction: Prediction, tracker: Tracker, progress: RunProgress) -> None:
+    """Logs and shows seconds of an update, and hours and price of the budget, on the hardware."""
+    cost, hardware, budget = cost_of(config, prediction), config.hardware, config.budget
+    trust = "calibrated" if hardware.calibrated else "uncalibrated"
+    tracker.tags({"hardware": hardware.name, "calibrated": str(hardware.calibrated).lower()})
+    tracker.metrics(predicted_seconds(cost.seconds, cost.hours), 0)
+    progress.show(cost_table(prediction.work, cost.seconds, f"one update on {hardware.name}", f"seconds ({trust})"))
+    price = f", {cost.price:,.2f} ({trust}) at {config.price:g} an hour" if config.price else ""
+    room = hardware.memory_gb * 1e9
+    small = f" It does not fit: the peak is {megabytes(prediction.peak)}, the device has {megabytes(room)}."
+    progress.show(
+        f"{hardware.name}: {cost.hours:,.3g} hours ({trust}){price} for {cost.updates:,} updates, which use "
+        f"budget.limit={budget.limit:g} {budget.unit.value}; the supervised start, evaluation, checkpoints and code "
+        f"that scores are not included.{small if 0 < room < prediction.peak else ''}",
+        highlight=False,
+    )
 
 
 def run_tags(config: Config, choices: dict[str, str], device: torch.device, parent: str | None) -> dict[str, str]:

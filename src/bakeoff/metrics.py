@@ -106,6 +106,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
     "progress/seconds": ("s", "time in the phases rollout, reward, experience and update so far"),
     "speed/tokens_per_second": ("tokens/s", "completion tokens of this step over its training time"),
+    "time/predicted_*": ("s", "mode=predict with a hardware: predicted time of a phase of an update on that device"),
+    "time/predicted_hours": ("h", "the same of all updates of the budget"),
     "time/*": ("s", "time in one phase of this step"),
     "memory/weights_*_mb": ("MB", "parameters that a role adds (actor, reference, critic, reward_model), 10⁶ bytes"),
     "memory/peak_mb": ("MB", "the largest peak of the phases of training, 10⁶ bytes"),
@@ -247,6 +249,11 @@ def resident_metrics(peak: int | None) -> dict[str, float]:
 def predicted_metrics(peaks: dict[str, Peak]) -> dict[str, float]:
     """Predicted peaks by phase in MB, beside those that are measured."""
     return {f"memory/predicted_{phase}_mb": peak.allocated / 1e6 for phase, peak in peaks.items()}
+
+
+def predicted_seconds(seconds: dict[str, float], hours: float) -> dict[str, float]:
+    """Predicted seconds of an update by phase, and hours of the budget."""
+    return {f"time/predicted_{phase}": value for phase, value in seconds.items()} | {"time/predicted_hours": hours}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prediction of memory: a run's own phases, run on tensors that have a shape and no values.
+"""Prediction of memory and work: a run's own phases, run on tensors that have a shape and no values.
 
 torch's FakeTensorMode does the bookkeeping of every operator without its arithmetic; the ledger traces it as it traces
 a run. Nothing is loaded, and nothing is allocated but Python objects: 70 billion parameters take seconds.
@@ -11,20 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate
-from bakeoff.algorithm.optimizer import Adam, Optimizer, Trpo
+from bakeoff.algorithm.optimizer import Adam, Optimizer, StepStatistics, Subproblem, Trpo
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Experience, Prompts, Rollout, Sequences, micro_batches
 from bakeoff.config import Config
 from bakeoff.device import HOST, logits_bound
-from bakeoff.engine.engine import Batch, Request
+from bakeoff.engine.engine import Batch, Engine, Request
 from bakeoff.learner.experience import forward_passes
+from bakeoff.learner.fisher import sequences_within
 from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
 from bakeoff.learner.learner import Learner, make_learner
 from bakeoff.learner.offload import place_for
@@ -33,6 +35,7 @@ from bakeoff.learner.sft import demonstrations, held_weights, train_step
 from bakeoff.learner.update import measure_step, update_actor, update_critic
 from bakeoff.loop import Loop
 from bakeoff.measure.phase import Peak, Phases, largest_peak
+from bakeoff.measure.work import Operators, Work
 from bakeoff.model.build import skeleton
 from bakeoff.model.config import Lora
 from bakeoff.model.encode import encode
@@ -42,7 +45,6 @@ from bakeoff.randomness import stdlib_random
 from bakeoff.rows import select
 from bakeoff.start import collector_of
 
-Step = TypeVar("Step", bound=Optimizer)
 UNKNOWN_LENGTH = 512  # tokens of prompt and of completion, where none are given and there is no tokenizer to count them
 
 
@@ -68,9 +70,10 @@ def lengths(config: Config, policy: Policy) -> tuple[int, int]:
 
 @dataclass
 class Prediction:
-    """Peaks by phase of an update that has optimiser state, bytes of weights by role, and the lengths assumed."""
+    """Peaks and work by phase of an update that has optimiser state, bytes of weights by role, the lengths assumed."""
 
     peaks: dict[str, Peak]
+    work: dict[str, Operators]
     weight_bytes: dict[str, int]
     prompt: int
     completion: int
@@ -111,9 +114,9 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         )
         if config.offload:
             place_for(learner, "measure", HOST)  # the update before this one left these models on the device
-        with loop.traced(int(limit)):
-            one_update(loop, prompt, completion)
-        return Prediction(phases.take().peaks, weight_bytes(learner), prompt, completion)
+        with loop.traced(int(limit)), Work() as work:
+            one_update(loop, prompt, completion, work, timed=bool(config.hardware.name))
+        return Prediction(phases.take().peaks, dict(work.phases), weight_bytes(learner), prompt, completion)
 
 
 def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
@@ -139,10 +142,11 @@ def supervised(config: Config, policy: Policy, phases: Phases) -> None:
     policy.network.eval()
 
 
-def one_update(loop: Loop, prompt: int, completion: int) -> None:
+def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool) -> None:
     """The phases of an update on completions that use their whole budget.
 
-    Of micro-batches, minibatches and epochs it runs one: later ones have the same peak, once there are gradients.
+    Of micro-batches, minibatches and epochs it runs one: later ones have the same peak, once there are gradients. Its
+    work counts as many times as it would run, that of decoding only if the update is `timed`.
     """
     learner, forward = loop.learner, loop.learner.forward
     engine, batch = loop.collector.engine, loop.collector.batch
@@ -154,15 +158,22 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
     with loop.phase("rollout"):
         engine.load(learner.actor)
         prompts = imagined_prompts(batch.prompts, prompt)
-        engine.trace_peak(Request(prompts, batch.group_size, loop.collector.sampling, completion))
-        rollout = imagined_rollout(batch, prompt, completion)
         rounds = algorithm.group_filter.rounds
+        request = Request(prompts, batch.group_size, loop.collector.sampling, completion)
+        if timed:
+            decode(engine, request, rounds, work)
+            if algorithm.baseline.needs_greedy:
+                decode(engine, replace(request, completions=1), 1, work)
+        engine.trace_peak(request)
+        rollout = imagined_rollout(batch, prompt, completion)
         others = [imagined_rollout(batch, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
     sequences = select(rollout.sequences, first(rollout.sequences))
-    with loop.phase("reward"):
+    passes = batch.sequences / len(sequences)
+    greedy = batch.prompts / len(sequences) if algorithm.baseline.needs_greedy else 0
+    with loop.phase("reward"), work.counted(passes * rounds + greedy, "reward"):
         if learner.reward_model is not None:
             learner.reward_model.score(sequences, forward.micro_tokens)
-    with loop.phase("experience"):
+    with loop.phase("experience"), work.counted(passes, "experience"):
         forward_passes(learner, sequences, engine.exact_logprobs)
     experience = imagined_experience(learner, rollout)
 
@@ -174,26 +185,86 @@ def one_update(loop: Loop, prompt: int, completion: int) -> None:
             with_gradients(role, optimizer)
         return select(minibatch, rows)
 
+    def one_step(option: Optimizer, part: Experience) -> OneStep:
+        return OneStep(option=option, work=work, part=part.sequences, every=rollout.sequences)
+
     part = micro_batch("actor", algorithm.optimizer, learner.actor_optimizer)
-    once = replace(learner, algorithm=replace(algorithm, optimizer=one_step(algorithm.optimizer)))
-    with loop.phase("actor_update"):
+    step = one_step(algorithm.optimizer, part)
+    once = replace(learner, algorithm=replace(algorithm, optimizer=step))
+    with loop.phase("actor_update"), work.counted(step.passes, "actor_update"):
         update_actor(once, part, torch.Generator(), partial(loop.phase, "fisher_product"))
     if isinstance(critic, OwnStep) and learner.critic_optimizer is not None:
         part = micro_batch("critic", critic.optimizer, learner.critic_optimizer)
-        own = replace(critic, optimizer=one_step(critic.optimizer))
-        once = replace(learner, algorithm=replace(algorithm, critic=own))
-        with loop.phase("critic_update"):
+        step = one_step(critic.optimizer, part)
+        once = replace(learner, algorithm=replace(algorithm, critic=replace(critic, optimizer=step)))  # type: ignore[arg-type]
+        with loop.phase("critic_update"), work.counted(step.passes, "critic_update"):
             update_critic(once, part, torch.Generator())
-    with loop.phase("measure"):
-        measured = select(rollout.sequences, slice(0, loop.kl_sequences or None))
-        measure_step(learner, experience, first(measured).stop)
+    read = select(rollout.sequences, slice(0, loop.kl_sequences or None))
+    measured = first(read).stop
+    with loop.phase("measure"), work.counted(len(read) / measured, "measure"):
+        measure_step(learner, experience, measured)
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 
-def one_step(option: Step) -> Step:
-    """The option with one step per rollout; of a trust-region step, as few iterations as have its peak."""
-    brief: dict[str, int] = {"cg_iterations": 2, "backtracks": 1} if isinstance(option, Trpo) else {}
-    return replace(option, epochs=1, minibatches=1, **brief)
+def decode(engine: Engine, request: Request, rounds: int, work: Work) -> None:
+    """Counts the work of decoding: by the first token, the first two, and the first and the last.
+
+    The work of a token grows linearly with its position. So all tokens after the first count as many times the mean of
+    the second and the last.
+    """
+    later = request.max_tokens - 1
+    for tokens, times in [(1, 1 - later), (2, later / 2), (request.max_tokens, later / 2)] if later else [(1, 1)]:
+        with work.counted(times * rounds, "rollout"):
+            engine.trace_peak(replace(request, max_tokens=tokens))
+
+
+@dataclass(kw_only=True)
+class OneStep(Optimizer):
+    """The option with one step per rollout, whose work counts as that of all steps.
+
+    Of a trust-region step it runs as few iterations and tries as have its peak, and counts as many as there may be.
+
+    option   the option itself
+    part     the sequences of the step
+    every    those of the rollout
+    """
+
+    option: Optimizer
+    work: Work
+    part: Sequences
+    every: Sequences
+    epochs: int = 1
+    minibatches: int = 1
+
+    @property
+    def passes(self) -> float:
+        """Number of times that the option's epochs read the step's sequences."""
+        return self.option.epochs * len(self.every) / len(self.part)
+
+    def __call__(self, problem: Subproblem) -> StepStatistics:
+        option, work = self.option, self.work
+        with work.counted(option.epochs * option.minibatches):
+            if not isinstance(option, Trpo):
+                return option(problem)
+            iterations, tries = option.cg_iterations, option.backtracks
+            # of the vectors between products, and between tries
+            vectors, moves = iter([iterations / 2, iterations / 2, 1.0]), iter([tries, 1.0])
+
+            def product(vector: list[Tensor], tokens: int) -> list[Tensor]:
+                read = sequences_within(self.every, tokens) / sequences_within(self.part, tokens)
+                with work.counted(read * (iterations + 1) / 3, "fisher_product"):
+                    image = problem.fisher_product(vector, tokens)  # type: ignore[misc]
+                work.times = next(vectors)
+                return image
+
+            def evaluate() -> tuple[float, float]:
+                with work.counted(self.passes * (1 + tries) / 2):
+                    result = problem.evaluate()  # type: ignore[misc]
+                work.times = next(moves)
+                return result
+
+            brief = replace(option, cg_iterations=2, backtracks=1)
+            return brief(Subproblem(problem.optimizer, evaluate, product))
 
 
 def with_gradients(role: str, optimizer: torch.optim.Optimizer) -> None:

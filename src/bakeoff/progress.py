@@ -20,6 +20,7 @@ from rich.table import Table
 from bakeoff.attribution import KINDS, ROLES, Label
 from bakeoff.files import replace_text
 from bakeoff.measure.phase import Peak
+from bakeoff.measure.work import Operators
 
 FILE = "progress.json"
 ENDED = ("done", "failed", "killed")
@@ -56,6 +57,20 @@ def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
             table.add_row(*label, *(megabytes(size) if size else "" for size in sizes))
     table.add_section()
     table.add_row("[bold]peak", "", *(f"[bold]{megabytes(peak.allocated)}" for peak in peaks.values()))
+    return table
+
+
+def cost_table(work: dict[str, Operators], seconds: dict[str, float], title: str, unit: str) -> Table:
+    """A row a phase of an update: its floating-point operations, bytes, operators and seconds."""
+    table = plain_table(title, ("phase",), ("GFLOP", "GB", "operators", unit))
+    for phase, operators in work.items():
+        flops = sum(operator.flops * times for operator, times in operators.items())
+        moved = sum(operator.bytes * times for operator, times in operators.items())
+        launches = sum(operators.values())
+        sizes = f"{flops / 1e9:,.3f}", f"{moved / 1e9:,.3f}", f"{launches:,.0f}"
+        table.add_row(phase.replace("_", " "), *sizes, f"{seconds[phase]:,.4f}")
+    table.add_section()
+    table.add_row("[bold]update", "", "", "", f"[bold]{sum(seconds.values()):,.4f}")
     return table
 
 

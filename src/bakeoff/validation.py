@@ -93,6 +93,8 @@ def impossible_values(config: Config) -> Iterator[str]:
     optimizers = {"algorithm.optimizer": algorithm.optimizer}
     if isinstance(algorithm.critic, OwnStep):
         optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
+    if config.price and not config.hardware.name:
+        yield f"price is {config.price}, but hardware is none, which has no hours to pay for; choose hardware=NAME."
     for key, option in optimizers.items():
         if option.minibatches > batch.prompts:
             yield (

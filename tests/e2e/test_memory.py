@@ -18,7 +18,7 @@ def runs(folder, query="tags.algorithm LIKE '%'"):
 
 
 def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
-    result = command("algorithm=ppo", "micro_tokens=48", *SMALL, module="bakeoff.memory")
+    result = command("algorithm=ppo", "micro_tokens=48", *SMALL, module="bakeoff.predict_command")
     assert result.returncode == 0, result.stderr
     assert "kv_cache" in result.stdout
     assert "4 prompts of 11 tokens, 4 completions each of" in result.stdout
@@ -28,8 +28,23 @@ def test_a_prediction_is_a_run_that_trains_nothing(command, tmp_path):
     assert not any(name.startswith(("reward/", "eval/")) for name in run.data.metrics)
 
 
+def test_a_prediction_for_a_device_states_seconds_hours_and_price(command, tmp_path):
+    result = command("hardware=l4", "hardware.memory_gb=1e-3", "price=3.5", *SMALL, module="bakeoff.predict_command")
+    assert result.returncode == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert "one update on L4" in said
+    assert "seconds (uncalibrated)" in said
+    assert re.search(r"L4: [\d.e-]+ hours \(uncalibrated\), [\d.]+ \(uncalibrated\) at 3.5 an hour for 4 updates", said)
+    assert "It does not fit" in said
+    (run,) = runs(tmp_path)[1]
+    phases = [value for name, value in run.data.metrics.items() if name.startswith("time/predicted_")]
+    assert min(phases) > 0
+    hours = run.data.metrics["time/predicted_hours"]
+    assert hours == pytest.approx(4 * (sum(phases) - hours) / 3600)
+
+
 def test_an_unknown_model_is_refused_in_one_sentence(command):
-    result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.memory")
+    result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.predict_command")
     assert result.returncode == 2
     assert "model.name is 'nowhere/nothing'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -60,12 +60,14 @@ class Phases:
     the phase, where a ledger traces them: that costs time, so it is switched on for single updates. A phase inside
     another is not part of it: neither its time nor its peak.
 
+    clock    seconds, of which differences count
     failed   the innermost phase that an exception left
     traced   the last peak of each phase of which the ledger knows the cells
     """
 
     device: torch.device
     ledger: Ledger | None = None
+    clock: Callable[[], float] = time.perf_counter
     failed: str = ""
     traced: dict[str, Peak] = field(default_factory=dict)
     _measured: Measured = field(default_factory=Measured)
@@ -89,7 +91,7 @@ class Phases:
     def _note(self) -> None:
         """Credits the innermost open phase with time and peak since the last note, and starts both anew."""
         peak = self._peak()
-        now = time.perf_counter()
+        now = self.clock()
         if self._open:
             name, measured = self._open[-1], self._measured
             measured.seconds[name] = measured.seconds.get(name, 0.0) + now - self._since

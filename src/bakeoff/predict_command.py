@@ -1,4 +1,4 @@
-"""The command `bakeoff-memory`: the memory of a configuration, and the largest that fits, without weights or a GPU."""
+"""The command `bakeoff-predict`: memory, hours and price of a configuration, and the largest that fits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from bakeoff.predict import UNKNOWN_LENGTH, predict
 from bakeoff.progress import plain_table
 from bakeoff.validation import compose
 
-USAGE = """bakeoff-memory [key=value …]
+USAGE = """bakeoff-predict [key=value …]
 
-Predicts the memory of every phase by role and kind: the run's own code on tensors without values. For example:
+Predicts the memory of every phase by role and kind, and with hardware=NAME its time, the hours of the budget and their
+price: the run's own code on tensors without values. For example:
 
-  bakeoff-memory model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
-  bakeoff-memory model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
-  bakeoff-memory --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
-  bakeoff-memory --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
+  bakeoff-predict model=qwen2_5_7b algorithm=grpo hardware=h100 price=2.5 budget.limit=25600 micro_tokens=4096
+  bakeoff-predict model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
+  bakeoff-predict model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
+  bakeoff-predict --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
+  bakeoff-predict --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
 
 It takes the keys of `bakeoff`; with --fits, arms are those of the study `memory`. Lengths are the task's where the
 model's tokenizer is on this machine, else 512.
@@ -104,7 +106,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(USAGE)
         return
-    parser = argparse.ArgumentParser(prog="bakeoff-memory", add_help=False)
+    parser = argparse.ArgumentParser(prog="bakeoff-predict", add_help=False)
     parser.add_argument("--fits", type=float, metavar="GB", default=0.0)
     arguments, overrides = parser.parse_known_args()
     if not arguments.fits:
@@ -119,7 +121,7 @@ def main() -> None:
         with refused():
             console.print(table_of_what_fits(arguments.fits, overrides, console))
     except UserError as error:
-        fail(error, "bakeoff-memory")
+        fail(error, "bakeoff-predict")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""Seconds of an update, hours and price of a budget: from the work that a prediction counts and a device's rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bakeoff.config import Config, Unit
+from bakeoff.measure import TRAINING
+from bakeoff.predict import Prediction
+
+
+@dataclass
+class Cost:
+    """What training costs on a device.
+
+    seconds   of an update, by phase
+    updates   number of updates of the budget
+    hours     of all updates
+    price     of these hours, 0 where an hour has no price
+    """
+
+    seconds: dict[str, float]
+    updates: int
+    hours: float
+    price: float
+
+    @property
+    def update(self) -> float:
+        """Seconds of an update."""
+        return sum(self.seconds.values())
+
+
+def cost_of(config: Config, prediction: Prediction) -> Cost:
+    """The cost of a configuration's budget on its `hardware`, by its prediction.
+
+    It leaves out the supervised start, evaluation, checkpoints, the renewal of models, and the code that scores.
+    """
+    seconds = {phase: config.hardware.seconds(operators) for phase, operators in prediction.work.items()}
+    updates = updates_of(config, prediction.completion, sum(seconds.get(phase, 0.0) for phase in TRAINING))
+    actor = seconds["actor_update"] + seconds.get("fisher_product", 0.0)
+    without = min(updates, config.algorithm.critic.warmup_updates)  # updates in which the actor takes no step
+    hours = (updates * sum(seconds.values()) - without * actor) / 3600
+    return Cost(seconds, updates, hours, hours * config.price)
+
+
+def updates_of(config: Config, completion: int, seconds: float) -> int:
+    """Number of updates until the budget is used, by completions of that number of tokens and training of `seconds`."""
+    algorithm, batch = config.algorithm, config.batch
+    sequences = batch.sequences * algorithm.group_filter.rounds + batch.prompts * algorithm.baseline.needs_greedy
+    each = {
+        Unit.updates: 1,
+        Unit.sequences: sequences,
+        Unit.tokens: sequences * completion,
+        Unit.seconds: seconds,
+    }
+    return math.ceil(config.budget.limit / each[config.budget.unit])

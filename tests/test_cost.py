@@ -1,0 +1,147 @@
+"""Predicted work and cost: the work of real updates, its scaling, hours and price."""
+
+import functools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from bakeoff.config import Unit
+from bakeoff.cost import cost_of
+from bakeoff.errors import UserError
+from bakeoff.hardware import Hardware
+from bakeoff.loop import update_once
+from bakeoff.measure.work import Operator, Work
+from bakeoff.paths import CONF
+from bakeoff.predict import predict
+from benchmarks.start import endless
+from tests.conftest import compose, loop_of
+
+SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=4", "batch.group_size=4", "hardware=l4"]
+SMALL += ["++model.architecture.num_hidden_layers=1"]
+HARDWARE = Hardware("one", 1.0, 100.0, bandwidth_gb=1000.0, efficiency=0.5, launch_us=2.0)
+
+
+def flops(operators):
+    return sum(operator.flops * times for operator, times in operators.items())
+
+
+@functools.cache
+def work(*overrides):
+    return predict(compose(*SMALL, *overrides)).work
+
+
+def times(factor, operators):
+    return {operator: pytest.approx(factor * count) for operator, count in operators.items()}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm=grpo", "algorithm.optimizer.epochs=2", "algorithm.optimizer.minibatches=2", "micro_tokens=60"],
+        ["algorithm=ppo", "algorithm/critic=shared"],
+        ["algorithm=remax"],
+        [
+            "algorithm=trpo",
+            "algorithm.optimizer.cg_iterations=3",
+            "algorithm.optimizer.backtracks=1",
+            "micro_tokens=120",
+        ],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_an_update_has_the_predicted_operations_exactly(overrides):
+    """Of completions that use their budget, as a prediction assumes."""
+    config = compose(*SMALL, *overrides)
+    config.algorithm.critic.warmup_updates = 0
+    loop = endless(loop_of(config))
+    with Work() as counted, counted.counted(1.0, "update"):
+        update_once(loop)
+    predicted = predict(config).work
+    assert sum(map(flops, predicted.values())) == pytest.approx(flops(counted.phases["update"]), rel=1e-12)
+
+
+def test_work_is_linear_in_epochs_micro_batches_and_steps():
+    one = work("micro_tokens=60", "algorithm.optimizer.epochs=1", "algorithm.optimizer.minibatches=2")
+    epochs = work("micro_tokens=60", "algorithm.optimizer.epochs=3", "algorithm.optimizer.minibatches=2")
+    assert epochs["actor_update"] == times(3, one["actor_update"])
+    assert epochs["experience"] == one["experience"]
+    batches = work(
+        "micro_tokens=60", "batch.prompts=8", "algorithm.optimizer.epochs=1", "algorithm.optimizer.minibatches=4"
+    )
+    assert batches["experience"] == times(2, one["experience"])
+    assert batches["actor_update"] == times(2, one["actor_update"])
+
+
+def test_iterations_tries_and_rounds_count_at_their_maximum():
+    few, many = (
+        work("algorithm=trpo", f"algorithm.optimizer.cg_iterations={n}", f"algorithm.optimizer.backtracks={n}")
+        for n in (1, 5)
+    )
+    assert many["fisher_product"] == times(6 / 2, few["fisher_product"])
+    passes = flops(few["experience"]) / 2  # of the actor alone: reference and critic read as much
+    assert flops(many["actor_update"]) - flops(few["actor_update"]) == pytest.approx(4 * passes, rel=0.01)
+    assert work("algorithm=dapo", "algorithm.group_filter.rounds=3")["rollout"] == times(3, work()["rollout"])
+
+
+def test_the_work_of_decoding_grows_with_the_square_of_its_length():
+    """That of a token is linear in its position, so that third differences of the sum are none."""
+    lengths = ["lengths.completion=1"], [], ["lengths.completion=21"], ["lengths.completion=31"]
+    a, b, c, d = (flops(work(*length)["rollout"]) for length in lengths)  # the task's own is 11
+    assert d - 3 * c + 3 * b - a == pytest.approx(0, abs=1e-6 * d)
+    assert d - 2 * c + b > 0
+
+
+def test_the_slower_of_computing_and_moving_decides_and_launches_add():
+    operators = Counter({Operator(10**12, 8, False): 2, Operator(10**12, 8, True): 1, Operator(0, 10**12, False): 0.5})
+    assert HARDWARE.seconds(operators) == pytest.approx(2 * 2 + 0.02 + 0.5 * 2 + 3.5 * 2e-6)
+    faster = replace(HARDWARE, efficiency=1.0)
+    assert faster.seconds(operators) == pytest.approx((HARDWARE.seconds(operators) - 7e-6) / 2 + 7e-6)
+
+
+def test_hours_and_price_follow_from_the_budget_whatever_its_unit():
+    config = replace(compose(*SMALL, "algorithm=remax", "price=2.5"), hardware=HARDWARE)
+    prediction = predict(config)
+
+    def cost(unit, limit):
+        return cost_of(replace(config, budget=replace(config.budget, unit=Unit(unit), limit=limit)), prediction)
+
+    hundred = cost("updates", 100)
+    assert hundred.hours == pytest.approx(100 * hundred.update / 3600)
+    assert hundred.price == pytest.approx(2.5 * hundred.hours)
+    sequences = 4 * 4 + 4  # and a greedy completion of each prompt
+    assert cost("sequences", 100 * sequences) == hundred
+    assert cost("sequences", 100 * sequences + 1).updates == 101
+    assert cost("tokens", 100 * sequences * prediction.completion) == hundred
+    training = hundred.update - hundred.seconds["measure"]
+    assert cost("seconds", 99.5 * training) == hundred
+
+
+def test_the_actor_costs_nothing_while_the_critic_alone_is_trained():
+    config = compose(
+        *SMALL, "algorithm=ppo", "algorithm.critic.warmup_updates=3", "budget.unit=updates", "budget.limit=5"
+    )
+    cost = cost_of(config, predict(config))
+    assert cost.hours * 3600 == pytest.approx(5 * cost.update - 3 * cost.seconds["actor_update"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "hardware").glob("*.yaml")))
+def test_every_hardware_states_its_rates_and_where_they_are_from(name):
+    hardware = compose(f"hardware={name}").hardware
+    assert hardware.name
+    assert hardware.source
+    assert hardware.bfloat16_tflops > 0
+    assert hardware.calibrated == ("make calibrate" in hardware.source)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["hardware=abacus"], "unknown choice hardware=abacus; valid choices are a100"),
+        (["price=2"], "price is 2.0, but hardware is none"),
+        (["hardware=l4", "hardware.efficiency=0"], "hardware.efficiency is 0.0; it must be above 0 and at most 1"),
+    ],
+)
+def test_what_cannot_be_priced_is_refused_in_one_sentence(overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compose(*overrides)
