@@ -69,7 +69,7 @@ def test_out_of_memory_fails_the_run_and_names_phase_role_and_remedy(command, tm
 
 def test_a_small_job_after_a_failed_large_one_has_the_memory_of_a_job_alone(command, tmp_path):
     """Jobs run one after another in one process; the large one, which fails, is not in the peak of the small one."""
-    alone = command("seed=3", "algorithm=ppo", *SMALL)
+    alone = command("seed=3", "algorithm=ppo", "memory_limit_mb=6", *SMALL)  # a limit traces every update
     assert alone.returncode == 0, alone.stderr
     result = command(
         *("-m", "hydra/launcher=basic", "algorithm=ppo", "memory_limit_mb=6", "seed=3"),
