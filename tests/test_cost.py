@@ -22,34 +22,26 @@ SMALL += ["++model.architecture.num_hidden_layers=1"]
 HARDWARE = Hardware("one", 1.0, 100.0, bandwidth_gb=1000.0, efficiency=0.5, launch_us=2.0)
 
 
+GRPO = ("algorithm=grpo", "micro_tokens=60", "algorithm.optimizer.minibatches=2")
+SHARED = ("algorithm=ppo", "algorithm/critic=shared")
+REMAX = ("algorithm=remax", "task.max_new_tokens=24")
+TRPO = ("algorithm=trpo", "algorithm.optimizer.cg_iterations=3", "algorithm.optimizer.backtracks=1", "micro_tokens=120")
+
+
 def flops(operators):
     return sum(operator.flops * times for operator, times in operators.items())
 
 
 @functools.cache
-def work(*overrides):
-    return predict(compose(*SMALL, *overrides)).work
+def predicted(*overrides):
+    return predict(compose(*SMALL, *overrides))
 
 
 def times(factor, operators):
     return {operator: pytest.approx(factor * count) for operator, count in operators.items()}
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["algorithm=grpo", "algorithm.optimizer.epochs=2", "algorithm.optimizer.minibatches=2", "micro_tokens=60"],
-        ["algorithm=ppo", "algorithm/critic=shared"],
-        ["algorithm=remax"],
-        [
-            "algorithm=trpo",
-            "algorithm.optimizer.cg_iterations=3",
-            "algorithm.optimizer.backtracks=1",
-            "micro_tokens=120",
-        ],
-    ],
-    ids=lambda overrides: overrides[0],
-)
+@pytest.mark.parametrize("overrides", [GRPO, SHARED, REMAX, TRPO], ids=lambda overrides: overrides[0])
 def test_an_update_has_the_predicted_operations_exactly(overrides):
     """Of completions that use their budget, as a prediction assumes."""
     config = compose(*SMALL, *overrides)
@@ -57,39 +49,26 @@ def test_an_update_has_the_predicted_operations_exactly(overrides):
     loop = endless(loop_of(config))
     with Work() as counted, counted.counted(1.0, "update"):
         update_once(loop)
-    predicted = predict(config).work
-    assert sum(map(flops, predicted.values())) == pytest.approx(flops(counted.phases["update"]), rel=1e-12)
+    work = predicted(*overrides).work
+    assert sum(map(flops, work.values())) == pytest.approx(flops(counted.phases["update"]), rel=1e-12)
 
 
-def test_work_is_linear_in_epochs_micro_batches_and_steps():
-    one = work("micro_tokens=60", "algorithm.optimizer.epochs=1", "algorithm.optimizer.minibatches=2")
-    epochs = work("micro_tokens=60", "algorithm.optimizer.epochs=3", "algorithm.optimizer.minibatches=2")
+def test_work_is_linear_in_epochs_and_in_micro_batches():
+    one, epochs = predicted(*GRPO).work, predicted(*GRPO, "algorithm.optimizer.epochs=6").work
     assert epochs["actor_update"] == times(3, one["actor_update"])
     assert epochs["experience"] == one["experience"]
-    batches = work(
-        "micro_tokens=60", "batch.prompts=8", "algorithm.optimizer.epochs=1", "algorithm.optimizer.minibatches=4"
-    )
-    assert batches["experience"] == times(2, one["experience"])
-    assert batches["actor_update"] == times(2, one["actor_update"])
+    more = predicted("algorithm=grpo", "micro_tokens=60", "algorithm.optimizer.minibatches=4", "batch.prompts=8").work
+    assert more["experience"] == times(2, one["experience"])
+    assert more["actor_update"] == times(2, one["actor_update"])
 
 
-def test_iterations_tries_and_rounds_count_at_their_maximum():
-    few, many = (
-        work("algorithm=trpo", f"algorithm.optimizer.cg_iterations={n}", f"algorithm.optimizer.backtracks={n}")
-        for n in (1, 5)
-    )
-    assert many["fisher_product"] == times(6 / 2, few["fisher_product"])
-    passes = flops(few["experience"]) / 2  # of the actor alone: reference and critic read as much
-    assert flops(many["actor_update"]) - flops(few["actor_update"]) == pytest.approx(4 * passes, rel=0.01)
-    assert work("algorithm=dapo", "algorithm.group_filter.rounds=3")["rollout"] == times(3, work()["rollout"])
-
-
-def test_the_work_of_decoding_grows_with_the_square_of_its_length():
-    """That of a token is linear in its position, so that third differences of the sum are none."""
-    lengths = ["lengths.completion=1"], [], ["lengths.completion=21"], ["lengths.completion=31"]
-    a, b, c, d = (flops(work(*length)["rollout"]) for length in lengths)  # the task's own is 11
-    assert d - 3 * c + 3 * b - a == pytest.approx(0, abs=1e-6 * d)
-    assert d - 2 * c + b > 0
+def test_tries_and_rounds_count_at_their_maximum():
+    one, five = predicted(*TRPO).work, predicted(*TRPO, "algorithm.optimizer.backtracks=5").work
+    assert five["fisher_product"] == one["fisher_product"]
+    passes = flops(one["experience"]) / 2  # a forward pass: reference and critic take one each
+    assert flops(five["actor_update"]) - flops(one["actor_update"]) == pytest.approx(4 * passes, rel=0.01)
+    rounds = predicted("algorithm=dapo", "algorithm.group_filter.rounds=3").work["rollout"]
+    assert rounds == times(3, predicted(*GRPO).work["rollout"])
 
 
 def test_the_slower_of_computing_and_moving_decides_and_launches_add():
@@ -100,8 +79,7 @@ def test_the_slower_of_computing_and_moving_decides_and_launches_add():
 
 
 def test_hours_and_price_follow_from_the_budget_whatever_its_unit():
-    config = replace(compose(*SMALL, "algorithm=remax", "price=2.5"), hardware=HARDWARE)
-    prediction = predict(config)
+    config, prediction = replace(compose(*SMALL, *REMAX, "price=2.5"), hardware=HARDWARE), predicted(*REMAX)
 
     def cost(unit, limit):
         return cost_of(replace(config, budget=replace(config.budget, unit=Unit(unit), limit=limit)), prediction)
@@ -118,11 +96,10 @@ def test_hours_and_price_follow_from_the_budget_whatever_its_unit():
 
 
 def test_the_actor_costs_nothing_while_the_critic_alone_is_trained():
-    config = compose(
-        *SMALL, "algorithm=ppo", "algorithm.critic.warmup_updates=3", "budget.unit=updates", "budget.limit=5"
-    )
-    cost = cost_of(config, predict(config))
-    assert cost.hours * 3600 == pytest.approx(5 * cost.update - 3 * cost.seconds["actor_update"])
+    budget = ["algorithm.critic.warmup_updates=3", "budget.unit=updates", "budget.limit=5"]
+    cost = cost_of(compose(*SMALL, *TRPO, *budget), predicted(*TRPO))
+    actor = cost.seconds["actor_update"] + cost.seconds["fisher_product"]
+    assert cost.hours * 3600 == pytest.approx(5 * cost.update - 3 * actor)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "hardware").glob("*.yaml")))
