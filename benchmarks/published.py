@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
+from dataclasses import dataclass
 
 import joblib
 import pandas as pd
@@ -38,6 +40,19 @@ METHODS = {
 }
 ONE_STEP = ["tuned=none", "algorithm.optimizer.epochs=1", "algorithm.optimizer.minibatches=1"]
 CHECKPOINTING = "model.gradient_checkpointing=true"
+
+
+@dataclass
+class Section:
+    """A comparison: its title, the overrides of one of its predictions as an example, and its tables."""
+
+    title: str
+    example: Overrides
+    tables: list[pd.DataFrame]
+
+    def __str__(self) -> str:
+        tables = [table.to_markdown(index=False, disable_numparse=True) for table in self.tables]
+        return "\n\n".join([f"## {self.title}", f"    bakeoff-memory task=largest {shlex.join(self.example)}", *tables])
 
 
 def predicted(overrides: Overrides) -> Peaks:
@@ -90,7 +105,7 @@ def zero_2(models: int, gpus: int, offload: bool) -> float:
     return models * LLAMA_PARAMETERS * (2 + (0 if offload else 14 / gpus))
 
 
-def remax() -> tuple[pd.DataFrame, pd.DataFrame]:
+def remax() -> Section:
     """ReMax's README, Llama-2-7B: the largest batch of PPO and ReMax; then what a sequence and the critic cost.
 
     The passes of PPO's actor are ReMax's, and its critic's are no larger: batches of both are those of ReMax's passes.
@@ -126,7 +141,8 @@ def remax() -> tuple[pd.DataFrame, pd.DataFrame]:
     costs["PPO → ReMax on one device (GB)"] = f"{before:.1f} → {after:.1f}: {1 - after / before:.0%} saved"
     before, after = peak(trained(ppo)), peak(trained(made[1]))
     costs["the same without reference and reward model"] = f"{before:.1f} → {after:.1f}: {1 - after / before:.0%} saved"
-    return pd.DataFrame(batches), pd.DataFrame({"quantity": costs.keys(), "predicted": costs.values()})
+    tables = [pd.DataFrame(batches), pd.DataFrame({"quantity": costs.keys(), "predicted": costs.values()})]
+    return Section("ReMax: PPO and ReMax on Llama-2-7B", passes[1], tables)
 
 
 def trained(peaks: Peaks) -> Peaks:
@@ -138,7 +154,7 @@ def trained(peaks: Peaks) -> Peaks:
     }
 
 
-def hydra() -> pd.DataFrame:
+def hydra() -> Section:
     """Hydra-RLHF's Table 1: Llama-7B, LoRA of rank 128."""
     lora, shared, adapter = "model.lora.rank=128", "algorithm/critic=shared", "algorithm/critic=adapter"
     rows = {
@@ -149,7 +165,8 @@ def hydra() -> pd.DataFrame:
     }
     base = [*LLAMA, *ONE_STEP, CHECKPOINTING, "batch.prompts=4", "batch.group_size=1", "micro_batch=4"]
     base += ["lengths.prompt=512", "lengths.completion=512"]
-    made = all_predicted([[*base, *own] for own in rows.values()])
+    wanted = [[*base, *own] for own in rows.values()]
+    made = all_predicted(wanted)
     table = []
     for (name, published), own, peaks in zip(rows, rows.values(), made, strict=True):
         cells = max(peaks.values(), key=gigabytes)
@@ -163,10 +180,10 @@ def hydra() -> pd.DataFrame:
                 "published (GB)": published,
             }
         )
-    return pd.DataFrame(table)
+    return Section("Hydra-RLHF: PPO with LoRA on Llama-7B", wanted[2], [pd.DataFrame(table)])
 
 
-def verl() -> pd.DataFrame:
+def verl() -> Section:
     """verl's device_tuning page: the largest batch of GRPO-LoRA on one H100."""
     published = {"qwen2_5_0_5b": 116, "qwen2_5_1_5b": 128, "qwen2_5_3b": 62, "qwen2_5_7b": 16}
     sizes = (10, 40)
@@ -190,10 +207,10 @@ def verl() -> pd.DataFrame:
                 "published": batch,
             }
         )
-    return pd.DataFrame(rows)
+    return Section("verl: GRPO with LoRA on one H100", wanted[1], [pd.DataFrame(rows)])
 
 
-def saved() -> pd.DataFrame:
+def saved() -> Section:
     """The share of PPO's largest peak that GRPO saves, by size, length and group."""
     models = ("qwen2_5_0_5b", "qwen2_5_7b", "llama3_1_70b")
     base = [*ONE_STEP, CHECKPOINTING, "batch.prompts=8", "micro_batch=4", "lengths.prompt=512"]
@@ -220,21 +237,13 @@ def saved() -> pd.DataFrame:
             ppo, grpo = (peak(made[(model, *own)]) for own in pair)
             row[column] = f"{1 - grpo / ppo:.0%} ({ppo:.0f} → {grpo:.0f} GB)"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return Section("What dropping the critic saves", next(iter(wanted.values())), [pd.DataFrame(rows)])
 
 
 def main() -> None:
-    """Prints the tables as Markdown."""
-    batches, costs = remax()
-    tables = {
-        "ReMax: largest batch a GPU": batches,
-        "ReMax: what a sequence and a critic cost": costs,
-        "Hydra-RLHF": hydra(),
-        "verl: largest batch": verl(),
-        "Saved by dropping the critic, completion length × group size": saved(),
-    }
-    for title, table in tables.items():
-        print(f"{title}:\n\n{table.to_markdown(index=False, disable_numparse=True)}\n")
+    """Prints the sections as Markdown."""
+    for section in (remax, hydra, verl, saved):
+        print(section(), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
