@@ -176,7 +176,7 @@ def hydra() -> Section:
                 "theirs": name,
                 "ours": " ".join(each for each in own if each not in CRITIC),
                 "predicted (GB)": f"{gigabytes(cells):.1f}",
-                "of it float32 weights": f"{weights:.1f}",
+                "of it weights": f"{weights:.1f}",
                 "published (GB)": published,
             }
         )
