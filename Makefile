@@ -6,8 +6,9 @@ DEVICE ?= auto
 NAME   ?= this
 WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
+PEERS  := $(VENV)-peers
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-report gpu wheels smollm2 docs lock clean
+.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -75,8 +76,14 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m benchmarks.updates --device $(DEVICE)
 
+bench-peers: $(PEERS)/.ready  ## seconds of an update beside TRL's on the same work, in an environment of its own: half an hour
+	$(PEERS)/bin/python -m benchmarks.peers
+
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
 	$(BIN)/python -m benchmarks.report
+
+published: $(READY)  ## predicted memory beside published tables, and what dropping the critic saves
+	$(BIN)/python -m benchmarks.published
 
 gpu: $(READY)  ## what a GPU must show: correctness, memory, speed, resuming; GPU="--device cpu --small" runs it without one
 	$(BIN)/python -m benchmarks.gpu $(GPU)
@@ -101,11 +108,18 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)
 
 $(READY): requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(PEERS)/.ready: requirements-peers.lock requirements.lock pyproject.toml
+	@echo "setting up $(PEERS): about two minutes"
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.lock
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

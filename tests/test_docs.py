@@ -16,6 +16,7 @@ from bakeoff.task import TASKS
 from tests.conftest import compose, loop_of, update_of
 
 DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *DOCS.glob("*.md")]
 
 
 def test_the_metrics_page_is_the_code():
@@ -31,13 +32,29 @@ def test_every_method_and_option_is_in_the_methods_page():
             assert f"`{axis}: {option}`" in page, f"{axis}: {option} has no row"
 
 
-def test_make_targets_of_the_readme_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make (\w+)`?", (ROOT / "README.md").read_text())) <= targets
+def test_make_targets_of_every_page_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^ {4})make ([\w-]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, f"{page.name}: {named - targets}"
+
+
+def test_the_readme_leads_to_every_page():
+    readme = (ROOT / "README.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert f"(docs/{page.name}" in readme, page.name
+
+
+def test_commands_of_the_published_page_compose():
+    register()
+    commands = re.findall(r"^    bakeoff-predict (.*)$", (DOCS / "published.md").read_text(), re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        compose("mode=predict", *shlex.split(command))
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+    for page in PAGES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
