@@ -22,6 +22,7 @@ from typing import Any
 
 import bakeoff.__main__  # noqa: F401  it sets variables of the environment, which the commands inherit
 
+PATIENCE_S = 1200  # a process that takes longer hangs; a command on a busy machine takes minutes
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -76,10 +77,10 @@ def call(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
         process = start(module, arguments, cwd, output, *before)
-        process.join(300)
+        process.join(PATIENCE_S)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"{module} {' '.join(arguments)} has not ended after 300 s")
+            raise TimeoutError(f"{module} {' '.join(arguments)} has not ended after {PATIENCE_S} s")
         texts = [(output / name).read_text() for name in ("stdout", "stderr")]
         return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 

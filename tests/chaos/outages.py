@@ -17,6 +17,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from tests.chaos.trials import RUN, Attack, Result, equal, finished, place, undisturbed_run, waiting
+from tests.commands import PATIENCE_S
 
 
 def ends(result: Result, unsent: bool) -> None:
@@ -90,7 +91,7 @@ def server(cwd: Path, port: int) -> Iterator[None]:
     with (cwd / "server.log").open("a") as log:
         process = subprocess.Popen([*command, *stores], cwd=cwd, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not answers(port):
             assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.2)
