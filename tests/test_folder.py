@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import random
 import shlex
-import shutil
 import sys
 
 import pytest
@@ -31,7 +30,7 @@ from bakeoff.folder import (
 from bakeoff.resume import restored, resume
 from bakeoff.tracking import start_run
 from bakeoff.validation import to_config
-from tests.commands import empty_store
+from tests.commands import store_of
 from tests.conftest import compose
 from tests.stored import tracking
 from tests.test_studies import METHODS
@@ -251,7 +250,7 @@ def test_a_folder_is_one_processs_at_a_time_and_free_when_it_dies(tmp_path):
 
 
 def test_a_table_holds_each_update_once_after_a_resume(tmp_path):
-    shutil.copy(empty_store(), tmp_path / "mlflow.db")
+    store_of(tmp_path)
     run = start_run(tracking(tmp_path), "run", {}, tmp_path)
     for update in (2, 4, 6, 4, 6, 8):  # killed after 6, resumed from 3
         run.table([{"update": update, "text": f"{row}"} for row in range(2)], "completions.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from mlflow import MlflowClient
 
 from bakeoff.measure import NOT_REPRODUCIBLE
 from bakeoff.report.store import metrics_frame
-from tests.commands import PATIENCE_S, call, changed_update, empty_store, start
+from tests.commands import PATIENCE_S, call, changed_update, start, store_of
 from tests.stored import client_of, named
 
 SMALL = (
@@ -74,7 +73,7 @@ def tried(attacks: Sequence[Attack], draw: Random, scale: float = 1.0) -> Iterat
 def place(folder: Path) -> Path:
     """A working folder with an empty store."""
     folder.mkdir(parents=True)
-    shutil.copy(empty_store(), folder / "mlflow.db")
+    store_of(folder)
     return folder
 
 
