@@ -17,14 +17,20 @@ from bakeoff.predict import predict, savings
 from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS
 
-SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=8", "batch.group_size=4"]
+SMALL = [
+    "tuned=none",
+    "sft.steps=0",
+    "batch.prompts=8",
+    "batch.group_size=4",
+    "++model.architecture.num_hidden_layers=1",
+]
 OTHER = [
     f"++model.architecture.{key}={value}"
     for key, value in {
         "model_type": "qwen2",
         "hidden_size": 96,
         "intermediate_size": 256,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "vocab_size": 1500,

@@ -12,7 +12,10 @@ from bakeoff.quality.gradient import Moments, gradient_quality, quality
 from bakeoff.task.sort import Sort
 from tests.conftest import compose, loop_of
 
-SMALL = ["tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
+SMALL = [
+    *("tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4"),
+    *("task.digits=3", "task.max_new_tokens=4", "++model.architecture.num_hidden_layers=1"),
+]
 FEW = ["quality.critic_updates=2", "quality.batches=3", "quality.reference_batches=4", "quality.continuations=3"]
 
 
