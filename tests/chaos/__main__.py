@@ -23,13 +23,14 @@ SECTIONS: dict[str, Section] = {
     "outages": lambda folder, draw, scale: tried(outages.attacks(folder), draw, scale),
     "disk": disk.trials,
     "fuzz": lambda folder, draw, scale: fuzz.trials(draw, scale),
-    "hostile": lambda folder, draw, scale: hostile_trials(),
+    "hostile": lambda folder, draw, scale: hostile_trials(draw, scale),
 }
 
 
-def hostile_trials() -> Iterator[Trial]:
-    """Every hostile completion against every scorer."""
-    for found in hostile.trials(hostile.every_generator()):
+def hostile_trials(draw: Random, scale: float) -> Iterator[Trial]:
+    """Every hostile completion against a share of the scorers."""
+    names = hostile.every_generator()
+    for found in hostile.trials(draw.sample(names, max(1, round(scale * len(names))))):
         yield Trial("a hostile completion against a scorer of reasoning-gym", f"{found[:2]}", found.fault)
 
 

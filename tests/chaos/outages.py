@@ -89,7 +89,10 @@ def server(cwd: Path, port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{cwd}/mlflow.db", "--artifacts-destination", f"{cwd}/artifacts"]
     with (cwd / "server.log").open("a") as log:
-        process = subprocess.Popen([*command, *stores], cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # ten processes that runs do not use
+        process = subprocess.Popen(
+            [*command, *stores], cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + PATIENCE_S
         while not answers(port):
