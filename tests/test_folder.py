@@ -207,6 +207,15 @@ def test_a_folder_of_any_name_is_found_and_named_in_the_command(name, tmp_path, 
     assert shlex.split(resume_command(tmp_path / name, config)) == ["bakeoff", f"resume={tmp_path / name}"]
 
 
+def test_the_command_that_resumes_a_run_asks_for_a_password_and_does_not_contain_it(tmp_path, monkeypatch):
+    config = compose()
+    config.tracking.uri = "http://me:secret@host:1"
+    asking = f"MLFLOW_TRACKING_URI=ADDRESS bakeoff resume={tmp_path}"
+    assert resume_command(tmp_path, config) == asking
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking.uri)
+    assert resume_command(tmp_path, config) == f"bakeoff resume={tmp_path}", "the shell holds the address"
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UserError, match="which holds no run"):

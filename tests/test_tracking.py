@@ -33,7 +33,7 @@ def database(store):
 
 def run_in(store, tmp_path, **more) -> tuple[Tracker, list[str]]:
     messages: list[str] = []
-    return start_run(store, "run", {}, tmp_path, report=messages.append, **more), messages
+    return start_run(store, "run", {}, tmp_path, report=messages.append, command="bakeoff more", **more), messages
 
 
 def held(tracker) -> dict[tuple[str, int], float]:
@@ -85,7 +85,7 @@ def test_what_is_unsent_at_the_end_is_named_and_sent_later(store, tmp_path, caps
     end = outage(store)
     with tracker.running():
         log_steps(tracker, 0, 6)
-    assert f"bakeoff resume={tmp_path}" in capsys.readouterr().err
+    assert "To send them, type: bakeoff more" in capsys.readouterr().err
     end()
     assert send_unsent(store, tmp_path) == 0
     again = Tracker(open_store(store)[0], tracker.run_id, tmp_path, store.uri)

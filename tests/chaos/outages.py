@@ -104,6 +104,16 @@ def server(cwd: Path, port: int) -> Iterator[None]:
         process.wait(30)
 
 
+def address(port: int) -> str:
+    """The server's address, with a password that a run's folder leaves out."""
+    return f"http://me:secret@127.0.0.1:{port}"
+
+
+def with_store(uri: str) -> None:
+    """Names the process's store, as a user does whose address has a password."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+
+
 def answers(port: int) -> bool:
     """Whether a server listens."""
     with socket.socket() as probe:
@@ -114,7 +124,7 @@ def restarted_server(cwd: Path, undisturbed: Path) -> None:
     port = free_port()
     with ExitStack() as first:
         first.enter_context(server(place(cwd), port))
-        with waiting(cwd, *RUN, f"tracking.uri=http://me:secret@127.0.0.1:{port}", updates=(3, 5)) as run:
+        with waiting(cwd, *RUN, f"tracking.uri={address(port)}", updates=(3, 5)) as run:
             first.close()
             run.go(3)
             run.reaches(5)
@@ -128,12 +138,14 @@ def absent_server(cwd: Path, undisturbed: Path) -> None:
     port = free_port()
     with ExitStack() as first:
         first.enter_context(server(place(cwd), port))
-        with waiting(cwd, *RUN, f"tracking.uri=http://me:secret@127.0.0.1:{port}") as run:
+        with waiting(cwd, *RUN, f"tracking.uri={address(port)}") as run:
             first.close()
             run.go(3)
-            ends(run.end(), unsent=True)
+            ended = run.end()
+            ends(ended, unsent=True)
+            assert "MLFLOW_TRACKING_URI=ADDRESS bakeoff resume=" in ended.stderr, ended.stderr
     with server(cwd, port):
-        finished(cwd, "resume=out")
+        finished(cwd, "resume=out", before=[partial(with_store, address(port))])
         equal_on(port, undisturbed)
 
 
