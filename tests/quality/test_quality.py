@@ -151,4 +151,4 @@ def test_advantages_are_compared_at_every_position(monkeypatch):
     config = compose(*SMALL, *FEW, "algorithm=ppo")
     overall, positions = advantage_quality(loop_of(config), config.quality, lambda message: None)
     assert -1 <= overall.correlation <= 1
-    assert set(positions) == set(range(11)), "random completions use their budget"
+    assert set(positions) == set(range(config.task.max_new_tokens)), "random completions use their budget"
