@@ -52,7 +52,9 @@ class Section:
 
     def __str__(self) -> str:
         tables = [table.to_markdown(index=False, disable_numparse=True) for table in self.tables]
-        return "\n\n".join([f"## {self.title}", f"    bakeoff-predict task=largest {shlex.join(self.example)}", *tables])
+        return "\n\n".join(
+            [f"## {self.title}", f"    bakeoff-predict task=largest {shlex.join(self.example)}", *tables]
+        )
 
 
 def predicted(overrides: Overrides) -> Peaks:

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import bakeoff.__main__  # noqa: F401  it sets variables of the environment, which the commands inherit
+from bakeoff.tracking import make_database
 
+PATIENCE_S = 1200  # a process that takes longer hangs; a command on a busy machine takes minutes
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -67,30 +69,32 @@ def perform(
 def call(
     module: str, arguments: tuple[str, ...], cwd: Path, *before: Callable[[], None]
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; returns its exit code and output.
-
-    A folder without a store gets an empty one, because MLflow takes two seconds to make the tables; `start` adds none.
-    """
-    if not (cwd / "mlflow.db").exists():
-        shutil.copy(empty_store(), cwd / "mlflow.db")
+    """Runs a command to its end, in a folder that gets a store if it has none; returns its exit code and output."""
+    store_of(cwd)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
         process = start(module, arguments, cwd, output, *before)
-        process.join(300)
+        process.join(PATIENCE_S)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"{module} {' '.join(arguments)} has not ended after 300 s")
+            raise TimeoutError(f"{module} {' '.join(arguments)} has not ended after {PATIENCE_S} s")
         texts = [(output / name).read_text() for name in ("stdout", "stderr")]
         return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
+
+
+def store_of(folder: Path) -> Path:
+    """The store of a folder, which is made if it lacks: a copy, because MLflow takes two seconds to make its tables."""
+    path = folder / "mlflow.db"
+    if not path.exists():
+        shutil.copy(empty_store(), path)
+    return path
 
 
 @cache
 def empty_store() -> Path:
     """A store with tables and no runs, made once per test process."""
-    from mlflow import MlflowClient
-
     path = Path(tempfile.mkdtemp()) / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    make_database(path)
     return path
 
 

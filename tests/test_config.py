@@ -143,6 +143,8 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["algorithm/aggregate=1"], "algorithm/aggregate=1: a group takes the name of a choice"),
         (["algorithm=null"], "algorithm=null: a group takes the name of a choice"),
         (["algorithm.optimizer=3"], "algorithm.optimizer is a group, not a value"),
+        (["algorithm.objective=${seed}"], "algorithm.objective is a group, not a value"),
+        (["algorithm.objective=${algorithm.optimizer}"], "algorithm.objective is a group, not a value"),
         (["algorithm.optimizer.lr=null"], "algorithm.optimizer.lr is null; it must have a value."),
         (["~budget"], "budget is not set"),
         (["model.architecture=text"], "model.architecture: Cannot assign str to Dict"),

@@ -1,6 +1,7 @@
 """Every accepted combination of method, critic and task takes two updates of the real loop; all others are refused."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from bakeoff.validation import validate
 from tests.conftest import compose, known, loop_of, update_of
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
-SIZES = ["batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"]
+SIZES = [
+    *("batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4", "measure.kl_sequences=4"),
+    "++model.architecture.num_hidden_layers=1",
+]
 SMALL = ["tuned=none", *SIZES]
 TASKS = ["sort", "jsonl"]
 WITH_CRITIC = {"ppo", "ppo_kl", "ppo_penalty", "ppo_decoupled", "trpo"}
@@ -30,8 +34,12 @@ def pairs(tmp_path_factory) -> Path:
 
 
 def configuration(method: str, critic: str, task: str, pairs: Path) -> Config:
+    """A combination that may be unsound: the method's configuration with another critic and another task."""
     of_task = [f"task.path={pairs}", "task.max_new_tokens=4"] if task == "jsonl" else []
-    return compose(f"task={task}", *of_task, f"algorithm={method}", f"algorithm/critic={critic}", *SMALL)
+    config = compose(f"algorithm={method}", *SMALL)
+    config.algorithm.critic = deepcopy(AXES["critic"][critic])
+    config.task = compose(f"task={task}", *of_task, "algorithm=grpo", *SMALL).task
+    return config
 
 
 def refusal(method: str, critic: str, task: str) -> str:
@@ -53,6 +61,7 @@ CASES = [(m, c, t) for m in METHODS for c in AXES["critic"] for t in TASKS]
 @pytest.mark.parametrize(("method", "critic", "task"), [c for c in CASES if not refusal(*c)])
 def test_every_accepted_combination_takes_two_updates(method, critic, task, pairs):
     config = configuration(method, critic, task, pairs)
+    validate(config)
     if method == "trpo":
         config.algorithm.optimizer.cg_iterations, config.algorithm.optimizer.backtracks = 2, 2
     loop = loop_of(config)
@@ -69,16 +78,9 @@ def test_every_accepted_combination_takes_two_updates(method, critic, task, pair
 @pytest.mark.parametrize("method", METHODS)
 def test_every_other_combination_is_refused_in_one_sentence(method, pairs):
     refused = [(critic, task) for m, critic, task in CASES if m == method and refusal(m, critic, task)]
-    config = {}
     for critic, task in refused:
-        accepted = "separate" if method in WITH_CRITIC else "none"
-        if task not in config:
-            own_task = "sort" if method == "grpo_process" else task
-            config[task] = configuration(method, accepted, own_task, pairs)
-            config[task].task = configuration("grpo", "none", task, pairs).task
-        config[task].algorithm.critic = AXES["critic"][critic]
         with pytest.raises(UserError, match=refusal(method, critic, task)) as caught:
-            validate(config[task])
+            validate(configuration(method, critic, task, pairs))
         assert "\n" not in str(caught.value)
     assert refused
 
@@ -100,8 +102,8 @@ def test_a_learned_reward_adds_a_reward_model_and_hides_the_true_reward(method, 
     assert scores.outcome.tolist() == pytest.approx(scores.terms["learned"].tolist())
     assert 0 <= metrics["reward/true"] <= 1
     sizes = {role: size / 1e6 for role, size in weight_bytes(loop.learner).items()}
-    assert sizes["actor"] > 0.4
-    assert sizes["reward_model"] == pytest.approx(0.4, abs=0.1)
+    assert sizes["actor"] > 0.2
+    assert sizes["reward_model"] == pytest.approx(sizes["actor"], rel=0.2)
     assert (sizes["critic"] > 0) == (method in WITH_CRITIC)
     assert (sizes["reference"] == 0) == (lora > 0), "with an adapter the reference is the actor without it"
     if method == "grpo_iterative":

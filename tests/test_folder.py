@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import random
 import shlex
-import shutil
 import sys
 
 import pytest
@@ -31,7 +30,7 @@ from bakeoff.folder import (
 from bakeoff.resume import restored, resume
 from bakeoff.tracking import start_run
 from bakeoff.validation import to_config
-from tests.commands import empty_store
+from tests.commands import store_of
 from tests.conftest import compose
 from tests.stored import tracking
 from tests.test_studies import METHODS
@@ -208,6 +207,15 @@ def test_a_folder_of_any_name_is_found_and_named_in_the_command(name, tmp_path, 
     assert shlex.split(resume_command(tmp_path / name, config)) == ["bakeoff", f"resume={tmp_path / name}"]
 
 
+def test_the_command_that_resumes_a_run_asks_for_a_password_and_does_not_contain_it(tmp_path, monkeypatch):
+    config = compose()
+    config.tracking.uri = "http://me:secret@host:1"
+    asking = f"MLFLOW_TRACKING_URI=ADDRESS bakeoff resume={tmp_path}"
+    assert resume_command(tmp_path, config) == asking
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking.uri)
+    assert resume_command(tmp_path, config) == f"bakeoff resume={tmp_path}", "the shell holds the address"
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UserError, match="which holds no run"):
@@ -251,7 +259,7 @@ def test_a_folder_is_one_processs_at_a_time_and_free_when_it_dies(tmp_path):
 
 
 def test_a_table_holds_each_update_once_after_a_resume(tmp_path):
-    shutil.copy(empty_store(), tmp_path / "mlflow.db")
+    store_of(tmp_path)
     run = start_run(tracking(tmp_path), "run", {}, tmp_path)
     for update in (2, 4, 6, 4, 6, 8):  # killed after 6, resumed from 3
         run.table([{"update": update, "text": f"{row}"} for row in range(2)], "completions.json")

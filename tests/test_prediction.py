@@ -18,14 +18,20 @@ from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS
 
-SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=8", "batch.group_size=4"]
+SMALL = [
+    "tuned=none",
+    "sft.steps=0",
+    "batch.prompts=8",
+    "batch.group_size=4",
+    "++model.architecture.num_hidden_layers=1",
+]
 OTHER = [
     f"++model.architecture.{key}={value}"
     for key, value in {
         "model_type": "qwen2",
         "hidden_size": 96,
         "intermediate_size": 256,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "vocab_size": 1500,
@@ -145,13 +151,14 @@ def test_a_prediction_above_its_limit_raises_out_of_memory():
 
 
 def test_savings_are_predictions_of_cheaper_settings():
-    config = compose(*SMALL, "algorithm=ppo")
+    two_layers = [*SMALL, "++model.architecture.num_hidden_layers=2"]  # recomputing one saves nothing
+    config = compose(*two_layers, "algorithm=ppo")
     found = savings(config)
     assert [peak for _, peak in found] == sorted(peak for _, peak in found)
     settings = dict(found)
     assert "algorithm/critic=adapter" in settings
     setting = next(s for s in settings if s.startswith("micro_tokens="))
-    assert settings[setting] == predict(compose(*SMALL, "algorithm=ppo", setting)).peak
+    assert settings[setting] == predict(compose(*two_layers, "algorithm=ppo", setting)).peak
     assert settings["model.gradient_checkpointing=true"] < predict(config).peak
 
 

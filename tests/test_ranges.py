@@ -29,6 +29,7 @@ from bakeoff.ranges import Range
 from bakeoff.task import TASKS
 from tests.conftest import loop_of, update_of
 
+pytestmark = pytest.mark.xdist_group("ranges")  # one worker, so that each configuration is composed once
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 TINY = [
     *("tuned=none", "sft.steps=0", "batch.prompts=4", "batch.group_size=2", "task.heldout=4", "task.max_new_tokens=4"),
@@ -193,7 +194,7 @@ COMMON = {
 }
 
 
-@settings(max_examples=10_000 if FUZZ else 300, **COMMON)
+@settings(max_examples=10_000 if FUZZ else 100, **COMMON)
 @given(st.data())
 def test_a_mutated_configuration_is_refused_in_one_sentence_or_sound(data):
     config = made(lambda: validation.to_config(data.draw(mutated())))
@@ -203,7 +204,7 @@ def test_a_mutated_configuration_is_refused_in_one_sentence_or_sound(data):
         assert config_id(config)
 
 
-@settings(max_examples=2000 if FUZZ else 12, **COMMON)
+@settings(max_examples=2000 if FUZZ else 10, **COMMON)
 @given(st.data())
 def test_an_odd_command_line_is_refused_in_one_sentence_or_sound(data):
     GlobalHydra.instance().clear()
@@ -211,7 +212,7 @@ def test_an_odd_command_line_is_refused_in_one_sentence_or_sound(data):
     assert config is None or config_id(config)
 
 
-@settings(max_examples=1000 if FUZZ else 20, **COMMON)
+@settings(max_examples=1000 if FUZZ else 8, **COMMON)
 @given(st.data())
 def test_a_sound_configuration_takes_an_update_of_finite_numbers(data):
     config = made(lambda: validation.to_config(data.draw(mutated())))

@@ -14,6 +14,7 @@ from bakeoff.errors import UserError
 from bakeoff.paths import CONF, ROOT, SWEEPS, page_file, study_file, study_folders, study_names
 from tests.conftest import compose
 
+pytestmark = pytest.mark.xdist_group("studies")  # one worker, so that each study is composed once
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 TUNED = sorted((CONF / "tuned").glob("*/*.yaml"))

@@ -1,14 +1,13 @@
 """A launch survives the death of a process, and a sweep's folder takes more jobs but not another sweep's."""
 
 import json
-import shutil
 
 from joblib import Parallel, delayed
 
 from bakeoff.progress import read
 from bakeoff.sweep import launch_each
 from bakeoff.tracking import start_run
-from tests.commands import empty_store
+from tests.commands import store_of
 from tests.stored import tracking
 
 
@@ -28,7 +27,7 @@ def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         (path / "progress.json").write_text(json.dumps({"name": path.name, "state": "done"}))
 
-    shutil.copy(empty_store(), tmp_path / "mlflow.db")
+    store_of(tmp_path)
     tracker = start_run(tracking(tmp_path), "sweep", {}, tmp_path)
     kinds = ["never", "always", "never", "once", "never", "never"]
     folders = [tmp_path / str(number) for number in range(len(kinds))]

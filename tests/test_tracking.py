@@ -11,6 +11,7 @@ from bakeoff import tracking as module
 from bakeoff.errors import UserError, redacted
 from bakeoff.report.store import run_metrics
 from bakeoff.tracking import LOG, Tracker, Tracking, open_store, read_entries, send_unsent, start_run
+from tests.commands import empty_store, store_of
 
 
 @pytest.fixture(autouse=True)
@@ -20,18 +21,10 @@ def impatient(monkeypatch):
     monkeypatch.setattr(module, "LOCKED", 0.1)
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """A store to copy: MLflow takes a second to make one."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    module.make_database(path)
-    return path
-
-
 @pytest.fixture
-def store(tmp_path, empty_store) -> Tracking:
+def store(tmp_path) -> Tracking:
     (tmp_path / "store").mkdir()
-    return Tracking(uri=f"sqlite:///{shutil.copy(empty_store, tmp_path / 'store')}")
+    return Tracking(uri=f"sqlite:///{store_of(tmp_path / 'store')}")
 
 
 def database(store):
@@ -40,7 +33,7 @@ def database(store):
 
 def run_in(store, tmp_path, **more) -> tuple[Tracker, list[str]]:
     messages: list[str] = []
-    return start_run(store, "run", {}, tmp_path, report=messages.append, **more), messages
+    return start_run(store, "run", {}, tmp_path, report=messages.append, command="bakeoff more", **more), messages
 
 
 def held(tracker) -> dict[tuple[str, int], float]:
@@ -92,7 +85,7 @@ def test_what_is_unsent_at_the_end_is_named_and_sent_later(store, tmp_path, caps
     end = outage(store)
     with tracker.running():
         log_steps(tracker, 0, 6)
-    assert f"bakeoff resume={tmp_path}" in capsys.readouterr().err
+    assert "To send them, type: bakeoff more" in capsys.readouterr().err
     end()
     assert send_unsent(store, tmp_path) == 0
     again = Tracker(open_store(store)[0], tracker.run_id, tmp_path, store.uri)
@@ -100,11 +93,11 @@ def test_what_is_unsent_at_the_end_is_named_and_sent_later(store, tmp_path, caps
     assert again.client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_a_new_store_gets_all_that_a_deleted_one_had(store, tmp_path, empty_store):
+def test_a_new_store_gets_all_that_a_deleted_one_had(store, tmp_path):
     first, _ = run_in(store, tmp_path)
     first.params({"lr": 0.1})
     log_steps(first, 0, 4)
-    other = Tracking(uri=f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}")
+    other = Tracking(uri=f"sqlite:///{shutil.copy(empty_store(), tmp_path / 'other.db')}")
     second, _ = run_in(other, tmp_path, resume=first.run_id)
     assert second.new
     with second.running():

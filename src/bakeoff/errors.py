@@ -61,6 +61,7 @@ def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
     return (frame.f_globals["__name__"], frame.f_locals) if frame else ("", {})
 
 
+GROUP = "{key} is a group, not a value; {key}.KEY=VALUE sets a key, {group}=NAME a choice."
 HIDDEN = "***"  # stands for a password
 
 
@@ -92,7 +93,7 @@ def sentence(error: BaseException) -> str:
         return f"{cause.full_key} is null; it must have a value."
     if isinstance(cause, ValidationError) and "is not a subclass of" in str(cause):
         key = str(cause.full_key)
-        return f"{key} is a group, not a value; {key}.KEY=VALUE sets a key, {key.replace('.', '/')}=NAME a choice."
+        return GROUP.format(key=key, group=key.replace(".", "/"))
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {str(cause).splitlines()[0].rstrip('.')}."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:

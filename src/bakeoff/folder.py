@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,10 +138,14 @@ def result_of(folder: Path, config: Config) -> float | None:
 
 
 def resume_command(folder: Path, config: Config) -> str:
-    """What to type to resume the run in a folder; it repeats the names of the user's functions."""
+    """What to type to resume the run in a folder, with what that leaves out: the names of the user's functions.
+
+    ADDRESS stands for an address with a password, which is written nowhere.
+    """
+    hidden = redacted(config.tracking.uri) != config.tracking.uri != os.environ.get("MLFLOW_TRACKING_URI")
     words = [f"resume={folder}"]
     for key, ours in (("functions", REWARDS), ("process", PROCESS_REWARDS)):
         theirs = {name: weight for name, weight in getattr(config.reward, key).items() if name not in ours}
         if theirs:
             words.append(f"reward.{key}={{{', '.join(f'{name}: {weight}' for name, weight in theirs.items())}}}")
-    return shlex.join(["bakeoff", *words])
+    return "MLFLOW_TRACKING_URI=ADDRESS " * hidden + shlex.join(["bakeoff", *words])

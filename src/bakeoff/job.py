@@ -86,7 +86,7 @@ def run_job(
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
             resumes, logged = earlier.mlflow_run if earlier else None, (folder / LOG).exists()
-            tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report)
+            tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report, command)
             if earlier and tracker.new:
                 store = redacted(config.tracking.uri)
                 progress.report(f"the store {store} does not hold this run; a new one there gets all of it")

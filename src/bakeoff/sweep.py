@@ -226,7 +226,8 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
         f"`bakeoff-report {name}` adds the report to the artifacts of this run."
     )
     earlier = parent_run(folder)
-    tracker = start_run(config.tracking, f"{name} {folder.name}", tags, folder, earlier.run_id if earlier else None)
+    resumes, title = earlier.run_id if earlier else None, f"{name} {folder.name}"
+    tracker = start_run(config.tracking, title, tags, folder, resumes, command=finishing(folder))
     if earlier and tracker.new:
         Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep: it starts over there")
     replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))

@@ -85,6 +85,7 @@ class Tracker:
     uri      of the store
     new      whether the run was made for this tracker, not resumed
     report   receives a message when the store fails
+    command  what to type to send what is unsent in the end; none where nothing sends it
     """
 
     client: MlflowClient
@@ -93,6 +94,7 @@ class Tracker:
     uri: str
     new: bool = True
     report: Callable[[str], None] = lambda message: None
+    command: str = ""
     _entries: list[dict[str, Any]] = field(default_factory=list)  # not yet sent
     _unwritten: list[str] = field(default_factory=list)  # lines that the folder lacks
     _number: int = 0  # of all entries
@@ -233,11 +235,9 @@ class Tracker:
         finally:
             self._add({"end": status})
             if not self.flush(PATIENCE):
-                print(
-                    f"bakeoff: {self._problem}; {len(self._entries)} entries are unsent, and wait in "
-                    f"{self.folder / LOG}. To send them, type: bakeoff resume={self.folder}",
-                    file=sys.stderr,
-                )
+                waiting = f"{len(self._entries)} entries are unsent, and wait in {self.folder / LOG}."
+                again = f" To send them, type: {self.command}" if self.command else ""
+                print(redacted(f"bakeoff: {self._problem}; {waiting}{again}"), file=sys.stderr)
 
 
 def require_database(path: Path) -> None:
@@ -416,10 +416,11 @@ def start_run(
     folder: Path,
     resume: str | None = None,
     report: Callable[[str], None] = lambda message: None,
+    command: str = "",
 ) -> Tracker:
     """A new run, or the resumed run `resume` where the store has it; a new one gets all that the folder has logged.
 
-    Raises UserError where the store cannot be written.
+    `command` is what to type to send what the store does not take. Raises UserError where the store cannot be written.
     """
     client, experiment = open_store(tracking)
     tags = {key: redacted(value) for key, value in tags.items()}
@@ -427,14 +428,14 @@ def start_run(
     try:
         if resumes:
             client.update_run(str(resume), status="RUNNING")
-            return Tracker(client, str(resume), folder, uri, new=False, report=report)
+            return Tracker(client, str(resume), folder, uri, new=False, report=report, command=command)
         tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
         run_id = str(client.create_run(experiment, tags=tags).info.run_id)
     except Exception as error:
         raise UserError(
             f"tracking.uri is '{redacted(tracking.uri)}', which does not take a run ({first_line(error)})."
         ) from None
-    return Tracker(client, run_id, folder, uri, report=report)
+    return Tracker(client, run_id, folder, uri, report=report, command=command)
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,7 @@ from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
-from bakeoff.errors import UserError, refused
+from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import Precision
 from bakeoff.paths import CONF
@@ -46,7 +46,9 @@ def faults(node: DictConfig, group: str = "") -> Iterator[str]:
 
     Every schema and every option of an axis is read here, before any is made.
     """
-    schema: dict[Any, Field[Any]] = {field.name: field for field in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
+    kind: Any = OmegaConf.get_type(node)
+    schema: dict[Any, Field[Any]] = {field.name: field for field in fields(kind)}
+    groups = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
     for name in node:
         if name not in schema:
             yield f"unknown key {group}{name!s}; valid keys are {', '.join(schema)}."
@@ -55,10 +57,18 @@ def faults(node: DictConfig, group: str = "") -> Iterator[str]:
         key = f"{group}{name}"
         if name not in node:
             yield f"{key} is not set; {key}=VALUE sets it."
+        elif name in groups and not is_a(groups[name], node[name]):  # an interpolation, which OmegaConf does not check
+            yield GROUP.format(key=key, group=key.replace(".", "/"))
         elif name in nested:
             yield from faults(node[name], f"{key}.")
         elif "range" in field.metadata:
             yield from outside(field.metadata["range"], key, node[name])
+
+
+def is_a(group: Any, value: Any) -> bool:
+    """Whether a composed value is a group of this schema."""
+    kind = OmegaConf.get_type(value) if OmegaConf.is_dict(value) else None
+    return kind is not None and issubclass(kind, group)
 
 
 def outside(span: Range, key: str, value: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -23,23 +23,32 @@ SECTIONS: dict[str, Section] = {
     "outages": lambda folder, draw, scale: tried(outages.attacks(folder), draw, scale),
     "disk": disk.trials,
     "fuzz": lambda folder, draw, scale: fuzz.trials(draw, scale),
-    "hostile": lambda folder, draw, scale: hostile_trials(),
+    "hostile": lambda folder, draw, scale: hostile_trials(draw, scale),
 }
 
 
-def hostile_trials() -> Iterator[Trial]:
-    """Every hostile completion against every scorer."""
-    for found in hostile.trials(hostile.every_generator()):
+def hostile_trials(draw: Random, scale: float) -> Iterator[Trial]:
+    """Every hostile completion against a share of the scorers."""
+    names = hostile.every_generator()
+    for found in hostile.trials(draw.sample(names, max(1, round(scale * len(names))))):
         yield Trial("a hostile completion against a scorer of reasoning-gym", f"{found[:2]}", found.fault)
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, by default that of this process; all sections where none is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", default=[*SECTIONS], metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of what is drawn (default: the time)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of what is tried (default: 1)")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.sections if name not in SECTIONS]:  # `choices` refuses a list as default
+        parser.error(f"the section is {unknown[0]!r}; it may be one of {', '.join(SECTIONS)}")
+    return options
 
 
 def main() -> None:
     """Runs the sections that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[*SECTIONS])
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of what is drawn (default: the time)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of what is tried (default: 1)")
-    options = parser.parse_args()
+    options = parsed()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     rows, lost = [], []

@@ -19,7 +19,6 @@ from random import Random
 
 from tests.chaos.trials import (
     RUN,
-    SMALL,
     Attack,
     Trial,
     bakeoff,
@@ -53,7 +52,7 @@ def arguments_of(what: str, cwd: Path) -> tuple[str, ...]:
     """The command of a run of which something stands on the disk `cwd/disk`."""
     out = "disk/out" if what == "output folder" else "out"
     store = "disk/mlflow.db" if what == "store" else "mlflow.db"
-    return (*SMALL, "algorithm=ppo", f"hydra.run.dir={out}", f"tracking.uri=sqlite:///{cwd / store}")
+    return (*RUN[:-1], f"hydra.run.dir={out}", f"tracking.uri=sqlite:///{cwd / store}")
 
 
 def with_cache(path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.chaos.trials import (
     sound,
     undisturbed_run,
 )
-from tests.commands import start
+from tests.commands import PATIENCE_S, start
 
 SWEEP = ("-m", *SMALL, "algorithm=grpo,rloo", "seed=1,2", "budget.limit=3", "hydra.sweep.dir=out")
 RUNS, SWEEPS = 8, 2  # of each kind
@@ -51,13 +51,13 @@ def killed(cwd: Path, arguments: tuple[str, ...], number: int, seconds: float) -
     """Starts a command, and sends its process group a signal some time after its folder appeared."""
     with tempfile.TemporaryDirectory() as folder:
         process = start("bakeoff.__main__", arguments, cwd, Path(folder), os.setsid)
-        deadline = time.monotonic() + 120
-        while not (cwd / "out").exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + PATIENCE_S
+        while not (cwd / "out").exists() and process.exitcode is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(seconds)
         if process.exitcode is None:
             os.killpg(process.pid, number)
-        process.join(120)
+        process.join(PATIENCE_S)
         assert process.exitcode is not None, "it does not end"
         texts = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
         result = Result(arguments, process.exitcode, *texts)

@@ -17,6 +17,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from tests.chaos.trials import RUN, Attack, Result, equal, finished, place, undisturbed_run, waiting
+from tests.commands import PATIENCE_S
 
 
 def ends(result: Result, unsent: bool) -> None:
@@ -88,9 +89,12 @@ def server(cwd: Path, port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{cwd}/mlflow.db", "--artifacts-destination", f"{cwd}/artifacts"]
     with (cwd / "server.log").open("a") as log:
-        process = subprocess.Popen([*command, *stores], cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # ten processes that runs do not use
+        process = subprocess.Popen(
+            [*command, *stores], cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not answers(port):
             assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.2)
@@ -98,6 +102,16 @@ def server(cwd: Path, port: int) -> Iterator[None]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
+
+
+def address(port: int) -> str:
+    """The server's address, with a password that a run's folder leaves out."""
+    return f"http://me:secret@127.0.0.1:{port}"
+
+
+def with_store(uri: str) -> None:
+    """Names the process's store, as a user does whose address has a password."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
 
 
 def answers(port: int) -> bool:
@@ -110,7 +124,7 @@ def restarted_server(cwd: Path, undisturbed: Path) -> None:
     port = free_port()
     with ExitStack() as first:
         first.enter_context(server(place(cwd), port))
-        with waiting(cwd, *RUN, f"tracking.uri=http://me:secret@127.0.0.1:{port}", updates=(3, 5)) as run:
+        with waiting(cwd, *RUN, f"tracking.uri={address(port)}", updates=(3, 5)) as run:
             first.close()
             run.go(3)
             run.reaches(5)
@@ -124,12 +138,14 @@ def absent_server(cwd: Path, undisturbed: Path) -> None:
     port = free_port()
     with ExitStack() as first:
         first.enter_context(server(place(cwd), port))
-        with waiting(cwd, *RUN, f"tracking.uri=http://me:secret@127.0.0.1:{port}") as run:
+        with waiting(cwd, *RUN, f"tracking.uri={address(port)}") as run:
             first.close()
             run.go(3)
-            ends(run.end(), unsent=True)
+            ended = run.end()
+            ends(ended, unsent=True)
+            assert "MLFLOW_TRACKING_URI=ADDRESS bakeoff resume=" in ended.stderr, ended.stderr
     with server(cwd, port):
-        finished(cwd, "resume=out")
+        finished(cwd, "resume=out", before=[partial(with_store, address(port))])
         equal_on(port, undisturbed)
 
 

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from tests.chaos import damage, disk, kills
+from tests.chaos.__main__ import SECTIONS, parsed
 from tests.chaos.trials import Attack, tried, undisturbed_run
 
 pytestmark = pytest.mark.xdist_group("chaos")  # one worker, so that the undisturbed run is shared
@@ -20,6 +21,13 @@ def lost(attacks, number):
     """What does not survive, of a fixed choice of attacks."""
     trials = tried(attacks, Random("suite"), number / len(attacks))
     return [trial for trial in trials if trial.fault]
+
+
+def test_the_command_tries_every_section_or_those_that_are_named():
+    assert parsed([]).sections == [*SECTIONS]
+    assert parsed(["disk", "fuzz", "--scale", "0.1"]).sections == ["disk", "fuzz"]
+    with pytest.raises(SystemExit):
+        parsed(["disc"])
 
 
 def test_a_run_that_is_killed_repeats_its_curves(folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,15 +20,16 @@ from mlflow import MlflowClient
 
 from bakeoff.measure import NOT_REPRODUCIBLE
 from bakeoff.report.store import metrics_frame
-from tests.commands import call, changed_update, empty_store, start
+from tests.commands import PATIENCE_S, call, changed_update, start, store_of
 from tests.stored import client_of, named
 
 SMALL = (
     *("model=tiny", "task.digits=2", "task.max_new_tokens=6", "task.heldout=16", "sft.steps=20", "sft.batch=16"),
     *("batch.prompts=4", "batch.group_size=4", "budget.unit=updates", "budget.limit=6", "checkpoint.every=2"),
-    *("measure.memory_prediction=false", "threads=1"),
+    *("measure.memory_prediction=false", "threads=1", "++model.architecture.num_hidden_layers=1"),
 )
-RUN = (*SMALL, "algorithm=ppo", "hydra.run.dir=out")
+MINIBATCHES = ("algorithm.optimizer.minibatches=2", "algorithm.critic.optimizer.minibatches=1")
+RUN = (*SMALL, "algorithm=ppo", *MINIBATCHES, "hydra.run.dir=out")
 Result = CompletedProcess[str]
 
 
@@ -73,7 +73,7 @@ def tried(attacks: Sequence[Attack], draw: Random, scale: float = 1.0) -> Iterat
 def place(folder: Path) -> Path:
     """A working folder with an empty store."""
     folder.mkdir(parents=True)
-    shutil.copy(empty_store(), folder / "mlflow.db")
+    store_of(folder)
     return folder
 
 
@@ -168,7 +168,7 @@ class Waiting:
 
     def reaches(self, number: int) -> None:
         """Waits until it is there."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not (self.cwd / f"waits_{number}").exists():
             assert self.process.exitcode is None, f"it ended before update {number}: {self.result()}"
             assert time.monotonic() < deadline, f"it did not reach update {number}"
@@ -180,7 +180,7 @@ class Waiting:
 
     def end(self) -> Result:
         """Waits for its end; asserts that it is sound."""
-        self.process.join(300)
+        self.process.join(PATIENCE_S)
         assert self.process.exitcode is not None, "it does not end"
         sound(self.result())
         return self.result()

@@ -11,7 +11,10 @@ from bakeoff.loop import update_once
 from bakeoff.model.weights import weights_hash
 from tests.conftest import compose, loop_of, update_of
 
-SMALL = ["batch.prompts=2", "batch.group_size=2", "sft.steps=0", "tuned=none", "micro_tokens=30"]
+SMALL = [
+    *("batch.prompts=2", "batch.group_size=2", "sft.steps=0", "tuned=none", "micro_tokens=30"),
+    *("algorithm.optimizer.epochs=1", "++model.architecture.num_hidden_layers=1"),
+]
 ARMS = [
     ["algorithm=ppo"],
     ["algorithm=grpo", "model.lora.rank=2"],

@@ -12,7 +12,10 @@ from bakeoff.quality.gradient import Moments, gradient_quality, quality
 from bakeoff.task.sort import Sort
 from tests.conftest import compose, loop_of
 
-SMALL = ["tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4"]
+SMALL = [
+    *("tuned=none", "batch.prompts=4", "batch.group_size=2", "sft.steps=0", "task.heldout=4"),
+    *("task.digits=3", "task.max_new_tokens=4", "++model.architecture.num_hidden_layers=1"),
+]
 FEW = ["quality.critic_updates=2", "quality.batches=3", "quality.reference_batches=4", "quality.continuations=3"]
 
 
@@ -148,4 +151,4 @@ def test_advantages_are_compared_at_every_position(monkeypatch):
     config = compose(*SMALL, *FEW, "algorithm=ppo")
     overall, positions = advantage_quality(loop_of(config), config.quality, lambda message: None)
     assert -1 <= overall.correlation <= 1
-    assert set(positions) == set(range(11)), "random completions use their budget"
+    assert set(positions) == set(range(config.task.max_new_tokens)), "random completions use their budget"

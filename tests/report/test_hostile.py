@@ -26,6 +26,7 @@ from bakeoff.report.study import read_study, write_study
 from bakeoff.report.tables import as_text, estimates, markdown, shown
 from bakeoff.tracking import METRICS, Tracking, metrics_table
 from benchmarks.synthetic import synthetic_store
+from tests.commands import store_of
 from tests.report.test_pages import params, run
 
 pytestmark = pytest.mark.xdist_group("pages")
@@ -49,7 +50,7 @@ class Store:
 
     def __init__(self, folder: Path, arms=ARMS, seeds=SEEDS, series=lambda arm, seed: run(0.9 + seed / 1000)):
         given = {arm: params() | {"choice/algorithm": arm} for arm in arms}
-        self.tracking = synthetic_store(folder / "mlflow.db", "methods", given, seeds, series)
+        self.tracking = synthetic_store(store_of(folder), "methods", given, seeds, series)
         self.folder, self.client = folder, MlflowClient(tracking_uri=self.tracking.uri)
         self.experiment = self.client.get_experiment_by_name("bakeoff").experiment_id
         every = self.client.search_runs([self.experiment])
@@ -125,7 +126,7 @@ def test_a_finished_run_that_lacks_its_end_is_named_and_not_counted(store, case,
 def test_a_budget_that_is_not_used_is_named_though_every_run_stops_there(tmp_path, unit, limit):
     budget = {"budget.unit": unit, "budget.limit": f"{limit:.1f}"}
     arms = {"ppo": params() | budget, "grpo": params() | budget | {"budget.limit": f"{limit / 2:.1f}"}}
-    tracking = synthetic_store(tmp_path / "mlflow.db", "methods", arms, SEEDS, lambda arm, seed: run(0.9))
+    tracking = synthetic_store(store_of(tmp_path), "methods", arms, SEEDS, lambda arm, seed: run(0.9))
     study = load_study("methods", tracking)
     assert study.arms == ["grpo"]
     assert f"it used {limit / 2:g} of {limit:g} {unit}" in mismatches(study)[-1]
@@ -262,7 +263,7 @@ def written_with(folder: Path, texts: list[str]):
     own = [text.encode("utf-8", "replace").decode() for text in texts]  # what a database takes
     keys = ("batch.prompts", "algorithm.loss", "budget.unit", "tuned.trials", "reward.process.verifier")
     arms = {f"arm{n}": params() | dict.fromkeys(keys, f"{n}{text}") for n, text in enumerate([*own, "lost", "odd"])}
-    tracking = synthetic_store(folder / "mlflow.db", "methods", arms, (1,), lambda arm, seed: run(0.9))
+    tracking = synthetic_store(store_of(folder), "methods", arms, (1,), lambda arm, seed: run(0.9))
     client = MlflowClient(tracking_uri=tracking.uri)
     experiment = client.get_experiment_by_name("bakeoff").experiment_id
     for found in client.search_runs([experiment]):
@@ -377,7 +378,7 @@ def test_a_page_that_fails_costs_no_other_one(report, tmp_path, monkeypatch):
     """A user's page without a verdict, one that cannot be imported, and a study of ours without accuracies."""
     nothing = Store(tmp_path, series=lambda arm, seed: {"reward/mean": {1: float("inf")}})
     for name in BROKEN:
-        synthetic_store(tmp_path / "mlflow.db", name, {"a": {}, "b": {}}, SEEDS, lambda arm, seed: run(0.9))
+        synthetic_store(store_of(tmp_path), name, {"a": {}, "b": {}}, SEEDS, lambda arm, seed: run(0.9))
         for folder in ("sweeps", "pages", "analysis"):
             (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / "sweeps" / f"{name}.yaml").touch()

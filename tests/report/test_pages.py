@@ -26,6 +26,7 @@ from bakeoff.report.study import provenance, read_study, write_study
 from bakeoff.report.tables import by_seed
 from bakeoff.tracking import Tracking
 from benchmarks.synthetic import synthetic_store
+from tests.commands import store_of
 
 pytestmark = pytest.mark.xdist_group("pages")  # one worker: the store is shared
 SEEDS = (1, 2, 3)
@@ -168,7 +169,7 @@ def filled_store(path):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return filled_store(tmp_path_factory.mktemp("store") / "mlflow.db")
+    return filled_store(store_of(tmp_path_factory.mktemp("store")))
 
 
 def test_a_store_is_read_whole_and_typed(store):
@@ -361,7 +362,7 @@ display(Markdown(heading(page_of(study.name), study)))
 
 def test_a_study_of_the_users_folder_has_the_rights_of_ours(report, tmp_path, monkeypatch):
     """Its sweep, notebook and page lie in the user's folder; each that is missing is named, and its claim is tested."""
-    tracking = synthetic_store(tmp_path / "own.db", "mine", {"a": {}, "b": {}}, SEEDS, lambda arm, seed: run(0.9, seed))
+    tracking = synthetic_store(store_of(tmp_path), "mine", {"a": {}, "b": {}}, SEEDS, lambda arm, seed: run(0.9, seed))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
     monkeypatch.setenv("BAKEOFF_STUDIES", str(tmp_path))
     for folder in ("sweeps", "pages", "analysis"):

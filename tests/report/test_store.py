@@ -4,11 +4,12 @@ import pytest
 
 from bakeoff.report.store import run_metrics
 from bakeoff.tracking import METRICS, Tracking, start_run
+from tests.commands import store_of
 
 
 @pytest.fixture
 def tracking(tmp_path):
-    return Tracking(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return Tracking(uri=f"sqlite:///{store_of(tmp_path)}")
 
 
 def read(tracker):

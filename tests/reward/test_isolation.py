@@ -95,10 +95,10 @@ def test_draws_are_those_of_the_seed_in_whichever_worker(workers):
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     """The kernel tells them, though one of them hangs."""
     code = (
-        "from bakeoff.reward.isolation import Workers; from tests.reward import scorers\n"
-        "w = Workers({'act': scorers.act}, 500)\n"
-        "w.map('act', [('return', 1)], 20, 0, False); print(w._workers[0]._pid, flush=True)\n"
-        "w.map('act', [('sleep',)], 1000, 0, False)"
+        "import time; from bakeoff.reward.isolation import Workers\n"
+        "w = Workers({'sleep': time.sleep}, 500)\n"
+        "w.map('sleep', [(0,)], 20, 0, False); print(w._workers[0]._pid, flush=True)\n"
+        "w.map('sleep', [(1000,)], 1000, 0, False)"
     )
     paths = os.pathsep.join(sys.path)
     run = subprocess.Popen(
@@ -132,7 +132,7 @@ def test_a_function_that_fails_on_some_completions_costs_only_those(rollout):  #
     ("name", "words", "isolated"),
     [
         ("always_raises", "raised KeyError: 'weights'", False),
-        ("level", "raised TypeError: .*'level'", True),
+        ("level", "raised TypeError: .*'level'", False),
         ("exits", "raised SystemExit", False),
         ("never_returns", "took more than", True),
     ],
@@ -168,8 +168,15 @@ def test_a_hostile_completion_harms_no_scorer_of_reasoning_gym():
 
 
 def test_a_run_goes_on_where_the_verifier_raises_and_counts_it():
-    """The scorer of prime_factorization takes numbers only."""
-    small = ["tuned=none", "sft.steps=0", "task.heldout=4", "batch.prompts=2", "batch.group_size=2"]
+    """The scorer of prime_factorization takes numbers only; the test above has it called in a worker."""
+    small = [
+        "reward.isolated=false",
+        "tuned=none",
+        "sft.steps=0",
+        "task.heldout=4",
+        "batch.prompts=2",
+        "batch.group_size=2",
+    ]
     config = compose(*small, "task=reasoning_gym", "task.generator=prime_factorization", "task.max_new_tokens=8")
     config.model.characters = string.printable + "×"
     assert update_of(loop_of(config))["reward/failed"] > 0
