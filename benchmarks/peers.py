@@ -32,6 +32,7 @@ from bakeoff.algorithm.kl import InLoss
 from bakeoff.algorithm.objective import Clip
 from bakeoff.algorithm.optimizer import Adam
 from bakeoff.config import Config, register
+from bakeoff.device import HOST
 from bakeoff.learner.sft import starting_policy
 from bakeoff.loop import update_once
 from bakeoff.model.weights import save
@@ -71,7 +72,7 @@ class Work:
 
     def config(self, *overrides: str) -> Config:
         """Our configuration of this work."""
-        return compose(["algorithm=grpo", "device=cpu", "threads=1", *self.overrides, *overrides])
+        return compose(["algorithm=grpo", f"device={HOST}", "threads=1", *self.overrides, *overrides])
 
     def from_folder(self, folder: str) -> Config:
         """The configuration that starts from the saved weights."""
