@@ -214,7 +214,7 @@ def verl() -> Section:
 
 def saved() -> Section:
     """The share of PPO's largest peak that GRPO saves, by size, length and group."""
-    models = ("qwen2_5_0_5b", "qwen2_5_7b", "llama3_1_70b")
+    models = ("qwen2_5_0_5b", "qwen2_5_1_5b", "qwen2_5_7b")
     base = [*ONE_STEP, CHECKPOINTING, "batch.prompts=8", "micro_tokens=16384", "lengths.prompt=512"]
     short, long = ["lengths.completion=512", "batch.group_size=8"], ["lengths.completion=8192", "batch.group_size=8"]
     lora = ["model.lora.rank=16"]
