@@ -1,7 +1,7 @@
 """Hostile completions against the scorers of reasoning-gym: `python -m tests.chaos.hostile [GENERATOR …]`.
 
 A pair of scorer and completion survives if the completion scores within [0, 1] or as failed, writes no file, and leaves
-the right answer that is scored after it the score that it has without it.
+the right answer (where there is none, an empty text) that is scored after it the score that it has without it.
 """
 
 from __future__ import annotations
@@ -91,13 +91,14 @@ def trials(names: list[str], completions: Sequence[str] = COMPLETIONS) -> list[T
     """The trial of each completion against the scorer of each generator."""
     task, reward = Generators(names=names), Reward({"verifier": 1.0})
     examples = task.examples()
-    right = {name: task.judge(example.answer, example).score for name, example in examples.items()}
+    answers = {name: example.answer or "" for name, example in examples.items()}  # five generators state none
+    right = {name: task.judge(answers[name], examples[name]).score for name in names}
     found = []
     with tempfile.TemporaryDirectory() as folder:
         pairs = [(name, text) for name in names for text in completions]
         markers = [Path(folder) / f"{number}" for number in range(len(pairs))]
         texts = [text.replace("MARKER", str(marker)) for (_, text), marker in zip(pairs, markers, strict=True)]
-        asked = [each for (name, _), text in zip(pairs, texts, strict=True) for each in (text, examples[name].answer)]
+        asked = [each for (name, _), text in zip(pairs, texts, strict=True) for each in (text, answers[name])]
         verdicts = reward.judge(task, asked, [examples[name] for name, _ in pairs for _ in range(2)])
         for number, (name, text) in enumerate(pairs):
             hostile, after = verdicts[2 * number : 2 * number + 2]
