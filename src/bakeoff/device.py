@@ -13,6 +13,7 @@ from torch import Tensor
 from bakeoff.errors import UserError
 
 HOST = torch.device("cpu")
+GPU_LOGITS_MB = 1024.0
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,7 +57,7 @@ def logits_bound(asked: float, device: torch.device) -> float:
 
     A GPU is idle between small chunks of tokens; a CPU's caches prefer them.
     """
-    return asked or (128.0 if device == HOST else 1024.0)
+    return asked or (128.0 if device == HOST else GPU_LOGITS_MB)
 
 
 def device_name(device: torch.device) -> str:

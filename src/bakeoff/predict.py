@@ -23,7 +23,7 @@ from bakeoff.algorithm.optimizer import Adam, Optimizer, StepStatistics, Subprob
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Experience, Prompts, Rollout, Sequences, micro_batches
 from bakeoff.config import Config
-from bakeoff.device import HOST, logits_bound
+from bakeoff.device import GPU_LOGITS_MB, HOST, logits_bound
 from bakeoff.engine.engine import Batch, Engine, Request
 from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.fisher import sequences_within
@@ -90,6 +90,10 @@ def predict(config: Config, limit: float = 0) -> Prediction:
     Raises UserError where the model cannot be built from a configuration, and torch.OutOfMemoryError as soon as more
     than `limit` bytes are needed (0: no limit).
     """
+    if (
+        config.hardware.memory_gb and not config.logits_mb
+    ):  # a GPU, which states its memory; fake tensors are on the host
+        config = replace(config, logits_mb=GPU_LOGITS_MB)
     with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
         policy = skeleton(config.model)
         policy.network.eval()

@@ -67,10 +67,10 @@ def cost_table(work: dict[str, Operators], seconds: dict[str, float], title: str
         flops = sum(operator.flops * times for operator, times in operators.items())
         moved = sum(operator.bytes * times for operator, times in operators.items())
         launches = sum(operators.values())
-        sizes = f"{flops / 1e9:,.3f}", f"{moved / 1e9:,.3f}", f"{launches:,.0f}"
-        table.add_row(phase.replace("_", " "), *sizes, f"{seconds[phase]:,.4f}")
+        sizes = f"{flops / 1e9:,.1f}", f"{moved / 1e9:,.1f}", f"{launches:,.0f}"
+        table.add_row(phase.replace("_", " "), *sizes, f"{seconds[phase]:,.3f}")
     table.add_section()
-    table.add_row("[bold]update", "", "", "", f"[bold]{sum(seconds.values()):,.4f}")
+    table.add_row("[bold]update", "", "", "", f"[bold]{sum(seconds.values()):,.3f}")
     return table
 
 

@@ -55,7 +55,7 @@ def logprobs_and_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p, log q and the exact KL(p‖q) over the vocabulary, [S, T] each, from last hidden states of both models."""
     found = []
-    with attributed(kind="logits"):
+    with attributed(policy.name, "logits"):
         chunks = (x.split(chunk_size(policy, forward)) for x in (hidden.states, other_hidden.states, hidden.ids))
         for states, other_states, ids in zip(*chunks, strict=True):
             logits, others = (
