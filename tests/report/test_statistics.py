@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bakeoff.report.figures import colours, curves
 from bakeoff.report.matching import config_diff, configuration, mismatches
@@ -21,6 +22,8 @@ from bakeoff.report.statistics import (
     performance_profile,
     probability_of_improvement,
     significance,
+    stratified_improvement,
+    stratified_iqm,
 )
 from bakeoff.report.study import Study
 from bakeoff.report.tables import FINAL_ACCURACY, html_cell, markdown, number
@@ -65,6 +68,38 @@ def test_probability_of_improvement_by_hand():
     assert probability_of_improvement(a, b) == 2.5 / 4
     assert probability_of_improvement(a, b) + probability_of_improvement(b, a) == 1
     assert probability_of_improvement(a, a - 9) == 1
+
+
+def scores(**regimes):
+    """A frame of scores by regime; seeds are numbered."""
+    rows = [(name, seed, score) for name, own in regimes.items() for seed, score in enumerate(own)]
+    return pd.DataFrame(rows, columns=["regime", "seed", "score"])
+
+
+def test_an_iqm_over_regimes_is_of_all_runs_and_its_bootstrap_keeps_each_regime():
+    """Regimes without spread have no uncertainty, though the runs of both together differ widely."""
+    apart = stratified_iqm(scores(easy=[0.9] * 5, hard=[0.1] * 5))
+    assert apart == pytest.approx((0.5, 0.5, 0.5))
+    one = [0.1, 0.4, 0.5, 0.7, 0.9, 0.3]
+    value, low, high = stratified_iqm(scores(only=one))
+    assert value == pytest.approx(stats.trim_mean(one, 0.25))
+    kept = {"confidence_level": 0.95, "method": "percentile", "n_resamples": 20_000, "rng": 1}
+    exact = stats.bootstrap((one,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), **kept).confidence_interval
+    assert (low, high) == pytest.approx(tuple(exact), abs=0.02)
+    assert np.isnan(stratified_iqm(scores(a=one, b=[0.1, 0.2]))[1:]).all(), "two seeds have no bootstrap"
+    assert np.isnan(stratified_iqm(scores()).value)
+
+
+def test_improvement_over_regimes_is_the_mean_of_each_regimes_own():
+    a = scores(plain=[1.0, 2.0, 3.0, 4.0, 5.0], noise=[1.0] * 5, mine=[9.0] * 5)
+    b = scores(plain=[0.0] * 5, noise=[1.0] * 5, other=[9.0] * 5)
+    assert stratified_improvement(a, b) == pytest.approx((0.75, 0.75, 0.75)), "always above, and always equal"
+    drawn = np.random.default_rng(0).normal(size=(2, 8))
+    forth, back = (stratified_improvement(scores(r=drawn[i]), scores(r=drawn[1 - i])) for i in (0, 1))
+    assert forth.value == pytest.approx(probability_of_improvement(pd.Series(drawn[0]), pd.Series(drawn[1])))
+    assert forth.value + back.value == pytest.approx(1)
+    assert forth.low < forth.value < forth.high
+    assert np.isnan(stratified_improvement(scores(x=[1.0]), scores(y=[1.0])).value)
 
 
 def test_performance_profile_by_hand():
