@@ -21,6 +21,7 @@ from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF, ROOT, study_folders, study_names
 from bakeoff.ranges import VAST, count, number, rate, seed
+from bakeoff.regime import Regime
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -56,18 +57,22 @@ class Unit(Enum):
     sequences = "sequences"
     tokens = "tokens"
     seconds = "seconds"
+    work = "work"
 
 
 @dataclass
 class Budget:
     """A run ends with the first update after which its budget is used.
 
-    unit    what is counted; seconds are those of training alone
-    limit   number of these units
+    unit             what is counted; seconds are those of training alone, work is that of tokens: 1 for each token that
+                     a step of actor or critic reads
+    limit            number of these units
+    sampling_price   work of a token that is sampled
     """
 
     unit: Unit = Unit.sequences
     limit: float = number(25_600, above=0, most=10**15, unit="budget.unit")
+    sampling_price: float = number(1.0, least=0, most=VAST)
 
 
 @dataclass
@@ -203,6 +208,9 @@ class Config:
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
     price             price of an hour of the hardware, for a prediction; 0: not stated
+    reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
+    lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
+                      seeds is one over rates too; empty: 1
     arm               name of the arm in the study's file, empty where the study has none
     """
 
@@ -221,6 +229,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = MISSING
     study: Study = field(default_factory=Study)
+    regime: Regime = field(default_factory=Regime)
     seed: int = seed()
     device: str = "auto"
     threads: int = count(0, most=1024, unit="threads")
@@ -235,6 +244,8 @@ class Config:
     hardware: Hardware = field(default_factory=Hardware)
     price: float = number(0.0, least=0, most=VAST, unit="your currency")
     tuned: Tuned = field(default_factory=Tuned)
+    reuse: int = count(1, least=1, most=1000, unit="times")
+    lr_factors: list[float] = number(list, above=0, most=VAST)
     arm: str = ""
 
 

@@ -20,7 +20,7 @@ from bakeoff.batch import Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
-from bakeoff.learner.learner import Learner, renew_reference, set_lr
+from bakeoff.learner.learner import Learner, passes_over, renew_reference, set_lr
 from bakeoff.learner.offload import place_for
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.update import ActorStep, CriticStep, measure_step, update_actor, update_critic
@@ -43,6 +43,7 @@ class Loop:
     offload        whether models that a phase does not use wait in the host's memory
     reward_quality held-out quality of the reward model, none where the reward is not learned
     renew_reward   (actor, update) → trains the reward model further when an outer iteration ends; none likewise
+    sampling_price   work of a sampled token; one that a step reads has 1
     start          hash of the weights that training started from
     """
 
@@ -54,6 +55,7 @@ class Loop:
     offload: bool = False
     reward_quality: PairQuality | None = None
     renew_reward: Callable[[Policy, int], Renewal] | None = None
+    sampling_price: float = 1.0
     start: str = ""
 
     @contextmanager
@@ -152,8 +154,10 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
             renew_reference(learner)
             renewal = loop.renew_reward(learner.actor, learner.counters.updates) if loop.renew_reward else None
     update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, loop.phases.take())
+    read = passes_over(algorithm, bool(actor)) * int(experience.sequences.mask.sum())
     learner.counters.sequences += collected.sequences
     learner.counters.tokens += collected.tokens
+    learner.counters.work += loop.sampling_price * collected.tokens + read
     learner.counters.seconds += update.seconds
     return update
 

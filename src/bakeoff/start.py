@@ -53,6 +53,7 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
         offload=config.offload,
         reward_quality=learned.quality if learned else None,
         renew_reward=renewal,
+        sampling_price=config.budget.sampling_price,
         start=start_hash,
     )
 

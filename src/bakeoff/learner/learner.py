@@ -11,6 +11,7 @@ from torch import Tensor
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
+from bakeoff.algorithm.optimizer import Optimizer
 from bakeoff.config import Budget, Config
 from bakeoff.device import logits_bound
 from bakeoff.learner.masters import Masters, lower, make_masters, masters_of, write
@@ -26,11 +27,19 @@ from bakeoff.reward.model import RewardModel
 
 @dataclass
 class Counters:
-    """Progress of a run. Seconds are those of training: rollout, reward, experience and update."""
+    """Progress of a run.
+
+    updates     number of updates
+    sequences   number of completions that were sampled
+    tokens      number of their tokens
+    work        work of tokens that were sampled and read by steps, as `budget` counts it
+    seconds     those of training: rollout, reward, experience and update
+    """
 
     updates: int = 0
     sequences: int = 0
     tokens: int = 0
+    work: float = 0.0
     seconds: float = 0.0
 
     def progress(self, budget: Budget) -> float:
@@ -117,9 +126,31 @@ def renew_reference(learner: Learner) -> None:
             mine.copy_(its)
 
 
+def method_of(config: Config) -> Algorithm:
+    """The method as a run takes it: rates times the factor of its seed, epochs times `reuse` where it may reuse."""
+    algorithm, factors = config.algorithm, config.lr_factors or [1.0]
+    factor = factors[config.seed % len(factors)]
+    reuses = not (algorithm.objective.fresh_only or algorithm.optimizer.needs_whole_rollout)
+
+    def adapted(optimizer: Optimizer) -> Optimizer:
+        return replace(optimizer, lr=factor * optimizer.lr, epochs=optimizer.epochs * (config.reuse if reuses else 1))
+
+    critic = algorithm.critic
+    if isinstance(critic, OwnStep):
+        critic = replace(critic, optimizer=adapted(critic.optimizer))
+    return replace(algorithm, optimizer=adapted(algorithm.optimizer), critic=critic)
+
+
+def passes_over(algorithm: Algorithm, actor_moves: bool = True) -> int:
+    """Number of times that the steps of an update read each token of its rollout: the epochs of actor and critic."""
+    critic = algorithm.critic.optimizer.epochs if isinstance(algorithm.critic, OwnStep) else 0
+    return critic + (algorithm.optimizer.epochs if actor_moves else 0)
+
+
 def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None = None) -> Learner:
     """Reference and critic from the actor's start, and all optimisers."""
-    algorithm, lora, spec = config.algorithm, config.model.lora, config.algorithm.critic
+    algorithm = method_of(config)
+    lora, spec = config.model.lora, algorithm.critic
     seed = derive(config.seed, "critic")  # draws adapters and heads
     needs_reference = config.measure.kl_to_reference or algorithm.kl_to_reference.needs_reference
     if config.model.precision is Precision.bfloat16_weights:  # before copies are made

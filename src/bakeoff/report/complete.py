@@ -9,7 +9,7 @@ import pandas as pd
 
 from bakeoff.report.study import ACCURACY, Study
 
-UNITS = ("sequences", "tokens", "seconds")  # of a budget, beside updates
+UNITS = ("sequences", "tokens", "seconds", "work")  # of a budget, beside updates
 INCOMPLETE = "INCOMPLETE"  # the status of a run that MLflow calls finished and that lacks its end
 
 

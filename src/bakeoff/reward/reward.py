@@ -19,6 +19,7 @@ from bakeoff.batch import Example, Rollout, Scores, StepRewards
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.ranges import VAST, number
+from bakeoff.reward.distortion import Distortion
 from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
@@ -81,6 +82,7 @@ class Reward:
     functions             weight by name; a name is one of REWARDS or an import path `module.function`
     process               the same for functions that score steps; names of ours are those of PROCESS_REWARDS
     missing_eos_penalty   subtracted from the score of a completion that does not end within its budget
+    distortion            of the sum, before the method sees it; the true reward and the accuracies stay as they are
     isolated              code of others is called in workers, without network, and without writing outside of TMPDIR
     timeout_s             seconds that a worker may take for a completion; a list of n completions may take n times that
     memory_mb             memory that a worker may use beside what it imports, in MB
@@ -89,6 +91,7 @@ class Reward:
     functions: dict[str, float] = number(dict, least=-VAST, most=VAST)
     process: dict[str, float] = number(dict, least=-VAST, most=VAST)
     missing_eos_penalty: float = number(0.0, least=0, most=VAST, unit="score")
+    distortion: Distortion = field(default_factory=Distortion)
     isolated: bool = True
     timeout_s: float = number(1.0, least=0.001, most=3600, unit="s")
     memory_mb: float = number(2048.0, least=64, most=1e6, unit="MB")
@@ -133,6 +136,7 @@ class Reward:
             terms[name] = torch.tensor(as_scores(f"reward.functions: {name}", function(completed), count))
         outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(count))
         outcome = outcome - self.missing_eos_penalty * ~rollout.ended.to(HOST)
+        outcome = self.distortion(outcome, rollout.prompts)
         found: list[StepRewards] = []
         for name, function in self._process.items():
             steps = to_token_steps(as_steps(f"reward.process: {name}", function(completed), count), rollout)
