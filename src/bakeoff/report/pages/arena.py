@@ -1,0 +1,277 @@
+"""The arena: methods × regimes × seeds, a verdict on each prediction, and the method to choose in each regime."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from bakeoff.regime import ACCURACY, START, Prediction, parsed
+from bakeoff.report.comparisons import Family
+from bakeoff.report.figures import WIDTH, colours, finished, panels, style
+from bakeoff.report.statistics import (
+    CONFIDENCE,
+    Estimate,
+    detectable,
+    equivalent,
+    holm,
+    mean_interval,
+    paired_p,
+    pooled_deviation,
+    stratified_improvement,
+    stratified_iqm,
+)
+from bakeoff.report.study import Study
+from bakeoff.report.tables import number
+
+SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
+VERDICTS = ("as predicted", "against the prediction", "undecided", "not tested")
+
+
+class Verdict(NamedTuple):
+    """A prediction of a regime, the paired effect over seeds, and what it says of the prediction: one of VERDICTS."""
+
+    regime: str
+    prediction: Prediction
+    effect: Estimate
+    seeds: int
+    verdict: str
+
+
+def scores(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
+    """A row for each run: regime, method, seed, first and last value of a metric, and the score between start and 1."""
+    rows = study.of(metric).astype({"run": str})
+    runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
+    regimes = study.params[study.params["key"] == "regime.name"].set_index("run")["value"]
+    ends = rows.groupby("run", sort=False)["value"].agg(["first", "last"])
+    frame = runs.assign(regime=runs["run"].map(regimes)).join(ends, on="run").dropna(subset=["regime", "last"])
+    frame[SCORE] = (frame["last"] - frame["first"]) / (1 - frame["first"])
+    return frame[["regime", "method", "seed", "first", "last", SCORE]].reset_index(drop=True)
+
+
+def regimes(study: Study) -> pd.DataFrame:
+    """A row for each regime that ran, in the order in which they started: property, predictions and source."""
+    keys = study.params[study.params["key"].str.startswith("regime.")]
+    wide = keys.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).dropna()
+    wide.columns = [column.removeprefix("regime.") for column in wide.columns]
+    return wide.drop_duplicates("name").set_index("name")
+
+
+def wide(frame: pd.DataFrame, regime: str, column: str = SCORE) -> pd.DataFrame:
+    """Values of a regime: a row for each seed, a column for each method."""
+    return frame[frame["regime"] == regime].pivot_table(index="seed", columns="method", values=column, aggfunc="last")
+
+
+def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
+    """The comparisons of every pair of methods within a regime, in the final sampled accuracy."""
+    values = wide(frame, regime, "last")
+    pairs = itertools.combinations(values.columns, 2)
+    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in pairs}, study.margin)
+
+
+def undominated(study: Study, regime: str, frame: pd.DataFrame) -> list[str]:
+    """The methods than which no other is significantly higher in a regime, the highest mean first."""
+    pairs = family(study, regime, frame).comparisons
+    lower = {each.b if each.higher == each.a else each.a for each in pairs if each.higher}
+    means = wide(frame, regime).mean().sort_values(ascending=False)
+    return [name for name in means.index if name not in lower]
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row for each method, highest first: score over all regimes, then the mean score in each regime.
+
+    The interval is of the interquartile mean over regimes and seeds; it is over the regimes that every method of the
+    sweep ran. A method that no other exceeds significantly in a regime has a star there.
+    """
+    frame = scores(study)
+    order, common = ranked(frame), shared(frame)
+    stars = {regime: undominated(study, regime, frame) for regime in regimes(study).index}
+    means = frame.pivot_table(index="method", columns="regime", values=SCORE)
+    rows = [
+        {"method": name, "IQM [95 %]": overall(frame, name, common).text()}
+        | {
+            regime: "–" if pd.isna(means.at[name, regime]) else f"{means.at[name, regime]:.2f}" + "*" * (name in best)
+            for regime, best in stars.items()
+        }
+        for name in order
+    ]
+    return pd.DataFrame(rows)
+
+
+def shared(frame: pd.DataFrame) -> list[str]:
+    """The regimes that most methods ran, and the methods that ran all of these: an aggregate is over them alone."""
+    methods = frame.groupby("regime", sort=False)["method"].nunique()
+    return list(methods[methods >= methods.max() / 2].index)
+
+
+def overall(frame: pd.DataFrame, method: str, common: list[str]) -> Estimate:
+    """The interquartile mean of a method over regimes and seeds; NaN where it lacks one of the regimes."""
+    own = frame[(frame["method"] == method) & frame["regime"].isin(common)]
+    return stratified_iqm(own) if set(own["regime"]) == set(common) else Estimate()
+
+
+def ranked(frame: pd.DataFrame) -> list[str]:
+    """Methods by their mean score over the shared regimes; those that lack one come last."""
+    common = shared(frame)
+    means = frame[frame["regime"].isin(common)].pivot_table(index="method", columns="regime", values=SCORE)
+    complete = means.dropna().mean(axis=1).sort_values(ascending=False)
+    return [*complete.index, *(name for name in frame["method"].unique() if name not in complete.index)]
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """A verdict for each prediction of each regime that ran, all corrected together by Holm's method.
+
+    `A > B` is as predicted if A is significantly higher, and against the prediction if B is. `A ~ B` is as predicted if
+    two one-sided tests place the difference within the study's margin, or if all seeds are equal, and against it if it
+    is significant and the mean is beyond the margin.
+    """
+    found = []
+    for regime, row in regimes(study).iterrows():
+        for text in OmegaConf.create(row["predictions"]):
+            prediction = parsed(str(text))
+            found.append((str(regime), prediction, effect(study, str(regime), prediction)))
+    corrected = holm([paired_p(each) for *_, each in found])
+    return [
+        Verdict(regime, prediction, mean_interval(own), len(own), judged(prediction, own, p, study.margin))
+        for (regime, prediction, own), p in zip(found, corrected, strict=True)
+    ]
+
+
+def effect(study: Study, regime: str, prediction: Prediction) -> pd.Series:
+    """The paired difference left − right that a prediction is about, by seed; empty where an arm is missing."""
+    frame = scores(study, prediction.metric)
+
+    def values(method: str, where: str, column: str) -> pd.Series:
+        own = wide(frame, where or regime, column)
+        return own[method] if method in own else pd.Series(dtype=float)
+
+    left = values(prediction.left, prediction.left_in, "last")
+    if prediction.right == START:
+        return (left - values(prediction.left, prediction.left_in, "first")).dropna()
+    return (left - values(prediction.right, prediction.right_in, "last")).dropna()
+
+
+def judged(prediction: Prediction, difference: pd.Series, p: float, margin: float) -> str:
+    """The verdict of a prediction from its paired differences and their corrected p."""
+    if len(difference) < 2:
+        return "not tested"
+    significant, mean = p < 1 - CONFIDENCE, float(difference.mean())
+    if prediction.equal:
+        if equivalent(difference, margin):
+            return "as predicted"
+        return "against the prediction" if significant and abs(mean) > margin else "undecided"
+    if not significant:
+        return "undecided"
+    return "as predicted" if mean > 0 else "against the prediction"
+
+
+def predictions(study: Study) -> pd.DataFrame:
+    """A row for each prediction: what was predicted, where it comes from, the effect and the verdict."""
+    about = regimes(study)
+    rows = [
+        {
+            "regime": each.regime,
+            "prediction": each.prediction.text,
+            "difference [95 %]": each.effect.text("+"),
+            "verdict": each.verdict,
+            "source": about.at[each.regime, "source"],
+        }
+        for each in verdicts(study)
+    ]
+    return pd.DataFrame(rows)
+
+
+def improvement(study: Study) -> pd.DataFrame:
+    """The probability that the row's method scores above the column's in the same regime, over regimes and seeds."""
+    frame = scores(study)
+    complete = [name for name in ranked(frame) if not np.isnan(overall(frame, name, shared(frame)).value)]
+    own = {name: frame[frame["method"] == name] for name in complete}
+    chances = {b: [stratified_improvement(own[a], own[b]).value for a in complete] for b in complete}
+    return pd.DataFrame({"P(row > column)": complete, **chances})
+
+
+def verdict(study: Study) -> str:
+    """The method to choose in each regime, the verdicts on the predictions, and what the seeds could have shown."""
+    frame, about = scores(study), regimes(study)
+    methods = set(frame["method"])
+    choices: dict[tuple[str, ...], list[str]] = {}
+    for regime in about.index:
+        best = undominated(study, regime, frame)
+        every = set(frame["method"][frame["regime"] == regime])
+        choices.setdefault(tuple(best) if set(best) != every else (), []).append(str(regime))
+    lines = [
+        f"Choose {listed(best)} when {'; or '.join(about.at[regime, 'property'] for regime in where)}."
+        for best, where in sorted(choices.items(), key=lambda item: len(item[0]))
+        if best
+    ]
+    if () in choices:
+        lines.append(f"Any of the methods in {listed(choices[()])}: none is told apart from the highest.")
+    counts = pd.Series([each.verdict for each in verdicts(study)]).value_counts()
+    order = [name for name in ranked(frame) if name in methods]
+    top = order[0] if order else "no method"
+    seen = pooled_deviation(
+        own for regime in about.index for own in family(study, str(regime), frame).differences.values()
+    )
+    seeds, pairs = int(frame["seed"].nunique()), max(len(set(frame["method"])) * (len(set(frame["method"])) - 1) // 2, 1)
+    return (
+        f"{' '.join(lines)}\n\nOver the regimes that all methods ran, {top} has the highest score, "
+        f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). Of "
+        f"{int(counts.sum())} predictions, {', '.join(f'{counts.get(name, 0)} {name}' for name in VERDICTS)}.\n\n"
+        f"A method is named for a regime if no other is significantly higher in it: paired by seed, corrected for all pairs "
+        f"of methods in the regime (Holm). {seeds} seeds find a difference of "
+        f"{number(detectable(seen, seeds, pairs))} in accuracy in four of five such arenas. The learning rates are half, "
+        "one and two times those tuned on the plain regime, by seed. All is of one small model and one task: the arena "
+        "says how methods respond to a property, not how well they do elsewhere."
+    )
+
+
+def listed(names: tuple[str, ...] | list[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def plot_map(study: Study) -> Figure:
+    """Mean score of each method (row, highest first) in each regime (column)."""
+    frame = scores(study)
+    means = frame.pivot_table(index="method", columns="regime", values=SCORE)
+    means = means.reindex(index=ranked(frame), columns=list(regimes(study).index))
+    style()
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.34 * len(means) + 1.5))
+    axes.imshow(means, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(means.to_numpy()):
+        text = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
+        axes.text(column, row, text, ha="center", va="center", fontsize=7.5)
+    axes.set_xticks(range(means.shape[1]), [name.replace("_", " ") for name in means.columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(means)), means.index)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return finished(figure)
+
+
+def plot_profiles(study: Study) -> Figure:
+    """A panel for each method: mean score in each regime with 95 % interval, and the best method's mean as a line."""
+    frame, order = scores(study), list(regimes(study).index)
+    methods = ranked(frame)
+    best = frame.groupby(["regime", "method"])[SCORE].mean().groupby("regime").max().reindex(order)
+    figure, every = panels(len(methods), 0.17 * len(order) + 0.5, sharex=True, sharey=True)
+    for axes, (name, colour) in zip(every, colours(methods).items(), strict=True):
+        own = frame[frame["method"] == name].groupby("regime")[SCORE]
+        axes.plot(best, range(len(order)), "|", color="0.6", ms=8)
+        for at, regime in enumerate(order):
+            if regime in own.groups:
+                mean = mean_interval(own.get_group(regime))
+                axes.plot(mean[1:], [at, at], color=colour, alpha=0.4)
+                axes.plot(mean.value, at, "o", color=colour, ms=4)
+        axes.axvline(0, color="0.8", lw=1, zorder=0)
+        axes.set_title(name)
+        axes.set_xlim(-1.05, 1.05)
+        axes.set_yticks(range(len(order)), [regime.replace("_", " ") for regime in order], fontsize=8)
+    every[0].invert_yaxis()
+    return finished(figure)
