@@ -23,7 +23,7 @@ SIZES = [
 ]
 SMALL = ["tuned=none", *SIZES]
 TASKS = ["sort", "jsonl"]
-WITH_CRITIC = {"ppo", "ppo_kl", "ppo_penalty", "ppo_decoupled", "trpo"}
+WITH_CRITIC = {name for name in METHODS if compose(f"algorithm={name}", "tuned=none").algorithm.critic.exists}
 
 
 @pytest.fixture(scope="session")

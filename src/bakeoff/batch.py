@@ -256,11 +256,13 @@ class Rewards:
 class Tokens:
     """Tokens of a micro-batch as a ratio and an objective read them, all [S, T]; log-probs are zero on padding.
 
-    logprobs     log π_θ; carries gradient
-    behaviour    log π_old
-    advantages   scaled advantage of each token
-    mask         bool
-    entropy      entropy of π_old in nats, none where the engine does not compute it
+    logprobs         log π_θ; carries gradient
+    behaviour        log π_old
+    advantages       scaled advantage of each token
+    mask             bool
+    entropy          entropy of π_old in nats, none where the engine does not compute it
+    chosen           bool, the tokens that the objective has chosen of the rollout, none where it chooses none
+    policy_entropy   entropy of π_θ in nats; carries gradient; none where the method has no bonus for it
     """
 
     logprobs: Tensor
@@ -268,6 +270,8 @@ class Tokens:
     advantages: Tensor
     mask: Tensor
     entropy: Tensor | None = None
+    chosen: Tensor | None = None
+    policy_entropy: Tensor | None = None
 
 
 @dataclass
@@ -276,7 +280,8 @@ class Experience:
 
     behaviour_logprobs   log π_old at the sampling temperature
     max_tokens           generation budget of a completion, by which an aggregation may divide
-    entropy              entropy of π_old in nats, none where the engine does not compute it
+    entropy              entropy of π_old in nats, none where nothing has computed it
+    chosen               bool, the tokens that the objective treats differently, none where it chooses none
     reference_logprobs   log π_ref, none where nothing asks for a reference
     values, returns      the critic's estimate and its target, none without a critic
     """
@@ -286,6 +291,7 @@ class Experience:
     advantages: Tensor
     max_tokens: int
     entropy: Tensor | None = None
+    chosen: Tensor | None = None
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None

@@ -101,7 +101,7 @@ class Collected:
 class Update:
     """One update: what was sampled, how the models moved, what it cost.
 
-    betas      the KL coefficients that the update used
+    betas      the coefficients of KL and entropy that the update started with
     kl         KL(π_old‖π_θ) after the update
     renewal    of the reward model, at the end of an outer iteration
     measured   seconds and peak memory by phase
@@ -164,18 +164,21 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
 
 def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, ExperienceStatistics]:
     """The experience of collected completions, and its statistics."""
-    exact = loop.collector.engine.exact_logprobs
+    learner, exact = loop.learner, loop.collector.engine.exact_logprobs
+    draws = generator(learner.actor.device, loop.collector.seed, "objective", learner.counters.updates)
     with loop.phase("experience"):
-        return make_experience(loop.learner, collected.rollout, collected.scores, collected.greedy, exact)
+        return make_experience(learner, collected.rollout, collected.scores, collected.greedy, exact, draws)
 
 
 def adapt_betas(learner: Learner, kl: KLEstimates, statistics: ExperienceStatistics, episodes: int) -> None:
-    """Sets the KL coefficients of the next update from the KL of this one."""
+    """Sets the coefficients of the next update from the KL and the entropy of this one."""
     algorithm, betas = learner.algorithm, learner.betas
     betas.behaviour = algorithm.kl_to_behaviour.adapt(betas.behaviour, float(kl.k3_per_token))
     if statistics.reference is not None:
         reference_kl = float(statistics.reference.k1_per_sequence)
         betas.reference = algorithm.kl_to_reference.adapt(betas.reference, reference_kl, episodes)
+    if statistics.entropy is not None:
+        betas.entropy = algorithm.entropy.adapt(betas.entropy, float(statistics.entropy))
 
 
 def collect(loop: Loop, number: int) -> Collected:

@@ -312,6 +312,7 @@ def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
         advantages=one.clone(),
         max_tokens=rollout.max_tokens,
         entropy=rollout.entropy,
+        chosen=torch.zeros_like(rollout.sequences.mask) if learner.algorithm.objective.chooses else None,
         reference_logprobs=one.clone() if learner.reference is not None else None,
         values=one.clone() if valued else None,
         returns=one.clone() if valued else None,

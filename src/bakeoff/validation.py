@@ -173,6 +173,12 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"algorithm/advantage is {option(config, 'advantage')}, which has one per token; choose "
             "algorithm/advantage=sequence_return or another objective."
         )
+    if algorithm.objective.needs_token_ratio and algorithm.ratio.of_sequences:
+        yield (
+            f"algorithm/objective is {option(config, 'objective')}, which treats some tokens of a completion "
+            f"differently, but algorithm/ratio is {option(config, 'ratio')}, which has one for the whole completion; "
+            "choose algorithm/ratio=token or another objective."
+        )
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (
             "algorithm/critic is adapter, whose frozen base is the reference, but algorithm/kl_to_reference="

@@ -20,6 +20,7 @@ class Case:
     steps: list  # for each completion: (token, score) of each step
     group: int
     budget: int  # generation budget in tokens
+    entropy: list  # of the policy at each token, as numbers of their own
 
     def tokens(self):
         return [(i, t) for i, row in enumerate(self.logprobs) for t in range(len(row))]
@@ -288,6 +289,176 @@ def reinforce_pp(case):
     return *over_tokens(case, whiten(to_go), clipped(0.2, 0.2), token_mean(case)), None
 
 
+def centred(case):
+    return [case.scores[i] - mean([case.scores[j] for j in members]) for members in case.groups() for i in members]
+
+
+def lite_ppo(case):
+    advantages = [a / (std(case.scores) + 1e-4) for a in centred(case)]
+    return *over_tokens(case, spread(advantages, case), clipped(0.2, 0.2), token_mean(case)), None
+
+
+def k2_to_reference(beta):
+    def penalty(logprob, old, reference):
+        return beta * (logprob - reference) ** 2 / 2, beta * (logprob - reference)
+
+    return penalty
+
+
+def reinforce_pp_baseline(case):
+    advantages = whiten(spread(centred(case), case))
+    return *over_tokens(case, advantages, clipped(0.2, 0.2), token_mean(case), k2_to_reference(0.01)), None
+
+
+def log_policy(case, advantages, weight, penalty=None):
+    """−Σ weight·(log π·A − penalty): no ratio."""
+    loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
+    for i, t in case.tokens():
+        logprob = case.logprobs[i][t]
+        cost, slope = penalty(logprob, case.old[i][t], case.reference[i][t]) if penalty else (0.0, 0.0)
+        loss -= weight(i) * (logprob * advantages[i][t] - cost)
+        gradient[i][t] = -weight(i) * (advantages[i][t] - slope)
+    return loss, gradient, None
+
+
+def rgra(case):
+    return log_policy(case, group_normalised(case, case.scores), sequence_mean(case), k3_to_reference(0.04))
+
+
+def sapo(case):
+    def term(ratio, advantage):
+        tau = 1.0 if advantage > 0 else 1.05
+        gate = 1 / (1 + math.exp(-tau * (ratio - 1)))
+        return 4 / tau * gate * advantage, 4 * gate * (1 - gate) * ratio * advantage
+
+    return *over_tokens(case, group_normalised(case, case.scores), term, sequence_mean(case)), None
+
+
+def maxrl(case):
+    """(R − mean)/(mean + ε); the gradient of a group of scores 0 and 1 is that of its right answers' mean."""
+    advantages = []
+    for members in case.groups():
+        own = [case.scores[i] for i in members]
+        flat = max(own) == min(own) or mean(own) <= 0
+        advantages += [0.0 if flat else (x - mean(own)) / (mean(own) + 1e-4) for x in own]
+    return *over_tokens(case, spread(advantages, case), clipped(0.2, 0.2), token_mean(case)), None
+
+
+def dual_clip(case):
+    """Ye et al.: where A < 0, max(min(r·A, clip(r)·A), c·A)."""
+
+    def term(ratio, advantage):
+        value, slope = clipped(0.2, 0.2)(ratio, advantage)
+        return (3.0 * advantage, 0.0) if advantage < 0 and 3.0 * advantage > value else (value, slope)
+
+    advantages, targets = critic_advantages(case)
+    return *over_tokens(case, advantages, term, token_mean(case)), targets
+
+
+def delta(case):
+    """INTELLECT-2: where A < 0, min(min(r, δ)·A, clip(r)·A)."""
+
+    def term(ratio, advantage):
+        cut = min(ratio, 4.0) if advantage < 0 else ratio
+        bounded = min(max(ratio, 0.8), 1.2)
+        if bounded * advantage < cut * advantage:
+            return bounded * advantage, 0.0
+        return cut * advantage, 0.0 if cut < ratio else ratio * advantage
+
+    return *over_tokens(case, group_normalised(case, case.scores), term, token_mean(case)), None
+
+
+def gae_length(case):
+    rewards, raw, targets = kl_rewards(case, 0.01), [], []
+    for own, values in zip(rewards, case.values, strict=True):
+        lam = max(0.0, 1 - 1 / (0.05 * len(own)))
+        raw.append(gae_double_sum(own, values, 1.0, lam))
+        targets.append([a + v for a, v in zip(gae_double_sum(own, values, 1.0, 1.0), values, strict=True)])
+    return *over_tokens(case, whiten(raw), clipped(0.2, 0.2), token_mean(case)), targets
+
+
+def opo(case):
+    advantages, size = [], len(case.logprobs)
+    for members in case.groups():
+        lengths = [len(case.logprobs[i]) for i in members]
+        total = sum(n * case.scores[i] for n, i in zip(lengths, members, strict=True))
+        advantages += [case.scores[i] - total / sum(lengths) for i in members]
+    return log_policy(case, spread(advantages, case), lambda i: 1 / size)
+
+
+def gpg(case):
+    factor = len(case.scores) / sum(score != 0 for score in case.scores)
+    return log_policy(case, spread([factor * a for a in centred(case)], case), token_mean(case))
+
+
+def by_prompt(case):
+    """CISPO's weights on A/(std of all scores), a mean over the tokens of a prompt, then over prompts."""
+    advantages = [a / (std(case.scores) + 1e-4) for a in centred(case)]
+    loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
+    for members in case.groups():
+        tokens = sum(len(case.logprobs[i]) for i in members)
+        for i in members:
+            for t, (new, old) in enumerate(zip(case.logprobs[i], case.old[i], strict=True)):
+                weight = min(math.exp(new - old), 1.28) * advantages[i] / tokens / len(case.groups())
+                loss -= weight * new
+                gradient[i][t] = -weight
+    return loss, gradient, None
+
+
+def opsm(case):
+    advantages, kept = group_normalised(case, case.scores), []
+    for row, old, own in zip(case.logprobs, case.old, advantages, strict=True):
+        kept.append(own[0] >= 0 or mean([b - a for a, b in zip(row, old, strict=True)]) <= 0.1)
+    loss, gradient = 0.0, [[0.0] * len(row) for row in case.logprobs]
+    for i, t in case.tokens():
+        new, old = case.logprobs[i][t], case.old[i][t]
+        value, slope = clipped(0.2, 0.2)(math.exp(new - old), advantages[i][t]) if kept[i] else (0.0, 0.0)
+        cost, cost_slope = k3_to_reference(0.04)(new, old, case.reference[i][t])
+        weight = sequence_mean(case)(i)
+        loss -= weight * (value - cost)
+        gradient[i][t] = -weight * (slope - cost_slope)
+    assert not all(kept), "no completion is dropped"
+    return loss, gradient, None
+
+
+def covariances(case, advantages):
+    """(covariance, i, t) of every token, the largest first."""
+    every = case.tokens()
+    mean_a = mean([advantages[i][t] for i, t in every])
+    mean_l = mean([case.old[i][t] for i, t in every])
+    return sorted([((advantages[i][t] - mean_a) * (case.old[i][t] - mean_l), i, t) for i, t in every], reverse=True)
+
+
+def clip_cov(case, least=0.1):
+    """With so large a share that every token in the range is dropped."""
+    advantages = group_normalised(case, case.scores)
+    dropped = {(i, t) for value, i, t in covariances(case, advantages) if least <= value <= 5.0}
+    assert 1 < len(dropped) < len(case.tokens())
+    loss, gradient = over_tokens(case, advantages, plain, token_mean(case))
+    for i, t in dropped:
+        loss += math.exp(case.logprobs[i][t] - case.old[i][t]) * advantages[i][t] / len(case.tokens())
+        gradient[i][t] = 0.0
+    return loss, gradient, None
+
+
+def kl_cov(case):
+    advantages, total = group_normalised(case, case.scores), len(case.tokens())
+    loss, gradient = over_tokens(case, advantages, plain, token_mean(case))
+    _, i, t = covariances(case, advantages)[0]  # a share of 2e-4 of few tokens is one
+    moved = case.logprobs[i][t] - case.old[i][t]
+    gradient[i][t] += math.copysign(1.0, moved) / total
+    return loss + abs(moved) / total, gradient, None
+
+
+def entropy_bonus(case, coefficient=0.01):
+    loss, gradient = over_tokens(case, group_normalised(case, case.scores), clipped(0.2, 0.2), token_mean(case))
+    return loss - coefficient * mean([case.entropy[i][t] for i, t in case.tokens()]), gradient, None
+
+
+def entropy_adaptive(case):
+    return entropy_bonus(case, coefficient=0.0)  # where it starts
+
+
 METHODS = {
     "reinforce": reinforce,
     "reinforce_baseline": reinforce_baseline,
@@ -309,4 +480,21 @@ METHODS = {
     "dppo": dppo,
     "gmpo": gmpo,
     "reinforce_pp": reinforce_pp,
+    "lite_ppo": lite_ppo,
+    "reinforce_pp_baseline": reinforce_pp_baseline,
+    "rgra": rgra,
+    "grpo_pairs": grpo,
+    "sapo": sapo,
+    "maxrl": maxrl,
+    "dual_clip": dual_clip,
+    "delta": delta,
+    "gae_length": gae_length,
+    "opo": opo,
+    "gpg": gpg,
+    "by_prompt": by_prompt,
+    "opsm": opsm,
+    "clip_cov": clip_cov,
+    "kl_cov": kl_cov,
+    "entropy_bonus": entropy_bonus,
+    "entropy_adaptive": entropy_adaptive,
 }

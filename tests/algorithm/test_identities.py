@@ -59,6 +59,9 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(batch):
         objective.Clip(epsilon_high=0.28),
         objective.Cispo(),
         objective.BinaryTotalVariation(),
+        objective.DualClip(),
+        objective.SequenceMask(),
+        objective.SoftGate(),
     ):
         logprobs = old.clone().requires_grad_()
         tokens = Tokens(logprobs, old, advantages, mask)
@@ -141,10 +144,12 @@ def test_padding_and_the_order_of_groups_change_no_baseline_and_no_scale(batch):
     groups = len(rewards.mask) // rewards.group_size
     rows = torch.arange(len(rewards.mask)).view(groups, -1).flip(0).flatten()
     turned = select(rewards, rows)
-    for option in (baseline.BatchMean(), baseline.GroupMean(), baseline.LeaveOneOut(), baseline.GroupStepMean()):
+    outcomes = (baseline.GroupMean(), baseline.LengthWeightedMean(), baseline.LeaveOneOut())
+    for option in (baseline.BatchMean(), *outcomes, baseline.GroupStepMean()):
         assert torch.allclose(option(spoilt), option(rewards), atol=1e-12)
         assert torch.allclose(option(turned), option(rewards)[rows], atol=1e-9)
-    for option in (scale.Whiten(), scale.GroupStd(), scale.BatchStd(), scale.GroupStepStd()):
+    groups = (scale.GroupStd(), scale.GroupShare(), scale.NonzeroShare())
+    for option in (scale.Whiten(), *groups, scale.BatchStd(), scale.GroupStepStd()):
         advantages = noise(rewards.mask.shape, draw) * rewards.mask
         expected = option(advantages, rewards)
         assert torch.allclose(option(advantages, spoilt), expected, atol=1e-9)

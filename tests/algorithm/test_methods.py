@@ -19,6 +19,7 @@ from . import reference
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 LENGTHS = [4, 2, 5, 1, 3, 5, 2, 4]
 WIDTH, GROUP = 5, 4
+VALUES = {"clip_cov": ["algorithm.objective.share=1", "algorithm.objective.least=0.1"]}  # no draw decides what it drops
 SCORES = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]  # all scores of the second group are equal
 GREEDY = [1.0, 0.0]
 STEPS = [
@@ -46,6 +47,7 @@ def fixed():
         "old": old,
         "ref": ref,
         "values": values,
+        "entropy": torch.where(mask, torch.rand(8, WIDTH, generator=draw, dtype=torch.float64), 7.0),
         "scores": torch.tensor(SCORES, dtype=torch.float64),
         "greedy": torch.tensor(GREEDY, dtype=torch.float64),
         "steps": StepRewards(torch.tensor(row), torch.tensor(token), torch.tensor(score, dtype=torch.float64), 8),
@@ -69,12 +71,13 @@ def case(fixed):
         steps=STEPS,
         group=GROUP,
         budget=WIDTH,
+        entropy=rows(fixed["entropy"], mask),
     )
 
 
 def prepared(name, fixed, *overrides):
     """The method, its advantages and its value targets, computed by the functions that a run calls."""
-    algorithm = compose(f"algorithm={name}", "tuned=none", *overrides).algorithm
+    algorithm = compose(f"algorithm={name}", "tuned=none", *VALUES.get(name, ()), *overrides).algorithm
     mask = fixed["mask"]
     outcome = fixed["scores"] + algorithm.shaping(mask.sum(1), WIDTH)
     by_steps = (0 * outcome, mask, GROUP, fixed["steps"])
@@ -86,9 +89,16 @@ def prepared(name, fixed, *overrides):
 
 
 def loss_of(algorithm, logprobs, fixed, advantages):
-    weights = algorithm.aggregate(fixed["mask"], WIDTH)
-    tokens = Tokens(logprobs, fixed["old"], advantages, fixed["mask"])
-    return policy_loss(algorithm, tokens, weights, fixed["ref"]).loss
+    weights = algorithm.aggregate(fixed["mask"], WIDTH, GROUP)
+    return policy_loss(algorithm, tokens_for(algorithm, logprobs, fixed, advantages), weights, fixed["ref"]).loss
+
+
+def tokens_for(algorithm, logprobs, fixed, advantages):
+    """Tokens with all that the method reads, as an update makes them."""
+    old, mask = fixed["old"], fixed["mask"]
+    chosen = algorithm.objective.choose(advantages, old, mask, torch.Generator())
+    entropy = fixed["entropy"] if algorithm.entropy.needs_entropy else None
+    return Tokens(logprobs, old, advantages, mask, chosen=chosen, policy_entropy=entropy)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -153,8 +163,8 @@ def test_gae_rewards_a_step_on_the_token_that_ends_it(fixed):
         assert advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-9)
 
 
-# The weights of CISPO and DPPO are constants by definition, so their gradients are not the derivatives of their losses.
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cispo", "dppo"}))
+# Weights of CISPO and DPPO are constants by definition: their gradients are not the derivatives of their losses.
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cispo", "dppo", "by_prompt"}))
 def test_the_gradient_of_the_loss_is_that_of_finite_differences(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     logprobs = torch.where(fixed["mask"], fixed["current"], 0.0).requires_grad_()
@@ -194,14 +204,13 @@ def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_of_micro_batches_sum_to_that_of_the_minibatch(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
-    mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
-    weights = algorithm.aggregate(mask, WIDTH)
+    weights = algorithm.aggregate(fixed["mask"], WIDTH, GROUP)
     gradients = []
     for size in (8, 1, 3):
         logprobs = fixed["current"].clone().requires_grad_()
         for part in (slice(at, at + size) for at in range(0, 8, size)):
-            tokens = Tokens(logprobs[part], old[part], advantages[part], mask[part])
-            policy_loss(algorithm, tokens, weights[part], ref[part]).loss.backward()
+            tokens = select(tokens_for(algorithm, logprobs, fixed, advantages), part)
+            policy_loss(algorithm, tokens, weights[part], fixed["ref"][part]).loss.backward()
         gradients.append(logprobs.grad)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-12)
     assert torch.allclose(gradients[0], gradients[2], atol=1e-12)
@@ -211,9 +220,10 @@ def test_gradients_of_micro_batches_sum_to_that_of_the_minibatch(name, fixed):
 def test_padding_changes_no_loss(name, fixed):
     losses = []
     for rubbish in (0.0, -300.0, float("nan")):
-        changed = fixed | {key: torch.where(fixed["mask"], fixed[key], rubbish) for key in ("current", "old", "ref")}
-        if rubbish == rubbish:
-            changed["values"] = torch.where(fixed["mask"], fixed["values"], rubbish)
+        changed = fixed | {
+            key: torch.where(fixed["mask"], fixed[key], rubbish) for key in ("current", "old", "ref", "entropy")
+        }
+        changed["values"] = torch.where(fixed["mask"], fixed["values"], rubbish)
         algorithm, advantages, _ = prepared(name, changed)
         losses.append(loss_of(algorithm, changed["current"], changed, advantages).item())
     assert losses[1] == pytest.approx(losses[0], abs=1e-12)
@@ -233,7 +243,8 @@ def test_the_order_of_groups_changes_no_loss(name, fixed):
 def test_on_policy_every_ratio_is_one_and_no_token_is_clipped(name, fixed):
     algorithm, advantages, _ = prepared(name, fixed)
     mask, old, ref = fixed["mask"], fixed["old"], fixed["ref"]
-    result = policy_loss(algorithm, Tokens(old, old, advantages, mask), algorithm.aggregate(mask, WIDTH), ref)
+    weights = algorithm.aggregate(mask, WIDTH, GROUP)
+    result = policy_loss(algorithm, Tokens(old, old, advantages, mask), weights, ref)
     assert (result.ratio == 1).all()
     assert not result.clipped.any()
 
@@ -338,6 +349,15 @@ EXPECTED_SHARE = {
     "gspo": lambda s, g, t: (g - 1) / g / t,
     "dppo": lambda s, g, t: (g - 1) / g / t,
     "gmpo": lambda s, g, t: (g - 1) / g / t,
+    "lite_ppo": lambda s, g, t: (g - 1) / g / t,
+    "reinforce_pp_baseline": lambda s, g, t: (g - 1) / g / t,
+    "rgra": lambda s, g, t: (g - 1) / g / t,
+    "sapo": lambda s, g, t: (g - 1) / g / t,
+    "delta": lambda s, g, t: (g - 1) / g / t,
+    "dual_clip": lambda s, g, t: 1 / t,
+    "opo": lambda s, g, t: (g - 1) / g,
+    "by_prompt": lambda s, g, t: (g - 1) / g / t,
+    "opsm": lambda s, g, t: (g - 1) / g / t,
 }
 
 
@@ -403,7 +423,7 @@ def gradient_estimates(algorithm, table, sampled_from, batches=400, group=4):
         behaviour = sequence_logprobs(sampled_from, everything[drawn]).detach()
         rewards = place_scores(reward[drawn], mask, group, greedy=greedy)
         advantages, _ = advantages_and_returns(algorithm, rewards, values if algorithm.critic.exists else None)
-        weights = algorithm.aggregate(mask, LENGTH)
+        weights = algorithm.aggregate(mask, LENGTH, group)
         loss = policy_loss(algorithm, Tokens(logprobs, behaviour, advantages, mask), weights).loss
         estimates.append(torch.autograd.grad(-loss, table)[0])
     return torch.stack(estimates)

@@ -10,7 +10,13 @@ from bakeoff.algorithm.kl import InRewardAdaptive
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, policy_loss
 from bakeoff.batch import Tokens
 
-CHOICES = {"ratio": "token", "objective": "clip", "kl_to_reference": "none", "kl_to_behaviour": "none"}
+CHOICES = {
+    "ratio": "token",
+    "objective": "clip",
+    "kl_to_reference": "none",
+    "kl_to_behaviour": "none",
+    "entropy": "none",
+}
 OTHERS = {
     **dict.fromkeys(("group_filter", "shaping", "critic", "baseline", "scale"), "none"),
     **{"advantage": "sequence_return", "aggregate": "tokens", "optimizer": "adam"},

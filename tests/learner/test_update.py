@@ -37,7 +37,7 @@ def prepared(*overrides):
     rollout = make_rollout(actor, request, engine.generate(request))
     scores = config.reward(config.task, rollout)
     scores.outcome = (torch.arange(16) % 3 == 0).float()
-    experience, statistics = make_experience(learner, rollout, scores, None, engine.exact_logprobs)
+    experience, statistics = make_experience(learner, rollout, scores, None, engine.exact_logprobs, draws())
     return learner, experience, statistics
 
 

@@ -1,4 +1,4 @@
-"""A method is a choice on each of twelve axes; `Algorithm` holds one option per axis, in this order.
+"""A method is a choice on each of thirteen axes; `Algorithm` holds one option per axis, in this order.
 
 An option is a dataclass that is both its schema in Hydra (`algorithm/<axis>=<option>`) and the function that
 the one path in `loss.py` calls. A named instance, such as `clip_higher`, is an option with other values.
@@ -19,6 +19,7 @@ from bakeoff.algorithm import (
     aggregate,
     baseline,
     critic,
+    entropy,
     group_filter,
     kl,
     objective,
@@ -43,6 +44,7 @@ class Algorithm:
     objective: objective.Objective = MISSING
     kl_to_reference: kl.KLToReference = MISSING
     kl_to_behaviour: kl.KLToBehaviour = MISSING
+    entropy: entropy.Entropy = MISSING
     aggregate: aggregate.Aggregate = MISSING
     optimizer: optimizer.Optimizer = MISSING
 
@@ -61,6 +63,7 @@ AXES: dict[str, dict[str, Any]] = {
         "none": baseline.Baseline(),
         "batch_mean": baseline.BatchMean(),
         "group_mean": baseline.GroupMean(),
+        "opo": baseline.LengthWeightedMean(),
         "leave_one_out": baseline.LeaveOneOut(),
         "greedy": baseline.Greedy(),
         "group_step_mean": baseline.GroupStepMean(),
@@ -68,13 +71,17 @@ AXES: dict[str, dict[str, Any]] = {
     "advantage": {
         "sequence_return": advantage.SequenceReturn(),
         "reward_to_go": advantage.RewardToGo(),
+        "token_reward": advantage.RewardToGo(gamma=0.0),
         "gae": advantage.GAE(),
         "gae_decoupled": advantage.DecoupledGAE(),
+        "gae_length": advantage.LengthAdaptiveGAE(),
     },
     "scale": {
         "none": scale.Scale(),
         "whiten": scale.Whiten(),
         "group_std": scale.GroupStd(),
+        "maxrl": scale.GroupShare(),
+        "gpg": scale.NonzeroShare(),
         "batch_std": scale.BatchStd(),
         "group_step_std": scale.GroupStepStd(),
     },
@@ -90,6 +97,12 @@ AXES: dict[str, dict[str, Any]] = {
         "clip": objective.Clip(),
         "clip_higher": objective.Clip(epsilon_high=0.28),  # DAPO, Yu et al. 2025 §3.1
         "clip_sequence": objective.Clip(epsilon_low=3e-4, epsilon_high=4e-4),  # GSPO, Zheng et al. 2025 §5.1
+        "dual_clip": objective.DualClip(),
+        "delta": objective.DualClip(cap=4.0),  # INTELLECT-2, Prime Intellect 2025
+        "opsm": objective.SequenceMask(),
+        "sapo": objective.SoftGate(),
+        "clip_cov": objective.ClipCovariance(),
+        "kl_cov": objective.KLCovariance(),
         "cispo": objective.Cispo(),
         "binary_tv": objective.BinaryTotalVariation(),
         "geometric_mean": objective.GeometricMean(),
@@ -99,6 +112,7 @@ AXES: dict[str, dict[str, Any]] = {
         "in_reward": kl.InReward(),
         "in_reward_adaptive": kl.InRewardAdaptive(),
         "in_loss": kl.InLoss(),
+        "in_loss_k2": kl.InLoss(beta=0.01, estimator=kl.Estimator.k2),  # Hu et al. 2025; β is ours
         "in_loss_iterative": kl.InLossIterative(),
     },
     "kl_to_behaviour": {
@@ -106,9 +120,11 @@ AXES: dict[str, dict[str, Any]] = {
         "penalty": kl.Penalty(),
         "adaptive_penalty": kl.AdaptivePenalty(),
     },
+    "entropy": {"none": entropy.Entropy(), "bonus": entropy.Bonus(), "adaptive": entropy.Adaptive()},
     "aggregate": {
         "tokens": aggregate.PerToken(),
         "sequences": aggregate.PerSequence(),
+        "by_prompt": aggregate.PerPrompt(),
         "sums": aggregate.Sums(),
         "max_tokens": aggregate.TokenBudget(),
     },

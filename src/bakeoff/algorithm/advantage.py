@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bakeoff.ranges import share
+from bakeoff.ranges import VAST, number, share
 
 
-def discounted_sums(terms: Tensor, discount: float) -> Tensor:
-    """Σ_l discount^l · terms[:, t + l] for every t, [S, T] from [S, T].
+def discounted_sums(terms: Tensor, discount: float | Tensor) -> Tensor:
+    """Σ_l discount^l · terms[:, t + l] for every t, [S, T] from [S, T]; one discount, or one for each row [S].
 
     Token by token from the end: CUDA's cumsum of floats adds in no fixed order, so its results do not repeat.
     """
@@ -49,15 +49,20 @@ class SequenceReturn(Advantage):
     of_sequences: ClassVar[bool] = True
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (rewards * mask).sum(1, keepdim=True) * mask, None
+        return torch.where(mask, rewards, 0).sum(1, keepdim=True) * mask, None
 
 
 @dataclass
 class RewardToGo(Advantage):
-    """Sum of the rewards from the token on, which it may have caused. DeepSeekMath §4.1.3 for step rewards."""
+    """Sum of the rewards from the token on, which it may have caused. DeepSeekMath §4.1.3 for step rewards.
+
+    gamma   γ, the discount of a token; at 0 a token gets its own reward alone
+    """
+
+    gamma: float = share(1.0)
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        return discounted_sums(rewards * mask, 1.0) * mask, None
+        return discounted_sums(torch.where(mask, rewards, 0), self.gamma) * mask, None
 
 
 @dataclass
@@ -76,16 +81,7 @@ class GAE(Advantage):
     lam: float = share(0.95)
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        assert values is not None, "GAE needs values"
-        advantages = self.estimate(rewards, values, mask, self.lam)
-        return advantages, (advantages + values) * mask
-
-    def estimate(self, rewards: Tensor, values: Tensor, mask: Tensor, lam: float) -> Tensor:
-        """Â [S, T] for one λ."""
-        rewards, values = rewards * mask, values * mask
-        following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-        deltas = rewards + self.gamma * following - values
-        return discounted_sums(deltas, self.gamma * lam) * mask
+        return estimate(rewards, values, mask, self.gamma, self.lam, self.lam)
 
 
 @dataclass
@@ -100,6 +96,40 @@ class DecoupledGAE(GAE):
     lam_critic: float = share(1.0)
 
     def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        assert values is not None, "GAE needs values"
-        targets = self.estimate(rewards, values, mask, self.lam_critic) + values
-        return self.estimate(rewards, values, mask, self.lam), targets * mask
+        return estimate(rewards, values, mask, self.gamma, self.lam, self.lam_critic)
+
+
+@dataclass
+class LengthAdaptiveGAE(Advantage):
+    """GAE whose λ grows with the completion's length |o|, 1 − 1/(α·|o|): Yue et al. 2025 (VAPO, arXiv:2504.05118).
+
+    Zero where |o| is at most 1/α; α = 0.05 is the paper's, for completions of thousands of tokens.
+
+    gamma        γ, the discount of a token
+    alpha        α: the memory of λ is α·|o| tokens
+    lam_critic   λ of the critic's target
+    """
+
+    needs_critic: ClassVar[bool] = True
+
+    gamma: float = share(1.0)
+    alpha: float = number(0.05, above=0, most=VAST)
+    lam_critic: float = share(1.0)
+
+    def __call__(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        lengths = mask.sum(1).clamp(min=1).to(rewards.dtype)
+        lam = (1 - 1 / (self.alpha * lengths)).clamp(min=0)
+        return estimate(rewards, values, mask, self.gamma, lam, self.lam_critic)
+
+
+def estimate(
+    rewards: Tensor, values: Tensor | None, mask: Tensor, gamma: float, lam: float | Tensor, lam_critic: float
+) -> tuple[Tensor, Tensor]:
+    """GAE's advantages and the critic's targets, [S, T] each; λ may be one for each row [S]."""
+    assert values is not None, "GAE needs values"
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + gamma * following - values
+    advantages = discounted_sums(deltas, gamma * lam) * mask
+    of_critic = advantages if lam is lam_critic else discounted_sums(deltas, gamma * lam_critic) * mask
+    return advantages, (of_critic + values) * mask

@@ -52,6 +52,22 @@ class GroupMean(Baseline):
 
 
 @dataclass
+class LengthWeightedMean(Baseline):
+    """The mean return of the group weighted by length, Σ|o|·R/Σ|o|: Hao et al. 2025 (OPO, arXiv:2505.23585).
+
+    The baseline of least variance, where the squared norm of a completion's gradient grows with its length |o|. Zero
+    where the group has no token.
+    """
+
+    smallest_group: ClassVar[int] = 2
+
+    def __call__(self, rewards: Rewards) -> Tensor:
+        lengths, groups = rewards.mask.sum(1).view(-1, rewards.group_size), rewards.grouped
+        mean = (lengths * groups).sum(1) / lengths.sum(1).clamp(min=1)
+        return mean.repeat_interleave(rewards.group_size)[:, None] * rewards.last
+
+
+@dataclass
 class LeaveOneOut(Baseline):
     """The mean return of the *other* completions of the prompt: Kool et al. 2019; Ahmadian et al. 2024 eq. 8."""
 

@@ -17,14 +17,15 @@ from bakeoff.batch import Rewards, StepRewards, Tokens
 
 @dataclass
 class Betas:
-    """The two KL coefficients, which a run adapts and checkpoints."""
+    """The coefficients of the two KL terms and of the entropy, which a run adapts and checkpoints."""
 
     reference: float = 0.0
     behaviour: float = 0.0
+    entropy: float = 0.0
 
     @classmethod
     def of(cls, algorithm: Algorithm) -> Betas:
-        return cls(algorithm.kl_to_reference.beta, algorithm.kl_to_behaviour.beta)
+        return cls(algorithm.kl_to_reference.beta, algorithm.kl_to_behaviour.beta, algorithm.entropy.coefficient)
 
 
 def place_scores(
@@ -79,7 +80,7 @@ def policy_loss(
     reference: Tensor | None = None,
     betas: Betas | None = None,
 ) -> PolicyLoss:
-    """−Σ weight·(surrogate − KL penalties) over the tokens of a (micro-)batch, all tensors [S, T].
+    """−Σ weight·(surrogate − KL penalties + entropy bonus) over the tokens of a (micro-)batch, all tensors [S, T].
 
     `token_weights` come from `algorithm.aggregate` on the whole minibatch; a micro-batch gets its rows of them, and
     the losses of the micro-batches add up to that of the minibatch.
@@ -94,6 +95,8 @@ def policy_loss(
         reference = torch.where(tokens.mask, reference, 0.0)
         gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference, behaviour)
     gain = gain - algorithm.kl_to_behaviour.penalty(betas.behaviour, logprobs, behaviour)
+    if tokens.policy_entropy is not None:
+        gain = gain + algorithm.entropy.bonus(betas.entropy, torch.where(tokens.mask, tokens.policy_entropy, 0.0))
     loss = -(token_weights.to(gain.dtype) * gain).sum()
     return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), tokens) & tokens.mask)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.algorithm.divergence import exp_ratio
-from bakeoff.batch import Tokens
+from bakeoff.batch import Tokens, masked_mean
 from bakeoff.ranges import VAST, number
 
 
@@ -19,10 +19,21 @@ class Objective:
 
     fresh_only            its gradient is a policy gradient only for samples of the current policy: one step a rollout
     needs_one_advantage   it is defined for one advantage per completion
+    needs_token_ratio     it is defined for one ratio per token
+    chooses               it treats some tokens differently, which it chooses among all of the rollout
     """
 
     fresh_only: ClassVar[bool] = False
     needs_one_advantage: ClassVar[bool] = False
+    needs_token_ratio: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
+
+    def choose(self, advantages: Tensor, behaviour: Tensor, mask: Tensor, draws: torch.Generator) -> Tensor | None:
+        """The tokens [S, T] bool of the rollout that it treats differently, none where it `chooses` none.
+
+        Once for each rollout, from scaled advantages and log π_old, all [S, T]: what a minibatch holds changes nothing.
+        """
+        return None
 
     def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
         """[S, T] from the ratio [S, T]; carries gradient."""
@@ -53,9 +64,12 @@ class RatioObjective(Objective):
 
 @dataclass
 class TruncatedRatio(Objective):
-    """min(ratio, c)·A: a bounded weight, less variance for some bias. Ionides 2008; c = 2 is ours.
+    """min(ratio, c)·A: less variance for some bias. c = 2 is ours.
 
-    cap   c, the largest weight of a token
+    Past c it is flat for either sign of A: its gradient is zero. A truncated weight, as in Ionides 2008, keeps the
+    gradient c·A·∇log π there: `cispo` with ε_high = c − 1.
+
+    cap   c, the ratio beyond which a token has no gradient
     """
 
     cap: float = number(2.0, above=0, most=VAST)
@@ -87,6 +101,139 @@ class Clip(Objective):
         too_high = (ratio > 1 + self.epsilon_high) & (tokens.advantages > 0)
         too_low = (ratio < 1 - self.epsilon_low) & (tokens.advantages < 0)
         return too_high | too_low
+
+
+@dataclass
+class DualClip(Clip):
+    """Clip's surrogate, where A < 0 no lower than c·A: Ye et al. 2019 (arXiv:1912.09729), c = 3.
+
+    For c ≥ 1 + ε_high it is also min(ratio, δ)·A before the clip, where A < 0, with δ = c: INTELLECT-2 (Prime Intellect
+    2025, arXiv:2505.07291), δ = 4.
+
+    cap   c, the ratio beyond which a token with A < 0 has no gradient
+    """
+
+    cap: float = number(3.0, above=1, most=VAST)
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        gain = super().__call__(ratio, tokens)
+        return torch.where(tokens.advantages < 0, torch.maximum(gain, self.cap * tokens.advantages), gain)
+
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return super().clipped(ratio, tokens) | ((ratio > self.cap) & (tokens.advantages < 0))
+
+
+@dataclass
+class SequenceMask(Clip):
+    """Clip's surrogate without the completions that the policy has come to avoid: "off-policy sequence masking".
+
+    Where A < 0 and the mean over the completion's tokens of log π_old − log π_θ is above δ, the token counts zero, and
+    stays in the denominator: DeepSeek-V3.2 2025 (arXiv:2512.02556). δ is ours, which the paper does not state. A
+    completion without tokens is never dropped.
+
+    delta   δ, nats per token
+    """
+
+    delta: float = number(0.1, above=0, most=VAST, unit="nats per token")
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return torch.where(self.dropped(tokens), 0.0, super().__call__(ratio, tokens))
+
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return super().clipped(ratio, tokens) | self.dropped(tokens)
+
+    def dropped(self, tokens: Tokens) -> Tensor:
+        """[S, T] bool."""
+        lengths = tokens.mask.sum(1, keepdim=True).clamp(min=1)
+        moved = (tokens.behaviour - tokens.logprobs).detach().sum(1, keepdim=True) / lengths
+        return (tokens.advantages < 0) & (moved > self.delta)
+
+
+@dataclass
+class SoftGate(Objective):
+    """(4/τ)·σ(τ·(ratio − 1))·A, a gate in the place of the clip: Gao et al. 2025 (SAPO, arXiv:2511.20347).
+
+    On policy its slope is that of ratio·A; it levels off on both sides, and is flat nowhere.
+
+    tau_positive   τ where A > 0
+    tau_negative   τ elsewhere: the higher, the sooner it levels off
+    """
+
+    tau_positive: float = number(1.0, above=0, most=1000)
+    tau_negative: float = number(1.05, above=0, most=1000)
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        tau = torch.full_like(ratio, self.tau_negative).masked_fill(tokens.advantages > 0, self.tau_positive)
+        return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * tokens.advantages
+
+
+@dataclass
+class Covariance(RatioObjective):
+    """ratio·A, with another rule for few tokens of high covariance: Cui et al. 2025 (arXiv:2505.22617).
+
+    The covariance of a token is (A − mean A)·(log π − mean log π), means over the tokens of the rollout. Log π is that
+    of π_old here: the paper's is π_θ's, which is the same in the first step on a rollout.
+
+    share   share of the rollout's tokens that are chosen; at least one token, as in verl
+    """
+
+    needs_token_ratio: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
+
+    share: float = number(2e-4, above=0, most=1)
+
+    def choose(self, advantages: Tensor, behaviour: Tensor, mask: Tensor, draws: torch.Generator) -> Tensor | None:
+        logprobs, gains = (torch.where(mask, x, 0) - masked_mean(x, mask) for x in (behaviour, advantages))
+        order = self.order(torch.where(mask, logprobs * gains, -torch.inf).flatten(), draws)
+        count = max(1, int(self.share * mask.sum()))
+        return torch.zeros_like(mask).flatten().index_fill(0, order[:count], True).view_as(mask) & mask
+
+    def order(self, covariance: Tensor, draws: torch.Generator) -> Tensor:
+        """Numbers of the tokens that may be chosen, the first before the others; padding has covariance −∞."""
+        raise NotImplementedError
+
+
+@dataclass
+class ClipCovariance(Covariance):
+    """Drops a random share of the tokens whose covariance lies in a range: Cui et al. 2025 (Clip-Cov).
+
+    What is dropped stays in the denominator.
+
+    least, most   the range of the covariance
+    """
+
+    least: float = number(1.0, least=-VAST, most=VAST)
+    most: float = number(5.0, least=-VAST, most=VAST)
+
+    def order(self, covariance: Tensor, draws: torch.Generator) -> Tensor:
+        inside = ((covariance >= self.least) & (covariance <= self.most)).nonzero().squeeze(1)
+        return inside[torch.randperm(len(inside), generator=draws, device=draws.device)]
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        gain = super().__call__(ratio, tokens)
+        return gain if tokens.chosen is None else torch.where(tokens.chosen, 0.0, gain)
+
+    def clipped(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        return super().clipped(ratio, tokens) if tokens.chosen is None else tokens.chosen
+
+
+@dataclass
+class KLCovariance(Covariance):
+    """Subtracts β·|log ratio| on the tokens of the largest covariance: Cui et al. 2025 (KL-Cov).
+
+    beta   β, the weight of that penalty; 1 as in the paper's code
+    """
+
+    beta: float = number(1.0, least=0, most=1000)
+
+    def order(self, covariance: Tensor, draws: torch.Generator) -> Tensor:
+        return covariance.argsort(descending=True, stable=True)
+
+    def __call__(self, ratio: Tensor, tokens: Tokens) -> Tensor:
+        gain = super().__call__(ratio, tokens)
+        if tokens.chosen is None:
+            return gain
+        return gain - self.beta * tokens.chosen * (tokens.logprobs - tokens.behaviour).abs()
 
 
 @dataclass

@@ -19,7 +19,8 @@ class Subproblem:
     """The minibatch that a step is taken on, as the step may query it.
 
     optimizer        holds the parameters; their gradients are those of the loss
-    evaluate         () → loss and mean KL(π_old‖π_θ) in nats per token, at the current parameters
+    evaluate         () → loss and mean exact KL(π_old‖π_θ) in nats per token, at the current parameters; the first call
+                     is at π_old
     fisher_product   (v, n) → F·v, one tensor per parameter, for F the mean Fisher information of the distributions of
                      at most n tokens (0: of all)
     """
@@ -144,8 +145,9 @@ class Trpo(Optimizer):
     damping         multiple of the identity added to F, as in openai/baselines; the paper has none
     backtracks      maximum number of times the step is tried; if none is accepted, no step is taken
     backtrack       length of each such step, as a share of the one before
-    fisher_tokens   F is that of the first sequences of the rollout with at most this number of tokens; 0: of all. The
-                    paper has a tenth of the samples.
+    fisher_tokens   F is that of the first sequences of the rollout with at most this number of tokens; 0: of all. With
+                    few, the conjugate gradient does not converge and steps are refused; the paper's tenth of the
+                    samples is thousands.
     """
 
     needs_whole_rollout: ClassVar[bool] = True
@@ -158,7 +160,7 @@ class Trpo(Optimizer):
     damping: float = number(0.1, least=0, most=VAST)
     backtracks: int = count(10, least=1, most=1000, unit="tries")
     backtrack: float = number(0.8, above=0, below=1)
-    fisher_tokens: int = count(1024, unit="tokens")
+    fisher_tokens: int = count(0, unit="tokens")
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Plain gradient descent, which has no state: it only holds the parameters, and scales the step by lr."""

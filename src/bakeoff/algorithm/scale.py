@@ -68,6 +68,46 @@ class GroupStd(Scale):
 
 
 @dataclass
+class GroupShare(Scale):
+    """Divided by the group's mean return: Tajwar et al. 2026 (MaxRL, arXiv:2602.02710).
+
+    With scores of 0 and 1 the mean is the prompt's accuracy: hard prompts weigh more, and with many samples the
+    gradient is that of the likelihood of a right answer. It is defined for scores of at least zero: a group whose mean
+    return is not above zero gives exactly zero, as one in which all returns are equal does.
+
+    epsilon   added to the mean
+    """
+
+    smallest_group: ClassVar[int] = 2
+
+    epsilon: float = number(1e-4, least=1e-12, most=1)
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        groups = rewards.grouped
+        mean = groups.mean(1)
+        sound = (groups.amax(1) > groups.amin(1)) & (mean > 0)
+        factor = torch.where(sound, 1 / (mean.clamp(min=0) + self.epsilon), 0.0)
+        return advantages * factor.repeat_interleave(rewards.group_size)[:, None]
+
+
+@dataclass
+class NonzeroShare(Scale):
+    """Times completions over completions with a return ≠ 0: Chu et al. 2025 (GPG, arXiv:2504.02546), as in verl.
+
+    The paper counts the completions of groups with spread instead. A group in which all returns are equal gives exactly
+    zero, and so does a rollout in which all are zero.
+    """
+
+    smallest_group: ClassVar[int] = 2
+
+    def __call__(self, advantages: Tensor, rewards: Rewards) -> Tensor:
+        groups, totals = rewards.grouped, rewards.totals
+        spread = groups.amax(1) > groups.amin(1)
+        factor = spread * len(totals) / (totals != 0).sum().clamp(min=1).to(totals.dtype)
+        return advantages * factor.repeat_interleave(rewards.group_size)[:, None]
+
+
+@dataclass
 class BatchStd(Scale):
     """Divided by the standard deviation (ddof 1) of the rollout's returns: Hu et al. 2025 (REINFORCE++) eq. 9.
 

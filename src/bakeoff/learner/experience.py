@@ -13,7 +13,7 @@ from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_hidden, completion_values
-from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values
+from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, policy_pass
 from bakeoff.model.policy import at_least_float32
 from bakeoff.rows import Scalar, concatenate, select
 
@@ -75,13 +75,30 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
     return ForwardPasses(mine, values, its, kl)
 
 
+@torch.no_grad()
+def policy_entropy(learner: Learner, sequences: Sequences) -> Tensor:
+    """Entropy [S, T] of the policy at every token, for a method that adapts to it and an engine that knows none."""
+    parts = []
+    for rows in micro_batches(sequences, learner.forward.micro_tokens):
+        _, _, entropy = policy_pass(learner.actor, None, select(sequences, rows), learner.forward, with_entropy=True)
+        assert entropy is not None
+        parts.append(entropy)
+    return torch.cat(parts)
+
+
 def make_experience(
-    learner: Learner, rollout: Rollout, scores: Scores, greedy: Tensor | None, exact_logprobs: bool
+    learner: Learner,
+    rollout: Rollout,
+    scores: Scores,
+    greedy: Tensor | None,
+    exact_logprobs: bool,
+    draws: torch.Generator,
 ) -> tuple[Experience, ExperienceStatistics]:
     """The experience of a rollout, and its statistics.
 
     `greedy` [P] are the scores of the prompts' greedy completions, where the baseline asks for them; `exact_logprobs`
-    says that the engine's log-probs serve as log π_old. Raises Diverged where a value of the critic is not finite.
+    says that the engine's log-probs serve as log π_old; `draws` are those of an objective that chooses tokens. Raises
+    Diverged where a value of the critic is not finite.
     """
     sequences, algorithm = rollout.sequences, learner.algorithm
     mask = sequences.mask
@@ -93,12 +110,16 @@ def make_experience(
     rewards = place_scores(outcome, mask, rollout.group_size, scores.process, greedy)
     rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, passes.reference_logprobs)
     advantages, returns = advantages_and_returns(algorithm, rewards, passes.values)
+    entropy = rollout.entropy
+    if entropy is None and algorithm.entropy.adapts:
+        entropy = policy_entropy(learner, sequences)
     experience = Experience(
         sequences=sequences,
         behaviour_logprobs=behaviour,
         advantages=advantages,
         max_tokens=rollout.max_tokens,
-        entropy=rollout.entropy,
+        entropy=entropy,
+        chosen=algorithm.objective.choose(advantages, behaviour, mask, draws),
         reference_logprobs=passes.reference_logprobs,
         values=passes.values,
         returns=returns,
@@ -117,7 +138,7 @@ def experience_statistics(experience: Experience, rollout: Rollout, passes: Forw
     return ExperienceStatistics(
         advantage_mean=masked_mean(experience.advantages, mask),
         advantage_std=masked_variance(experience.advantages, mask).sqrt(),
-        entropy=mean(rollout.entropy),
+        entropy=mean(experience.entropy),
         sampler_mismatch=mean(None if passes.logprobs is None else (behaviour - rollout.sampler_logprobs).abs()),
         reference=None if reference is None else estimate_kl(behaviour, reference, mask),
         reference_exact=mean(passes.reference_kl),

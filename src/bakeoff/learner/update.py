@@ -19,9 +19,10 @@ from bakeoff.batch import Experience, Tokens, masked_mean, micro_batches
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
-from bakeoff.model.forward import completion_values
-from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
-from bakeoff.model.policy import recomputes
+from bakeoff.model.forward import Hidden, completion_hidden, completion_values
+from bakeoff.model.logprobs import completion_logprobs, exact_kl, head_terms, policy_pass
+from bakeoff.model.policy import Policy, recomputes
+from bakeoff.model.weights import with_frozen_head
 from bakeoff.rows import Scalar, group_rows, select
 
 Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
@@ -69,6 +70,7 @@ def update_actor(
     Fisher information are measured.
     """
     optimizer, steps = learner.algorithm.optimizer, []
+    learner = with_entropy_coefficient(learner, experience)
     with training(learner, "actor"):
         for minibatch in minibatches(experience, optimizer, draws):
             with attributed("actor", "activations"):
@@ -77,6 +79,16 @@ def update_actor(
                     step = optimizer(actor_subproblem(learner, minibatch, fisher_phase))
             steps.append(ActorStep(loss, step))
     return steps
+
+
+def with_entropy_coefficient(learner: Learner, experience: Experience) -> Learner:
+    """The learner with the coefficient of the entropy that its option applies at this π_old; its state stays."""
+    entropy, betas = learner.algorithm.entropy, learner.betas
+    if not entropy.adapts:
+        return learner
+    assert experience.entropy is not None
+    nats = float(masked_mean(experience.entropy, experience.sequences.mask))
+    return replace(learner, betas=replace(betas, entropy=entropy.applied(betas.entropy, nats)))
 
 
 def update_critic(learner: Learner, experience: Experience, draws: torch.Generator) -> list[CriticStep]:
@@ -116,13 +128,14 @@ def minibatches(experience: Experience, optimizer: Optimizer, draws: torch.Gener
 
 def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     """Leaves the gradient of the minibatch's loss on the actor, whatever the size of a micro-batch."""
-    critic, mask = learner.algorithm.critic, minibatch.sequences.mask
-    weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
+    critic, mask, weights = learner.algorithm.critic, minibatch.sequences.mask, token_weights(learner, minibatch)
     results, value_losses = [], []
     for rows in micro_batches(minibatch.sequences, learner.forward.micro_tokens):
         part = select(minibatch, rows)
-        logprobs, values = logprobs_and_values(learner.actor, learner.head, part.sequences, learner.forward)
-        result = minibatch_loss(learner, part, logprobs, weights[rows])
+        logprobs, values, entropy = policy_pass(
+            learner.actor, learner.head, part.sequences, learner.forward, learner.algorithm.entropy.needs_entropy
+        )
+        result = minibatch_loss(learner, part, logprobs, weights[rows], entropy)
         loss = result.loss
         if isinstance(critic, Shared) and values is not None:
             critic_loss = minibatch_value_loss(critic, part, values, mask.sum())
@@ -143,10 +156,26 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     )
 
 
-def minibatch_loss(learner: Learner, part: Experience, logprobs: Tensor, token_weights: Tensor) -> PolicyLoss:
-    """The actor's loss on a (micro-)batch, from log π_θ of its tokens [S, T]."""
-    tokens = Tokens(logprobs, part.behaviour_logprobs, part.advantages, part.sequences.mask, part.entropy)
-    return policy_loss(learner.algorithm, tokens, token_weights, part.reference_logprobs, learner.betas)
+def token_weights(learner: Learner, minibatch: Experience) -> Tensor:
+    """Weights [S, T] of a minibatch's tokens in the loss."""
+    sequences = minibatch.sequences
+    return learner.algorithm.aggregate(sequences.mask, minibatch.max_tokens, sequences.group_size)
+
+
+def minibatch_loss(
+    learner: Learner, part: Experience, logprobs: Tensor, weights: Tensor, entropy: Tensor | None
+) -> PolicyLoss:
+    """The actor's loss on a (micro-)batch, from log π_θ of its tokens and, for a bonus, the entropy of π_θ [S, T]."""
+    tokens = Tokens(
+        logprobs=logprobs,
+        behaviour=part.behaviour_logprobs,
+        advantages=part.advantages,
+        mask=part.sequences.mask,
+        entropy=part.entropy,
+        chosen=part.chosen,
+        policy_entropy=entropy,
+    )
+    return policy_loss(learner.algorithm, tokens, weights, part.reference_logprobs, learner.betas)
 
 
 def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) -> Tensor:
@@ -169,22 +198,33 @@ def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, to
 
 
 def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Opens) -> Subproblem:
-    """The minibatch as a step may query it: loss and KL at the current parameters, and Fisher products."""
+    """The minibatch as a step may query it: loss and KL at the current parameters, and Fisher products.
+
+    π_old is the policy at the first evaluation, whose last hidden states and head are kept for the exact KL.
+    """
+    actor, forward, mask = learner.actor, learner.forward, minibatch.sequences.mask
+    start: list[tuple[Policy, Hidden]] = []
 
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:
-        mask = minibatch.sequences.mask
-        weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
-        logprobs = actor_logprobs(learner, minibatch)
-        loss = minibatch_loss(learner, minibatch, logprobs, weights).loss
-        kl = estimate_kl(minibatch.behaviour_logprobs, logprobs, mask)
-        return float(loss), float(kl.k3_per_token)
+        weights, losses, kls, first = token_weights(learner, minibatch), [], [], not start
+        for number, rows in enumerate(micro_batches(minibatch.sequences, forward.micro_tokens)):
+            part = select(minibatch, rows)
+            hidden = completion_hidden(actor.trunk, part.sequences)
+            if first:
+                start.append((start[0][0] if start else with_frozen_head(actor), hidden))
+            terms = head_terms(actor, hidden, forward, learner.algorithm.entropy.needs_entropy)
+            logprobs, *entropy = map(hidden.spread, terms)
+            losses.append(minibatch_loss(learner, part, logprobs, weights[rows], *entropy or (None,)).loss)
+            old, old_hidden = start[number]
+            kls.append(logprobs.new_zeros(()) if first else exact_kl(old, actor, old_hidden, hidden, forward).sum())
+        return float(torch.stack(losses).sum()), float(torch.stack(kls).sum() / mask.sum())
 
     def product(vector: list[Tensor], tokens: int) -> list[Tensor]:
         sequences = minibatch.sequences
         within = select(sequences, slice(0, sequences_within(sequences, tokens)))
         with fisher_phase():
-            return fisher_product(learner.actor, within, vector, learner.forward)
+            return fisher_product(actor, within, vector, forward)
 
     return Subproblem(learner.actor_optimizer, evaluate, product)
 

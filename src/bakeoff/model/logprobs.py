@@ -24,6 +24,12 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
 
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats over the last axis, [...] from logits [..., V]."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1)
+
+
 def completion_logprobs(policy: Policy, sequences: Sequences, forward: ForwardSettings) -> Tensor:
     """log π [S, T] of the completion's tokens, zero on padding."""
     return logprobs_and_values(policy, None, sequences, forward)[0]
@@ -33,20 +39,35 @@ def logprobs_and_values(
     policy: Policy, head: ValueHead | None, sequences: Sequences, forward: ForwardSettings
 ) -> tuple[Tensor, Tensor | None]:
     """One pass over the actor's trunk: log π [S, T] and, where it has a value head, values [S, T]."""
+    logprobs, values, _ = policy_pass(policy, head, sequences, forward)
+    return logprobs, values
+
+
+def policy_pass(
+    policy: Policy, head: ValueHead | None, sequences: Sequences, forward: ForwardSettings, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same, and where it is asked for the entropy of π in nats [S, T], from the same logits."""
     hidden = completion_hidden(policy.trunk, sequences)
     values = None if head is None else hidden.spread(head(at_least_float32(hidden.states)))
-    return hidden.spread(head_logprobs(policy, hidden, forward)), values
+    logprobs, *entropy = map(hidden.spread, head_terms(policy, hidden, forward, with_entropy))
+    return logprobs, values, entropy[0] if entropy else None
 
 
-def head_logprobs(policy: Policy, hidden: Hidden, forward: ForwardSettings) -> Tensor:
-    """log π [N] of the tokens by the policy's head."""
+def head_terms(policy: Policy, hidden: Hidden, forward: ForwardSettings, with_entropy: bool) -> tuple[Tensor, ...]:
+    """log π [N] of the tokens by the policy's head and, where it is asked for, the entropy of π [N]."""
     size, states, ids = chunk_size(policy, forward), hidden.states, hidden.ids
     with policy.trunk.computing(), attributed(kind="logits"):
         if len(ids) <= size:
-            return token_logprobs(policy.logits(states, forward.temperature), ids)
-        head = policy.head
-        chunked: Tensor = _ChunkedLogprobs.apply(states, head.weight, head.bias, ids, policy, forward.temperature, size)
+            return token_terms(policy.logits(states, forward.temperature), ids, with_entropy)
+        head, settings = policy.head, (policy, forward.temperature, size, with_entropy)
+        chunked: tuple[Tensor, ...] = _ChunkedTerms.apply(states, head.weight, head.bias, ids, *settings)
         return chunked
+
+
+def token_terms(logits: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Tensor, ...]:
+    """log π of each token and, where it is asked for, the entropy of π there."""
+    logprobs = token_logprobs(logits, ids)
+    return (logprobs, token_entropy(logits)) if with_entropy else (logprobs,)
 
 
 @torch.no_grad()
@@ -66,43 +87,57 @@ def logprobs_and_kl(
     return mine, its, divergence
 
 
+@torch.no_grad()
+def exact_kl(policy: Policy, other: Policy, hidden: Hidden, other_hidden: Hidden, forward: ForwardSettings) -> Tensor:
+    """The same KL alone, [N]."""
+    size, parts = chunk_size(policy, forward), []
+    with attributed(policy.name, "logits"):
+        for states, other_states in zip(hidden.states.split(size), other_hidden.states.split(size), strict=True):
+            logits, others = policy.logits(states, forward.temperature), other.logits(other_states, forward.temperature)
+            parts.append(kl.exact(logits, others))
+    return torch.cat(parts)
+
+
 def chunk_size(policy: Policy, forward: ForwardSettings) -> int:
     """Number of tokens whose logits are held at once."""
     return max(1, int(forward.logits_mb * 1e6 / (4 * policy.embedding[0]))) if forward.logits_mb else 2**62
 
 
-class _ChunkedLogprobs(torch.autograd.Function):
-    """log π [N] from states [N, H], a chunk of tokens at a time.
+class _ChunkedTerms(torch.autograd.Function):
+    """`token_terms` [N] from states [N, H], a chunk of tokens at a time.
 
     Left to autograd, every chunk would make a gradient of the head of its own, and add it to the sum: where the
     vocabulary is large, that takes longer than the chunk's products. Here all chunks add to one buffer.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, *settings: Any) -> Tensor:
-        policy, temperature, size = ctx.settings = settings
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, *settings: Any
+    ) -> tuple[Tensor, ...]:
+        policy, temperature, size, with_entropy = ctx.settings = settings
         ctx.save_for_backward(states, weight, ids)
         chunks = zip(states.split(size), ids.split(size), strict=True)
-        return torch.cat([token_logprobs(policy.logits(x, temperature), own) for x, own in chunks])
+        found = [token_terms(policy.logits(x, temperature), own, with_entropy) for x, own in chunks]
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         states, weight, ids = ctx.saved_tensors
-        policy, temperature, size = ctx.settings
+        policy, temperature, size, with_entropy = ctx.settings
         with attributed(policy.name, "gradients"):
             into_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
             into_bias = torch.zeros_like(policy.head.bias) if ctx.needs_input_grad[2] else None
         parts = []
         with attributed(policy.name, "logits"):
-            for part, own, upstream in zip(*(x.split(size) for x in (states, ids, gradient)), strict=True):
+            for part, own, *upstream in zip(*(x.split(size) for x in (states, ids, *gradients)), strict=True):
                 inputs = part.to(weight.dtype)
                 products = policy.products(inputs).requires_grad_()
                 with torch.enable_grad():
-                    logprobs = token_logprobs(policy.scaled(products, temperature), own)
-                (of_products,) = torch.autograd.grad(logprobs, products, upstream)
+                    terms = token_terms(policy.scaled(products, temperature), own, with_entropy)
+                (of_products,) = torch.autograd.grad(terms, products, upstream)
                 parts.append((of_products @ weight).to(states.dtype))
                 if into_weight is not None:
                     into_weight.addmm_(of_products.T, inputs)
                 if into_bias is not None:
                     into_bias += of_products.sum(0)
-        return torch.cat(parts), into_weight, into_bias, None, None, None, None
+        return torch.cat(parts), into_weight, into_bias, None, None, None, None, None

@@ -17,7 +17,8 @@ from bakeoff.model.roles import Roles, Trunk
 class Policy:
     """A causal LM with its tokenizer, in one of its roles if it has adapters.
 
-    name   actor or reference: the owner of the memory of its passes
+    name          actor or reference: the owner of the memory of its passes
+    frozen_head   output embedding in the place of the network's, for a policy that has since moved
     """
 
     network: PreTrainedModel
@@ -28,6 +29,7 @@ class Policy:
     roles: Roles | None = None
     role: str = ""
     name: str = "actor"
+    frozen_head: nn.Linear | None = None
 
     @property
     def trunk(self) -> Trunk:
@@ -45,7 +47,7 @@ class Policy:
     @property
     def head(self) -> nn.Linear:
         """The output embedding."""
-        head: nn.Linear = self.network.get_output_embeddings()
+        head: nn.Linear = self.frozen_head or self.network.get_output_embeddings()
         return head
 
     @property

@@ -46,6 +46,12 @@ def save(policy: Policy, folder: Path) -> None:
     policy.tokenizer.save_pretrained(folder)
 
 
+def with_frozen_head(policy: Policy) -> Policy:
+    """The policy with its output embedding as it is now, whatever becomes of the network's."""
+    head = policy.head
+    return replace(policy, frozen_head=duplicate(head).requires_grad_(False) if head.weight.requires_grad else head)
+
+
 def frozen_copy(policy: Policy) -> Policy:
     """A copy that is never trained: the reference."""
     network = duplicate(policy.network).eval().requires_grad_(False)
