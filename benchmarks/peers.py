@@ -37,7 +37,7 @@ from bakeoff.learner.sft import starting_policy
 from bakeoff.loop import update_once
 from bakeoff.model.weights import save
 from bakeoff.randomness import stdlib_random
-from bakeoff.start import prepare
+from bakeoff.start import collector_of, prepare
 from bakeoff.validation import compose
 from benchmarks.start import started
 
@@ -244,7 +244,8 @@ def in_process(side: str, work: str, folder: str) -> Measured:
 def save_start(work: Work, folder: str) -> None:
     """Saves weights and tokenizer that both start from: our supervised start, or random weights."""
     config = work.config()
-    save(starting_policy(config, prepare(config), lambda message: None), Path(folder))
+    policy, _ = starting_policy(config, collector_of(config), prepare(config), lambda message: None)
+    save(policy, Path(folder))
 
 
 def compare(key: str, pairs: int) -> dict[str, str]:

@@ -107,6 +107,9 @@ class Noted:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.logged.append(values)
 
+    def table(self, rows: list[dict[str, Any]], name: str) -> None:
+        pass
+
 
 def loop_of(config: Config) -> Loop:
     """The loop of a configuration, started as the command starts it."""

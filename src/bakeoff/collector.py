@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bakeoff.batch import Example, Prompts, Rollout
@@ -10,7 +11,7 @@ from bakeoff.model.encode import encode, require_room
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive
 from bakeoff.reward.reward import Reward
-from bakeoff.task.task import Task
+from bakeoff.task.task import Task, Verdict
 
 
 @dataclass
@@ -39,3 +40,23 @@ class Collector:
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
         request = Request(prompts, completions, self.sampling, budget, seed, greedy)
         return make_rollout(policy, request, self.engine.generate(request))
+
+    def answers(
+        self,
+        policy: Policy,
+        examples: list[Example],
+        completions: int,
+        stream: str,
+        step: int = 0,
+        greedy: bool = False,
+    ) -> Iterator[Rollout]:
+        """The same for any number of examples, in parts that need no more memory than a rollout or an evaluation."""
+        size = max(self.task.heldout, self.batch.sequences // completions)
+        for number, at in enumerate(range(0, len(examples), size)):
+            prompts = self.prompts(policy, examples[at : at + size])
+            part = f"{stream}/{number}" if number else stream
+            yield self.roll_out(policy, prompts, completions, part, step, greedy)
+
+    def judge(self, rollout: Rollout) -> list[Verdict]:
+        """The task's verdict on each completion."""
+        return self.reward.judge(self.task, rollout.completions, rollout.examples)

@@ -20,7 +20,7 @@ from bakeoff.files import content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF, ROOT, study_folders, study_names
-from bakeoff.ranges import VAST, count, number, rate, seed
+from bakeoff.ranges import VAST, count, number, rate, seed, share
 from bakeoff.regime import Regime
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
@@ -38,13 +38,16 @@ class Sft:
     Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison is
     over several starts.
 
-    steps   number of AdamW steps
-    batch   number of demonstrations of a step
-    lr      learning rate
-    seed    seed of the model's random weights and of the demonstrations
+    steps      number of AdamW steps; the largest, where `accuracy` is set
+    accuracy   it ends as soon as this share of sampled completions is right, on prompts that are neither held out nor
+               trained on; 0: after `steps`
+    batch      number of demonstrations of a step
+    lr         learning rate
+    seed       seed of the model's random weights and of the demonstrations
     """
 
     steps: int = count(0, unit="steps")
+    accuracy: float = share(0.0)
     batch: int = count(256, least=1, most=2**20, unit="demonstrations")
     lr: float = rate(3e-3)
     seed: int = seed()
@@ -81,10 +84,13 @@ class Evaluation:
 
     every     number of updates between evaluations
     samples   number of sampled completions per prompt, beside the greedy one
+    final     number of held-out prompts of the last evaluation: those of the others and more, at most about a tenth of
+              the task's; 0: task.heldout
     """
 
     every: int = count(10, least=1, unit="updates")
     samples: int = count(1, least=1, most=2**16, unit="completions")
+    final: int = count(0, most=2**20, unit="prompts")
 
 
 @dataclass
@@ -248,6 +254,9 @@ class Config:
     lr_factors: list[float] = number(list, above=0, most=VAST)
     arm: str = ""
 
+    def __post_init__(self) -> None:
+        self.task.final = self.evaluation.final  # which prompts are held out is one decision, made by the task
+
 
 def register() -> None:
     """Registers with Hydra the schemas, and the folders of configurations and studies. Idempotent."""
@@ -268,6 +277,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("bakeoff_studies", lambda: ", ".join(study_names()), replace=True)
     OmegaConf.register_new_resolver("bakeoff_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
+    OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
 
 
 def searchpath() -> list[str]:
@@ -318,7 +328,8 @@ def config_id(config: Config) -> str:
 def training_id(config: Config) -> str:
     """Hash of what decides the updates of a run, its seed included, but not their number: a run may resume longer."""
     free = {*NOT_IN_CONFIG_ID, "budget", "evaluation"} - {"seed"}
-    return digest({k: v for k, v in plain(config).items() if k not in free})
+    trained = {k: v for k, v in plain(config).items() if k not in free}
+    return digest(trained | {"final": config.evaluation.final})  # prompts that are not trained on
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

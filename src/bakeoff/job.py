@@ -147,7 +147,7 @@ def start_job(
         loop = replace(loop, learner=load_checkpoint(found, loop.learner))
         progress.report(f"resumed after update {loop.learner.counters.updates}")
     else:
-        tracker.metrics(peak_metrics(phases.take().peaks), 0)
+        tracker.metrics(peak_metrics(phases.take().peaks) | named("sft/", loop.supervised), 0)
         if loop.reward_quality is not None:
             tracker.metrics(pair_metrics(loop.reward_quality), 0)
         if config.measure.memory_prediction:

@@ -5,10 +5,12 @@ This module opens every phase of an update: it places the models that the phase 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, takewhile
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import Learner, passes_over, renew_reference, set_lr
 from bakeoff.learner.offload import place_for
 from bakeoff.learner.reward_training import PairQuality, Renewal
+from bakeoff.learner.sft import Supervised
 from bakeoff.learner.update import ActorStep, CriticStep, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
@@ -45,6 +48,7 @@ class Loop:
     renew_reward   (actor, update) → trains the reward model further when an outer iteration ends; none likewise
     sampling_price   work of a sampled token; one that a step reads has 1
     start          hash of the weights that training started from
+    supervised     the supervised stage that made them, none where there was none
     """
 
     learner: Learner
@@ -57,6 +61,7 @@ class Loop:
     renew_reward: Callable[[Policy, int], Renewal] | None = None
     sampling_price: float = 1.0
     start: str = ""
+    supervised: Supervised | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -234,28 +239,74 @@ def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
 
 @dataclass
 class HeldOut:
-    """Held-out accuracy by exact match, and the mean length of greedy completions in tokens."""
+    """Accuracy on held-out prompts: the metrics `eval/…`, which metrics.py defines.
+
+    pass_at        by k: the probability that one of k sampled completions of a prompt is right
+    failed         share of all completions, greedy and sampled, that could not be scored
+    right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    """
 
     greedy_accuracy: float
     sampled_accuracy: float
+    pass_at: dict[int, float]
+    failed: float
     greedy_length: float
+    right_length: float | None
+    wrong_length: float | None
 
 
-def evaluate(loop: Loop, samples: int) -> HeldOut:
-    """Accuracy on the held-out prompts: greedy, and of `samples` completions a prompt at the training temperature."""
+def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
+    """Evaluates on the held-out prompts: greedily, and by `samples` completions of each at the training temperature.
+
+    The `last` evaluation of a run reads more of them, if the configuration asks for it.
+    """
     actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
+    examples = collector.task.final_examples() if last else loop.heldout.examples
     with loop.phase("evaluation"):
         collector.engine.load(actor)
-        greedy = collector.roll_out(actor, loop.heldout, 1, "evaluation", number, greedy=True)
-        sampled = collector.roll_out(actor, loop.heldout, samples, "evaluation", number)
+        greedy = judged(collector, collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
+        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number))
         return HeldOut(
-            greedy_accuracy=exact_match(collector, greedy),
-            sampled_accuracy=exact_match(collector, sampled),
-            greedy_length=float(greedy.sequences.mask.sum(1).float().mean()),
+            greedy_accuracy=float(greedy.right.mean()),
+            sampled_accuracy=float(sampled.right.mean()),
+            pass_at=pass_at(sampled.right.view(-1, samples)),
+            failed=float(torch.cat([greedy.failed, sampled.failed]).mean()),
+            greedy_length=float(greedy.lengths.mean()),
+            right_length=mean_where(sampled.right == 1, sampled.lengths),
+            wrong_length=mean_where(sampled.right == 0, sampled.lengths),
         )
 
 
-def exact_match(collector: Collector, rollout: Rollout) -> float:
-    """Share of completions to which the verifier gives full marks."""
-    verdicts = collector.reward.judge(collector.task, rollout.completions, rollout.examples)
-    return float(torch.tensor([verdict.score >= 1.0 for verdict in verdicts]).float().mean())
+@dataclass
+class Judged:
+    """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens."""
+
+    right: Tensor
+    failed: Tensor
+    lengths: Tensor
+
+
+def judged(collector: Collector, parts: Iterator[Rollout]) -> Judged:
+    """The judgement of every completion; right are those with full marks."""
+    rows = []
+    for part in parts:
+        verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
+        rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
+    return Judged(*torch.tensor(rows, dtype=torch.float32).T)
+
+
+def pass_at(right: Tensor) -> dict[int, float]:
+    """pass@k of prompts with n completions each, [P, n] of 0 and 1, for k = 2, 4, 8 … up to n.
+
+    Chen et al. 2021 eq. 1, without bias: 1 − C(n − c, k)/C(n, k) for a prompt with c right completions, mean over
+    prompts.
+    """
+    n = right.shape[1]
+    wrong = [n - int(c) for c in right.sum(1).tolist()]
+    ks = takewhile(lambda k: k <= n, (2**power for power in count(1)))
+    return {k: 1 - sum(math.comb(each, k) for each in wrong) / (math.comb(n, k) * len(wrong)) for k in ks}
+
+
+def mean_where(chosen: Tensor, values: Tensor) -> float | None:
+    """Mean of the chosen values, none where none is chosen."""
+    return float(values[chosen].mean()) if chosen.any() else None

@@ -13,12 +13,17 @@ from torch import Tensor
 from bakeoff.batch import Rollout, Scores
 from bakeoff.learner.learner import Counters
 from bakeoff.learner.reward_training import PairQuality
-from bakeoff.loop import Update
+from bakeoff.loop import HeldOut, Update
 from bakeoff.measure.phase import Measured, Peak, largest_peak
 from bakeoff.rows import Scalar, numbers
 
 # name → (unit, definition). `*` stands for a phase or a reward function. docs/metrics.md is written from this.
 DEFINITIONS: dict[str, tuple[str, str]] = {
+    "sft/steps": ("steps", "steps of the supervised stage that made the start"),
+    "sft/accuracy": (
+        "share",
+        "sampled completions of the start that are right on fresh prompts, where sft.accuracy is set",
+    ),
     "reward/mean": ("score", "mean total reward of the rollout's completions, before any KL"),
     "reward/std": ("score", "standard deviation of the total reward over the rollout"),
     "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
@@ -101,8 +106,15 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "kl/beta_reference": ("–", "coefficient of the KL to the reference in this update"),
     "kl/beta_behaviour": ("–", "coefficient of the KL to the behaviour policy in this update"),
     "eval/greedy_accuracy": ("share", "exact match on the held-out prompts, greedy decoding"),
-    "eval/sampled_accuracy": ("share", "exact match on the held-out prompts, sampled as in training"),
+    "eval/sampled_accuracy": (
+        "share",
+        "exact match on the held-out prompts, sampled as in training: mean@n, with n of evaluation.samples",
+    ),
+    "eval/pass_at_*": ("share", "prompts of which one of k sampled completions is right, without bias, k = 2, 4 … n"),
+    "eval/failed": ("share", "held-out completions, greedy and sampled, that could not be scored; they count as wrong"),
     "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
+    "eval/right_length": ("tokens", "mean length of the sampled completions that are right, EOS included"),
+    "eval/wrong_length": ("tokens", "the same of those that are wrong"),
     "progress/sequences": ("sequences", "completions sampled for training so far"),
     "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
     "progress/work": ("tokens", "work so far: tokens that steps have read, and sampled ones at budget.sampling_price"),
@@ -212,6 +224,12 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
         "length/eos_share": rollout.ended.float().mean(),
         **{f"reward/term_{name}": term.mean() for name, term in scores.terms.items()},
     }
+
+
+def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
+    """Metrics of an evaluation."""
+    plain = {name: value for name, value in named("eval/", heldout).items() if name != "eval/pass_at"}
+    return plain | {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
 
 
 def pair_metrics(quality: PairQuality) -> dict[str, float]:

@@ -20,10 +20,14 @@ from bakeoff.predict import savings
 from bakeoff.progress import RunProgress, megabytes
 from bakeoff.tracking import DIVERGED, OUT_OF_MEMORY, Tracker
 
-STAGES = {"sft": "the supervised start", "reward_model": "the training of the reward model"}
+STAGES = {
+    **dict.fromkeys(("sft", "sft_accuracy"), "the supervised start"),
+    "reward_model": "the training of the reward model",
+}
 # phase → the learning rate of its steps; every other phase follows the actor's
 RATES = {
     "sft": "sft.lr",
+    "sft_accuracy": "sft.lr",
     "reward_model": "preferences.lr",
     "renewal": "preferences.lr",
     "critic_update": "algorithm.critic.optimizer.lr",

@@ -58,7 +58,7 @@ def run(config: Config, console: Console) -> PairQuality:
 
     phases = prepare(config)
     with divergence_named(config, phases):
-        policy = starting_policy(config, phases, report)
+        policy, _ = starting_policy(config, collector_of(config), phases, report)
     tags = {"kind": "reward_model", "commit": commit(), "start": weights_hash(policy.network)}
     with tempfile.TemporaryDirectory() as folder:
         tracker = start_run(config.tracking, "reward model", tags, Path(folder), report=report)

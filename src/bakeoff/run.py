@@ -16,7 +16,7 @@ from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
-from bakeoff.metrics import named, phase_metrics, resident_metrics, update_metrics, weight_metrics
+from bakeoff.metrics import heldout_metrics, phase_metrics, resident_metrics, update_metrics, weight_metrics
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
 from bakeoff.tracking import Tracker
@@ -47,15 +47,16 @@ def train(run: Run) -> float:
     budget = config.budget
     heldout: HeldOut | None = None
     run.progress.begin(counters.updates, counters.progress(budget))
-    if counters.updates == 0 or counters.progress(budget) >= 1:
-        heldout = evaluate_run(run)
+    last = counters.progress(budget) >= 1
+    if counters.updates == 0 or last:
+        heldout = evaluate_run(run, last)
     while counters.progress(budget) < 1:
         with traced(run):
             update = update_once(run.loop, counters.progress(budget))
         log_update(run, update)
         last = counters.progress(budget) >= 1
         if last or counters.updates % config.evaluation.every == 0:
-            heldout = evaluate_run(run)
+            heldout = evaluate_run(run, last)
         if last or counters.updates % config.tracking.completions_every == 0:
             run.tracker.table(completions_table(run, update.collected), "completions.json")
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
@@ -122,11 +123,11 @@ def checkpoint(run: Run) -> None:
     run.tracker.metrics(phase_metrics(phases.take()), learner.counters.updates)
 
 
-def evaluate_run(run: Run) -> HeldOut:
+def evaluate_run(run: Run, last: bool) -> HeldOut:
     """Evaluates and logs held-out accuracy; its time counts towards no budget."""
-    heldout = evaluate(run.loop, run.config.evaluation.samples)
+    heldout = evaluate(run.loop, run.config.evaluation.samples, last)
     run.loop.phases.take()
-    run.tracker.metrics(named("eval/", heldout), run.loop.learner.counters.updates)
+    run.tracker.metrics(heldout_metrics(heldout), run.loop.learner.counters.updates)
     return heldout
 
 

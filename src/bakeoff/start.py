@@ -38,9 +38,9 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
     `report` receives a message after each stage. Raises UserError for a model, data or a reward that cannot be used,
     and Diverged where a stage before the loop diverges.
     """
-    actor = starting_policy(config, phases, report)
-    start_hash = weights_hash(actor.network)
     collector = collector_of(config)
+    actor, supervised = starting_policy(config, collector, phases, report)
+    start_hash = weights_hash(actor.network)
     learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
     learner = make_learner(config, actor, learned.model if learned else None)
     renewal = partial(renew_reward_model, learned, config.preferences, collector, report) if learned else None
@@ -55,6 +55,7 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
         renew_reward=renewal,
         sampling_price=config.budget.sampling_price,
         start=start_hash,
+        supervised=supervised,
     )
 
 

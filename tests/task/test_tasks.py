@@ -55,6 +55,21 @@ def test_heldout_prompts_are_fixed_distinct_and_never_trained_on(task):
     assert not trained & set(held)
 
 
+@pytest.mark.parametrize(
+    ("digits", "final", "least", "most"), [(10, 700, 700, 700), (3, 700, 50, 200), (2, 700, 40, 45)]
+)
+def test_the_last_evaluation_has_more_held_out_prompts_as_many_as_the_task_can_spare(digits, final, least, most):
+    task = Sort(digits=digits, heldout=40, shots=2, max_new_tokens=digits + 1)
+    before = task.heldout_examples()
+    task.final, task._reserved = final, None
+    examples = task.final_examples()
+    assert least <= len(examples) <= most
+    assert examples[:40] == task.heldout_examples() == before
+    held = {example.prompt for example in examples}
+    assert len(held) == len(examples)
+    assert not held & {example.prompt for example in task.training_examples(500, Random(1)) + task.shot_examples()}
+
+
 def test_shots_are_neither_held_out_nor_trained_on():
     task = Sort(digits=2, heldout=20, shots=3, max_new_tokens=3)
     shots = {example.prompt for example in task.shot_examples()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
+from bakeoff.collector import Collector
 from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
@@ -32,14 +34,26 @@ from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import save
 from bakeoff.paths import cache
 from bakeoff.randomness import stdlib_random
-from bakeoff.task.task import Task
+from bakeoff.task.task import Task, as_read
 
 Report = Callable[[str], None]  # takes a message for the person who watches
 RECIPE = 4  # raise it when a change of this file changes its results: cached starts of another recipe are not used
+# number of prompts on which sft.accuracy is checked; most and fewest steps between two checks, far from it and near
+CHECKED, SELDOM, OFTEN = 512, 12, 2
 
 
-def starting_policy(config: Config, phases: Phases, report: Report) -> Policy:
-    """The policy that actor and reference start from, on the device of the phases.
+@dataclass
+class Supervised:
+    """The supervised stage as it was: the metrics `sft/…`, which metrics.py defines. No accuracy where none was asked."""
+
+    steps: int
+    accuracy: float | None
+
+
+def starting_policy(
+    config: Config, collector: Collector, phases: Phases, report: Report
+) -> tuple[Policy, Supervised | None]:
+    """The policy that actor and reference start from, on the device of the phases, and the stage that made it, if any.
 
     The result of a supervised stage is cached under the hash of everything that it depends on, so that the runs of a
     sweep train it once and start from the same bytes.
@@ -47,15 +61,22 @@ def starting_policy(config: Config, phases: Phases, report: Report) -> Policy:
 
     def make(folder: Path) -> None:
         policy = usable(config.model, config, phases.device)
-        train(policy, config, phases, report)
+        stage = train(policy, config, replace(collector, seed=config.sft.seed), phases, report)
         save(policy, folder)
+        (folder / "supervised.json").write_text(json.dumps(asdict(stage)))
 
     if config.sft.steps == 0:
-        return usable(config.model, config, phases.device)
+        return usable(config.model, config, phases.device), None
     key = digest({"recipe": RECIPE, **start_identity(config)})
     folder = made_once(cache() / "starts" / key, make, report)
+    stage = Supervised(**json.loads((folder / "supervised.json").read_text()))
     report(f"start {key} from {folder}")
-    return usable(replace(config.model, name=str(folder)), config, phases.device)
+    if stage.accuracy is not None and stage.accuracy < config.sft.accuracy:
+        report(
+            f"sft.accuracy is {config.sft.accuracy:g}, but after sft.steps={stage.steps} steps {stage.accuracy:.3f} of "
+            f"its sampled completions are right; set sft.steps higher, or sft.accuracy to at most {stage.accuracy:.2f}."
+        )
+    return usable(replace(config.model, name=str(folder)), config, phases.device), stage
 
 
 def start_identity(config: Config) -> dict[str, Any]:
@@ -63,7 +84,8 @@ def start_identity(config: Config) -> dict[str, Any]:
     values = by_content(plain(config))
     identity = {key: values[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
-    return identity
+    identity["final"] = config.evaluation.final  # prompts that are not trained on
+    return identity | ({key: values[key] for key in ("sampling", "engine")} if config.sft.accuracy else {})
 
 
 def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Path:
@@ -111,33 +133,54 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
     return policy
 
 
-def train(policy: Policy, config: Config, phases: Phases, report: Report) -> None:
+def train(policy: Policy, config: Config, collector: Collector, phases: Phases, report: Report) -> Supervised:
     """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included.
 
-    A ledger traces the first two steps, the second of which has optimiser state.
+    It ends after `sft.steps` steps, or at `sft.accuracy`, which the collector's samples show: always of the same fresh
+    prompts with the same draws, so that what changes from check to check is the policy. A ledger traces the first two
+    steps, the second of which has optimiser state.
     """
-    sft, network = config.sft, policy.network
+    sft, network, accuracy, check = config.sft, policy.network, None, SELDOM
+    fresh = config.task.fresh_examples(CHECKED, stdlib_random(sft.seed, "sft accuracy")) if sft.accuracy else []
+    untrained = {as_read(example.prompt) for example in fresh}
     adam = Adam(lr=sft.lr, weight_decay=0.01)
     optimizer, forward = (
         adam.create(network.parameters()),
         ForwardSettings(logits_mb=logits_bound(config.logits_mb, policy.device)),
     )
-    network.train(recomputes(network))
     with ExitStack() as traced:
         traced.enter_context(phases.tracing(held_weights(policy), policy.embedding))
         for step in range(sft.steps):
             if step == 2:
                 traced.close()
-            examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step))
+            examples = config.task.training_examples(sft.batch, stdlib_random(sft.seed, "sft", step), untrained)
             sequences = demonstrations(policy, config.task, examples)
+            network.train(recomputes(network))
             with phases("sft"):
                 loss = train_step(policy, sequences, adam, optimizer, forward)
-            if step % 10 == 0 or step + 1 == sft.steps:
+            network.eval()
+            last = step + 1 == sft.steps
+            if step % 10 == 0 or last:
                 report(f"supervised start: step {step + 1}/{sft.steps}, loss {loss.item():.3f}")
-    network.eval()
+            if fresh and (step + 1 >= check or last):
+                with phases("sft_accuracy"):
+                    accuracy = sampled_accuracy(policy, collector, fresh)
+                if accuracy >= sft.accuracy:
+                    report(f"supervised start: accuracy {accuracy:.3f} after {step + 1} steps")
+                    break
+                check = step + 1 + max(OFTEN, round(SELDOM * (1 - accuracy / sft.accuracy)))
     with phases("sft"), torch.no_grad():  # the result must be finite too: the check of the gradient comes before a step
         logprobs = completion_logprobs(policy, sequences, forward)
         require_finite(torch.where(sequences.mask, logprobs, 0.0), "a log-probability of the policy after the step")
+    return Supervised(step + 1, accuracy)
+
+
+@torch.no_grad()
+def sampled_accuracy(policy: Policy, collector: Collector, examples: list[Example]) -> float:
+    """Share of the examples that the policy answers right, by one completion of each, sampled as in training."""
+    collector.engine.load(policy)
+    parts = collector.answers(policy, examples, 1, "sft accuracy")
+    return sum(verdict.score >= 1 for part in parts for verdict in collector.judge(part)) / len(examples)
 
 
 def held_weights(policy: Policy) -> list[tuple[Tensor, Label]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
@@ -49,12 +50,14 @@ class Task:
     foreign          whether the verifier is code of others, which is then called in a worker; such a task is picklable
     scores_steps     whether the task defines `verify_steps`
     heldout          number of evaluation prompts: fixed by the task, the same for every seed, never trained on
+    final            number of those of the last evaluation, which a run's configuration sets; 0: `heldout`
     shots            number of solved examples shown before every prompt
     max_new_tokens   generation budget of a completion, EOS included
     """
 
     foreign: ClassVar[bool] = False
     scores_steps: ClassVar[bool] = False
+    final = 0  # without an annotation it is no key of the task
 
     heldout: int = count(256, least=1, most=2**20, unit="prompts")
     shots: int = count(0, most=1000, unit="examples")
@@ -99,15 +102,25 @@ class Task:
 
     def heldout_examples(self) -> list[Example]:
         """The evaluation set: distinct prompts, the same in every run."""
+        return self._reserve()[0][: self.heldout]
+
+    def final_examples(self) -> list[Example]:
+        """The set of the last evaluation: that of the others first, then more, as many as the task can spare."""
         return self._reserve()[0]
+
+    def fresh_examples(self, count: int, rng: Random) -> list[Example]:
+        """At most `count` distinct examples drawn with `rng`, none of them reserved, as many as the task can spare."""
+        found: dict[str, Example] = {}
+        add_spared(found, count, lambda: self.training_examples(1, rng)[0])
+        return list(found.values())
 
     def shot_examples(self) -> list[Example]:
         """The solved examples before every prompt, which are in neither set."""
         return self._reserve()[1]
 
-    def training_examples(self, count: int, rng: Random) -> list[Example]:
-        """`count` examples drawn with `rng`, none of them reserved."""
-        excluded = self._reserve()[2]
+    def training_examples(self, count: int, rng: Random, without: Set[str] = frozenset()) -> list[Example]:
+        """`count` examples drawn with `rng`, none of them reserved, nor `without` these prompts as they are read."""
+        excluded = self._reserve()[2] | without if without else self._reserve()[2]
         drawn: list[Example] = []
         for _ in range(100 * count + 10_000):
             if len(drawn) == count:
@@ -139,11 +152,25 @@ class Task:
                     f"task.heldout is {self.heldout}, but the task has only {len(found)} distinct prompts; it must be "
                     "well below that number."
                 )
+            add_spared(found, self.final + self.shots, lambda: self.generate(rng))
             examples = list(found.values())
             if any(example.answer is None for example in examples[: self.shots]):
                 raise UserError(f"task.shots is {self.shots}, but the task's examples have no answer; it must be 0.")
             self._reserved = examples[self.shots :], examples[: self.shots], set(found)
         return self._reserved
+
+
+def add_spared(found: dict[str, Example], count: int, draw: Callable[[], Example]) -> None:
+    """Adds drawn examples by prompt until there are `count`, or until one draw in twenty repeats a prompt.
+
+    By then a task with few prompts has spared about a tenth of them; the others are for training.
+    """
+    draws = repeats = 0
+    while len(found) < count and repeats <= 2 + draws / 20:
+        example = draw()
+        draws += 1
+        repeats += as_read(example.prompt) in found
+        found.setdefault(as_read(example.prompt), example)
 
 
 def as_read(prompt: str) -> str:
