@@ -128,11 +128,17 @@ class Study:
     question       what the study asks, in words
     tuning_seeds   seeds on which its values were chosen, apart from those that it reports
     varies         keys that differ between arms on purpose; reports do not flag them as unmatched
+    baseline       arm that the others are compared with; empty: every pair is compared, and corrected for their number
+    margin         difference in accuracy within which arms count as equivalent
+    threshold      held-out accuracy that runs are timed to; 0: half way between the start and 1
     """
 
     question: str = ""
     tuning_seeds: list[int] = seed(list)
     varies: list[str] = field(default_factory=list)
+    baseline: str = ""
+    margin: float = number(0.02, above=0, most=1)
+    threshold: float = share(0.0)
 
 
 @dataclass

@@ -8,21 +8,26 @@ from matplotlib.figure import Figure
 
 from bakeoff.report.figures import MANY, colours, curves, each_run, finished, panels
 from bakeoff.report.statistics import (
+    FEWEST,
+    Estimate,
     area_under_curve,
     first_at,
     interquartile_mean,
+    learning_curve,
+    mean_interval,
     performance_profile,
     probability_of_improvement,
 )
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import estimates, final, start_accuracy
+from bakeoff.report.tables import final, start_accuracy
 
 
 def threshold(study: Study) -> float:
-    """The held-out accuracy that runs are timed to: three quarters of the way from the start to the best final mean."""
+    """The held-out accuracy that runs are timed to, which no arm decides: the study's own, else half way from the start
+    to 1.
+    """
     start = start_accuracy(study)
-    best = max(mean.value for mean in estimates(study, ACCURACY).values())
-    return start + 0.75 * (best - start)
+    return float(study.declared("threshold") or 0) or start + 0.5 * (1 - start)
 
 
 def to_threshold(study: Study, against: str, level: float) -> pd.Series:
@@ -32,26 +37,59 @@ def to_threshold(study: Study, against: str, level: float) -> pd.Series:
     return pd.Series(reached, dtype=float).rename_axis(["name", "seed"])
 
 
-def aggregates(study: Study) -> pd.DataFrame:
-    """A row for each arm: interquartile mean with bootstrap interval, mean height of the curve, costs to the threshold.
+def restricted(study: Study, against: str, level: float) -> pd.Series:
+    """What each run uses until it reaches a held-out accuracy or ends, by name and seed.
 
-    Costs are medians over the seeds; a run that never reaches the threshold counts as infinite.
+    A run that never reaches it is censored at its budget, so means of these values are restricted means: they compare
+    what was used, and say nothing of what the run would have needed.
+    """
+    return to_threshold(study, against, level).fillna(final(study, f"progress/{against}"))
+
+
+def reached(study: Study, level: float) -> pd.DataFrame:
+    """By arm (index): `reached`, number of runs that reach a held-out accuracy, and `runs`."""
+    runs = to_threshold(study, "sequences", level).groupby("name", sort=False)
+    return pd.DataFrame({"reached": runs.count(), "runs": runs.size()})
+
+
+def aggregates(study: Study) -> pd.DataFrame:
+    """A row for each arm: interquartile mean with bootstrap interval, mean height of the curve, runs that reach the
+    threshold, and restricted means of what they use until then.
+
+    The interquartile mean is left out where there are too few seeds for it.
     """
     level, scores = threshold(study), final(study, ACCURACY)
     heights = pd.Series({run: area_under_curve(*curve) for run, curve in each_run(curves(study, ACCURACY)).items()})
-    costs = {unit: to_threshold(study, unit, level).fillna(np.inf) for unit in ("sequences", "seconds")}
+    costs = {unit: restricted(study, unit, level) for unit in ("sequences", "seconds")}
+    share = reached(study, level)
     rows = [
         {
             "method": name,
             "IQM [95 %]": interquartile_mean(scores[name]).text(),
             "mean height of the curve": heights[name].mean(),
-            f"completions to {level:.3f}": cost["sequences"],
-            f"seconds to {level:.3f}": cost["seconds"],
+            f"runs that reach {level:.3f}": f"{share['reached'][name]} of {share['runs'][name]}",
+            "completions until then, or in all": costs["sequences"][name].mean(),
+            "seconds until then, or in all": costs["seconds"][name].mean(),
         }
         for name in study.arms
-        for cost in [{unit: own[name].median() for unit, own in costs.items()}]
     ]
-    return pd.DataFrame(rows).replace(np.inf, "never")
+    table = pd.DataFrame(rows)
+    return table if study.seeds >= FEWEST else table.drop(columns="IQM [95 %]")
+
+
+def fits(study: Study) -> pd.DataFrame:
+    """A row for each arm: the sigmoid of `learning_curve`, fitted to each run's held-out accuracy over completions.
+
+    Means with 95 % intervals over the seeds; an arm one of whose runs it does not fit has none.
+    """
+    runs = {run: learning_curve(*curve) for run, curve in each_run(curves(study, ACCURACY, "sequences")).items()}
+    labels = ("asymptote [95 %]", "completions to the middle [95 %]", "steepness [95 %]")
+    rows = []
+    for name in study.arms:
+        own = np.array([fit for run, fit in runs.items() if run[0] == name]).T
+        means = [Estimate() if np.isnan(each).any() else mean_interval(pd.Series(each)) for each in own]
+        rows.append({"method": name} | {label: mean.text() for label, mean in zip(labels, means, strict=True)})
+    return pd.DataFrame(rows)
 
 
 def improvement(study: Study) -> pd.DataFrame:

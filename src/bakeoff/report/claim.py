@@ -1,7 +1,7 @@
 """A claim that a study tests: an effect, a bar, and one rule for all.
 
-A claim is supported if the effect's whole 95 % interval lies on the claimed side of the bar, not supported if it lies
-on the other side, and undecided if the bar is inside.
+A claim is supported if the effect's whole interval lies on the claimed side of the bar, not supported if it lies on
+the other side, and undecided if the bar is inside.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from bakeoff.report.tables import by_seed
 class Claim:
     """A sentence that a study can test; its page lists it in CLAIMS.
 
-    step     of the road in docs/methods.md, such as `3 baseline`; claims are ordered by its number
-    text     what is claimed
-    effect   what is measured, by name
-    of       computes the effect and its 95 % interval from the study
-    above    the bar of a claim that the effect is above it
-    below    the bar of a claim that the effect is below it
+    step              of the road in docs/methods.md, such as `3 baseline`; claims are ordered by its number
+    text              what is claimed, and in which regime
+    effect            what is measured, by name
+    of                computes the effect and its interval from the study
+    above             the bar of a claim that the effect is above it
+    below             the bar of a claim that the effect is below it; without either the effect is a number, not tested
+    interval          what the interval is: 95 % over seeds, or the range over starts whose effects truly differ
+    by_construction   whether the claim follows from the code, so that the numbers cannot contradict it
     """
 
     step: str
@@ -33,23 +35,31 @@ class Claim:
     of: Callable[[Study], Estimate]
     above: float | None = None
     below: float | None = None
+    interval: str = "95 %"
+    by_construction: bool = False
 
     @property
     def bar(self) -> float:
-        """The value that the effect is compared with."""
-        (bar,) = (each for each in (self.above, self.below) if each is not None)
-        return bar
+        """The value that the effect is compared with, NaN without one."""
+        return next((each for each in (self.above, self.below) if each is not None), math.nan)
 
     @property
     def rule(self) -> str:
-        """When it is supported, in words."""
-        return f"interval {'below' if self.above is None else 'above'} {self.bar:g}"
+        """When it is supported, in words; empty for a number."""
+        if math.isnan(self.bar):
+            return ""
+        what = "interval" if self.interval == Claim.interval else self.interval
+        return f"{what} {'below' if self.above is None else 'above'} {self.bar:g}"
 
     def verdict(self, effect: Estimate) -> str:
-        """`supported`, `not supported` or `undecided`."""
+        """`supported`, `not supported`, `undecided`, `by construction`, or `measured` for a number."""
+        if math.isnan(self.bar):
+            return "measured"
         if math.isnan(effect.low) or effect.low <= self.bar <= effect.high:
             return "undecided"
-        return "supported" if (effect.low > self.bar) == (self.above is not None) else "not supported"
+        if (effect.low > self.bar) != (self.above is not None):
+            return "not supported"
+        return "by construction" if self.by_construction else "supported"
 
 
 def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Estimate]:

@@ -15,7 +15,14 @@ from bakeoff.report.page import all_claims, explained
 from bakeoff.report.statistics import Estimate, counted
 from bakeoff.report.study import Study
 
-VERDICTS = {"supported": "#009E73", "not supported": "#D55E00", "undecided": "#595959", "not tested": "#999999"}
+VERDICTS = {
+    "supported": "#009E73",
+    "not supported": "#D55E00",
+    "undecided": "#595959",
+    "by construction": "#0072B2",
+    "measured": "#0072B2",
+    "not tested": "#999999",
+}
 
 
 def verdicts(held: Iterable[Study]) -> pd.DataFrame:
@@ -46,10 +53,12 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
 def claims_verdict(table: pd.DataFrame) -> str:
     """How many claims have each verdict, in a sentence."""
     counts = table["verdict"].str.split(":").str[0].value_counts()
-    parts = ", ".join(f"{counts.get(name, 0)} {name}" for name in VERDICTS)
+    parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
+    tested = int(table["verdict"].isin(["supported", "not supported", "undecided"]).sum())
     return (
-        f"Of {len(table)} claims {parts}. The {int(table['value'].notna().sum())} intervals are not corrected for "
-        "multiplicity: about one in twenty misses its true effect. A verdict is about these runs alone, not about "
+        f"Of {len(table)} claims {parts}. A claim by construction follows from the code, so it cannot fail; what is "
+        f"measured has no bar. The {tested} intervals of the others are not corrected for multiplicity: about one in "
+        "twenty misses its true effect. A verdict is about these runs alone, not about "
         "language models in general."
     )
 
@@ -62,7 +71,7 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
             "step": table["step"],
             "claim": table["claim"],
             "effect [95 %]": [f"{effect}: {Estimate(*interval).text()}" for effect, *interval in rows],
-            "verdict (supported if)": table["verdict"] + " (" + table["rule"] + ")",
+            "verdict (supported if)": table["verdict"] + table["rule"].map(lambda rule: f" ({rule})" if rule else ""),
         }
     )
 
@@ -74,7 +83,8 @@ def plot_claims(table: pd.DataFrame) -> Figure:
     figure, panels = plt.subplots(len(rows), 1, figsize=(WIDTH, 0.95 * len(rows) + 0.3), squeeze=False)
     for axes, (_, row) in zip(panels[:, 0], rows.iterrows(), strict=True):
         effect, colour = Estimate(*row[["value", "low", "high"]]), VERDICTS[row["verdict"]]
-        axes.axvline(row["bar"], color="0.4", lw=1, ls="--")
+        if not math.isnan(row["bar"]):
+            axes.axvline(row["bar"], color="0.4", lw=1, ls="--")
         axes.plot(effect[1:], [0, 0], color=colour, lw=4, alpha=0.5, solid_capstyle="round")
         axes.plot(effect.value, 0, "o", color=colour, ms=7, mec="white")
         axes.margins(x=0.15)
@@ -82,7 +92,6 @@ def plot_claims(table: pd.DataFrame) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.tick_params(labelsize=8)
         title = textwrap.fill(f"{row['step']}: {row['effect']}", 75)
-        axes.set_title(
-            f"{title}\n{row['verdict']} ({row['rule']}; {counted(row['seeds'], 'seed')})", color=colour, pad=2
-        )
+        about = "; ".join(filter(None, [row["rule"], counted(row["seeds"], "seed")]))
+        axes.set_title(f"{title}\n{row['verdict']} ({about})", color=colour, pad=2)
     return finished(figure)

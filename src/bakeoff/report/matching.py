@@ -41,6 +41,8 @@ def mismatches(study: Study) -> list[str]:
     for name, own in seeds_of.items():
         if own != every:
             found.append(f"{name} has no run with seed {', '.join(map(str, sorted(every - own)))}")
+    if (named := study.declared("baseline")) and not study.baseline:
+        found.append(f"{named}, with which the study compares the other arms, has no finished run")
     return found + unfinished(study) + unequal_tuning(study)
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import OptimizeWarning, brentq, curve_fit
 
 CONFIDENCE = 0.95
 FEWEST = 5  # seeds, below which a percentile bootstrap covers far less than 95 %: of three values 75 %
 RESAMPLES = 2000
-TIE = "no significant difference"
+POINTS = 6  # of a learning curve, below which three parameters are not fitted
+POWER = 0.8
 
 
 def counted(number: int, noun: str) -> str:
@@ -76,23 +81,74 @@ def paired_ratio(a: pd.Series, b: pd.Series) -> Estimate:
     return Estimate(*np.exp(logs).tolist())
 
 
-def significance(difference: Estimate, a: str, b: str) -> str:
-    """`a is higher` or `b is higher` if the interval of a − b excludes zero; TIE if not, or without an interval."""
-    if difference.low > 0 or difference.high < 0:
-        return f"{a if difference.value > 0 else b} is higher"
-    return TIE
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method (1979): the rate of families with any false rejection."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1)
+    return [float(each) for each in corrected]
+
+
+def paired_p(differences: pd.Series) -> float:
+    """The two-sided p of a paired t-test; 1 without a difference, and for fewer than two seeds."""
+    x = differences.to_numpy(dtype=float)
+    if len(x) < 2 or not np.ptp(x):  # no spread: rounding apart, the same difference in every seed
+        return float(len(x) < 2 or x[0] == 0)
+    return float(2 * stats.t.sf(abs(x.mean()) / stats.sem(x), len(x) - 1))
+
+
+def equivalent(differences: pd.Series, margin: float) -> bool:
+    """Whether two one-sided t-tests at 5 % place the mean within ± margin: its 90 % interval is inside."""
+    x = differences.to_numpy(dtype=float)
+    half = stats.t.ppf(0.95, len(x) - 1) * stats.sem(x) if len(x) > 1 else math.inf
+    return bool(abs(x.mean()) + half < margin) if len(x) else False
+
+
+def pooled_deviation(samples: Iterable[pd.Series]) -> float:
+    """The standard deviation within samples of at least two values, their variances weighted by n − 1."""
+    variances = [(len(each) - 1, each.var()) for each in samples if len(each) > 1]
+    weights = sum(weight for weight, _ in variances)
+    return math.sqrt(sum(weight * variance for weight, variance in variances) / weights) if weights else math.nan
+
+
+def detectable(deviation: float, seeds: int, comparisons: int = 1) -> float:
+    """The smallest difference that a two-sided paired t-test at 5 % ÷ comparisons finds with power 0.8.
+
+    `deviation` is that of the paired differences over seeds; infinite for fewer than two seeds.
+    """
+    if seeds < 2 or math.isnan(deviation):
+        return math.inf
+    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, seeds - 1))
+
+    def missing(shift: float) -> float:
+        """The power that lacks at a difference in standard errors; the side opposite to it is of no account."""
+        return POWER - float(stats.nct.sf(critical, seeds - 1, shift))
+
+    return float(brentq(missing, 0, 10 * critical)) * deviation / math.sqrt(seeds)
+
+
+def seeds_to_detect(difference: float, deviation: float, comparisons: int = 1) -> int:
+    """The smallest number of seeds with which `detectable` is at most a difference."""
+    enough = 2
+    while detectable(deviation, enough, comparisons) > difference:
+        enough *= 2
+    return bisect_left(range(enough), True, 2, key=lambda n: detectable(deviation, n, comparisons) <= difference)
 
 
 def interquartile_mean(scores: pd.Series) -> Estimate:
     """Mean of the middle half of the runs, with a percentile bootstrap interval: Agarwal et al. 2021
     (arXiv:2108.13264) §4.1 and §4.3.
 
-    A quarter of the runs, rounded down, is left out at either end. The interval of a handful of runs is too narrow.
+    A quarter of the runs, rounded down, is left out at either end. All is NaN for fewer than FEWEST runs, of which
+    none, or too few, would be left out, and whose bootstrap is too narrow.
     """
     x, statistic = scores.to_numpy(), partial(stats.trim_mean, proportiontocut=0.25)
-    if len(x) < 2:
-        return Estimate(float(statistic(x)))
-    drawn = stats.bootstrap((x,), statistic, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0)
+    if len(x) < FEWEST:
+        return Estimate()
+    options = {"confidence_level": CONFIDENCE, "method": "percentile", "n_resamples": RESAMPLES, "rng": 0}
+    drawn = stats.bootstrap((x,), statistic, **options)
     return Estimate(float(statistic(x)), *map(float, drawn.confidence_interval))
 
 
@@ -140,7 +196,7 @@ def by_regime(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     return {str(regime): own.to_numpy(dtype=float) for regime, own in groups}
 
 
-def resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def resampled(values: np.ndarray, rng: np.random.Generator) -> Any:
     """[1 + RESAMPLES, n]: the values themselves, then as many draws of them with replacement."""
     return np.vstack([values, rng.choice(values, (RESAMPLES, len(values)))])
 
@@ -164,6 +220,46 @@ def performance_profile(scores: pd.Series, thresholds: np.ndarray) -> np.ndarray
 def area_under_curve(x: np.ndarray, y: np.ndarray) -> float:
     """The curve's mean height between its first and last x, by trapezoids."""
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
+
+
+def learning_curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Asymptote A, middle C and steepness B of the sigmoid y = y₀ + (A − y₀)/(1 + (C/x)^B), fitted by least squares:
+    ScaleRL (arXiv:2510.13786) eq. 1.
+
+    y₀ is the first value. All are NaN where it does not fit: fewer than POINTS values, no finite covariance, or an
+    asymptote in [0, 1] that its standard error, or a middle that the last x, leaves open.
+    """
+    if len(x) < POINTS or not y[0] < y.max():
+        return (math.nan,) * 3
+
+    def sigmoid(x: np.ndarray, asymptote: float, middle: float, steepness: float) -> np.ndarray:
+        return y[0] + (asymptote - y[0]) / (1 + (middle / x) ** steepness)
+
+    rises, ends = x > x[0], ([0, 0, 0.1], [1, 10, 20])  # of x over its last value, for a scale that is the fit's own
+    guess = [min(max(float(y[-1]), 0.01), 0.99), 0.3, 1.0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)
+            found, covariance = curve_fit(sigmoid, x[rises] / x[-1], y[rises], guess, bounds=ends)
+    except RuntimeError:  # it does not converge
+        return (math.nan,) * 3
+    errors = np.sqrt(np.diag(covariance))
+    if not (np.isfinite(covariance).all() and errors[0] < 0.1 and found[1] < 1):
+        return (math.nan,) * 3
+    return float(found[0]), float(found[1] * x[-1]), float(found[2])
+
+
+def ratio_of_means(a: pd.Series, b: pd.Series) -> Estimate:
+    """Mean of A ÷ mean of B over the seeds (index) that both have, which are drawn together, with bootstrap interval.
+
+    For values that are censored at a budget, whose logarithms have no normal distribution. The interval is NaN for
+    fewer than FEWEST seeds.
+    """
+    both = pd.concat([a, b], axis=1, join="inner").dropna().to_numpy(float)
+    if not len(both):
+        return Estimate()
+    drawn = resampled(np.arange(len(both)), np.random.default_rng(0))
+    return bootstrapped(both[drawn, 0].mean(1) / both[drawn, 1].mean(1), [both])
 
 
 def first_at(x: np.ndarray, y: np.ndarray, threshold: float) -> float:

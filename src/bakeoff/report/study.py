@@ -66,6 +66,21 @@ class Study:
         rows = self.params[self.params["key"] == key].merge(self.runs[["run", "name", "seed"]], on="run")
         return rows.set_index(["name", "seed"])["value"]
 
+    def declared(self, key: str) -> str:
+        """A key of the study's file, as text; empty where it says nothing, or a version before it had no such key."""
+        values = self.params["value"][self.params["key"] == f"study.{key}"]
+        return "" if values.empty else str(values.iloc[0])
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with, empty where the study names none or it has not finished."""
+        return name if (name := self.declared("baseline")) in self.arms else ""
+
+    @property
+    def margin(self) -> float:
+        """The difference in accuracy that is too small to matter."""
+        return float(self.declared("margin") or 0.02)
+
     @cached_property
     def last(self) -> pd.DataFrame:
         """The last row of every metric of every run."""

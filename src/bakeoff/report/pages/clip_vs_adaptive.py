@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim, difference
+from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
-from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, significance
+from bakeoff.report.statistics import Estimate, mean_interval, paired_difference
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary
 
@@ -48,9 +49,12 @@ def verdict(study: Study) -> str:
     """Whether the clip beats the penalties at the best strength of each, and how much a wrong strength costs."""
     best = at_best(study)
     text = "At the best strength of each: " + ", ".join(f"{way} {own.mean():.3f}" for way, own in best.items()) + ". "
-    for way in [way for way in best if way != "clip" and "clip" in best]:
-        change = paired_difference(best["clip"], best[way])
-        text += f"Clip − {way}: {change.text('+')}, {significance(change, 'clip', way)}. "
+    pairs = {("clip", way): (best["clip"] - best[way]).dropna() for way in best if way != "clip" and "clip" in best}
+    found = Family(pairs, study.margin)
+    for each in found.comparisons:
+        text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
+    if pairs:
+        text += f"{found.note} Each is the largest of several noisy means. "
     costs = ", ".join(f"{way} {mean_interval(cost).text()}" for way, cost in spreads(study).items())
     return text + f"Difference between the best and the worst strength: {costs}."
 

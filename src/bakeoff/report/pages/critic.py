@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bakeoff.report.claim import difference
+from bakeoff.report.comparisons import Comparison, Family
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.memory import largest_peaks, peaks_table, size
-from bakeoff.report.statistics import counted, significance
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates
 
@@ -42,19 +43,26 @@ def table(study: Study) -> pd.DataFrame:
 
 def verdict(study: Study) -> str:
     """How much memory dropping the critic saves, and what it costs in accuracy."""
-    return dropping(study, WITHOUT, WITH)
+    return dropping(study, {"": (WITHOUT, WITH)})
 
 
-def dropping(study: Study, without: str, having: str, setting: str = "") -> str:
-    """What dropping the critic saves and costs: GRPO in the arm `without`, PPO in the arm `having`."""
+def dropping(study: Study, pairs: Mapping[str, tuple[str, str]]) -> str:
+    """What dropping the critic saves and costs in each setting: GRPO in a pair's first arm, PPO in its second."""
     peak = largest_peaks(study).set_index("name")["mb"]
-    if not {without, having} <= set(peak.index):
-        return unanswered(without, having)
-    change = difference(without, having)(study)
+    held = {(a, b): by_seed(study, ACCURACY, a) - by_seed(study, ACCURACY, b) for a, b in pairs.values()}
+    held = {pair: own.dropna() for pair, own in held.items() if set(pair) <= set(peak.index)}
+    found = Family(held, study.margin)
+    results = {each[:2]: dropped(each, found, peak) for each in found.comparisons}
+    sentences = [f"{setting}{results.get(pair) or unanswered(*pair)}" for setting, pair in pairs.items()]
+    return " ".join(sentences + ([found.note] if held else []))
+
+
+def dropped(each: Comparison, found: Family, peak: pd.Series) -> str:
+    """The sentence on one setting."""
+    change, saved = each.change.text("+"), 1 - peak[each.a] / peak[each.b]
     return (
-        f"Dropping PPO's separate critic (GRPO instead){setting} saves {1 - peak[without] / peak[having]:.0%} of the "
-        f"largest peak of {size(peak[having])} and changes held-out greedy accuracy by {change.text('+')} over "
-        f"{counted(len(by_seed(study, ACCURACY, without)), 'seed')}: {significance(change, without, having)}."
+        f"Dropping PPO's separate critic (GRPO instead) saves {saved:.0%} of the largest peak of "
+        f"{size(peak[each.b])} and changes held-out greedy accuracy by {change}: {found.result(each)}."
     )
 
 

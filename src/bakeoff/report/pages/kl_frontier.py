@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
-from bakeoff.report.statistics import counted, mean_interval, share_interval, significance
+from bakeoff.report.statistics import mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, summary
 
@@ -60,10 +61,11 @@ def verdict(study: Study) -> str:
     span = ". ".join(spans) + "."
     if len(pairs) < 2:
         return f"The two places reach no KL in common, so they cannot be compared at equal KL. {span}"
-    change = mean_interval(pairs["difference"])
+    found = Family({("in_reward", "in_loss"): pairs["difference"]}, study.margin)
+    (change,) = found.comparisons
     return (
-        f"At equal KL ({pairs['kl'].mean():.2f} nats per sequence), in_reward − in_loss is {change.text('+')} over "
-        f"{counted(len(pairs), 'seed')}: {significance(change, 'in_reward', 'in_loss')}. {span} The same β has another "
+        f"At equal KL ({pairs['kl'].mean():.2f} nats per sequence), in_reward − in_loss is "
+        f"{change.change.text('+')}: {found.result(change)}. {found.note} {span} The same β has another "
         "strength in each place, so places are compared at equal KL, not at equal β."
     )
 

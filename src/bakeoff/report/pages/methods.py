@@ -2,72 +2,75 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pandas as pd
 
 from bakeoff.report.claim import Claim, difference
+from bakeoff.report.comparisons import UNDECIDED, Comparison, Family, family
 from bakeoff.report.memory import ledger, peaks
-from bakeoff.report.statistics import (
-    TIE,
-    Estimate,
-    counted,
-    mean_interval,
-    paired_difference,
-    paired_ratio,
-    significance,
-)
+from bakeoff.report.statistics import Estimate, counted, mean_interval, paired_difference, paired_ratio
 from bakeoff.report.study import ACCURACY, Study, outcome
 from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, start_accuracy, with_not_scored
 
-FEW = 4  # arms, up to which a verdict compares every pair
-DISTANCE, CHANGE = "difference from the best [95 %]", "a − b [95 %]"
+FEW = 4  # arms, up to which a verdict names every pair
+SAMPLED = "eval/sampled_accuracy"
+CHANGE, RESULT = "a − b [95 %]", "result"
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The league: a row for each arm, best mean first, with its accuracy and its costs; unfinished arms come last."""
-    scores, distances, peak = estimates(study, ACCURACY), from_best(study), study.of("memory/peak_mb")
-    best, *_ = distances
+    """The league: a row for each arm, best mean first, with its accuracies and its costs; unfinished arms come last."""
+    scores, sampled, peak = estimates(study, ACCURACY), estimates(study, SAMPLED), study.of("memory/peak_mb")
+    order = sorted(study.arms, key=lambda name: -scores[name].value)
+    against = study.baseline or order[0]
+    distance, results = f"difference from {against} [95 %]", against_one(study, against)
     rows = [
         {
             "method": name,
             FINAL_ACCURACY: scores[name].text(),
-            DISTANCE: "best mean" if name == best else distance.text("+"),
+            "sampled accuracy [95 %]": sampled[name].text(),
+            distance: "–" if name == against else from_arm(study, name, against).text("+"),
+            RESULT: results.get(name, "best mean" if name == order[0] else "baseline"),
             "seconds": by_seed(study, "progress/seconds", name).mean(),
             "peak MB": peak[peak["name"] == name]["value"].max(),
             "KL to the start (nats/sequence)": by_seed(study, "kl/reference_k3_per_sequence", name).mean(),
         }
-        for name, distance in distances.items()
+        for name in order
     ]
     lost = study.unfinished.drop_duplicates("name", keep="last")
     lost = lost[~lost["name"].isin(study.arms)]
-    rows += [{"method": run["name"], FINAL_ACCURACY: "–", DISTANCE: outcome(run)} for _, run in lost.iterrows()]
+    rows += [{"method": run["name"], FINAL_ACCURACY: "–", RESULT: outcome(run)} for _, run in lost.iterrows()]
     return with_not_scored(study, pd.DataFrame(rows))
 
 
-def from_best(study: Study) -> dict[str, Estimate]:
-    """The paired difference of each arm's final accuracy from the highest mean, that arm first."""
-    values = {name: by_seed(study, ACCURACY, name) for name in study.arms}
-    order = sorted(values, key=lambda name: -values[name].mean())
-    return {name: paired_difference(values[name], values[order[0]]) for name in order}
+def from_arm(study: Study, name: str, other: str) -> Estimate:
+    """The paired difference of an arm's final accuracy from another's."""
+    return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other))
+
+
+def against_one(study: Study, against: str) -> dict[str, str]:
+    """For each other arm that is compared with one: `lower`, `higher`, `equivalent` or `not told apart`."""
+    results = {}
+    for each in (each for each in family(study).comparisons if against in each[:2]):
+        other = each.a if each.b == against else each.b
+        decided = {"": "equivalent" if each.within else UNDECIDED, other: "higher"}
+        results[other] = decided.get(each.higher, "lower")
+    return results
 
 
 def differences(study: Study) -> pd.DataFrame:
-    """A row for each pair of arms: the paired difference of final accuracy, and which arm is significantly higher."""
-    rows = []
-    for a, b in itertools.combinations(study.arms, 2):
-        change = difference(a, b)(study)
-        rows.append((a, b, change.text("+"), significance(change, a, b)))
-    return pd.DataFrame(rows, columns=["a", "b", CHANGE, "significance"])
+    """A row for each pair of arms that is compared: the paired difference of final accuracy, and its result."""
+    found = family(study)
+    rows = [(each.a, each.b, each.change.text("+"), found.result(each)) for each in found.comparisons]
+    return pd.DataFrame(rows, columns=["a", "b", CHANGE, RESULT])
 
 
 def verdict(study: Study) -> str:
-    """Which methods differ significantly in final held-out accuracy, by how much, and at what cost in time."""
+    """Which methods differ in final held-out accuracy, by how much, and at what cost in time."""
     seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
     cheap, dear = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
-    few, start = len(study.arms) <= FEW, start_accuracy(study)
-    answer = only_arm(study) if len(study.arms) == 1 else all_pairs(study) if few else all_against_best(study)
+    many, start = len(study.arms) > FEW or bool(study.baseline), start_accuracy(study)
+    answer = only_arm(study) if len(study.arms) == 1 else all_against_one(study) if many else all_pairs(study)
     if not math.isnan(start):
         answer += f" All start at {start:.3f}."
     return (
@@ -84,43 +87,36 @@ def only_arm(study: Study) -> str:
 
 
 def all_pairs(study: Study) -> str:
-    """Each pair of arms whose final accuracies differ significantly."""
-    pairs = differences(study)
-    decided = pairs[pairs["significance"] != TIE]
-    text = f"No difference in final held-out greedy accuracy is significant ({interval(study)})."
-    if len(decided):
-        named = "; ".join(f"{row['a']} − {row['b']} = {row[CHANGE]}" for _, row in decided.iterrows())
-        text = f"Significant differences in final held-out greedy accuracy ({interval(study)}): {named}."
-        if rest := len(pairs) - len(decided):
-            text += f" The other {rest} of {len(pairs)} pairs show {TIE}."
-    return f"{text} {uncorrected(len(pairs))}"
+    """The result of each pair of arms."""
+    found = family(study)
+    sentences = [f"{difference_text(each)}: {found.result(each)}." for each in found.comparisons]
+    return f"Final held-out greedy accuracy. {' '.join(sentences)} {found.note}"
 
 
-def all_against_best(study: Study) -> str:
-    """Which arms differ significantly from the one with the highest mean, and which do not."""
-    best, *others = distances = from_best(study)
-    lower = [name for name in others if distances[name].high < 0]
-    equal = [name for name in others if name not in lower]
+def difference_text(each: Comparison) -> str:
+    """`ppo − grpo = +0.010 [+0.005, +0.015]`."""
+    return f"{each.a} − {each.b} = {each.change.text('+')}"
+
+
+def all_against_one(study: Study) -> str:
+    """Which arms are lower or higher than the study's baseline, or than the highest mean, which is among all pairs."""
+    scores, found = estimates(study, ACCURACY), family(study)
+    best = max(scores, key=lambda name: scores[name].value)
+    against = study.baseline or best
+    results = pd.Series(against_one(study, against))
+    named = {each: ", ".join(results.index[results == each]) or "none" for each in ("lower", "higher", "equivalent")}
+    rest = ", ".join(results.index[results == UNDECIDED]) or "none"
+    higher = "" if against == best else f" Higher: {named['higher']}."
     return (
-        f"{best} has the highest mean of final held-out greedy accuracy, {estimates(study, ACCURACY)[best].text()}. "
-        f"Significantly lower ({interval(study)}): {', '.join(lower) or 'none'}. {TIE.capitalize()} from it: "
-        f"{', '.join(equal) or 'none'}. {uncorrected(len(others))}"
+        f"{best} has the highest mean of final held-out greedy accuracy, {scores[best].text()}. Lower than {against}: "
+        f"{named['lower']}.{higher} Equivalent to it (within ±{study.margin:g}): {named['equivalent']}. "
+        f"{of_undecided(found)}: {rest}. {found.note}"
     )
 
 
-def interval(study: Study) -> str:
-    """The interval that decides on significance."""
-    return f"paired 95 % interval over {counted(study.seeds, 'seed')}"
-
-
-def uncorrected(comparisons: int) -> str:
-    """For how many comparisons the intervals are not widened."""
-    if comparisons < 2:
-        return ""
-    return (
-        f"These {comparisons} intervals are not corrected for multiplicity: were all methods equal, about one in "
-        "twenty would still exclude zero."
-    )
+def of_undecided(found: Family) -> str:
+    """`Not told apart (could have seen ±0.03)`, at the beginning of a sentence."""
+    return found.undecided[0].upper() + found.undecided[1:]
 
 
 def critic_over_actor(study: Study) -> Estimate:

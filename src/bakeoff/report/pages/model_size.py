@@ -12,4 +12,4 @@ NOTEBOOK = "critic"
 def verdict(study: Study) -> str:
     """What dropping the critic saves and costs at each setting that the study varies."""
     settings = [name.removeprefix("grpo") for name in study.arms if name.split()[0] == "grpo"]
-    return " ".join(dropping(study, f"grpo{each}", f"ppo{each}", f" with{each}") for each in settings)
+    return dropping(study, {f"With{each}: ": (f"grpo{each}", f"ppo{each}") for each in settings})

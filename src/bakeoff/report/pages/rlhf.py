@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim
+from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import curves, finished, panels
-from bakeoff.report.statistics import Estimate, counted, mean_interval
+from bakeoff.report.statistics import Estimate, mean_interval
 from bakeoff.report.study import Study
 from bakeoff.report.tables import grouped, summary
 
@@ -59,17 +60,19 @@ def table(study: Study) -> pd.DataFrame:
 def verdict(study: Study, window: int = WINDOW) -> str:
     """Whether the true reward rises under the learned one, and how far it ends below its best, for each method."""
     runs, sentences = overoptimisation(study, window), []
-    for name in study.arms:
-        own = runs[runs["method"] == name].set_index("seed")
-        gain, lost = mean_interval(own["true at end"] - own["true at start"]), mean_interval(own["lost"])
-        direction = "rises" if gain.low > 0 else "falls" if gain.high < 0 else "does not change significantly"
-        sentences.append(
-            f"Under {name} the true reward {direction} ({gain.text('+')} from start to end) and ends {lost.text()} "
-            "below the best."
+    runs["gain"] = runs["true at end"] - runs["true at start"]
+    own = {name: runs[runs["method"] == name].set_index("seed") for name in study.arms}
+    found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin)
+    for each in found.comparisons:
+        direction = {"end": "rises", each.b: "falls"}.get(
+            each.higher, f"is at its end {found.result(each)} from its start"
         )
-    seeds = runs.groupby("method")["seed"].nunique().min()
+        sentences.append(
+            f"Under {each.b} the true reward {direction} ({each.change.text('+')} from start to end) and ends "
+            f"{mean_interval(own[each.b]['lost']).text()} below the best."
+        )
     return " ".join(sentences) + (
-        f" Means over {counted(seeds, 'seed')} with 95 % intervals. The best is the largest of many noisy means, so "
+        f" {found.note} The best is the largest of many noisy means, so "
         "every run ends somewhat below it. One task, one model, one reward model."
     )
 

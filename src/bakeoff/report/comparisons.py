@@ -1,0 +1,127 @@
+"""Which arms differ: paired comparisons that are decided together, and what their seeds could have shown.
+
+Where a study names an arm beforehand (`study.baseline`), the others are compared with it; else every pair is, so that
+comparisons with the arm that turned out best are among them. Either family is corrected by Holm's method, so that at
+most 5 % of families with equal arms call any arm higher or lower. Paired t-tests assume no common variance, as
+Dunnett's and Hsu's procedures do: a method that fails in one seed of three would spoil it for all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import pandas as pd
+
+from bakeoff.report.statistics import (
+    CONFIDENCE,
+    Estimate,
+    counted,
+    detectable,
+    equivalent,
+    holm,
+    mean_interval,
+    paired_p,
+    pooled_deviation,
+)
+from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.tables import by_seed
+
+UNDECIDED = "not told apart"
+
+
+class Comparison(NamedTuple):
+    """Two arms.
+
+    change    a − b: mean and 95 % interval, paired by seed, not corrected
+    p         of the paired t-test, corrected for the family
+    within    whether two one-sided tests place the difference inside the margin; not corrected
+    """
+
+    a: str
+    b: str
+    change: Estimate
+    p: float
+    within: bool
+
+    @property
+    def higher(self) -> str:
+        """The arm that is significantly higher, empty where none is."""
+        if not self.p < 1 - CONFIDENCE:
+            return ""
+        return self.a if self.change.value > 0 else self.b
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons that are decided together.
+
+    differences   a − b by seed, of each pair of arms
+    margin        a difference that is too small to matter
+    """
+
+    differences: dict[tuple[str, str], pd.Series]
+    margin: float
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The comparison of every pair."""
+        corrected = holm([paired_p(own) for own in self.differences.values()])
+        return [
+            Comparison(a, b, mean_interval(own), p, equivalent(own, self.margin))
+            for ((a, b), own), p in zip(self.differences.items(), corrected, strict=True)
+        ]
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds of a pair; the smallest where pairs differ in it."""
+        return min(map(len, self.differences.values()), default=0)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of paired differences over seeds, pooled over the pairs."""
+        return pooled_deviation(self.differences.values())
+
+    @cached_property
+    def detectable(self) -> float:
+        """The difference that four of five such studies find, corrected for the number of pairs."""
+        return detectable(self.deviation, self.seeds, max(len(self.differences), 1))
+
+    def result(self, each: Comparison) -> str:
+        """`a is higher`, `equivalent (within ±0.02)`, or `not told apart (could have seen ±0.03)`."""
+        if not each.higher:
+            return f"equivalent (within ±{self.margin:g})" if each.within else self.undecided
+        return f"{each.higher} is higher" + (f", by less than {self.margin:g}" if each.within else "")
+
+    @property
+    def undecided(self) -> str:
+        """What is said of arms that are neither different nor equivalent."""
+        if math.isinf(self.detectable):
+            return f"{UNDECIDED} (of {counted(self.seeds, 'seed')})"
+        return f"{UNDECIDED} (could have seen ±{self.detectable:.2g})"
+
+    @property
+    def note(self) -> str:
+        """For how many comparisons the results are corrected, and what the seeds could have shown."""
+        pairs, seeds = len(self.differences), counted(self.seeds, "seed")
+        text = f"Tests are paired by seed, over {seeds}"
+        if pairs > 1:
+            text += f", and corrected for {pairs} comparisons (Holm); intervals are not"
+        if math.isinf(self.detectable):
+            return f"{text}. A single seed shows no difference."
+        return (
+            f"{text}. With {seeds}, four of five such studies find a difference of {self.detectable:.2g} (pooled "
+            f"deviation of paired differences {self.deviation:.2g})."
+        )
+
+
+def family(study: Study, metric: str = ACCURACY) -> Family:
+    """The comparisons of a study's arms in a final metric: with its baseline where that finished, else of all pairs."""
+    baseline = study.baseline
+    others = [name for name in study.arms if name != baseline]
+    chosen = [(name, baseline) for name in others] if baseline else list(itertools.combinations(study.arms, 2))
+    values = {name: by_seed(study, metric, name) for name in study.arms}
+    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in chosen}, study.margin)
