@@ -8,7 +8,7 @@ WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)-peers
 
-.PHONY: bakeoff league rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 docs lock clean
+.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -17,6 +17,19 @@ bakeoff: $(READY)  ## the headline study, its table and its report
 league: $(READY)  ## every method at equal samples: twenty minutes or so, and the table of docs/results.md
 	$(BIN)/bakeoff sweeps=all_methods
 	$(BIN)/bakeoff-report all_methods
+
+arena: $(READY)  ## methods x regimes x seeds: an hour or so on two cores, goes on where it stopped; its page says which to choose
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dapo,maxrl regime=sparse,mixed,explore
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=importance_sampling,cispo,dppo regime=reuse,costly
+	$(BIN)/bakeoff-report arena
+
+arena-all: $(READY)  ## every method x regimes x seeds: a night
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena "algorithm=glob(*)"
+	$(BIN)/bakeoff-report arena
+
+arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
+	$(BIN)/python -m benchmarks.arena_tuning $(METHODS)
 
 rlhf: $(READY)  ## the four models of RLHF: the learned reward against the true one
 	$(BIN)/bakeoff sweeps=rlhf

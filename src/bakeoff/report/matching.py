@@ -11,6 +11,7 @@ from bakeoff.report.study import Study, outcome
 from bakeoff.report.tables import in_html
 
 MUST_MATCH = ["task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "budget", "evaluation"]
+STARTS = {"model", "task", "sft"}  # keys that a start depends on
 TAGS = ["commit", "device", "torch"]  # of a run, which must match too
 FEW_ARMS = 3  # up to which a table has a column for each arm
 
@@ -34,7 +35,7 @@ def mismatches(study: Study) -> list[str]:
     unknown = study.runs[study.runs["start"] == ""]
     if len(unknown):
         found.append(f"the start weights of {', '.join(labels(unknown))} are not known")
-    elif (study.runs.groupby("seed")["start"].nunique() > 1).any() and "model" not in question_of(study):
+    elif (study.runs.groupby("seed")["start"].nunique() > 1).any() and not STARTS & set(question_of(study)):
         found.append("the arms start from different weights")
     seeds_of = {str(name): set(rows["seed"]) for name, rows in study.runs.groupby("name")}
     every = set.union(*seeds_of.values())

@@ -217,7 +217,10 @@ def verdict(study: Study) -> str:
     seen = pooled_deviation(
         own for regime in about.index for own in family(study, str(regime), frame).differences.values()
     )
-    seeds, pairs = int(frame["seed"].nunique()), max(len(set(frame["method"])) * (len(set(frame["method"])) - 1) // 2, 1)
+    seeds, pairs = (
+        int(frame["seed"].nunique()),
+        max(len(set(frame["method"])) * (len(set(frame["method"])) - 1) // 2, 1),
+    )
     return (
         f"{' '.join(lines)}\n\nOver the regimes that all methods ran, {top} has the highest score, "
         f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). Of "
