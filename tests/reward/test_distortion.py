@@ -33,7 +33,8 @@ def test_level_and_factor_belong_to_the_prompt_whatever_its_completions_score(of
     factor, base = (right - wrong).view(-1, 4), (wrong - offset).view(-1, 4)
     assert torch.equal(base, base[:, :1].expand(-1, 4))
     torch.testing.assert_close(factor, factor[:, :1].expand(-1, 4))
-    assert base.min() + 1e-4 >= 0 and base.max() <= level + 1e-4
+    assert base.min() >= -1e-4
+    assert base.max() <= level + 1e-4
     assert (factor.log().abs() <= math.log(scale) + 1e-3).all()
 
 

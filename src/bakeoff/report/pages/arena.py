@@ -17,6 +17,7 @@ from bakeoff.report.figures import WIDTH, colours, finished, panels, style
 from bakeoff.report.statistics import (
     CONFIDENCE,
     Estimate,
+    counted,
     detectable,
     equivalent,
     holm,
@@ -195,45 +196,60 @@ def improvement(study: Study) -> pd.DataFrame:
     return pd.DataFrame({"P(row > column)": complete, **chances})
 
 
+def choices(study: Study) -> pd.DataFrame:
+    """A row for each regime: its property, the methods than which none is significantly higher, and the others."""
+    frame, rows = scores(study), []
+    for regime, about in regimes(study).iterrows():
+        best = undominated(study, str(regime), frame)
+        rest = [name for name in wide(frame, str(regime)).mean().sort_values(ascending=False).index if name not in best]
+        rows.append({"regime": regime, "property": about["property"], "choose": best, "avoid": rest})
+    return pd.DataFrame(rows)
+
+
+def choices_table(study: Study) -> pd.DataFrame:
+    """The choices as a page shows them."""
+    named = choices(study)
+    return named.assign(**{column: named[column].map(", ".join).replace("", "–") for column in ("choose", "avoid")})
+
+
 def verdict(study: Study) -> str:
-    """The method to choose in each regime, the verdicts on the predictions, and what the seeds could have shown."""
-    frame, about = scores(study), regimes(study)
-    methods = set(frame["method"])
-    choices: dict[tuple[str, ...], list[str]] = {}
-    for regime in about.index:
-        best = undominated(study, regime, frame)
-        every = set(frame["method"][frame["regime"] == regime])
-        choices.setdefault(tuple(best) if set(best) != every else (), []).append(str(regime))
-    lines = [
-        f"Choose {listed(best)} when {'; or '.join(about.at[regime, 'property'] for regime in where)}."
-        for best, where in sorted(choices.items(), key=lambda item: len(item[0]))
-        if best
-    ]
-    if () in choices:
-        lines.append(f"Any of the methods in {listed(choices[()])}: none is told apart from the highest.")
+    """The methods to choose and to avoid by regime, verdicts on predictions, and what the seeds could have shown."""
+    frame = scores(study)
     counts = pd.Series([each.verdict for each in verdicts(study)]).value_counts()
-    order = [name for name in ranked(frame) if name in methods]
-    top = order[0] if order else "no method"
-    seen = pooled_deviation(
-        own for regime in about.index for own in family(study, str(regime), frame).differences.values()
-    )
-    seeds, pairs = (
-        int(frame["seed"].nunique()),
-        max(len(set(frame["method"])) * (len(set(frame["method"])) - 1) // 2, 1),
-    )
+    top = ranked(frame)[0]
     return (
-        f"{' '.join(lines)}\n\nOver the regimes that all methods ran, {top} has the highest score, "
-        f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). Of "
-        f"{int(counts.sum())} predictions, {', '.join(f'{counts.get(name, 0)} {name}' for name in VERDICTS)}.\n\n"
-        f"A method is named for a regime if no other is significantly higher in it: paired by seed, corrected for all pairs "
-        f"of methods in the regime (Holm). {seeds} seeds find a difference of "
-        f"{number(detectable(seen, seeds, pairs))} in accuracy in four of five such arenas. The learning rates are half, "
-        "one and two times those tuned on the plain regime, by seed. All is of one small model and one task: the arena "
-        "says how methods respond to a property, not how well they do elsewhere."
+        f"{advice(choices(study))}\n\nOver the regimes that most methods ran, {top} has the highest score, "
+        f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). "
+        f"Of {int(counts.sum())} predictions, {', '.join(f'{counts.get(name, 0)} {name}' for name in VERDICTS)}.\n\n"
+        f"{power(study, frame)} The learning rates are those of the plain regime times the study's factors, by seed. "
+        "All is of one small model and one task: the arena says how methods respond to a property, not how well they "
+        "do elsewhere."
     )
 
 
-def listed(names: tuple[str, ...] | list[str]) -> str:
+def advice(named: pd.DataFrame) -> str:
+    """A sentence for each set of methods: to choose where few are not exceeded, to avoid where few are."""
+    sentences: dict[str, list[str]] = {}
+    for row in named.itertuples():
+        few = len(row.choose) <= len(row.avoid)
+        text = f"Choose {listed(row.choose)}" if few else f"avoid {listed(row.avoid)}" if row.avoid else "any method"
+        sentences.setdefault(text[0].upper() + text[1:], []).append(str(row.property))
+    return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())
+
+
+def power(study: Study, frame: pd.DataFrame) -> str:
+    """What decides that a method is higher in a regime, and the difference that the seeds could have shown."""
+    families = [family(study, str(regime), frame) for regime in regimes(study).index]
+    deviation = pooled_deviation(own for each in families for own in each.differences.values())
+    seeds, pairs = min(each.seeds for each in families), max(len(each.differences) for each in families)
+    return (
+        "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
+        f"its {pairs} pairs of methods (Holm). {counted(seeds, 'seed').capitalize()} find a difference of "
+        f"{number(detectable(deviation, seeds, pairs))} in accuracy in four of five such arenas."
+    )
+
+
+def listed(names: list[str]) -> str:
     """`a`, `a or b`, `a, b or c`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
