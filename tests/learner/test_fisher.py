@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bakeoff.algorithm.kl import exact
 from bakeoff.learner.fisher import fisher_product, logits_tangent, sequences_within
 from bakeoff.learner.holdings import held
 from bakeoff.learner.update import actor_subproblem, update_actor, update_critic
@@ -17,6 +18,7 @@ from bakeoff.model.weights import weights_hash
 from tests.conftest import compose
 from tests.learner.test_update import CPU, draws, prepared, update
 from tests.model.test_forward import grouped, ungrouped
+from tests.model.test_logprobs import CHUNK_MB
 from tests.passes import completion_logits
 
 SMALL = [
@@ -91,7 +93,8 @@ def test_the_token_bound_keeps_the_first_sequences_that_fit(tiny):
     ids=lambda o: " ".join(o) or "plain",
 )
 def test_the_kl_of_a_trust_region_update_is_within_its_bound(overrides):
-    learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005", *overrides)
+    whole = ["algorithm.optimizer.max_kl=0.005", "algorithm.optimizer.lr=1"]
+    learner, experience, _ = prepared("algorithm=trpo", *whole, *overrides)
     before = {name: tensor.clone() for name, tensor in learner.actor.trained().items()}
     learner.forward.micro_tokens = 64
     (taken,), _ = update(learner, experience)
@@ -104,8 +107,9 @@ def test_the_kl_of_a_trust_region_update_is_within_its_bound(overrides):
 
 
 def test_a_rejected_trust_region_step_leaves_the_actor_unchanged():
-    learner, experience, _ = prepared("algorithm=trpo", "algorithm.optimizer.max_kl=0.005")
-    experience.behaviour_logprobs = experience.behaviour_logprobs + 5.0  # no step can bring this KL below the bound
+    """A step of 100 nats is tried once: there the quadratic KL says nothing."""
+    far = ["algorithm.optimizer.max_kl=100", "algorithm.optimizer.backtracks=1", "algorithm.optimizer.lr=1"]
+    learner, experience, _ = prepared("algorithm=trpo", *far)
     before = weights_hash(learner.actor.network)
     (taken,), _ = update(learner, experience)
     assert taken.step.accepted == 0
@@ -124,6 +128,32 @@ def test_the_subproblem_evaluates_at_the_current_parameters():
     moved, kl = problem.evaluate()
     assert moved != loss
     assert kl > 1e-5
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.lora.rank=2"], ["algorithm/entropy=bonus"]], ids=" ".join)
+@pytest.mark.parametrize("logits_mb", [0.0, CHUNK_MB])
+def test_the_subproblem_has_the_exact_kl_from_the_policy_of_its_first_evaluation(overrides, logits_mb):
+    learner, experience, _ = prepared("algorithm=trpo", *overrides)
+    learner.forward.logits_mb, mask = logits_mb, experience.sequences.mask
+    before = completion_logits(learner.actor, experience.sequences, 2.0)[mask].detach()
+    losses = {}
+    for micro_tokens in (0, 40):
+        learner.forward.micro_tokens = micro_tokens
+        problem = actor_subproblem(learner, experience, nullcontext)
+        start, kl = problem.evaluate()
+        assert kl == 0
+        kept = [parameter.detach().clone() for parameter in learner.actor.parameters()]
+        with torch.no_grad():
+            for number, parameter in enumerate(learner.actor.parameters()):
+                parameter.add_(0.03 * (1 + number % 3))
+        losses[micro_tokens], kl = problem.evaluate()
+        after = completion_logits(learner.actor, experience.sequences, 2.0)[mask].detach()
+        assert kl == pytest.approx(exact(before, after).mean().item(), rel=1e-4)
+        assert kl > 1e-5
+        for parameter, was in zip(learner.actor.parameters(), kept, strict=True):
+            parameter.data.copy_(was)
+        assert problem.evaluate()[0] == pytest.approx(start, abs=1e-6)
+    assert losses[0] == pytest.approx(losses[40], rel=1e-4)
 
 
 def test_fisher_products_are_a_phase_of_their_own():

@@ -9,7 +9,14 @@ from bakeoff.device import HOST
 from bakeoff.measure.ledger import Ledger
 from bakeoff.model.build import build
 from bakeoff.model.forward import ForwardSettings, completion_hidden
-from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, token_logprobs
+from bakeoff.model.logprobs import (
+    completion_logprobs,
+    exact_kl,
+    logprobs_and_kl,
+    logprobs_and_values,
+    policy_pass,
+    token_logprobs,
+)
 from bakeoff.model.value import value_head
 from bakeoff.model.weights import frozen_copy
 from tests.conftest import compose
@@ -42,6 +49,23 @@ def test_chunked_logprobs_have_the_values_and_gradients_of_the_plain_computation
         assert torch.allclose(mine, its, atol=1e-11)
 
 
+@pytest.mark.parametrize("logits_mb", [0.0, CHUNK_MB])
+def test_the_entropy_of_a_pass_has_the_values_and_gradients_of_its_definition(policy, logits_mb):
+    sequences = grouped(policy)
+    logs = completion_logits(policy, sequences, 0.7).log_softmax(-1)
+    defined = torch.where(sequences.mask, -(logs.exp() * logs).sum(-1), 0)
+    logprobs, _, entropy = policy_pass(policy, None, sequences, ForwardSettings(0.7, 0, logits_mb), with_entropy=True)
+    assert torch.allclose(entropy, defined, atol=1e-12)
+    plain = plain_logprobs(policy, sequences, 0.7)
+    weights = torch.randn(2, *plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for mine, other in ((logprobs, entropy), (plain, defined)):
+        loss = (weights[0] * mine + weights[1] * other).sum()
+        gradients.append(torch.autograd.grad(loss, list(policy.network.parameters())))
+    for mine, its in zip(*gradients, strict=True):
+        assert torch.allclose(mine, its, atol=1e-5)  # norms compute in float32, and the other side is of two passes
+
+
 def test_logprobs_and_values_of_one_pass_are_those_of_separate_passes(policy):
     sequences, head = grouped(policy), value_head(policy, 0.5).double()
     logprobs, values = logprobs_and_values(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
@@ -60,6 +84,9 @@ def test_the_exact_kl_in_chunks_is_that_of_the_whole_logits(policy):
     hidden = [completion_hidden(model.trunk, sequences) for model in models]
     mine, its, divergence = logprobs_and_kl(policy, other, *hidden, ForwardSettings(0.7, 0, CHUNK_MB))
     assert torch.allclose(divergence, kl.exact(logits, others), atol=1e-12)  # of padding: of equal logits
+    assert torch.equal(
+        hidden[0].spread(exact_kl(policy, other, *hidden, ForwardSettings(0.7, 0, CHUNK_MB))), divergence
+    )
     assert divergence.max() > 1e-3
     for found, model in zip((mine, its), models, strict=True):
         assert torch.allclose(found, plain_logprobs(model, sequences, 0.7), atol=1e-12)
