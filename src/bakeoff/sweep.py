@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -218,6 +219,7 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
     """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
     name = study or "sweep"
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
+    tags["command"] = finishing(folder.resolve())  # a report asks for more seeds by it
     tags["mlflow.note.content"] = (
         f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
@@ -278,6 +280,6 @@ def stop(number: int, frame: Any) -> None:
 
 def finishing(folder: Path) -> str:
     """The command that was typed, with the sweep's folder."""
-    words = sys.argv[1:]
-    named = any(word.startswith("hydra.sweep.dir=") for word in words)
-    return shlex.join(["bakeoff", *words, *([] if named else [f"hydra.sweep.dir={folder}"])])
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    value = str(folder) if re.fullmatch(r"[\w./+@%-]+", str(folder)) else f"'{folder}'"  # as Hydra reads it
+    return shlex.join(["bakeoff", *words, f"hydra.sweep.dir={value}"])

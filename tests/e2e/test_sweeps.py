@@ -1,6 +1,7 @@
 """Sweeps, reports, help and errors, as a user meets them."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ from mlflow import MlflowClient
 
 from bakeoff.__main__ import main
 from bakeoff.paths import CONF
+from bakeoff.report.comparisons import family
+from bakeoff.report.statistics import detectable
+from bakeoff.report.store import load_study
 from tests.commands import store_of
+from tests.stored import tracking
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
@@ -65,6 +70,29 @@ def test_a_sweep_and_its_report(command, report, tmp_path):
     again = report("methods")
     assert again.returncode == 0, again.stderr
     assert {path: path.read_bytes() for path in before} == before, "the same store, the same bytes"
+
+
+def test_the_seeds_that_a_difference_takes_are_added_by_the_command_that_the_report_prints(command, report, tmp_path):
+    """Two seeds are there and three are needed: the command runs one more of each arm, in the same sweep."""
+    arguments = [*SHORT, "task.digits=3", "task.max_new_tokens=4", "task.heldout=64", "sft.steps=100"]
+    ran = command("sweeps=methods", "algorithm=ppo,grpo", "seed=1,2", "budget={unit: updates, limit: 2}", *arguments)
+    assert ran.returncode == 0, ran.stderr
+    store = tracking(tmp_path)
+    found = family(load_study("methods", store))
+    enough = report("methods", "--detect", str(detectable(found.deviation, 2) * 1.01))
+    assert enough.stdout.rstrip().endswith("2 are there. They suffice."), enough.stderr
+    said = report("methods", "--detect", str(detectable(found.deviation, 3) * 1.01))
+    assert "takes 3 seeds per arm" in said.stdout, said.stderr
+    assert not (tmp_path / "reports").exists(), "it only says so"
+    typed = shlex.split(said.stdout.split("type: bakeoff ")[1])
+    assert "seed=3" in typed
+    more = command(*typed)
+    assert more.returncode == 0, more.stderr
+    assert "2 jobs" in more.stdout
+    study = load_study("methods", store)
+    assert sorted(study.runs["seed"]) == [1, 1, 2, 2, 3, 3]
+    assert len(runs_in(tmp_path)[1]) == 7, "the sweep and its jobs, none of which ran twice"
+    assert report("methods", "--detect", "2").returncode == 2
 
 
 def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):

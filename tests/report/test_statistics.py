@@ -1,5 +1,6 @@
 """Small-sample statistics and the frames of a study, against numbers worked out by hand."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -9,8 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from bakeoff.errors import UserError
 from bakeoff.report.comparisons import Family, family
+from bakeoff.report.detect import detect
 from bakeoff.report.figures import colours, curves
+from bakeoff.report.idle import idle
 from bakeoff.report.matching import config_diff, configuration, mismatches
 from bakeoff.report.naming import arm_names, varied
 from bakeoff.report.pages import methods, rlhf
@@ -34,7 +38,7 @@ from bakeoff.report.statistics import (
     stratified_iqm,
 )
 from bakeoff.report.study import Study
-from bakeoff.report.tables import FINAL_ACCURACY, html_cell, markdown, number
+from bakeoff.report.tables import FINAL_ACCURACY, html_cell, markdown, number, per_seed
 
 
 def test_mean_interval_by_hand():
@@ -429,6 +433,17 @@ def test_unequal_tuning_is_named():
     trials = [(run, "tuned.trials", "13" if "kl" in run else "3") for run in data.runs["run"]]
     data.params = pd.concat([data.params, parameters(trials)])
     assert mismatches(data) == ["the arms had unequal tuning: ppo_kl 13 trials; the others 3 trials"]
+    more = [(run, "tuned.seeds", "[100, 101]" if "kl" in run else "[100]") for run in data.runs["run"]]
+    more += [
+        (run, "tuned.command", "bakeoff -m algorithm=ppo seed=100" + " budget.limit=40960" * ("kl" in run))
+        for run in data.runs["run"]
+    ]
+    data.params = pd.concat([data.params, parameters(more)])
+    assert mismatches(data)[1:] == [
+        "the arms had unequal tuning: ppo_kl 2 tuning seeds; the others 1 tuning seed",
+        "the arms had unequal tuning: ppo_kl a tuning budget of 40960; the others a tuning budget of the protocol's",
+    ]
+    data.params = data.params[~data.params["key"].isin(["tuned.seeds", "tuned.command"])]
     data.params = data.params[data.params["key"] != "tuned.trials"]
     assert mismatches(data) == [], "runs of an earlier version logged no trials"
 
@@ -449,3 +464,86 @@ def test_an_arm_is_named_by_the_sweep_or_its_algorithm_and_by_what_varies():
         }
     )
     assert arm_names(runs).tolist() == ["clip_0_1 G=2 1234", "clip_0_1 G=2 2345", "grpo G=4"]
+
+
+def test_unequal_steps_a_rollout_are_named():
+    """An optimiser without minibatches takes one step."""
+    data = study({"ppo": {1: 0.9}, "ppo_kl": {1: 0.9}, "grpo": {1: 0.8}}, group=("4", "4", "4"))
+    steps = {"ppo": ("2", "4"), "ppo_kl": ("1", "8")}
+    rows = [
+        (f"{arm}1", f"algorithm.optimizer.{key}", value)
+        for arm, values in steps.items()
+        for key, value in zip(("epochs", "minibatches"), values, strict=True)
+    ]
+    data.params = pd.concat([data.params, parameters(rows)])
+    assert mismatches(data) == ["optimiser steps a rollout differ: grpo 1; the others 8"]
+
+
+def with_metrics(data, **series):
+    """The study with a metric's values at updates 1, 2, … of every run of an arm."""
+    rows = [
+        (f"{arm}{seed}", metric.replace("__", "/"), step, value, arm, seed)
+        for metric, arms in series.items()
+        for arm, values in arms.items()
+        for seed in data.runs.loc[data.runs["name"] == arm, "seed"]
+        for step, value in enumerate(values, start=1)
+    ]
+    every = pd.concat(
+        [data.metrics.astype({"run": str, "metric": str}), pd.DataFrame(rows, columns=data.metrics.columns)]
+    )
+    every = every.sort_values(["run", "metric", "step"]).astype({"run": "category", "metric": "category"})
+    return dataclasses.replace(data, metrics=every)
+
+
+def test_what_is_idle_is_named():
+    """A step that is refused, a direction that is none, a β that has died, a clip that never binds: each has a rate."""
+    data = study({"trpo": {1: 0.9, 2: 0.9}, "ppo_kl": {1: 0.8, 2: 0.8}}, group=("4", "4"))
+    assert idle(data) == []
+    ailing = with_metrics(
+        data,
+        policy__cg_residual={"trpo": [2.0, 2.5, 2.1, 2.6]},
+        policy__accepted={"trpo": [1.0, 0.0, 0.0, 1.0]},
+        kl__beta_behaviour={"ppo_kl": [1.0, 0.1, 0.001, 1e-9]},
+        policy__clip_fraction={"trpo": [0.0] * 4, "ppo_kl": [0.0, 0.0004, 0.0002, 0.0]},
+    )
+    clip = [(run, "algorithm.objective.epsilon_low", "0.2") for run in ("ppo_kl1", "ppo_kl2")]
+    ailing.params = pd.concat([ailing.params, parameters(clip)])
+    found = idle(ailing)
+    assert len(found) == 4, "TRPO has no clip, which cannot idle"
+    for part in ("trpo leaves 2.3 of", "trpo takes no step in 50 %", "ppo_kl is off in 50 %", "ppo_kl never binds"):
+        assert any(part in sentence for sentence in found), part
+    well = with_metrics(
+        data,
+        policy__cg_residual={"trpo": [0.1, 0.3]},
+        policy__accepted={"trpo": [1.0] * 19 + [0.0]},
+        kl__beta_behaviour={"ppo_kl": [1.0, 0.5, 2.0]},
+        policy__clip_fraction={"ppo_kl": [0.0, 0.01]},
+    )
+    well.params = pd.concat([well.params, parameters(clip)])
+    assert idle(well) == []
+
+
+def test_per_seed_numbers_are_in_the_order_of_the_seeds():
+    data = study({"ppo": {3: 0.93, 1: 0.9512345, 2: 0.9}, "grpo": {1: 0.8, 3: 0.82}})
+    table = per_seed(data)
+    assert table.columns.tolist() == ["method", "seed 1", "seed 2", "seed 3"]
+    assert table.values.tolist() == [["ppo", "0.9512", "0.9000", "0.9300"], ["grpo", "0.8000", "–", "0.8200"]]
+
+
+def test_a_difference_to_detect_names_the_seeds_that_are_missing():
+    """Paired differences deviate by 0.0089: 0.01 takes nine seeds. Seeds that tuned are none of them."""
+    spread = np.array([-1, 0, 1]) * 0.0089
+    data = study(
+        {"ppo": {s: 0.9 + d for s, d in zip((1, 2, 3), spread, strict=True)}, "grpo": {1: 0.9, 2: 0.9, 3: 0.9}}
+    )
+    data = with_params(data, tuning_seeds="[5]")
+    data.command = "bakeoff sweeps=methods seed=1,2,3 budget.limit=9 hydra.sweep.dir=/some/where"
+    text = detect(data, 0.01)
+    assert "takes 9 seeds per arm" in text
+    assert text.endswith("type: bakeoff sweeps=methods budget.limit=9 seed=4,6,7,8,9,10 hydra.sweep.dir=/some/where")
+    assert detect(data, 0.5).endswith("3 are there. They suffice.")
+    data.command = ""
+    assert "name it: bakeoff sweeps=methods seed=4,6,7,8,9,10 hydra.sweep.dir=…" in detect(data, 0.01)
+    for refused, sentence in ((1e-6, "more than 10000 seeds"), (0.01, "two arms and two seeds")):
+        with pytest.raises(UserError, match=sentence):
+            detect(data if refused < 0.01 else study({"ppo": {1: 0.9, 2: 0.8}}, group=("4",)), refused)

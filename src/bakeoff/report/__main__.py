@@ -16,13 +16,14 @@ from rich.text import Text
 from bakeoff.errors import UserError, fail, refused
 from bakeoff.paths import ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
+from bakeoff.report.detect import detect
 from bakeoff.report.output import replaced
 from bakeoff.report.page import Page, all_claims, answer, explained, page_of, warnings
 from bakeoff.report.render import execute, faults, figures, to_html
 from bakeoff.report.statistics import counted
 from bakeoff.report.store import default_tracking, load_study
 from bakeoff.report.study import Study, write_study
-from bakeoff.report.tables import as_text, markdown
+from bakeoff.report.tables import as_text, markdown, per_seed
 from bakeoff.tracking import open_store
 
 CLAIMS = "claims"  # the page that is made from all studies
@@ -40,6 +41,12 @@ def main() -> None:
     parser.add_argument(
         "--sweeps", type=int, default=1, help="number of the study's newest sweeps to read as one (default: 1)"
     )
+    parser.add_argument(
+        "--detect",
+        type=float,
+        metavar="D",
+        help="only say how many seeds show a difference D in accuracy, and add them",
+    )
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
     arguments = parser.parse_args()
     console = Console()
@@ -50,7 +57,14 @@ def main() -> None:
         if arguments.study not in (names := [*study_names(), CLAIMS]):
             raise UserError(f"there is no study '{arguments.study}' in sweeps/; the studies are {', '.join(names)}.")
         with refused(), console.status("reading the store, running notebooks"):
-            if arguments.all:
+            if arguments.detect is not None:
+                if not 0 < arguments.detect < 1 or arguments.all or arguments.study == CLAIMS:
+                    raise UserError(
+                        f"--detect is {arguments.detect:g}; it takes one study and a number between 0 and 1."
+                    )
+                study = load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)
+                console.print(detect(study, arguments.detect), highlight=False, soft_wrap=True, markup=False)
+            elif arguments.all:
                 report_all(arguments.out, arguments.where, console)
             elif arguments.study == CLAIMS:
                 held = held_studies(sorted({study for study, _ in all_claims()}), "", console)
@@ -112,7 +126,8 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
         left_out = [f"the table: these runs do not give it ({explained(error)})"]
     with replaced(out, name) as made:
         write_study(study, made / name)
-        (made / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+        seeds = f"\nFinal held-out greedy accuracy by seed:\n\n{markdown(per_seed(study))}" if study.trained else ""
+        (made / f"{name}.md").write_text(markdown(table) + seeds, encoding="utf-8")
         left_out += write_page(name, page.notebook, made / name)
         log_report(study, made, console)
     if len(table):

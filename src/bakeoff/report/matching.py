@@ -7,6 +7,7 @@ import re
 import pandas as pd
 
 from bakeoff.report.naming import labels, varied
+from bakeoff.report.statistics import counted
 from bakeoff.report.study import Study, outcome
 from bakeoff.report.tables import in_html
 
@@ -44,7 +45,7 @@ def mismatches(study: Study) -> list[str]:
             found.append(f"{name} has no run with seed {', '.join(map(str, sorted(every - own)))}")
     if (named := study.declared("baseline")) and not study.baseline:
         found.append(f"{named}, with which the study compares the other arms, has no finished run")
-    return found + unfinished(study) + unequal_tuning(study)
+    return found + unfinished(study) + unequal_tuning(study) + unequal_steps(study)
 
 
 def unfinished(study: Study) -> list[str]:
@@ -93,13 +94,30 @@ def by_value(values: pd.Series) -> str:
 
 
 def unequal_tuning(study: Study) -> list[str]:
-    """Sentences that name arms that were not tuned, and arms that were tuned with different numbers of trials."""
+    """Sentences that name arms that were not tuned, and arms that were tuned unequally: in trials, seeds or budget."""
     found = [f"{name} was not tuned" for name, rows in study.runs.groupby("name") if (rows["tuned"] == "untuned").any()]
-    trials = study.param("tuned.trials")
-    trials = trials[trials.str.fullmatch(r"[1-9]\d*")].groupby("name", sort=False).first()
-    if trials.nunique() > 1:
-        found.append(f"the arms had unequal tuning: {by_value(trials + ' trials')}")
+    trials, commands = study.param("tuned.trials"), study.param("tuned.command")
+    seeds = study.param("tuned.seeds").str.findall(r"\d+").map(len)
+    budgets = commands[commands != ""].str.extract(r"\bbudget\.limit=(\S+)", expand=False).fillna("the protocol's")
+    for values in (
+        trials[trials.str.fullmatch(r"[1-9]\d*")] + " trials",
+        seeds[seeds > 0].map(lambda number: counted(number, "tuning seed")),
+        "a tuning budget of " + budgets,
+    ):
+        of_arms = values.groupby("name", sort=False).first()
+        if of_arms.nunique() > 1:
+            found.append(f"the arms had unequal tuning: {by_value(of_arms)}")
     return found
+
+
+def unequal_steps(study: Study) -> list[str]:
+    """A sentence that names arms with different numbers of optimiser steps a rollout, unless the study varies them."""
+    keys = ("algorithm.optimizer.epochs", "algorithm.optimizer.minibatches")
+    if any(key in question_of(study) for key in keys):
+        return []
+    factors = [pd.to_numeric(study.param(key), errors="coerce").groupby("name", sort=False).first() for key in keys]
+    steps = factors[0].mul(factors[1], fill_value=1).reindex(study.arms).fillna(1).astype(int)
+    return [f"optimiser steps a rollout differ: {by_value(steps)}"] if steps.nunique() > 1 else []
 
 
 def matched(study: Study) -> str:

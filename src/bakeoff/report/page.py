@@ -22,6 +22,7 @@ import pandas as pd
 from bakeoff.errors import UserError, first_line
 from bakeoff.paths import PAGES, page_file, study_file, study_folders, study_names
 from bakeoff.report.claim import Claim
+from bakeoff.report.idle import idle
 from bakeoff.report.matching import mismatches
 from bakeoff.report.study import Study
 from bakeoff.report.tables import in_html, not_scored, percent
@@ -106,9 +107,9 @@ def answer(page: Page, study: Study) -> str:
 
 
 def warnings(study: Study) -> dict[str, list[str]]:
-    """What a reader must know before the answer, by kind: what is not matched, not scored, and left out."""
+    """What a reader must know before the answer, by kind: what is not matched, idle, not scored, and left out."""
     shares = [f"{percent(share)} of {name}'s completions" for name, share in not_scored(study).items()]
-    found = {"Not matched": mismatches(study), "Not scored": shares, "Left out": study.left_out}
+    found = {"Not matched": mismatches(study), "Idle": idle(study), "Not scored": shares, "Left out": study.left_out}
     return {kind: shortened(each) for kind, each in found.items() if each}
 
 

@@ -232,7 +232,7 @@ def learning_curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     if len(x) < POINTS or not y[0] < y.max():
         return (math.nan,) * 3
 
-    def sigmoid(x: np.ndarray, asymptote: float, middle: float, steepness: float) -> np.ndarray:
+    def sigmoid(x: np.ndarray, asymptote: float, middle: float, steepness: float) -> Any:
         return y[0] + (asymptote - y[0]) / (1 + (middle / x) ** steepness)
 
     rises, ends = x > x[0], ([0, 0, 0.1], [1, 10, 20])  # of x over its last value, for a scale that is the fit's own

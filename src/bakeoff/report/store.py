@@ -95,6 +95,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
         name=name,
         question=one_line(parents[0].data.tags.get("question", "")),
         run=parents[0].info.run_id,
+        command=one_line(parents[0].data.tags.get("command", "")),
         runs=finished,
         unfinished=unfinished,
         params=params_frame(kept),

@@ -23,6 +23,7 @@ class Study:
     """The sweeps of a study, as read from a store or from the folder of a report.
 
     run          MLflow's id of its newest sweep
+    command      that runs the newest sweep again, in its folder; empty where a version before it logged none
     runs         a row for each finished run: run, name (of its arm), algorithm, seed, status and the other tags
     unfinished   the same for runs that failed, ran out of memory, were stopped, or lack their end
     params       run, key, value and in_config_id, of finished runs
@@ -39,6 +40,7 @@ class Study:
     params: pd.DataFrame
     metrics: pd.DataFrame
     completions: pd.DataFrame
+    command: str = ""
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -96,7 +98,7 @@ class Study:
 
 def write_study(study: Study, folder: Path) -> None:
     """Writes a study's frames to a folder: all that its page needs."""
-    about = {"name": study.name, "question": study.question, "run": study.run, "left_out": study.left_out}
+    about = {key: getattr(study, key) for key in ("name", "question", "run", "command", "left_out")}
     (folder / "study.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     pd.concat([study.runs, study.unfinished]).to_csv(folder / "runs.csv", index=False)
     study.params.to_csv(folder / "params.csv", index=False)

@@ -82,6 +82,13 @@ def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
     return with_not_scored(study, pd.DataFrame({"method": study.arms, **columns}))
 
 
+def per_seed(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
+    """The final values of a metric: a row for each arm, a column for each seed in order, with four decimals."""
+    wide = final(study, metric).unstack("seed").reindex(study.arms).sort_index(axis="columns")
+    text = wide.map(lambda value: "–" if math.isnan(value) else f"{value:.4f}").add_prefix("seed ")
+    return text.rename_axis(index="method", columns=None).reset_index()
+
+
 def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str, str]) -> pd.DataFrame:
     """A row for each group of runs: what they have in common, and means over them, in columns named by the labels.
 

@@ -13,14 +13,13 @@ NOTEBOOK = "methods"
 CLAIMS = [
     Claim(
         "1 REINFORCE",
-        "Fresh samples for every update: nearly all of the time goes into sampling",
+        "Fresh samples for every update: this share of the time goes into sampling, for answers this short",
         "share of training time in sampling",
         lambda study: mean_interval(sampling_share(study)["baseline_none"]),
-        above=0.8,
     ),
     Claim(
         "3 baseline",
-        "All-positive rewards raise every action, so a baseline learns better",
+        "A baseline learns better, with scores of 0 and 1",
         "final accuracy, batch mean − none",
         difference("baseline_batch_mean", "baseline_none"),
         above=0.0,

@@ -125,7 +125,7 @@ CLAIMS = [
     Claim(
         "5 fixed penalty",
         "It is hard to pick one β: a wrong one costs more than a wrong target",
-        "best − worst accuracy over a factor of 100 in β, less that over 9 in the target",
+        "best − worst accuracy over a factor of 100 in β, less that over 100 in the target",
         harder_to_pick,
         above=0.0,
     ),

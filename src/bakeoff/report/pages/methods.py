@@ -138,6 +138,7 @@ CLAIMS = [
         "held for the critic ÷ held for the actor, in their updates",
         critic_over_actor,
         above=0.9,
+        by_construction=True,
     ),
     Claim(
         "9 GRPO",
@@ -145,6 +146,7 @@ CLAIMS = [
         "share of PPO's largest peak that GRPO saves",
         memory_saved,
         above=0.0,
+        by_construction=True,
     ),
     Claim(
         "9 GRPO",

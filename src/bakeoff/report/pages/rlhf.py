@@ -121,5 +121,12 @@ def four_models(study: Study) -> Estimate:
 
 
 CLAIMS = [
-    Claim("8 RLHF", "Four models are heavy", "weights of the four models ÷ the actor's", four_models, above=3.0),
+    Claim(
+        "8 RLHF",
+        "Four models are heavy",
+        "weights of the four models ÷ the actor's",
+        four_models,
+        above=3.0,
+        by_construction=True,
+    ),
 ]

@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.measure import TRAINING
-from bakeoff.report.across_seeds import threshold, to_threshold
+from bakeoff.report.across_seeds import restricted, threshold, to_threshold
 from bakeoff.report.claim import Claim
 from bakeoff.report.figures import colours, finished, panels
-from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, paired_ratio
+from bakeoff.report.statistics import (
+    FEWEST,
+    Estimate,
+    bootstrapped,
+    counted,
+    paired_difference,
+    ratio_of_means,
+    resampled,
+)
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary
 
 OBJECTIVE, EPOCHS = "choice/algorithm/objective", "algorithm.optimizer.epochs"
+STEPS = ("actor_update", "fisher_product", "critic_update")  # phases whose time grows with the epochs
 MEASURES = {
     "accuracy": "held-out greedy accuracy",
-    "sequences": "completions to the threshold",
-    "seconds": "training seconds to the threshold",
+    "sequences": "completions to the threshold, or in all",
+    "seconds": "training seconds to the threshold, or in all",
     "effective": "effective sample size (share)",
     "sampling": "share of training time in sampling",
 }
 
 
+def seconds_of(study: Study, *phases: str) -> pd.Series:
+    """Seconds of some phases, by name and seed: the sum over a run's updates."""
+    return grouped(study, *(f"time/{phase}" for phase in phases)).sum()
+
+
 def sampling_share(study: Study) -> pd.Series:
     """The share of a run's training time that sampling takes, by name and seed."""
-    every = grouped(study, *(f"time/{phase}" for phase in TRAINING)).sum()
-    return grouped(study, "time/rollout").sum() / every
+    return seconds_of(study, "rollout") / seconds_of(study, *TRAINING)
 
 
 def runs_by_epochs(study: Study) -> pd.DataFrame:
-    """A row for each run: name, seed, objective, epochs and MEASURES; NaN if it never reaches the threshold."""
+    """A row for each run: name, seed, objective, epochs, MEASURES, whether it reached the threshold, and its seconds
+    in steps.
+    """
     level = threshold(study)
     return by_run(
         study,
         objective=study.param(OBJECTIVE),
         epochs=study.param(EPOCHS).astype(int),
         accuracy=final(study, ACCURACY),
-        sequences=to_threshold(study, "sequences", level),
-        seconds=to_threshold(study, "seconds", level),
+        sequences=restricted(study, "sequences", level),
+        seconds=restricted(study, "seconds", level),
+        reached=to_threshold(study, "sequences", level).notna(),
         effective=grouped(study, "policy/effective_sample_size").mean(),
         sampling=sampling_share(study),
+        steps=seconds_of(study, *STEPS),
     )
 
 
@@ -48,70 +66,90 @@ def table(study: Study) -> pd.DataFrame:
     """A row for each objective and number of epochs: means over seeds, intervals for the accuracy."""
     columns = {
         "accuracy": FINAL_ACCURACY,
-        "sequences": "completions to threshold",
-        "seconds": "seconds to threshold",
+        "reached": "share of runs that reach the threshold",
+        "sequences": "completions until then, or in all",
+        "seconds": "seconds until then, or in all",
         "effective": "effective sample size",
     }
     return summary(runs_by_epochs(study), {"objective": "objective", "epochs": "epochs"}, columns)
 
 
 def by_epochs(study: Study, measure: str, objective: str) -> pd.DataFrame:
-    """A measure of the runs with an objective: a row for each seed, a column for each number of epochs.
-
-    A run that never reaches the threshold counts with all that it used, a lower bound.
-    """
-    runs = runs_by_epochs(study).set_index(["name", "seed"])
-    for unit in ("sequences", "seconds"):
-        runs[unit] = runs[unit].fillna(final(study, f"progress/{unit}"))
-    return runs[runs["objective"] == objective].reset_index().pivot(index="seed", columns="epochs", values=measure)
+    """A measure of the runs with an objective: a row for each seed, a column for each number of epochs."""
+    runs = runs_by_epochs(study)
+    return runs[runs["objective"] == objective].pivot(index="seed", columns="epochs", values=measure)
 
 
 def saved(study: Study, measure: str, objective: str, epochs: int) -> Estimate:
-    """A measure with a number of epochs ÷ that with one: geometric mean with 95 % interval, paired by seed."""
+    """The restricted mean of a measure with a number of epochs ÷ that with one, seeds drawn together."""
     wide = by_epochs(study, measure, objective)
-    return paired_ratio(wide[epochs], wide[1]) if {1, epochs} <= set(wide.columns) else Estimate()
+    return ratio_of_means(wide[epochs], wide[1]) if {1, epochs} <= set(wide.columns) else Estimate()
+
+
+def break_even(study: Study, objective: str, epochs: int) -> Estimate:
+    """The share of an update's time, with one epoch, above which the epochs save time by saving completions: ours.
+
+    With the completions that they need (r times those of one epoch) and the seconds that their steps take (k times),
+    an update whose other work takes the share f costs time as r (f + k (1 − f)), which is below one above
+    f = (r k − 1)/(r (k − 1)). It is 1 where the epochs save no completions, so that no share is enough, and 0 where
+    they save time at any share.
+    """
+    needed, steps = (by_epochs(study, measure, objective) for measure in ("sequences", "steps"))
+    if not {1, epochs} <= set(needed.columns):
+        return Estimate()
+    values = np.stack([wide[[epochs, 1]].to_numpy(float) for wide in (needed, steps)])  # [2, seeds, 2]
+    seeds = np.arange(values.shape[1])
+    means = values[:, resampled(seeds, np.random.default_rng(0))].mean(2)
+    r, k = means[..., 0] / means[..., 1]
+    return bootstrapped(np.clip((r * k - 1) / (r * (k - 1)), 0, 1), [seeds])
 
 
 def verdict(study: Study) -> str:
-    """With how many epochs accuracy is highest, and what they save in completions and time, for each objective."""
+    """With how many epochs accuracy is highest, what they save, and from which share of sampling on that saves time."""
     level, runs, parts = threshold(study), runs_by_epochs(study), []
     for objective in dict.fromkeys(runs["objective"]):
-        means = runs[runs["objective"] == objective].groupby("epochs")[["accuracy", "effective"]].mean()
+        own = runs[runs["objective"] == objective].groupby("epochs")
+        means, reached = own[["accuracy", "effective"]].mean(), own["reached"].agg(["sum", "size"])
         best, most = int(means["accuracy"].idxmax()), int(means.index[-1])
         text = (
-            f"With the objective `{objective}`, accuracy is highest with {best} epoch{'s' * (best > 1)} "
+            f"With the objective `{objective}`, accuracy is highest with {counted(best, 'epoch')} "
             f"({means['accuracy'][best]:.3f}; with 1: {means['accuracy'].iloc[0]:.3f}, with {most}: "
             f"{means['accuracy'].iloc[-1]:.3f})"
         )
         if best > 1:
+            counts = " and ".join(f"{reached['sum'][n]} of {reached['size'][n]} with {n}" for n in (best, 1))
             text += (
-                f"; relative to one epoch, they reach {level:.3f} with "
-                f"{saved(study, 'sequences', objective, best).text()} of the completions and "
-                f"{saved(study, 'seconds', objective, best).text()} of the time"
+                f"; {counts} reach {level:.3f}, and the former use {saved(study, 'sequences', objective, best).text()} "
+                f"of the completions until then; that saves time where sampling and scoring take more than "
+                f"{break_even(study, objective, best).text()} of an update with one epoch, of which sampling takes "
+                f"{runs['sampling'][(runs['objective'] == objective) & (runs['epochs'] == 1)].mean():.2f} here"
             )
         effective = means["effective"]
         parts.append(
             f"{text}; the effective sample size falls from {effective.iloc[0]:.3f} to {effective.iloc[-1]:.3f}."
         )
+    parts.append(
+        "A run that never reaches the threshold counts with its whole budget: means are restricted to it. Intervals "
+        f"are a bootstrap over seeds, stated from {FEWEST} seeds on."
+    )
     return " ".join(parts)
 
 
 def plot(study: Study) -> Figure:
-    """A panel for each measure over the epochs: means with 95 % intervals, a line for each objective."""
+    """A panel for each measure over the epochs: means and ranges over seeds, a line for each objective."""
     runs = runs_by_epochs(study)
     palette, ticks = colours(list(dict.fromkeys(runs["objective"]))), sorted(set(runs["epochs"]))
     figure, all_axes = panels(len(MEASURES), 2.4)
     for axes, (measure, label) in zip(all_axes, MEASURES.items(), strict=True):
         for objective, colour in palette.items():
-            own = runs[runs["objective"] == objective]
-            means = pd.DataFrame({x: mean_interval(rows[measure]) for x, rows in own.groupby("epochs")}).T
-            axes.fill_between(means.index, means[1], means[2], color=colour, alpha=0.15, lw=0)
-            axes.plot(means.index, means[0], "o-", color=colour, ms=5, mec="white", label=objective)
+            own = runs[runs["objective"] == objective].groupby("epochs")[measure].agg(["mean", "min", "max"])
+            axes.fill_between(own.index, own["min"], own["max"], color=colour, alpha=0.15, lw=0)
+            axes.plot(own.index, own["mean"], "o-", color=colour, ms=5, mec="white", label=objective)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set(xlabel="epochs over each rollout", title=label)
     figure.legend(*all_axes[0].get_legend_handles_labels(), title="objective", loc="outside lower right")
-    return finished(figure, f"Means with 95 % intervals; threshold {threshold(study):.3f}.", study)
+    return finished(figure, f"Means and ranges over seeds; threshold {threshold(study):.3f}.", study)
 
 
 def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
@@ -120,33 +158,52 @@ def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
     return paired_difference(own[more], own[fewer])
 
 
+def clipped(study: Study, epochs: int) -> Estimate:
+    """The paired difference of final accuracy between clipped and unbounded weights, at a number of epochs."""
+    return paired_difference(*(by_epochs(study, "accuracy", objective)[epochs] for objective in ("clip", "ratio")))
+
+
+STEP = "2 importance sampling"
 CLAIMS = [
     Claim(
-        "2 importance sampling",
-        "Reusing samples saves samples",
-        "completions to the threshold, 4 epochs ÷ 1",
+        STEP,
+        "Reusing samples saves samples, with the clip",
+        "completions until the threshold or in all, 4 epochs ÷ 1, clip",
+        lambda study: saved(study, "sequences", "clip", 4),
+        below=1.0,
+    ),
+    Claim(
+        STEP,
+        "and with unbounded weights",
+        "completions until the threshold or in all, 4 epochs ÷ 1, no clip",
         lambda study: saved(study, "sequences", "ratio", 4),
         below=1.0,
     ),
     Claim(
-        "2 importance sampling",
-        "Reusing samples saves time",
-        "seconds to the threshold, 4 epochs ÷ 1",
-        lambda study: saved(study, "seconds", "ratio", 4),
-        below=1.0,
+        STEP,
+        "It saves time where sampling takes more than this share",
+        "break-even share of sampling and scoring in an update with one epoch, 4 epochs, clip",
+        lambda study: break_even(study, "clip", 4),
     ),
     Claim(
-        "2 importance sampling",
+        STEP,
         "The variance of the weights grows with reuse",
-        "effective sample size, 8 epochs − 1",
+        "effective sample size, 8 epochs − 1, no clip",
         lambda study: change(study, "effective", 8, 1),
         below=0.0,
     ),
     Claim(
-        "2 importance sampling",
+        STEP,
         "and limits how far reuse goes",
-        "final accuracy, 8 epochs − 2",
+        "final accuracy, 8 epochs − 2, no clip",
         lambda study: change(study, "accuracy", 8, 2),
         below=0.0,
+    ),
+    Claim(
+        STEP,
+        "unless the weights are clipped",
+        "final accuracy at 8 epochs, clip − no clip",
+        lambda study: clipped(study, 8),
+        above=0.0,
     ),
 ]

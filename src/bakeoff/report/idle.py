@@ -1,0 +1,79 @@
+"""What is in an arm's configuration and does nothing in its runs, or stops doing it: a rule for each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bakeoff.report.study import Study
+from bakeoff.report.tables import grouped, percent
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a metric says that something is idle.
+
+    metric     logged at every update
+    measured   computes one number from a run's values, in the order of its updates
+    idle       whether that number, as a mean over an arm's runs, says so
+    sentence   with `{arm}`, and `{value}` and `{share}` for the number, as it is and in percent
+    param      beginning of the parameters of the arms that have the part; empty where the metric tells
+    """
+
+    metric: str
+    measured: Callable[[pd.Series], float]
+    idle: Callable[[float], bool]
+    sentence: str
+    param: str = ""
+
+
+def share_dead(values: pd.Series) -> float:
+    """The share of updates in which a coefficient is below 1 % of its first value."""
+    return float((values < 0.01 * values.iloc[0]).mean())
+
+
+RULES = [
+    Rule(
+        "policy/cg_residual",
+        lambda values: float(values.mean()),
+        lambda residual: residual > 0.5,
+        "the conjugate gradient of {arm} leaves {value} of the gradient's norm (mean over updates): its direction is "
+        "not the natural gradient's; algorithm.optimizer.fisher_tokens may be too few",
+    ),
+    Rule(
+        "policy/accepted",
+        lambda values: float(1 - values.mean()),
+        lambda refused: refused > 0.1,
+        "{arm} takes no step in {share} of its updates, because its line search refuses them",
+    ),
+    Rule(
+        "kl/beta_behaviour",
+        share_dead,
+        lambda dead: dead > 0.1,
+        "the KL penalty of {arm} is off in {share} of its updates: β is below 1 % of its start",
+    ),
+    Rule(
+        "policy/clip_fraction",
+        lambda values: float(values.max()),
+        lambda most: most < 0.001,
+        "the clip of {arm} never binds: it touches at most {share} of an update's tokens",
+        param="algorithm.objective.epsilon",
+    ),
+]
+
+
+def idle(study: Study) -> list[str]:
+    """A sentence on each arm and rule that applies."""
+    found = []
+    for rule in RULES:
+        values = grouped(study, rule.metric).agg(rule.measured).groupby("name").mean()
+        having = study.params[study.params["key"].str.startswith(rule.param)]
+        arms = set(study.runs["name"][study.runs["run"].isin(having["run"])]) if rule.param else set(study.arms)
+        found += [
+            rule.sentence.format(arm=arm, value=f"{values[arm]:.2g}", share=percent(values[arm]))
+            for arm in study.arms
+            if arm in values and arm in arms and rule.idle(values[arm])
+        ]
+    return found
