@@ -1,0 +1,105 @@
+"""The arena's page from runs whose answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bakeoff.regime import ACCURACY
+from bakeoff.report.pages import arena
+from bakeoff.report.study import Study
+
+SEEDS = range(11, 17)
+START = 0.4
+REGIMES = {
+    "plain": ("none", ["a ~ b", "a > c", "b ~ start"]),
+    "noise": ("rewards are noisy", ["a > b", "c > a", "a ~ a@plain", "a > missing", "kl: b > a"]),
+}
+# final accuracy by method and regime; c is not in `noise` with its last three seeds
+FINALS = {
+    ("a", "plain"): 0.8,
+    ("b", "plain"): 0.8,
+    ("c", "plain"): 0.4,
+    ("a", "noise"): 0.7,
+    ("b", "noise"): 0.5,
+    ("c", "noise"): 0.5,
+}
+
+
+def study(finals=None, spread=0.002):
+    rng = np.random.default_rng(0)
+    runs, params, metrics = [], [], []
+    for (method, regime), final in (finals or FINALS).items():
+        property_, predictions = REGIMES[regime]
+        for seed in SEEDS:
+            run, name = f"{method}-{regime}-{seed}", f"{method} {regime}"
+            runs.append({"run": run, "name": name, "algorithm": method, "seed": seed})
+            about = {"name": regime, "property": property_, "predictions": str(predictions), "source": "a paper"}
+            params += [(run, f"regime.{key}", value) for key, value in about.items()]
+            params.append((run, "study.margin", "0.05"))
+            last = final + spread * rng.standard_normal()
+            for metric, values in {ACCURACY: (START, last), "kl": (0.0, 1.0 if method == "b" else 0.5)}.items():
+                metrics += [(run, metric, step, value, name, seed) for step, value in zip((0, 40), values, strict=True)]
+    frame = pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
+    return Study(
+        name="arena",
+        question="",
+        run="",
+        runs=pd.DataFrame(runs),
+        unfinished=pd.DataFrame(),
+        params=pd.DataFrame(params, columns=["run", "key", "value"]),
+        metrics=frame.astype({"run": "category", "metric": "category", "name": "category"}),
+        completions=pd.DataFrame(),
+    )
+
+
+def test_the_score_is_zero_at_the_start_and_one_where_every_answer_is_right():
+    scores = arena.scores(study(spread=0)).set_index(["method", "regime", "seed"])["score"]
+    assert scores["a", "plain", 11] == pytest.approx(0.4 / 0.6)
+    assert scores["c", "plain", 11] == pytest.approx(0)
+
+
+def test_each_prediction_has_its_verdict():
+    found = {(each.regime, each.prediction.text): each for each in arena.verdicts(study())}
+    assert {key: each.verdict for key, each in found.items()} == {
+        ("plain", "a ~ b"): "as predicted",
+        ("plain", "a > c"): "as predicted",
+        ("plain", "b ~ start"): "against the prediction",
+        ("noise", "a > b"): "as predicted",
+        ("noise", "c > a"): "against the prediction",
+        ("noise", "a ~ a@plain"): "against the prediction",
+        ("noise", "a > missing"): "not tested",
+        ("noise", "kl: b > a"): "as predicted",
+    }
+    assert found["noise", "kl: b > a"].effect.value == pytest.approx(0.5)
+    assert found["noise", "a > missing"].seeds == 0
+
+
+def test_large_noise_leaves_predictions_undecided():
+    assert {each.verdict for each in arena.verdicts(study(spread=1.0)) if each.prediction.metric == ACCURACY} <= {
+        "undecided",
+        "not tested",
+    }
+
+
+def test_methods_are_chosen_and_avoided_by_regime():
+    named = arena.choices(study()).set_index("regime")
+    assert set(named["choose"]["plain"]) == {"a", "b"}
+    assert named["avoid"]["plain"] == ["c"]
+    assert named["choose"]["noise"] == ["a"]
+    text = arena.verdict(study())
+    assert "Choose a when rewards are noisy." in text
+    assert "Avoid c when none." in text
+    assert "Of 8 predictions, 4 as predicted, 3 against the prediction, 0 undecided, 1 not tested" in text
+
+
+def test_a_method_that_lacks_a_regime_has_no_aggregate_and_comes_last():
+    table = arena.table(study({key: value for key, value in FINALS.items() if key != ("b", "noise")}))
+    assert list(table["method"]) == ["a", "c", "b"]
+    assert table.set_index("method").loc["b", ["IQM [95 %]", "noise"]].tolist() == ["–", "–"]
+    assert table.set_index("method")["noise"]["a"].endswith("*")
+
+
+def test_a_map_and_a_profile_show_every_regime():
+    assert len(arena.plot_map(study()).axes[0].texts) == len(FINALS)
+    assert len(arena.plot_profiles(study()).axes) >= 3
+    assert arena.improvement(study()).shape == (3, 4)
