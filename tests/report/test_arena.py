@@ -1,5 +1,7 @@
 """The arena's page from runs whose answer is known."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from bakeoff.regime import ACCURACY
 from bakeoff.report.pages import arena
 from bakeoff.report.study import Study
+from tests.test_regimes import config
 
 SEEDS = range(11, 17)
 START = 0.4
@@ -103,3 +106,13 @@ def test_a_map_and_a_profile_show_every_regime():
     assert len(arena.plot_map(study()).axes[0].texts) == len(FINALS)
     assert len(arena.plot_profiles(study()).axes) >= 3
     assert arena.improvement(study()).shape == (3, 4)
+
+
+@pytest.mark.parametrize("claim", arena.CLAIMS, ids=lambda claim: claim.effect)
+def test_a_claim_names_its_regime_and_is_one_of_its_predictions(claim):
+    (regime,) = re.findall(r"regime (\w+)", claim.text)
+    left, right = re.findall(r"(\w+) − (\w+)$", claim.effect)[0]
+    assert f"{left} > {right}" in config(f"regime={regime}").regime.predictions
+    finals = {(left, regime): 0.8, (right, regime): 0.6}
+    REGIMES.setdefault(regime, ("", []))
+    assert claim.of(study(finals)).value == pytest.approx(0.2, abs=0.01)

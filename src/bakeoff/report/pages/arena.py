@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from bakeoff.regime import ACCURACY, START, Prediction, parsed
+from bakeoff.report.claim import Claim
 from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import WIDTH, colours, finished, panels, style
 from bakeoff.report.statistics import (
@@ -294,3 +296,66 @@ def plot_profiles(study: Study) -> Figure:
         axes.set_yticks(range(len(order)), [regime.replace("_", " ") for regime in order], fontsize=8)
     every[0].invert_yaxis()
     return finished(figure)
+
+
+def in_regime(text: str) -> Callable[[Study], Estimate]:
+    """The paired difference that a prediction is about, with both methods' regimes in its text."""
+    prediction = parsed(text)
+
+    def of(study: Study) -> Estimate:
+        return mean_interval(effect(study, prediction.left_in, prediction))
+
+    return of
+
+
+CLAIMS = [
+    Claim(
+        "2 importance sampling",
+        "Where sampling is 80 % of the work (regime costly), reuse learns more",
+        "final sampled accuracy at equal work, importance_sampling − reinforce_baseline",
+        in_regime("importance_sampling@costly > reinforce_baseline@costly"),
+        above=0.0,
+    ),
+    Claim(
+        "3 baseline",
+        "With all-positive rewards (regime offset), a baseline learns better",
+        "final sampled accuracy, reinforce_baseline − reinforce",
+        in_regime("reinforce_baseline@offset > reinforce@offset"),
+        above=0.0,
+    ),
+    Claim(
+        "7 clip",
+        "Where a rollout is used for 16 steps (regime reuse), the clip learns better than unbounded weights",
+        "final sampled accuracy, ppo − importance_sampling",
+        in_regime("ppo@reuse > importance_sampling@reuse"),
+        above=0.0,
+    ),
+    Claim(
+        "8 RLHF",
+        "Against a reward learned from few pairs (regime proxy), a KL to the start keeps the true accuracy",
+        "final sampled accuracy, ppo − dr_grpo",
+        in_regime("ppo@proxy > dr_grpo@proxy"),
+        above=0.0,
+    ),
+    Claim(
+        "9 GRPO",
+        "Where prompts differ in level (regime prompt_offset), the group's mean learns better than the batch's",
+        "final sampled accuracy, grpo − reinforce_baseline",
+        in_regime("grpo@prompt_offset > reinforce_baseline@prompt_offset"),
+        above=0.0,
+    ),
+    Claim(
+        "9 GRPO",
+        "Where prompts differ in scale (regime prompt_scale), dividing by the group's deviation learns better",
+        "final sampled accuracy, grpo − dr_grpo",
+        in_regime("grpo@prompt_scale > dr_grpo@prompt_scale"),
+        above=0.0,
+    ),
+    Claim(
+        "9 GRPO",
+        "Where every token has its own merit (regime credit), a critic learns better than a whole answer's score",
+        "final sampled accuracy, ppo − grpo",
+        in_regime("ppo@credit > grpo@credit"),
+        above=0.0,
+    ),
+]
