@@ -8,7 +8,7 @@ WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)-peers
 
-.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 docs lock clean
+.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -112,6 +112,10 @@ wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for
 
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch
+
+smollm2-study: smollm2  ## the arena's question on SmolLM2-135M: two and a half hours or so on two cores, goes on where it stopped
+	$(BIN)/bakeoff sweeps=smollm2 hydra.sweep.dir=outputs/smollm2
+	$(BIN)/bakeoff-report smollm2
 
 docs: $(READY)  ## docs/metrics.md and docs/configuration.md, from the code
 	$(BIN)/python -m bakeoff.metrics > docs/metrics.md
