@@ -21,7 +21,7 @@ from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_values
-from bakeoff.model.policy import recomputes
+from bakeoff.model.policy import Policy, recomputes
 from bakeoff.rows import Scalar, group_rows, select
 
 Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
@@ -175,7 +175,7 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
     def evaluate() -> tuple[float, float]:
         mask = minibatch.sequences.mask
         weights = learner.algorithm.aggregate(mask, minibatch.max_tokens)
-        logprobs = actor_logprobs(learner, minibatch)
+        logprobs = policy_logprobs(learner, learner.actor, minibatch)
         loss = minibatch_loss(learner, minibatch, logprobs, weights).loss
         kl = estimate_kl(minibatch.behaviour_logprobs, logprobs, mask)
         return float(loss), float(kl.k3_per_token)
@@ -190,19 +190,27 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
 
 
 @torch.no_grad()
-def actor_logprobs(learner: Learner, experience: Experience) -> Tensor:
-    """log π_θ [S, T] of the experience's tokens, without gradient."""
+def policy_logprobs(learner: Learner, policy: Policy, experience: Experience) -> Tensor:
+    """log π [S, T] of the experience's tokens by a policy of the learner, without gradient."""
     sequences, forward = experience.sequences, learner.forward
     every = micro_batches(sequences, forward.micro_tokens)
-    return torch.cat([completion_logprobs(learner.actor, select(sequences, rows), forward) for rows in every])
+    return torch.cat([completion_logprobs(policy, select(sequences, rows), forward) for rows in every])
 
 
-def measure_step(learner: Learner, experience: Experience, count: int) -> KLEstimates:
-    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all). An adaptive β reads it.
+def measure_step(learner: Learner, experience: Experience, count: int = 0) -> KLEstimates:
+    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all).
 
     Raises Diverged where log π_θ is not finite: a finite gradient can still be followed too far.
     """
     first = select(experience, slice(0, count or None))
-    logprobs, mask = actor_logprobs(learner, first), first.sequences.mask
+    logprobs, mask = policy_logprobs(learner, learner.actor, first), first.sequences.mask
     require_finite(torch.where(mask, logprobs, 0.0), "a log-probability of the policy after the step")
     return estimate_kl(first.behaviour_logprobs, logprobs, mask)
+
+
+def measure_start(learner: Learner, experience: Experience) -> KLEstimates | None:
+    """KL(π_old‖π_start) from π_old's samples, where only measuring asks for it; none elsewhere."""
+    if learner.start is None:
+        return None
+    logprobs = policy_logprobs(learner, learner.start, experience)
+    return estimate_kl(experience.behaviour_logprobs, logprobs, experience.sequences.mask)
