@@ -16,7 +16,7 @@ from bakeoff.predict import predict
 from bakeoff.validation import compose
 from benchmarks.start import endless, started, with_device
 
-PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
+PHASES = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "behaviour_kl", "measure")
 BATCH = ["tuned=none", "sft.steps=0", "threads=1", "batch.prompts=16", "batch.group_size=4"]
 # tied embeddings and as many key heads as heads; then neither, and a vocabulary in which logits count
 QWEN = {

@@ -38,7 +38,7 @@ OTHER = [
         "tie_word_embeddings": "false",
     }.items()
 ]
-RUNS_A_MODEL = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "measure")
+RUNS_A_MODEL = ("rollout", "experience", "actor_update", "fisher_product", "critic_update", "behaviour_kl", "measure")
 SETTINGS = [
     ["algorithm=ppo", "algorithm/critic=shared"],
     ["algorithm=ppo", "algorithm/critic=adapter"],

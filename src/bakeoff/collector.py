@@ -13,6 +13,8 @@ from bakeoff.randomness import derive
 from bakeoff.reward.reward import Reward
 from bakeoff.task.task import Task, Verdict
 
+PART = 64  # fewest prompts of a part; parts are independent of the batch, so that a start that they decide is too
+
 
 @dataclass
 class Collector:
@@ -50,8 +52,8 @@ class Collector:
         step: int = 0,
         greedy: bool = False,
     ) -> Iterator[Rollout]:
-        """The same for any number of examples, in parts that need no more memory than a rollout or an evaluation."""
-        size = max(self.task.heldout, self.batch.sequences // completions)
+        """The same for any number of examples, in parts that need no more memory than an evaluation; see PART."""
+        size = max(self.task.heldout, PART)
         for number, at in enumerate(range(0, len(examples), size)):
             prompts = self.prompts(policy, examples[at : at + size])
             part = f"{stream}/{number}" if number else stream

@@ -97,8 +97,9 @@ class Evaluation:
 class Measure:
     """Measurements that training itself does not need.
 
-    kl_to_reference     keep a reference for measuring, even where the method itself asks for none
-    kl_sequences        number of sequences on which the KL of an update is measured, in an extra forward pass; 0: all
+    kl_to_reference     measure the KL to the start, even where the method itself asks for no reference
+    kl_sequences        number of sequences on which the KL of an update is measured, in an extra forward pass; 0: all.
+                        A β that adapts to this KL reads all of them
     memory_prediction   log the predicted memory beside the measured one
     memory_snapshot     CUDA: record every allocation of the traced updates, as an artifact for pytorch.org/memory_viz
     """

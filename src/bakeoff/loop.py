@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, takewhile
 
@@ -23,10 +23,10 @@ from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import Learner, passes_over, renew_reference, set_lr
-from bakeoff.learner.offload import place_for
+from bakeoff.learner.offload import place_for, visiting
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.sft import Supervised
-from bakeoff.learner.update import ActorStep, CriticStep, measure_step, update_actor, update_critic
+from bakeoff.learner.update import ActorStep, CriticStep, measure_start, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
@@ -42,7 +42,7 @@ class Loop:
     collector      the source of scored completions
     phases         measures time and memory
     heldout        the prompts of evaluation
-    kl_sequences   number of sequences on which the KL of an update is measured; 0: all
+    kl_sequences   number of sequences on which the KL of an update is measured; 0: all, as always where β adapts to it
     offload        whether models that a phase does not use wait in the host's memory
     reward_quality held-out quality of the reward model, none where the reward is not learned
     renew_reward   (actor, update) → trains the reward model further when an outer iteration ends; none likewise
@@ -107,6 +107,7 @@ class Update:
     """One update: what was sampled, how the models moved, what it cost.
 
     betas      the coefficients of KL and entropy that the update started with
+    experience   its statistics; `reference` is the KL to the start, whatever reference the method has
     kl         KL(π_old‖π_θ) after the update
     renewal    of the reward model, at the end of an outer iteration
     measured   seconds and peak memory by phase
@@ -126,6 +127,11 @@ class Update:
     def seconds(self) -> float:
         """Seconds of training."""
         return sum(self.measured.seconds.get(phase, 0.0) for phase in TRAINING)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The same of all threads of the process."""
+        return sum(self.measured.cpu_seconds.get(phase, 0.0) for phase in TRAINING)
 
 
 def update_once(loop: Loop, progress: float = 0.0) -> Update:
@@ -148,10 +154,15 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     if algorithm.critic.takes_steps:
         with loop.phase("critic_update"):
             critic = update_critic(learner, experience, draws)
-    with loop.phase("measure"):
-        kl = measure_step(learner, experience, loop.kl_sequences)
-    kl, statistics = numbers((kl, statistics))
+    adapts = algorithm.kl_to_behaviour.adapts
+    with loop.phase("behaviour_kl" if adapts else "measure"):  # a KL that the method's rule reads is training
+        kl = measure_step(learner, experience, 0 if adapts else loop.kl_sequences)
+    with loop.phase("measure"), visiting(learner, learner.start):
+        to_start = measure_start(learner, experience)
+    kl, statistics, to_start = numbers((kl, statistics, to_start))
     adapt_betas(learner, kl, statistics, len(experience))
+    if not learner.reference_is_start:
+        statistics = replace(statistics, reference=to_start, reference_exact=None)
     learner.counters.updates += 1
     renewal = None
     if learner.iteration_ends:
@@ -164,6 +175,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     learner.counters.tokens += collected.tokens
     learner.counters.work += loop.sampling_price * collected.tokens + read
     learner.counters.seconds += update.seconds
+    learner.counters.cpu_seconds += update.cpu_seconds
     return update
 
 

@@ -29,10 +29,10 @@ from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.fisher import sequences_within
 from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
 from bakeoff.learner.learner import Learner, make_learner
-from bakeoff.learner.offload import place_for
+from bakeoff.learner.offload import place_for, visiting
 from bakeoff.learner.reward_training import untrained
 from bakeoff.learner.sft import demonstrations, held_weights, train_step
-from bakeoff.learner.update import measure_step, update_actor, update_critic
+from bakeoff.learner.update import measure_start, measure_step, update_actor, update_critic
 from bakeoff.loop import Loop
 from bakeoff.measure.phase import Peak, Phases, largest_peak
 from bakeoff.measure.work import Operators, Work
@@ -203,10 +203,13 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
         once = replace(learner, algorithm=replace(algorithm, critic=replace(critic, optimizer=step)))  # type: ignore[arg-type]
         with loop.phase("critic_update"), work.counted(step.passes, "critic_update"):
             update_critic(once, part, torch.Generator())
-    read = select(rollout.sequences, slice(0, loop.kl_sequences or None))
-    measured = first(read).stop
-    with loop.phase("measure"), work.counted(len(read) / measured, "measure"):
+    adapts = algorithm.kl_to_behaviour.adapts
+    read = rollout.sequences if adapts else select(rollout.sequences, slice(0, loop.kl_sequences or None))
+    measured, name = first(read).stop, "behaviour_kl" if adapts else "measure"
+    with loop.phase(name), work.counted(len(read) / measured, name):
         measure_step(learner, experience, measured)
+    with loop.phase("measure"), work.counted(1, "measure"), visiting(learner, learner.start), work.counted(passes):
+        measure_start(learner, select(experience, first(rollout.sequences)))
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 
@@ -313,7 +316,7 @@ def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
         max_tokens=rollout.max_tokens,
         entropy=rollout.entropy,
         chosen=torch.zeros_like(rollout.sequences.mask) if learner.algorithm.objective.chooses else None,
-        reference_logprobs=one.clone() if learner.reference is not None else None,
+        reference_logprobs=one.clone() if learner.algorithm.kl_to_reference.needs_reference else None,
         values=one.clone() if valued else None,
         returns=one.clone() if valued else None,
     )

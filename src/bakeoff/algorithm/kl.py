@@ -165,6 +165,7 @@ class KLToBehaviour:
     """No KL to the policy that sampled."""
 
     beta = 0.0  # as above
+    adapts = False  # whether β follows the KL of an update, which is then part of training
 
     def penalty(self, beta: float, logprobs: Tensor, behaviour: Tensor) -> Tensor:
         """Term subtracted from the objective of every token [S, T]; carries gradient."""
@@ -198,6 +199,8 @@ class AdaptivePenalty(Penalty):
 
     target_nats_per_token   target of KL(π_old‖π_θ)
     """
+
+    adapts = True
 
     beta: float = number(1.0, least=0, most=1000)
     target_nats_per_token: float = number(0.01, above=0, most=VAST, unit="nats per token")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -36,9 +36,14 @@ class Subproblem:
 
 @dataclass
 class StepStatistics:
-    """gradient_norm: norm of the gradient before clipping."""
+    """What every kind of step has.
+
+    gradient_norm      norm of the gradient before clipping
+    gradient_clipped   1 where that is above the largest norm, else 0; none where no norm bounds the gradient
+    """
 
     gradient_norm: Scalar
+    gradient_clipped: Scalar | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -105,7 +110,8 @@ class GradientStep(Optimizer):
             nn.utils.clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
         problem.optimizer.step()
         problem.optimizer.zero_grad(set_to_none=True)
-        return StepStatistics(norm)
+        clipped = (norm > self.max_gradient_norm).float() if self.max_gradient_norm else None
+        return StepStatistics(norm, gradient_clipped=clipped)
 
 
 @dataclass

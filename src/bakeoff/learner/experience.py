@@ -33,10 +33,15 @@ class ForwardPasses:
 
 @dataclass
 class ExperienceStatistics:
-    """Scalars of an experience before the update: metrics, which metrics.py defines. `reference`: KL(π_old‖π_ref)."""
+    """Scalars of an experience before the update: metrics, which metrics.py defines.
+
+    reference   KL(π_old‖π_ref), where the method has a reference
+    """
 
     advantage_mean: Scalar
     advantage_std: Scalar
+    advantage_zero: Scalar
+    shaped: Scalar
     entropy: Scalar | None = None
     sampler_mismatch: Scalar | None = None
     reference: KLEstimates | None = None
@@ -63,7 +68,8 @@ def forward_passes(learner: Learner, sequences: Sequences, exact_logprobs: bool)
 
 def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> ForwardPasses:
     """Actor and reference log-probs for one micro-batch; hidden states are freed on return."""
-    actor, reference, forward = learner.actor, learner.reference, learner.forward
+    actor, forward = learner.actor, learner.forward
+    reference = learner.reference if learner.algorithm.kl_to_reference.needs_reference else None
     if not with_actor:
         logprobs = None if reference is None else completion_logprobs(reference, part, forward)
         return ForwardPasses(reference_logprobs=logprobs)
@@ -106,8 +112,8 @@ def make_experience(
     if passes.values is not None:
         require_finite(torch.where(mask, passes.values, 0.0), "a value of the critic", of_critic=True)
     behaviour = rollout.sampler_logprobs if passes.logprobs is None else passes.logprobs
-    outcome = scores.outcome + algorithm.shaping(mask.sum(1), rollout.max_tokens)
-    rewards = place_scores(outcome, mask, rollout.group_size, scores.process, greedy)
+    shaped = algorithm.shaping(mask.sum(1), rollout.max_tokens)
+    rewards = place_scores(scores.outcome + shaped, mask, rollout.group_size, scores.process, greedy)
     rewards = with_kl_reward(algorithm, rewards, learner.betas.reference, behaviour, passes.reference_logprobs)
     advantages, returns = advantages_and_returns(algorithm, rewards, passes.values)
     entropy = rollout.entropy
@@ -124,11 +130,13 @@ def make_experience(
         values=passes.values,
         returns=returns,
     )
-    return experience, experience_statistics(experience, rollout, passes)
+    return experience, experience_statistics(experience, rollout, passes, shaped)
 
 
-def experience_statistics(experience: Experience, rollout: Rollout, passes: ForwardPasses) -> ExperienceStatistics:
-    """Scalars of an experience; they stay on its device."""
+def experience_statistics(
+    experience: Experience, rollout: Rollout, passes: ForwardPasses, shaped: Tensor
+) -> ExperienceStatistics:
+    """Scalars of an experience, whose scores were `shaped` [S]; they stay on its device."""
     mask, behaviour = experience.sequences.mask, experience.behaviour_logprobs
     reference, values, returns = experience.reference_logprobs, experience.values, experience.returns
 
@@ -138,6 +146,8 @@ def experience_statistics(experience: Experience, rollout: Rollout, passes: Forw
     return ExperienceStatistics(
         advantage_mean=masked_mean(experience.advantages, mask),
         advantage_std=masked_variance(experience.advantages, mask).sqrt(),
+        advantage_zero=masked_mean((experience.advantages == 0).float(), mask),
+        shaped=(shaped != 0).float().mean(),
         entropy=mean(experience.entropy),
         sampler_mismatch=mean(None if passes.logprobs is None else (behaviour - rollout.sampler_logprobs).abs()),
         reference=None if reference is None else estimate_kl(behaviour, reference, mask),

@@ -34,6 +34,9 @@ def weights(learner: Learner) -> dict[str, list[Tensor]]:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
                     added[owner.get(id(tensor), role)].append(tensor)
+    if learner.start:
+        start = (*learner.start.network.parameters(), *learner.start.network.buffers())
+        added["reference"] += [tensor for tensor in start if id(tensor) not in seen]
     if learner.reward_model:
         added["reward_model"] += [learner.reward_model.mean, learner.reward_model.std]
     return added

@@ -13,7 +13,7 @@ from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
 from bakeoff.algorithm.optimizer import Optimizer
 from bakeoff.config import Budget, Config
-from bakeoff.device import logits_bound
+from bakeoff.device import HOST, logits_bound, queued_copy, wait_for
 from bakeoff.learner.masters import Masters, lower, make_masters, masters_of, write
 from bakeoff.model.config import Precision
 from bakeoff.model.forward import ForwardSettings
@@ -29,11 +29,12 @@ from bakeoff.reward.model import RewardModel
 class Counters:
     """Progress of a run.
 
-    updates     number of updates
-    sequences   number of completions that were sampled
-    tokens      number of their tokens
-    work        work of tokens that were sampled and read by steps, as `budget` counts it
-    seconds     those of training: rollout, reward, experience and update
+    updates       number of updates
+    sequences     number of completions that were sampled
+    tokens        number of their tokens
+    work          work of tokens that were sampled and read by steps, as `budget` counts it
+    seconds       those of the phases of training, by the clock
+    cpu_seconds   those of all threads of the process
     """
 
     updates: int = 0
@@ -41,6 +42,7 @@ class Counters:
     tokens: int = 0
     work: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def progress(self, budget: Budget) -> float:
         """Share of the budget that is used."""
@@ -52,7 +54,9 @@ class Learner:
     """The method, its models, and their optimisers. The method has no other owner.
 
     forward        how all passes of its models are made
-    reference      frozen; none where nothing asks for it
+    reference      frozen, for the method's KL or as the base of an adapter critic; none where neither asks for it
+    start          the frozen start, where only measuring reads it; it waits in the host's memory. None where the
+                   reference is the start, and where the KL to the start is not measured
     critic         a critic with a trunk of its own; none where there is none or it shares the actor's
     head           the value head on the actor's trunk; none otherwise
     reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
@@ -64,6 +68,7 @@ class Learner:
     forward: ForwardSettings
     actor: Policy
     reference: Policy | None
+    start: Policy | None
     critic: ValueModel | None
     head: ValueHead | None
     reward_model: RewardModel | None
@@ -78,6 +83,11 @@ class Learner:
     def iterates(self) -> bool:
         """Whether the method has outer iterations, in which reference and reward model change."""
         return self.algorithm.kl_to_reference.iteration_updates > 0
+
+    @property
+    def reference_is_start(self) -> bool:
+        """Whether the method itself computes the KL to its start."""
+        return self.algorithm.kl_to_reference.needs_reference and not self.iterates
 
     @property
     def iteration_ends(self) -> bool:
@@ -152,14 +162,16 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
     algorithm = method_of(config)
     lora, spec = config.model.lora, algorithm.critic
     seed = derive(config.seed, "critic")  # draws adapters and heads
-    needs_reference = config.measure.kl_to_reference or algorithm.kl_to_reference.needs_reference
+    needs_reference = algorithm.kl_to_reference.needs_reference
+    renewed = algorithm.kl_to_reference.iteration_updates > 0
+    measures = config.measure.kl_to_reference and (renewed or not needs_reference)
     if config.model.precision is Precision.bfloat16_weights:  # before copies are made
         lower(actor.network)
         if reward_model is not None and not algorithm.kl_to_reference.iteration_updates:
             lower(reward_model.network.trunk.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = head = reference = None
+        critic = head = reference = start = None
         if isinstance(spec, Separate):  # copied before adapters are put into what is copied
             critic = separate_model(actor, spec.head_std)
         elif isinstance(spec, Shared):
@@ -168,10 +180,10 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
             roles = add_role(actor.network, None, "actor", lora.rank, lora.alpha, seed)
             actor = replace(actor, roles=roles, role="actor")
             if needs_reference:  # the frozen base, or an adapter of its own where it is renewed
-                renewed = algorithm.kl_to_reference.iteration_updates > 0
                 reference = replace(actor, role="reference" if renewed else "", name="reference")
                 if renewed:
                     add_role(actor.network, roles, "reference", lora.rank, lora.alpha, seed)
+            start = replace(actor, role="", name="reference") if measures else None
         elif needs_reference or isinstance(spec, Adapter):
             reference = frozen_copy(actor)
         if isinstance(spec, Adapter):
@@ -182,6 +194,8 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
             critic = ValueModel(trunk, value_head(actor, spec.head_std))
             if reference is not None:
                 reference = replace(reference, roles=roles)
+        if measures and start is None:
+            start = frozen_copy(actor) if renewed or reference is None else reference
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
     actor_optimizer, critic_optimizer = algorithm.optimizer.create(masters_of(masters, trained)), None
@@ -195,6 +209,7 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
         ),
         actor=actor,
         reference=reference,
+        start=start,
         critic=critic,
         head=head,
         reward_model=reward_model,
@@ -205,4 +220,9 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
     )
     for optimizer in learner.optimizers().values() if masters else ():
         optimizer.register_step_post_hook(lambda *_: write(masters))
+    if start is not None and not any(start.network is each.network for each in (actor, reference) if each):
+        for tensor in (*start.network.parameters(), *start.network.buffers()):
+            tensor.data = queued_copy(tensor, HOST)
+            learner.parked.add(id(tensor))
+        wait_for(actor.device)
     return learner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from bakeoff.attribution import PARKED, Label, attributed
 from bakeoff.device import HOST, queued_copy, wait_for
 from bakeoff.learner.holdings import modules, optimizer_tensors, state
 from bakeoff.learner.learner import Learner
+from bakeoff.model.policy import Policy
 
 # phase → the models and optimisers that must be on the device; other phases move nothing
 USES: dict[str, tuple[str, ...]] = {
@@ -19,6 +21,7 @@ USES: dict[str, tuple[str, ...]] = {
     "experience": ("actor", "reference", "critic"),
     "actor_update": ("actor", "actor_optimizer"),
     "critic_update": ("critic", "critic_optimizer"),
+    "behaviour_kl": ("actor",),
     "measure": ("actor",),
     "evaluation": ("actor",),
     "renewal": ("actor", "reference", "reward_model"),
@@ -50,6 +53,20 @@ def move(learner: Learner, tensors: list[tuple[Tensor, Label]], device: torch.de
     for (tensor, _), copy in zip(tensors, copies, strict=True):
         tensor.data = copy
         learner.parked ^= {id(tensor)}
+
+
+@contextmanager
+def visiting(learner: Learner, policy: Policy | None) -> Iterator[None]:
+    """The frozen policy on the actor's device while the context is open; what is parked of it stays in the host too."""
+    weights = (*policy.network.parameters(), *policy.network.buffers()) if policy else ()
+    hosted = [(tensor, tensor.data) for tensor in weights if id(tensor) in learner.parked]
+    move(learner, [(tensor, Label("reference", "parameters")) for tensor, _ in hosted], learner.actor.device)
+    try:
+        yield
+    finally:
+        for tensor, data in hosted:
+            tensor.data = data
+            learner.parked.add(id(tensor))
 
 
 def tensors_of(learner: Learner, name: str) -> Iterator[Tensor]:

@@ -44,7 +44,7 @@ CHECKED, SELDOM, OFTEN = 512, 12, 2
 
 @dataclass
 class Supervised:
-    """The supervised stage as it was: the metrics `sft/…` of metrics.py. No accuracy where none was asked."""
+    """The supervised stage: the metrics `sft/…`, which metrics.py defines; no accuracy where none was asked for."""
 
     steps: int
     accuracy: float | None

@@ -230,19 +230,27 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
 
 
 @torch.no_grad()
-def actor_logprobs(learner: Learner, experience: Experience) -> Tensor:
-    """log π_θ [S, T] of the experience's tokens, without gradient."""
+def policy_logprobs(learner: Learner, policy: Policy, experience: Experience) -> Tensor:
+    """log π [S, T] of the experience's tokens by a policy of the learner, without gradient."""
     sequences, forward = experience.sequences, learner.forward
     every = micro_batches(sequences, forward.micro_tokens)
-    return torch.cat([completion_logprobs(learner.actor, select(sequences, rows), forward) for rows in every])
+    return torch.cat([completion_logprobs(policy, select(sequences, rows), forward) for rows in every])
 
 
-def measure_step(learner: Learner, experience: Experience, count: int) -> KLEstimates:
-    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all). An adaptive β reads it.
+def measure_step(learner: Learner, experience: Experience, count: int = 0) -> KLEstimates:
+    """KL(π_old‖π_θ) after the update, from π_old's first `count` samples (0: all).
 
     Raises Diverged where log π_θ is not finite: a finite gradient can still be followed too far.
     """
     first = select(experience, slice(0, count or None))
-    logprobs, mask = actor_logprobs(learner, first), first.sequences.mask
+    logprobs, mask = policy_logprobs(learner, learner.actor, first), first.sequences.mask
     require_finite(torch.where(mask, logprobs, 0.0), "a log-probability of the policy after the step")
     return estimate_kl(first.behaviour_logprobs, logprobs, mask)
+
+
+def measure_start(learner: Learner, experience: Experience) -> KLEstimates | None:
+    """KL(π_old‖π_start) from π_old's samples, where only measuring asks for it; none elsewhere."""
+    if learner.start is None:
+        return None
+    logprobs = policy_logprobs(learner, learner.start, experience)
+    return estimate_kl(experience.behaviour_logprobs, logprobs, experience.sequences.mask)

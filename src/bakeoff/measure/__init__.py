@@ -1,5 +1,8 @@
 """Measurements that every method shares: time and memory by phase."""
 
-TRAINING = ("rollout", "reward", "experience", "actor_update", "fisher_product", "critic_update", "renewal", "offload")
+TRAINING = (
+    *("rollout", "reward", "experience", "actor_update", "fisher_product", "critic_update", "behaviour_kl"),
+    *("renewal", "offload"),
+)
 # metrics with these prefixes differ between identical runs; all others are functions of the configuration
-NOT_REPRODUCIBLE = ("time/", "speed/", "memory/", "progress/seconds")
+NOT_REPRODUCIBLE = ("time/", "speed/", "memory/", "progress/seconds", "progress/cpu_seconds")

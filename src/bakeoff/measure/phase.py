@@ -46,9 +46,10 @@ def largest_peak(peaks: dict[str, Peak]) -> int:
 
 @dataclass
 class Measured:
-    """Seconds and peaks by phase."""
+    """Seconds, those of the process's threads, and peaks by phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, Peak] = field(default_factory=dict)
 
 
@@ -73,6 +74,7 @@ class Phases:
     _measured: Measured = field(default_factory=Measured)
     _open: list[str] = field(default_factory=list)
     _since: float = 0.0
+    _since_cpu: float = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -91,14 +93,15 @@ class Phases:
     def _note(self) -> None:
         """Credits the innermost open phase with time and peak since the last note, and starts both anew."""
         peak = self._peak()
-        now = self.clock()
+        now, cpu = self.clock(), time.process_time()
         if self._open:
             name, measured = self._open[-1], self._measured
             measured.seconds[name] = measured.seconds.get(name, 0.0) + now - self._since
+            measured.cpu_seconds[name] = measured.cpu_seconds.get(name, 0.0) + cpu - self._since_cpu
             if peak is not None:
                 measured.peaks.setdefault(name, Peak()).join(peak)
                 self.traced |= {name: peak} if peak.cells else {}
-        self._since = now
+        self._since, self._since_cpu = now, cpu
 
     def _peak(self) -> Peak | None:
         """The peak since the last call, none where nothing is counted."""
