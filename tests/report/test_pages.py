@@ -376,7 +376,7 @@ def test_the_report_of_all_studies_has_every_page(report, store, tmp_path, monke
         assert len(list((tmp_path / "reports" / name).glob("*.png"))) >= figures, name
         assert (tmp_path / "reports" / f"{name}.md").read_text().startswith("|"), name
     by_seed_table = (tmp_path / "reports" / "methods.md").read_text().split("by seed:")[1].split()
-    assert by_seed_table[by_seed_table.index("ppo") + 2 :: 2][:3] == ["0.9510", "0.9520", "0.9530"]
+    assert by_seed_table[by_seed_table.index("ppo") + 2 :: 2][:4] == ["greedy", "0.9510", "0.9520", "0.9530"]
 
 
 PAGE = """

@@ -526,8 +526,13 @@ def test_what_is_idle_is_named():
 def test_per_seed_numbers_are_in_the_order_of_the_seeds():
     data = study({"ppo": {3: 0.93, 1: 0.9512345, 2: 0.9}, "grpo": {1: 0.8, 3: 0.82}})
     table = per_seed(data)
-    assert table.columns.tolist() == ["method", "seed 1", "seed 2", "seed 3"]
-    assert table.values.tolist() == [["ppo", "0.9512", "0.9000", "0.9300"], ["grpo", "0.8000", "–", "0.8200"]]
+    assert table.columns.tolist() == ["method", "decoding", "seed 1", "seed 2", "seed 3"]
+    assert table.values.tolist()[0] == ["ppo", "greedy", "0.9512", "0.9000", "0.9300"]
+    assert table.values.tolist()[1:] == [
+        ["grpo", "greedy", "0.8000", "–", "0.8200"],
+        ["ppo", "sampled", "0.1000", "0.1000", "0.1000"],
+        ["grpo", "sampled", "0.1000", "–", "0.1000"],
+    ]
 
 
 def test_a_difference_to_detect_names_the_seeds_that_are_missing():

@@ -126,7 +126,7 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
         left_out = [f"the table: these runs do not give it ({explained(error)})"]
     with replaced(out, name) as made:
         write_study(study, made / name)
-        seeds = f"\nFinal held-out greedy accuracy by seed:\n\n{markdown(per_seed(study))}" if study.trained else ""
+        seeds = f"\nFinal held-out accuracy by seed:\n\n{markdown(per_seed(study))}" if study.trained else ""
         (made / f"{name}.md").write_text(markdown(table) + seeds, encoding="utf-8")
         left_out += write_page(name, page.notebook, made / name)
         log_report(study, made, console)

@@ -13,8 +13,9 @@ import pandas as pd
 
 from bakeoff.report.statistics import counted
 
-ACCURACY, NOT_SCORED = "eval/greedy_accuracy", "reward/failed"
-SHARES = {ACCURACY, NOT_SCORED, "eval/sampled_accuracy", "advantage/rank_accuracy", "policy/effective_sample_size"}
+ACCURACY, SAMPLED, NOT_SCORED = "eval/greedy_accuracy", "eval/sampled_accuracy", "reward/failed"
+PRIMARY = {ACCURACY: "greedy", SAMPLED: "sampled"}  # what arms are judged by: each a family of comparisons
+SHARES = {ACCURACY, SAMPLED, NOT_SCORED, "advantage/rank_accuracy", "policy/effective_sample_size"}
 FEW_SEEDS = 10
 
 

@@ -14,7 +14,7 @@ from pandas.api.typing import SeriesGroupBy
 from pandas.io.formats.style import Styler
 
 from bakeoff.report.statistics import Estimate, mean_interval, share_interval
-from bakeoff.report.study import ACCURACY, NOT_SCORED, SHARES, Study
+from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SHARES, Study
 
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
@@ -82,11 +82,15 @@ def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
     return with_not_scored(study, pd.DataFrame({"method": study.arms, **columns}))
 
 
-def per_seed(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
-    """The final values of a metric: a row for each arm, a column for each seed in order, with four decimals."""
-    wide = final(study, metric).unstack("seed").reindex(study.arms).sort_index(axis="columns")
-    text = wide.map(lambda value: "–" if math.isnan(value) else f"{value:.4f}").add_prefix("seed ")
-    return text.rename_axis(index="method", columns=None).reset_index()
+def per_seed(study: Study) -> pd.DataFrame:
+    """The final accuracies: a row for each arm and kind of decoding, a column for each seed in order, four decimals."""
+    tables = []
+    for metric, decoding in PRIMARY.items():
+        wide = final(study, metric).unstack("seed").reindex(study.arms).sort_index(axis="columns")
+        text = wide.map(lambda value: "–" if math.isnan(value) else f"{value:.4f}").add_prefix("seed ")
+        tables.append(text.rename_axis(index="method", columns=None).reset_index().assign(decoding=decoding))
+    table = pd.concat(tables, ignore_index=True).fillna("–")
+    return table[["method", "decoding", *table.columns.drop(["method", "decoding"])]]
 
 
 def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str, str]) -> pd.DataFrame:

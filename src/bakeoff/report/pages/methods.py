@@ -10,11 +10,10 @@ from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import UNDECIDED, Comparison, Family, family
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.statistics import Estimate, counted, mean_interval, paired_difference, paired_ratio
-from bakeoff.report.study import ACCURACY, Study, outcome
-from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, start_accuracy, with_not_scored
+from bakeoff.report.study import ACCURACY, PRIMARY, SAMPLED, Study, outcome
+from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, final, start_accuracy, with_not_scored
 
 FEW = 4  # arms, up to which a verdict names every pair
-SAMPLED = "eval/sampled_accuracy"
 CHANGE, RESULT = "a − b [95 %]", "result"
 
 
@@ -48,10 +47,10 @@ def from_arm(study: Study, name: str, other: str) -> Estimate:
     return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other))
 
 
-def against_one(study: Study, against: str) -> dict[str, str]:
+def against_one(study: Study, against: str, metric: str = ACCURACY) -> dict[str, str]:
     """For each other arm that is compared with one: `lower`, `higher`, `equivalent` or `not told apart`."""
     results = {}
-    for each in (each for each in family(study).comparisons if against in each[:2]):
+    for each in (each for each in family(study, metric).comparisons if against in each[:2]):
         other = each.a if each.b == against else each.b
         decided = {"": "equivalent" if each.within else UNDECIDED, other: "higher"}
         results[other] = decided.get(each.higher, "lower")
@@ -70,14 +69,17 @@ def verdict(study: Study) -> str:
     seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
     cheap, dear = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
     many, start = len(study.arms) > FEW or bool(study.baseline), start_accuracy(study)
-    answer = only_arm(study) if len(study.arms) == 1 else all_against_one(study) if many else all_pairs(study)
+    compared = all_against_one if many else all_pairs
+    measured = [metric for metric in PRIMARY if len(final(study, metric))]
+    answers = [compared(study, metric) for metric in measured] if len(study.arms) > 1 else [only_arm(study)]
     if not math.isnan(start):
-        answer += f" All start at {start:.3f}."
-    return (
-        f"{answer} Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s with {dear}.\n\n"
-        f"These data are of one task, one model and {counted(study.seeds, 'seed')}. They say nothing about other "
-        "models, longer training or other hyperparameters; the order of the means is no ranking."
+        answers[0] += f" All start at {start:.3f}."
+    answers.append(
+        f"Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s with {dear}. These data are of one "
+        f"task, one model and {counted(study.seeds, 'seed')}. They say nothing about other models, longer training or "
+        "other hyperparameters; the order of the means is no ranking."
     )
+    return "\n\n".join(answers)
 
 
 def only_arm(study: Study) -> str:
@@ -86,11 +88,11 @@ def only_arm(study: Study) -> str:
     return f"Only {name} finished, so nothing is compared; its final held-out greedy accuracy is {mean.text()}."
 
 
-def all_pairs(study: Study) -> str:
-    """The result of each pair of arms."""
-    found = family(study)
+def all_pairs(study: Study, metric: str = ACCURACY) -> str:
+    """The result of each pair of arms in an accuracy."""
+    found = family(study, metric)
     sentences = [f"{difference_text(each)}: {found.result(each)}." for each in found.comparisons]
-    return f"Final held-out greedy accuracy. {' '.join(sentences)} {found.note}"
+    return f"Final held-out {PRIMARY[metric]} accuracy. {' '.join(sentences)} {found.note}"
 
 
 def difference_text(each: Comparison) -> str:
@@ -98,19 +100,19 @@ def difference_text(each: Comparison) -> str:
     return f"{each.a} − {each.b} = {each.change.text('+')}"
 
 
-def all_against_one(study: Study) -> str:
+def all_against_one(study: Study, metric: str = ACCURACY) -> str:
     """Which arms are lower or higher than the study's baseline, or than the highest mean, which is among all pairs."""
-    scores, found = estimates(study, ACCURACY), family(study)
+    scores, found = estimates(study, metric), family(study, metric)
     best = max(scores, key=lambda name: scores[name].value)
     against = study.baseline or best
-    results = pd.Series(against_one(study, against))
+    results = pd.Series(against_one(study, against, metric))
     named = {each: ", ".join(results.index[results == each]) or "none" for each in ("lower", "higher", "equivalent")}
     rest = ", ".join(results.index[results == UNDECIDED]) or "none"
     higher = "" if against == best else f" Higher: {named['higher']}."
     return (
-        f"{best} has the highest mean of final held-out greedy accuracy, {scores[best].text()}. Lower than {against}: "
-        f"{named['lower']}.{higher} Equivalent to it (within ±{study.margin:g}): {named['equivalent']}. "
-        f"{of_undecided(found)}: {rest}. {found.note}"
+        f"{best} has the highest mean of final held-out {PRIMARY[metric]} accuracy, {scores[best].text()}. "
+        f"Lower than {against}: {named['lower']}.{higher} Equivalent to it (within ±{study.margin:g}): "
+        f"{named['equivalent']}. {of_undecided(found)}: {rest}. {found.note}"
     )
 
 
