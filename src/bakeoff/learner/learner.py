@@ -26,7 +26,7 @@ from bakeoff.reward.model import RewardModel
 
 @dataclass
 class Counters:
-    """Progress of a run. Seconds are those of the phases of training, by the clock and of all threads of the process."""
+    """Progress of a run. Seconds are those of the phases of training: by the clock, and of the process's threads."""
 
     updates: int = 0
     sequences: int = 0
