@@ -117,18 +117,20 @@ def renew_reference(learner: Learner) -> None:
             mine.copy_(its)
 
 
-def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None = None) -> Learner:
-    """Reference and critic from the actor's start, and all optimisers."""
+def make_learner(
+    config: Config, actor: Policy, reward_model: RewardModel | None = None, teacher: Policy | None = None
+) -> Learner:
+    """Reference and critic from the actor's start, and all optimisers; a teacher is the reference in its place."""
     algorithm, lora, spec = config.algorithm, config.model.lora, config.algorithm.critic
     seed = derive(config.seed, "critic")  # draws adapters and heads
-    needs_reference = config.measure.kl_to_reference or algorithm.kl_to_reference.needs_reference
+    needs_reference = teacher is None and (config.measure.kl_to_reference or algorithm.kl_to_reference.needs_reference)
     if config.model.precision is Precision.bfloat16_weights:  # before copies are made
         lower(actor.network)
         if reward_model is not None and not algorithm.kl_to_reference.iteration_updates:
             lower(reward_model.network.trunk.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = head = reference = None
+        critic, head, reference = None, None, teacher
         if isinstance(spec, Separate):  # copied before adapters are put into what is copied
             critic = separate_model(actor, spec.head_std)
         elif isinstance(spec, Shared):
@@ -149,7 +151,7 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
             roles = add_role(base.network, base.roles, "critic", spec.rank, spec.alpha, seed)
             trunk = Trunk(base.network.base_model, actor.precision, "critic", roles, "critic")
             critic = ValueModel(trunk, value_head(actor, spec.head_std))
-            if reference is not None:
+            if reference is not None and reference is not teacher:
                 reference = replace(reference, roles=roles)
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
