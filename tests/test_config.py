@@ -13,6 +13,8 @@ from bakeoff.paths import CONF
 from bakeoff.task import TASKS
 from tests.conftest import compose
 
+TEACHER = ["algorithm/kl_to_reference=distillation", "algorithm.kl_to_reference.name=somewhere"]
+
 
 @pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda p: p.stem)
 def test_an_algorithm_names_a_choice_on_each_axis_in_order_and_its_source(path):
@@ -121,6 +123,25 @@ def test_config_id_differs_between_options_with_the_same_values():
         (
             ["algorithm=gmpo", "algorithm/advantage=reward_to_go"],
             "algorithm/objective is geometric_mean, which takes one advantage per completion, but algorithm/adv",
+        ),
+        (
+            ["algorithm=clip_cov", "algorithm/ratio=sequence"],
+            "algorithm/objective is clip_cov, which treats some tokens",
+        ),
+        (["algorithm=maxrl", "batch.group_size=1"], "batch.group_size is 1, but algorithm/baseline compares"),
+        (
+            ["algorithm=reinforce_pp", "algorithm/scale=gpg", "batch.group_size=1"],
+            "batch.group_size is 1, but algorithm/scale compares",
+        ),
+        (["algorithm=rloo", "algorithm/kl_to_reference=distillation"], "algorithm.kl_to_reference.name is empty"),
+        (
+            ["algorithm=dapo", *TEACHER],
+            "algorithm/group_filter is dynamic, which reads the scores of completions, but algo",
+        ),
+        (["algorithm=remax", *TEACHER], "algorithm/baseline is greedy, which reads the scores of completions, but"),
+        (
+            ["algorithm=ppo", "algorithm/critic=adapter", "tuned=none", *TEACHER],
+            "algorithm/critic is adapter, whose frozen base is the reference, but algorithm/kl_to_reference is distill",
         ),
         (["budget.limit=0"], "budget.limit is 0"),
         (["task.digits=11"], "task.digits is 11"),

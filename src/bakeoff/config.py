@@ -305,7 +305,8 @@ def plain(config: Config) -> dict[str, Any]:
         if hasattr(value, "__dataclass_fields__"):
             named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
             for key, path in value.files().items() if hasattr(value, "files") else ():
-                named[key + HASH] = content_hash(Path(path).expanduser())
+                if (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
+                    named[key + HASH] = content_hash(found)
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):
             return {str(k): of(v) for k, v in value.items()}

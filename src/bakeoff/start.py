@@ -16,6 +16,7 @@ from bakeoff.device import choose_device, set_up_device
 from bakeoff.learner.learner import make_learner
 from bakeoff.learner.reward_training import learned_reward, renew_reward_model
 from bakeoff.learner.sft import starting_policy
+from bakeoff.learner.teacher import teacher_of
 from bakeoff.loop import Loop
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
@@ -42,7 +43,7 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
     actor, supervised = starting_policy(config, collector, phases, report)
     start_hash = weights_hash(actor.network)
     learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
-    learner = make_learner(config, actor, learned.model if learned else None)
+    learner = make_learner(config, actor, learned.model if learned else None, teacher_of(config, actor))
     renewal = partial(renew_reward_model, learned, config.preferences, collector, report) if learned else None
     return Loop(
         learner=learner,

@@ -179,10 +179,40 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"differently, but algorithm/ratio is {option(config, 'ratio')}, which has one for the whole completion; "
             "choose algorithm/ratio=token or another objective."
         )
+    yield from impossible_teachers(config)
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (
             "algorithm/critic is adapter, whose frozen base is the reference, but algorithm/kl_to_reference="
             "in_loss_iterative changes the reference; set model.lora.rank, or choose algorithm/critic=separate."
+        )
+
+
+def impossible_teachers(config: Config) -> Iterator[str]:
+    """A teacher that is not named, and options that would read the scores that it replaces."""
+    algorithm = config.algorithm
+    if algorithm.kl_to_reference.reads_scores:
+        return
+    chosen = f"algorithm/kl_to_reference is {option(config, 'kl_to_reference')}"
+    if not algorithm.kl_to_reference.name:
+        yield (
+            "algorithm.kl_to_reference.name is empty; it must be the teacher, a Hugging Face name or a folder with a "
+            "causal LM and its tokenizer."
+        )
+    if isinstance(algorithm.critic, Adapter) and not config.model.lora.rank:
+        yield (
+            "algorithm/critic is adapter, whose frozen base is the reference, but "
+            f"{chosen}, whose reference is another model; set model.lora.rank, or choose algorithm/critic=separate."
+        )
+    of_scores = {
+        "group_filter": algorithm.group_filter.rounds > 1,
+        "shaping": option(config, "shaping") != "none",
+        "baseline": algorithm.baseline.needs_greedy or algorithm.baseline.needs_process_rewards,
+        "scale": algorithm.scale.needs_process_rewards,
+    }
+    for axis in (axis for axis, reads in of_scores.items() if reads):
+        yield (
+            f"algorithm/{axis} is {option(config, axis)}, which reads the scores of completions, but {chosen}, which "
+            f"leaves them out; choose algorithm/{axis}=none."
         )
 
 

@@ -111,6 +111,7 @@ AXES: dict[str, dict[str, Any]] = {
         "none": kl.KLToReference(),
         "in_reward": kl.InReward(),
         "in_reward_adaptive": kl.InRewardAdaptive(),
+        "distillation": kl.Distillation(),
         "in_loss": kl.InLoss(),
         "in_loss_k2": kl.InLoss(beta=0.01, estimator=kl.Estimator.k2),  # Hu et al. 2025; β is ours
         "in_loss_iterative": kl.InLossIterative(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -73,11 +74,17 @@ def estimate_kl(logprobs: Tensor, other: Tensor, mask: Tensor) -> KLEstimates:
 
 @dataclass
 class KLToReference:
-    """No KL to the reference. Subclasses override what they use; log-probs are [S, T]."""
+    """No KL to the reference. Subclasses override what they use; log-probs are [S, T].
+
+    reads_scores   whether the scores of completions are part of the reward
+    """
+
+    reads_scores: ClassVar[bool] = True
 
     # Without an annotation these are no keys of the configuration; subclasses make them some.
     beta = 0.0
     iteration_updates = 0  # number of updates after which the reference becomes the policy anew; 0: never
+    name = ""  # the model that is the reference; empty: the start
 
     @property
     def needs_reference(self) -> bool:
@@ -107,6 +114,26 @@ class InReward(KLToReference):
 
     def reward(self, beta: float, behaviour: Tensor, reference: Tensor) -> Tensor:
         return -beta * k1(behaviour, reference)
+
+
+@dataclass
+class Distillation(InReward):
+    """The reference is a teacher, and −k1 to it is the whole reward: "On-Policy Distillation", Lu 2025.
+
+    Scores are measured and teach nothing: it minimises the KL(π‖teacher) of the policy's own completions. With
+    `advantage: token_reward` each token answers for its own KL alone, as there.
+
+    name   the teacher: a Hugging Face name, or a folder with a causal LM and its tokenizer, which must be the policy's
+    """
+
+    reads_scores: ClassVar[bool] = False
+
+    beta: float = number(1.0, above=0, most=1000)
+    name: str = ""
+
+    def files(self) -> dict[str, str]:
+        """What may be the teacher's folder."""
+        return {"name": self.name} if self.name else {}
 
 
 @dataclass

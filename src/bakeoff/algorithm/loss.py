@@ -48,7 +48,13 @@ def place_scores(
 def with_kl_reward(
     algorithm: Algorithm, rewards: Rewards, beta: float, behaviour: Tensor, reference: Tensor | None
 ) -> Rewards:
-    """Adds the KL reward of every token, where the method puts its KL there. Log-probs are [S, T]."""
+    """Adds the KL reward of every token, where the method puts its KL there. Log-probs are [S, T].
+
+    A method that reads no scores has no other rewards.
+    """
+    if not algorithm.kl_to_reference.reads_scores:
+        without = replace(rewards.process, score=torch.zeros_like(rewards.process.score))
+        rewards = replace(rewards, tokens=torch.zeros_like(rewards.tokens), process=without)
     if reference is None:
         return rewards
     added = algorithm.kl_to_reference.reward(beta, behaviour, reference)

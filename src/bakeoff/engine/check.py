@@ -23,7 +23,7 @@ PROMPTS, GROUP, COMPLETION = (5, 2, 3), 2, 4  # lengths of the prompts, completi
 
 
 @torch.no_grad()
-def check_model(policy: Policy, name: str) -> None:
+def check_model(policy: Policy, name: str, key: str = "model.name") -> None:
     """Raises UserError that names the first kind of pass whose log-probs differ from the plain pass, and the remedy.
 
     Plain is each sequence alone in evaluation mode: no padding, no cache, no shared prompt. Dropout, state outside of
@@ -31,7 +31,7 @@ def check_model(policy: Policy, name: str) -> None:
     """
     policy = replace(policy, precision=Precision.float32)
     sequences = probe(policy)
-    refused = f"model.name is '{name}', whose log-probs are not those of a causal LM that bakeoff can train:"
+    refused = f"{key} is '{name}', whose log-probs are not those of a causal LM that bakeoff can train:"
     plain: Tensor | None = None
     for kind, (remedy, logprobs) in passes(policy, sequences).items():
         try:

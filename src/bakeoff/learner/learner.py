@@ -157,12 +157,14 @@ def passes_over(algorithm: Algorithm, actor_moves: bool = True) -> int:
     return critic + (algorithm.optimizer.epochs if actor_moves else 0)
 
 
-def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None = None) -> Learner:
-    """Reference and critic from the actor's start, and all optimisers."""
+def make_learner(
+    config: Config, actor: Policy, reward_model: RewardModel | None = None, teacher: Policy | None = None
+) -> Learner:
+    """Reference and critic from the actor's start, and all optimisers; a teacher is the reference in its place."""
     algorithm = method_of(config)
     lora, spec = config.model.lora, algorithm.critic
     seed = derive(config.seed, "critic")  # draws adapters and heads
-    needs_reference = algorithm.kl_to_reference.needs_reference
+    needs_reference = teacher is None and algorithm.kl_to_reference.needs_reference
     renewed = algorithm.kl_to_reference.iteration_updates > 0
     measures = config.measure.kl_to_reference and (renewed or not needs_reference)
     if config.model.precision is Precision.bfloat16_weights:  # before copies are made
@@ -171,7 +173,7 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
             lower(reward_model.network.trunk.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = head = reference = start = None
+        critic, head, reference, start = None, None, teacher, None
         if isinstance(spec, Separate):  # copied before adapters are put into what is copied
             critic = separate_model(actor, spec.head_std)
         elif isinstance(spec, Shared):
@@ -192,10 +194,10 @@ def make_learner(config: Config, actor: Policy, reward_model: RewardModel | None
             roles = add_role(base.network, base.roles, "critic", spec.rank, spec.alpha, seed)
             trunk = Trunk(base.network.base_model, actor.precision, "critic", roles, "critic")
             critic = ValueModel(trunk, value_head(actor, spec.head_std))
-            if reference is not None:
+            if reference is not None and reference is not teacher:
                 reference = replace(reference, roles=roles)
         if measures and start is None:
-            start = frozen_copy(actor) if renewed or reference is None else reference
+            start = frozen_copy(actor) if renewed or reference in (None, teacher) else reference
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
     actor_optimizer, critic_optimizer = algorithm.optimizer.create(masters_of(masters, trained)), None

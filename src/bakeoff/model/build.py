@@ -40,8 +40,11 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
-def build(model: Model, seed: int = 0) -> Policy:
-    """The policy that `model` describes, in the host's memory and float32; raises UserError if it cannot be loaded."""
+def build(model: Model, seed: int = 0, key: str = "model.name") -> Policy:
+    """The policy that `model` describes, in the host's memory and float32; raises UserError if it cannot be loaded.
+
+    `key` is that of the configuration which names it.
+    """
     if model.name == SCRATCH:
         tokenizer: PreTrainedTokenizerBase = character_tokenizer(model.characters)
         with torch.random.fork_rng(devices=[]):
@@ -57,14 +60,14 @@ def build(model: Model, seed: int = 0) -> Policy:
             hint = " (run `make smollm2` first)" if "smollm2" in model.name.lower() else ""
             reason = str(error).strip().split("\n")[0]
             raise UserError(
-                f"model.name is '{model.name}', which cannot be loaded{hint}; it must be a Hugging Face name or a "
+                f"{key} is '{model.name}', which cannot be loaded{hint}; it must be a Hugging Face name or a "
                 f"folder with a causal LM and its tokenizer: {reason}"
             ) from error
-        check_tokenizer(tokenizer, network, model)
+        check_tokenizer(tokenizer, network, model, key)
     return prepared(network, tokenizer, model)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, model: Model) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel, model: Model, key: str) -> None:
     """Raises UserError where the tokenizer cannot end a text, or has tokens that the network does not have.
 
     A tokenizer without padding pads with the token that ends a text: passes never read it.
@@ -74,7 +77,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel
     ends = end_ids(tokenizer, network)
     if not ends:
         raise UserError(
-            f"model.name is '{model.name}', whose tokenizer has no token that ends a text; set eos_token in its "
+            f"{key} is '{model.name}', whose tokenizer has no token that ends a text; set eos_token in its "
             "tokenizer_config.json, or eos_token_id in its generation_config.json."
         )
     if tokenizer.pad_token is None:
@@ -82,7 +85,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel
     rows, largest = network.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     if max(largest, *ends) >= rows:
         raise UserError(
-            f"model.name is '{model.name}', whose tokenizer has ids up to {max(largest, *ends)}, but the model embeds "
+            f"{key} is '{model.name}', whose tokenizer has ids up to {max(largest, *ends)}, but the model embeds "
             f"only {rows} tokens; resize its embedding (resize_token_embeddings) and save it again."
         )
 

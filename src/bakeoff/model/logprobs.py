@@ -82,7 +82,8 @@ def logprobs_and_kl(
             logits, others = (
                 model.logits(x, forward.temperature) for model, x in ((policy, states), (other, other_states))
             )
-            found.append((token_logprobs(logits, ids), token_logprobs(others, ids), kl.exact(logits, others)))
+            both = kl.exact(logits, others[:, : logits.shape[1]])  # a larger teacher may pad its embedding further
+            found.append((token_logprobs(logits, ids), token_logprobs(others, ids), both))
     mine, its, divergence = (hidden.spread(torch.cat(parts)) for parts in zip(*found, strict=True))
     return mine, its, divergence
 
