@@ -86,8 +86,9 @@ class Learner:
 
     @property
     def reference_is_start(self) -> bool:
-        """Whether the method itself computes the KL to its start."""
-        return self.algorithm.kl_to_reference.needs_reference and not self.iterates
+        """Whether the method itself computes the KL to its start: its reference is neither renewed nor a teacher."""
+        kl = self.algorithm.kl_to_reference
+        return kl.needs_reference and not self.iterates and not kl.name
 
     @property
     def iteration_ends(self) -> bool:
@@ -197,7 +198,7 @@ def make_learner(
             if reference is not None and reference is not teacher:
                 reference = replace(reference, roles=roles)
         if measures and start is None:
-            start = frozen_copy(actor) if renewed or reference in (None, teacher) else reference
+            start = frozen_copy(actor) if renewed or reference is None or reference is teacher else reference
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
     actor_optimizer, critic_optimizer = algorithm.optimizer.create(masters_of(masters, trained)), None
