@@ -85,10 +85,11 @@ def test_large_noise_leaves_predictions_undecided():
 
 
 def test_methods_are_chosen_and_avoided_by_regime():
-    named = arena.choices(study()).set_index("regime")
-    assert set(named["choose"]["plain"]) == {"a", "b"}
-    assert named["avoid"]["plain"] == ["c"]
-    assert named["choose"]["noise"] == ["a"]
+    plain, noise = arena.choices(study())
+    assert set(plain.choose) == {"a", "b"}
+    assert plain.avoid == ["c"]
+    assert noise.choose == ["a"]
+    assert list(arena.choices_table(study())["avoid"]) == ["c", "b, c"]
     text = arena.verdict(study())
     assert "Choose a when rewards are noisy." in text
     assert "Avoid c when none." in text

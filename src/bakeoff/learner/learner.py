@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from bakeoff.model.value import ValueHead, ValueModel, separate_model, value_hea
 from bakeoff.model.weights import frozen_copy
 from bakeoff.randomness import derive
 from bakeoff.reward.model import RewardModel
+
+Steps = TypeVar("Steps", bound=Optimizer)
 
 
 @dataclass
@@ -143,7 +146,7 @@ def method_of(config: Config) -> Algorithm:
     factor = factors[config.seed % len(factors)]
     reuses = not (algorithm.objective.fresh_only or algorithm.optimizer.needs_whole_rollout)
 
-    def adapted(optimizer: Optimizer) -> Optimizer:
+    def adapted(optimizer: Steps) -> Steps:
         return replace(optimizer, lr=factor * optimizer.lr, epochs=optimizer.epochs * (config.reuse if reuses else 1))
 
     critic = algorithm.critic

@@ -46,6 +46,15 @@ class Verdict(NamedTuple):
     verdict: str
 
 
+class Choice(NamedTuple):
+    """The methods of a regime: those than which none is significantly higher, and the others, each highest first."""
+
+    regime: str
+    property: str
+    choose: list[str]
+    avoid: list[str]
+
+
 def scores(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
     """A row for each run: regime, method, seed, first and last value of a metric, and the score between start and 1."""
     rows = study.of(metric).astype({"run": str})
@@ -98,8 +107,8 @@ def table(study: Study) -> pd.DataFrame:
     rows = [
         {"method": name, "IQM [95 %]": overall(frame, name, common).text()}
         | {
-            regime: "–" if pd.isna(means.at[name, regime]) else f"{means.at[name, regime]:.2f}" + "*" * (name in best)
-            for regime, best in stars.items()
+            regime: f"{mean:.2f}{'*' * (name in stars[regime])}" if np.isfinite(mean) else "–"
+            for regime, mean in means.loc[name, list(stars)].astype(float).items()
         }
         for name in order
     ]
@@ -198,20 +207,20 @@ def improvement(study: Study) -> pd.DataFrame:
     return pd.DataFrame({"P(row > column)": complete, **chances})
 
 
-def choices(study: Study) -> pd.DataFrame:
-    """A row for each regime: its property, the methods than which none is significantly higher, and the others."""
-    frame, rows = scores(study), []
+def choices(study: Study) -> list[Choice]:
+    """The choice of each regime that ran."""
+    frame, found = scores(study), []
     for regime, about in regimes(study).iterrows():
         best = undominated(study, str(regime), frame)
-        rest = [name for name in wide(frame, str(regime)).mean().sort_values(ascending=False).index if name not in best]
-        rows.append({"regime": regime, "property": about["property"], "choose": best, "avoid": rest})
-    return pd.DataFrame(rows)
+        ordered = wide(frame, str(regime)).mean().sort_values(ascending=False).index
+        found.append(Choice(str(regime), about["property"], best, [name for name in ordered if name not in best]))
+    return found
 
 
 def choices_table(study: Study) -> pd.DataFrame:
     """The choices as a page shows them."""
-    named = choices(study)
-    return named.assign(**{column: named[column].map(", ".join).replace("", "–") for column in ("choose", "avoid")})
+    frame = pd.DataFrame(choices(study), columns=list(Choice._fields))
+    return frame.assign(**{column: frame[column].map(", ".join).replace("", "–") for column in ("choose", "avoid")})
 
 
 def verdict(study: Study) -> str:
@@ -229,13 +238,13 @@ def verdict(study: Study) -> str:
     )
 
 
-def advice(named: pd.DataFrame) -> str:
+def advice(named: list[Choice]) -> str:
     """A sentence for each set of methods: to choose where few are not exceeded, to avoid where few are."""
     sentences: dict[str, list[str]] = {}
-    for row in named.itertuples():
-        few = len(row.choose) <= len(row.avoid)
-        text = f"Choose {listed(row.choose)}" if few else f"avoid {listed(row.avoid)}" if row.avoid else "any method"
-        sentences.setdefault(text[0].upper() + text[1:], []).append(str(row.property))
+    for each in named:
+        few = len(each.choose) <= len(each.avoid)
+        avoid = f"Avoid {listed(each.avoid)}" if each.avoid else "No method is told apart from the highest"
+        sentences.setdefault(f"Choose {listed(each.choose)}" if few else avoid, []).append(each.property)
     return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())
 
 
