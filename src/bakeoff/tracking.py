@@ -39,8 +39,8 @@ from bakeoff.ranges import count
 
 SQLITE = "sqlite:///"
 LOG, SENT = "tracking.jsonl", "tracking.sent"  # every entry of a run, and the number of them that its store has
-RETRY, FLUSH_S = 3.0  # seconds between two batches: each is a transaction of some 0.1 s
-PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again, and for which a run's end waits for it
+FLUSH_S = 3.0  # seconds between two batches: each is a transaction of some 0.1 s
+RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again, and for which a run's end waits for it
 LOCKED = 2.0  # seconds after which a SQLite file counts as locked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
