@@ -16,14 +16,8 @@ from tests.conftest import compose, loop_of, update_of
 
 SMALL = [
     *("algorithm=importance_sampling", "algorithm/baseline=none", "algorithm/advantage=token_reward", "tuned=none"),
-    *(
-        "sft.steps=0",
-        "task.digits=2",
-        "task.max_new_tokens=4",
-        "task.heldout=4",
-        "batch.prompts=8",
-        "batch.group_size=4",
-    ),
+    *("sft.steps=0", "task.digits=2", "task.max_new_tokens=4", "task.heldout=4"),
+    *("batch.prompts=8", "batch.group_size=4", "++model.architecture.num_hidden_layers=1"),
 ]
 DISTILLATION = "algorithm/kl_to_reference=distillation"
 
@@ -40,19 +34,24 @@ def teacher(tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["model.lora.rank=2"], ["model.precision=bfloat16_weights"], ["algorithm=ppo", "algorithm.advantage.gamma=0"]],
+    [
+        [],
+        ["model.lora.rank=4", "algorithm.optimizer.lr=3e-2"],
+        ["model.precision=bfloat16_weights"],
+        ["algorithm=ppo", "algorithm.advantage.gamma=0"],
+    ],
     ids=" ".join,
 )
 def test_distillation_brings_the_policy_to_its_teacher(teacher, overrides):
     rest = SMALL[3:] if "algorithm=ppo" in overrides else SMALL
     learning = ["algorithm.optimizer.lr=3e-3", "algorithm.optimizer.epochs=1"]
-    config = compose(*overrides, *rest, DISTILLATION, f"algorithm.kl_to_reference.name={teacher}", *learning)
+    config = compose(*learning, *rest, DISTILLATION, f"algorithm.kl_to_reference.name={teacher}", *overrides)
     loop = loop_of(config)
     reference = loop.learner.reference
     before, kls = weights_hash(reference.network), []
-    for _ in range(12):
+    for _ in range(10):
         kls.append(update_of(loop)["kl/reference_k1_per_token"])
-    assert kls[-1] < 0.7 * kls[0] if "model.lora.rank=2" not in overrides else kls[-1] < kls[0]
+    assert kls[-1] < 0.8 * kls[0]
     assert weights_hash(reference.network) == before
     sizes = weight_bytes(loop.learner)
     assert sizes["reference"] > 1.5 * sizes["actor"]
