@@ -113,7 +113,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
     "kl/behaviour_k*_per_token": (
         "nats/token",
-        "estimator k1, k2 or k3 of KL(π_old‖π_θ) after the update, over measure.kl_sequences; over all where β adapts",
+        "k1, k2 or k3 of KL(π_old‖π_θ) after the update, over measure.kl_sequences or, with an adaptive β, all",
     ),
     "kl/behaviour_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
     "kl/beta_reference": ("–", "coefficient of the KL to the reference in this update"),
