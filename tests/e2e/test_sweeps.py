@@ -74,13 +74,18 @@ def test_a_sweep_and_its_report(command, report, tmp_path):
 
 def test_the_seeds_that_a_difference_takes_are_added_by_the_command_that_the_report_prints(command, report, tmp_path):
     """Two seeds are there and three are needed: the command runs one more of each arm, in the same sweep."""
-    arguments = [*SHORT, "task.digits=3", "task.max_new_tokens=4", "task.heldout=64", "sft.steps=100"]
+    arguments = [
+        *SHORT,
+        "task.digits=3",
+        "task.max_new_tokens=4",
+        "task.heldout=64",
+        "sft.steps=100",
+        "hydra/launcher=basic",
+    ]
     ran = command("sweeps=methods", "algorithm=ppo,grpo", "seed=1,2", "budget={unit: updates, limit: 2}", *arguments)
     assert ran.returncode == 0, ran.stderr
     store = tracking(tmp_path)
     found = family(load_study("methods", store))
-    enough = report("methods", "--detect", str(detectable(found.deviation, 2) * 1.01))
-    assert enough.stdout.rstrip().endswith("2 are there. They suffice."), enough.stderr
     said = report("methods", "--detect", str(detectable(found.deviation, 3) * 1.01))
     assert "takes 3 seeds per arm" in said.stdout, said.stderr
     assert not (tmp_path / "reports").exists(), "it only says so"
