@@ -144,7 +144,7 @@ def test_config_id_differs_between_options_with_the_same_values():
             "algorithm/critic is adapter, whose frozen base is the reference, but algorithm/kl_to_reference is distill",
         ),
         (["budget.limit=0"], "budget.limit is 0"),
-        (["task.digits=11"], "task.digits is 11"),
+        (["task.digits=14"], "task.digits is 14"),
         (["task.heldout=0"], "task.heldout is 0"),
         (["device=cuda:9"], "device is 'cuda:9'"),
         (["model.name=''"], "model.name is empty"),

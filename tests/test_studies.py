@@ -151,7 +151,7 @@ def test_neither_an_arms_name_nor_the_record_of_tuning_is_part_of_a_configuratio
 def test_tuned_values_say_how_they_were_chosen(path):
     tuned = Tuned(**OmegaConf.load(path).tuned)
     assert tuned.name == f"{path.parent.name}/{path.stem}"
-    assert tuned.command.startswith("bakeoff ")
+    assert tuned.command.startswith(("bakeoff ", "make "))
     assert len(tuned.accuracies) <= tuned.trials
     assert tuned.trials > 0
     assert tuned.seeds
@@ -161,7 +161,8 @@ def test_tuned_values_say_how_they_were_chosen(path):
 @pytest.mark.parametrize("path", TUNED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_tuned_values_belong_to_a_task_a_model_and_a_method_or_arm_that_exist(path):
     tasks, models = ([file.stem for file in (CONF / group).glob("*.yaml")] for group in ("task", "model"))
-    assert path.parent.name in {f"{task}_{model}" for task in tasks for model in models}
+    protocols = {file.stem for file in (CONF / "protocol").glob("*.yaml")}
+    assert path.parent.name in {f"{task}_{model}" for task in tasks for model in models} | protocols
     assert path.stem in {*METHODS, *(arm for name in STUDIES for arm in arms_of(study(name).hydra.sweeper))}
 
 

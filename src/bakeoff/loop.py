@@ -162,7 +162,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     kl, statistics, to_start = numbers((kl, statistics, to_start))
     adapt_betas(learner, kl, statistics, len(experience))
     if not learner.reference_is_start:
-        statistics = replace(statistics, reference=to_start, reference_exact=None)
+        teacher = statistics.reference if algorithm.kl_to_reference.name else None
+        statistics = replace(statistics, reference=to_start, reference_exact=None, teacher=teacher)
     learner.counters.updates += 1
     renewal = None
     if learner.iteration_ends:

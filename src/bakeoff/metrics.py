@@ -111,6 +111,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "estimator k1, k2 or k3 of KL(π_old‖π_start), to the start whatever the method's reference, mean over tokens",
     ),
     "kl/reference_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
+    "kl/teacher_k*_per_token": ("nats/token", "the same of KL(π_old‖π_teacher), where the reference is a teacher"),
+    "kl/teacher_k*_per_sequence": ("nats/sequence", "the same, summed over each sequence, mean over sequences"),
     "kl/behaviour_k*_per_token": (
         "nats/token",
         "k1, k2 or k3 of KL(π_old‖π_θ) after the update, over measure.kl_sequences or, with an adaptive β, all",
@@ -179,6 +181,7 @@ def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
         **step_metrics(update),
         **named("kl/behaviour_", update.kl),
         **named("kl/reference_", experience.reference),
+        **named("kl/teacher_", experience.teacher),
         **named("reward_model/", update.renewal),
         "kl/reference_exact_per_token": experience.reference_exact,
         "kl/beta_reference": update.betas.reference,

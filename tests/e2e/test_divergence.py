@@ -43,7 +43,12 @@ CASES = {
         "A lower sft.lr (it was 1e+30)",
     ),
     "a start whose last step goes too far": (
-        ["sft.steps=1", "sft.batch=8", "sft.lr=1e39"],  # beyond float32: normalisation hides smaller steps
+        [
+            "sft.steps=1",
+            "sft.accuracy=0",
+            "sft.batch=8",
+            "sft.lr=1e39",
+        ],  # beyond float32: normalisation hides smaller steps
         "diverged in the supervised start: a log-probability of the policy after the step is not finite",
         "A lower sft.lr (it was 1e+39) may help; there is no checkpoint.",
     ),

@@ -277,7 +277,7 @@ def test_the_rlhf_study_and_its_report(command, report, tmp_path):
 def test_help_reads_well(command):
     shown = command("--help")
     assert shown.returncode == 0
-    for word in ("algorithm", "grpo, grpo_iterative, grpo_process", "sweeps", "kl_frontier, memory", "resume="):
+    for word in ("algorithm", "grpo, grpo_iterative, grpo_pairs", "sweeps", "kl_frontier, memory", "resume="):
         assert word in shown.stdout
 
 

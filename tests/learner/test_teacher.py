@@ -50,7 +50,7 @@ def test_distillation_brings_the_policy_to_its_teacher(teacher, overrides):
     reference = loop.learner.reference
     before, kls = weights_hash(reference.network), []
     for _ in range(10):
-        kls.append(update_of(loop)["kl/reference_k1_per_token"])
+        kls.append(update_of(loop)["kl/teacher_k1_per_token"])
     assert kls[-1] < 0.8 * kls[0]
     assert weights_hash(reference.network) == before
     sizes = weight_bytes(loop.learner)

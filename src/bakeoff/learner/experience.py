@@ -35,7 +35,8 @@ class ForwardPasses:
 class ExperienceStatistics:
     """Scalars of an experience before the update: metrics, which metrics.py defines.
 
-    reference   KL(π_old‖π_ref), where the method has a reference
+    reference   KL(π_old‖π_ref), where the method has a reference; in an update's statistics that to the start
+    teacher     in an update's statistics, KL(π_old‖π_ref) where the reference is a teacher
     """
 
     advantage_mean: Scalar
@@ -45,6 +46,7 @@ class ExperienceStatistics:
     entropy: Scalar | None = None
     sampler_mismatch: Scalar | None = None
     reference: KLEstimates | None = None
+    teacher: KLEstimates | None = None
     reference_exact: Scalar | None = None
     explained_variance: Scalar | None = None
     value_mean: Scalar | None = None
