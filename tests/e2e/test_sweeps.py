@@ -76,10 +76,10 @@ def test_the_seeds_that_a_difference_takes_are_added_by_the_command_that_the_rep
     """Two seeds are there and three are needed: the command runs one more of each arm, in the same sweep."""
     arguments = [
         *SHORT,
-        "task.digits=3",
-        "task.max_new_tokens=4",
-        "task.heldout=64",
-        "sft.steps=100",
+        "task.digits=2",
+        "task.max_new_tokens=3",
+        "task.heldout=32",
+        "sft.steps=30",
         "hydra/launcher=basic",
     ]
     ran = command("sweeps=methods", "algorithm=ppo,grpo", "seed=1,2", "budget={unit: updates, limit: 2}", *arguments)
