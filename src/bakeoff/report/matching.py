@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from bakeoff.report.naming import labels, varied
+from bakeoff.report.naming import labels, shortened, varied
 from bakeoff.report.statistics import counted
 from bakeoff.report.study import Study, outcome
 from bakeoff.report.tables import in_html
@@ -14,6 +14,7 @@ from bakeoff.report.tables import in_html
 MUST_MATCH = ["task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "budget", "evaluation"]
 STARTS = {"model", "task", "sft"}  # keys that a start depends on
 TAGS = ["commit", "device", "torch"]  # of a run, which must match too
+NAMED = 6  # arms that a sentence names
 FEW_ARMS = 3  # up to which a table has a column for each arm
 
 
@@ -87,7 +88,7 @@ def by_run(study: Study, values: pd.Series) -> str:
 def by_value(values: pd.Series) -> str:
     """`ppo 4; the others 8`: the arms (index) that share each value, the rarest value first."""
     arms = sorted(((value, list(own.index)) for value, own in values.groupby(values)), key=lambda each: len(each[1]))
-    named = [(", ".join(map(str, own)), value) for value, own in arms]
+    named = [(", ".join(shortened([str(name) for name in own], NAMED)), value) for value, own in arms]
     if len(arms) > 1 and len(arms[-1][1]) > 1:
         named[-1] = ("the others", arms[-1][0])
     return "; ".join(f"{who} {value}" for who, value in named)

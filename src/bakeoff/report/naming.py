@@ -85,3 +85,9 @@ def brief(value: str) -> str:
         return value if len(value) < 8 else f"{float(value):.3g}"
     except ValueError:
         return value
+
+
+def shortened(texts: list[str], most: int) -> list[str]:
+    """At most `most` texts, and the number of the others."""
+    rest = len(texts) - most
+    return texts if rest <= 0 else [*texts[:most], f"and {rest} more"]

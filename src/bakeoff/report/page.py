@@ -24,6 +24,7 @@ from bakeoff.paths import PAGES, page_file, study_file, study_folders, study_nam
 from bakeoff.report.claim import Claim
 from bakeoff.report.idle import idle
 from bakeoff.report.matching import mismatches
+from bakeoff.report.naming import shortened
 from bakeoff.report.study import Study
 from bakeoff.report.tables import in_html, not_scored, percent
 
@@ -110,13 +111,7 @@ def warnings(study: Study) -> dict[str, list[str]]:
     """What a reader must know before the answer, by kind: what is not matched, idle, not scored, and left out."""
     shares = [f"{percent(share)} of {name}'s completions" for name, share in not_scored(study).items()]
     found = {"Not matched": mismatches(study), "Idle": idle(study), "Not scored": shares, "Left out": study.left_out}
-    return {kind: shortened(each) for kind, each in found.items() if each}
-
-
-def shortened(sentences: list[str]) -> list[str]:
-    """At most MOST sentences, and the number of the others."""
-    rest = len(sentences) - MOST
-    return sentences if rest <= 0 else [*sentences[:MOST], f"and {rest} more"]
+    return {kind: shortened(each, MOST) for kind, each in found.items() if each}
 
 
 def heading(page: Page, study: Study) -> str:

@@ -95,14 +95,29 @@ def undominated(study: Study, regime: str, frame: pd.DataFrame) -> list[str]:
 
 
 def table(study: Study) -> pd.DataFrame:
+    """A row for each regime: the highest mean score, and the methods to choose and to avoid, highest first."""
+    frame = scores(study)
+    rows = [
+        {
+            "regime": each.regime,
+            "highest": f"{wide(frame, each.regime).mean().max():.2f}",
+            "choose: none is higher": ", ".join(each.choose),
+            "avoid: one is higher": ", ".join(each.avoid) or "–",
+        }
+        for each in choices(study)
+    ]
+    return pd.DataFrame(rows)
+
+
+def score_table(study: Study) -> pd.DataFrame:
     """A row for each method, highest first: score over all regimes, then the mean score in each regime.
 
-    The interval is of the interquartile mean over regimes and seeds; it is over the regimes that every method of the
-    sweep ran. A method that no other exceeds significantly in a regime has a star there.
+    The interval is of the interquartile mean over regimes and seeds; it is over the regimes that most methods ran. A
+    method that no other exceeds significantly in a regime has a star there.
     """
     frame = scores(study)
     order, common = ranked(frame), shared(frame)
-    stars = {regime: undominated(study, regime, frame) for regime in regimes(study).index}
+    stars = {each.regime: each.choose for each in choices(study)}
     means = frame.pivot_table(index="method", columns="regime", values=SCORE)
     rows = [
         {"method": name, "IQM [95 %]": overall(frame, name, common).text()}
@@ -217,12 +232,6 @@ def choices(study: Study) -> list[Choice]:
     return found
 
 
-def choices_table(study: Study) -> pd.DataFrame:
-    """The choices as a page shows them."""
-    frame = pd.DataFrame(choices(study), columns=list(Choice._fields))
-    return frame.assign(**{column: frame[column].map(", ".join).replace("", "–") for column in ("choose", "avoid")})
-
-
 def verdict(study: Study) -> str:
     """The methods to choose and to avoid by regime, verdicts on predictions, and what the seeds could have shown."""
     frame = scores(study)
@@ -253,10 +262,11 @@ def power(study: Study, frame: pd.DataFrame) -> str:
     families = [family(study, str(regime), frame) for regime in regimes(study).index]
     deviation = pooled_deviation(own for each in families for own in each.differences.values())
     seeds, pairs = min(each.seeds for each in families), max(len(each.differences) for each in families)
+    smallest = detectable(deviation, seeds, pairs)
+    seen = "show no difference" if np.isinf(smallest) else f"find one of {number(smallest)} in accuracy in four of five"
     return (
         "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
-        f"its {pairs} pairs of methods (Holm). {counted(seeds, 'seed').capitalize()} find a difference of "
-        f"{number(detectable(deviation, seeds, pairs))} in accuracy in four of five such arenas."
+        f"the regime's {pairs} pairs of methods (Holm). Arenas of {counted(seeds, 'seed')} {seen}."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bakeoff.report.pages.arena import choices_table, improvement, plot_map, plot_profiles, predictions, table, verdict
+from bakeoff.report.pages.arena import improvement, plot_map, plot_profiles, predictions, score_table, table, verdict
 
-__all__ = ["NOTEBOOK", "choices_table", "improvement", "plot_map", "plot_profiles", "predictions", "table", "verdict"]
+__all__ = ["NOTEBOOK", "improvement", "plot_map", "plot_profiles", "predictions", "score_table", "table", "verdict"]
 NOTEBOOK = "arena"
