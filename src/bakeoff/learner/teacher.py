@@ -37,7 +37,8 @@ def named_reference(config: Config, actor: Policy, load: Callable[[Model], Polic
     if not name:
         return None
     policy = load(replace(config.model, name=name, architecture={}, characters="", attention=""))
-    mine, its = (model.tokenizer.get_vocab() if model.tokenizer else {} for model in (actor, policy))
+    known = actor.tokenizer is not None and policy.tokenizer is not None  # a prediction may have none
+    mine, its = (model.tokenizer.get_vocab() if known else {} for model in (actor, policy))
     if mine != its or policy.embedding[0] < actor.embedding[0]:
         raise UserError(
             f"{KEY} is '{name}', whose vocabulary of {len(its)} tokens is not the policy's of {len(mine)}; choose a "
