@@ -154,10 +154,12 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     if algorithm.critic.takes_steps:
         with loop.phase("critic_update"):
             critic = update_critic(learner, experience, draws)
-    adapts = algorithm.kl_to_behaviour.adapts
-    with loop.phase("behaviour_kl" if adapts else "measure"):  # a KL that the method's rule reads is training
-        kl = measure_step(learner, experience, 0 if adapts else loop.kl_sequences)
+    if adapts := algorithm.kl_to_behaviour.adapts:  # the method's rule reads this KL, so that it is training
+        with loop.phase("behaviour_kl"):
+            kl = measure_step(learner, experience)
     with loop.phase("measure"), visiting(learner, learner.start):
+        if not adapts:
+            kl = measure_step(learner, experience, loop.kl_sequences)
         to_start = measure_start(learner, experience)
     kl, statistics, to_start = numbers((kl, statistics, to_start))
     adapt_betas(learner, kl, statistics, len(experience))

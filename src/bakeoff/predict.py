@@ -205,12 +205,17 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
         with loop.phase("critic_update"), work.counted(step.passes, "critic_update"):
             update_critic(once, part, torch.Generator())
     adapts = algorithm.kl_to_behaviour.adapts
-    read = rollout.sequences if adapts else select(rollout.sequences, slice(0, loop.kl_sequences or None))
-    measured, name = first(read).stop, "behaviour_kl" if adapts else "measure"
-    with loop.phase(name), work.counted(len(read) / measured, name):
-        measure_step(learner, experience, measured)
-    with loop.phase("measure"), work.counted(1, "measure"), visiting(learner, learner.start), work.counted(passes):
-        measure_start(learner, select(experience, first(rollout.sequences)))
+    read = select(rollout.sequences, slice(0, None if adapts else loop.kl_sequences or None))
+    measured = first(read).stop
+    if adapts:
+        with loop.phase("behaviour_kl"), work.counted(passes, "behaviour_kl"):
+            measure_step(learner, experience, measured)
+    with loop.phase("measure"), work.counted(1, "measure"), visiting(learner, learner.start):
+        if not adapts:
+            with work.counted(len(read) / measured):
+                measure_step(learner, experience, measured)
+        with work.counted(passes):
+            measure_start(learner, select(experience, first(rollout.sequences)))
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 
