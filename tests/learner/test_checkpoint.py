@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from safetensors.torch import load_file
 
 from bakeoff.learner.checkpoint import checkpoints, load_checkpoint, newest_whole, read_run, save_checkpoint
 from bakeoff.learner.learner import make_learner
+from bakeoff.loop import update_once
 from bakeoff.model.build import build
 from bakeoff.model.weights import weights_hash
-from tests.conftest import compose
+from tests.conftest import compose, loop_of, update_of
 from tests.damage import DAMAGE
 
 
@@ -45,7 +47,8 @@ def test_a_restored_learner_takes_the_same_next_step(overrides, tmp_path):
     draw = torch.Generator().manual_seed(0)
     learner = learner_of(*overrides)
     one_step(learner, draw)
-    learner.counters.updates, learner.counters.seconds, learner.betas.behaviour = 7, 1 / 3, 0.1
+    learner.counters.updates, learner.counters.seconds = 7, 1 / 3
+    learner.betas.behaviour, learner.betas.entropy = 0.1, 0.015
     save_checkpoint(tmp_path, learner, {"seed": 0}, keep=2)
     other = learner_of(*overrides)  # the same start, then another step
     one_step(other, torch.Generator().manual_seed(5))
@@ -59,6 +62,23 @@ def test_a_restored_learner_takes_the_same_next_step(overrides, tmp_path):
         assert weights_hash(other.critic.head) == weights_hash(learner.critic.head)
     if learner.head is not None:
         assert weights_hash(other.head) == weights_hash(learner.head)
+
+
+@pytest.mark.parametrize("method", ["clip_cov", "entropy_adaptive"])
+def test_a_resumed_run_draws_the_same_tokens_and_has_the_same_coefficient(method, tmp_path):
+    small = ["tuned=none", "sft.steps=0", "task.heldout=4", "batch.prompts=4", "algorithm.optimizer.lr=1e-2"]
+    wide = ["algorithm.objective.share=0.2", "algorithm.objective.least=0"] if method == "clip_cov" else []
+    quick = ["algorithm.entropy.target_nats_per_token=9"] if method == "entropy_adaptive" else []
+    loop, other = (loop_of(compose(f"algorithm={method}", *small, *wide, *quick)) for _ in range(2))
+    for _ in range(2):
+        update_once(loop)
+    save_checkpoint(tmp_path, loop.learner, {"seed": 0}, keep=1)
+    other = replace(other, learner=load_checkpoint(checkpoints(tmp_path)[-1], other.learner))
+    found = [update_of(each) for each in (loop, other)]
+    first, second = ({k: v for k, v in each.items() if k.startswith(("policy/", "kl/"))} for each in found)
+    assert first == second
+    assert first["policy/entropy_coefficient"] == (0.01 if method == "entropy_adaptive" else 0)
+    assert first["policy/first_clip_fraction"] > 0 or method != "clip_cov"
 
 
 def test_only_the_last_few_checkpoints_are_kept_and_partial_ones_are_ignored(tmp_path):
