@@ -122,8 +122,8 @@ def score_table(study: Study) -> pd.DataFrame:
     rows = [
         {"method": name, "IQM [95 %]": overall(frame, name, common).text()}
         | {
-            regime: f"{mean:.2f}{'*' * (name in stars[regime])}" if np.isfinite(mean) else "–"
-            for regime, mean in means.loc[name, list(stars)].astype(float).items()
+            regime: f"{mean:.2f}{'*' * (name in best)}" if np.isfinite(mean) else "–"
+            for (regime, best), mean in zip(stars.items(), means.loc[name, list(stars)].astype(float), strict=True)
         }
         for name in order
     ]
