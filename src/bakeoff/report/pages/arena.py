@@ -118,14 +118,14 @@ def score_table(study: Study) -> pd.DataFrame:
     frame = scores(study)
     order, common = ranked(frame), shared(frame)
     stars = {each.regime: each.choose for each in choices(study)}
-    means = frame.pivot_table(index="method", columns="regime", values=SCORE)
+    means = frame.pivot_table(index="method", columns="regime", values=SCORE).reindex(index=order, columns=list(stars))
     rows = [
         {"method": name, "IQM [95 %]": overall(frame, name, common).text()}
         | {
             regime: f"{mean:.2f}{'*' * (name in best)}" if np.isfinite(mean) else "–"
-            for (regime, best), mean in zip(stars.items(), means.loc[name, list(stars)].astype(float), strict=True)
+            for (regime, best), mean in zip(stars.items(), own, strict=True)
         }
-        for name in order
+        for name, own in zip(order, means.to_numpy(dtype=float), strict=True)
     ]
     return pd.DataFrame(rows)
 
