@@ -59,9 +59,9 @@ def scores(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
     """A row for each run: regime, method, seed, first and last value of a metric, and the score between start and 1."""
     rows = study.of(metric).astype({"run": str})
     runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
-    regimes = study.params[study.params["key"] == "regime.name"].set_index("run")["value"]
+    names = study.params[study.params["key"] == "regime.name"].set_index("run")["value"]
     ends = rows.groupby("run", sort=False)["value"].agg(["first", "last"])
-    frame = runs.assign(regime=runs["run"].map(regimes)).join(ends, on="run").dropna(subset=["regime", "last"])
+    frame = runs.assign(regime=runs["run"].map(names)).join(ends, on="run").dropna(subset=["regime", "last"])
     frame[SCORE] = (frame["last"] - frame["first"]) / (1 - frame["first"])
     return frame[["regime", "method", "seed", "first", "last", SCORE]].reset_index(drop=True)
 
@@ -69,9 +69,9 @@ def scores(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
 def regimes(study: Study) -> pd.DataFrame:
     """A row for each regime that ran, in the order in which they started: property, predictions and source."""
     keys = study.params[study.params["key"].str.startswith("regime.")]
-    wide = keys.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).dropna()
-    wide.columns = [column.removeprefix("regime.") for column in wide.columns]
-    return wide.drop_duplicates("name").set_index("name")
+    by_run = keys.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).dropna()
+    by_run.columns = [column.removeprefix("regime.") for column in by_run.columns]
+    return by_run.drop_duplicates("name").set_index("name")
 
 
 def wide(frame: pd.DataFrame, regime: str, column: str = SCORE) -> pd.DataFrame:
@@ -263,7 +263,7 @@ def power(study: Study, frame: pd.DataFrame) -> str:
     deviation = pooled_deviation(own for each in families for own in each.differences.values())
     seeds, pairs = min(each.seeds for each in families), max(len(each.differences) for each in families)
     smallest = detectable(deviation, seeds, pairs)
-    seen = "show no difference" if np.isinf(smallest) else f"find one of {number(smallest)} in accuracy in four of five"
+    seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (
         "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
         f"the regime's {pairs} pairs of methods (Holm). Arenas of {counted(seeds, 'seed')} {seen}."
