@@ -6,11 +6,10 @@ Writes conf/tuned/arena_tiny/METHOD.yaml. All else in it is that of conf/tuned/s
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import io
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -20,8 +19,8 @@ from bakeoff.algorithm.divergence import Diverged
 from bakeoff.config import register
 from bakeoff.loop import evaluate, update_once
 from bakeoff.paths import CONF
-from bakeoff.start import prepare, start
 from bakeoff.validation import compose
+from benchmarks.start import started
 
 RATES = np.geomspace(1e-4, 3e-3, 8)  # learning rates, of adaptive methods
 RADII = np.geomspace(1e-3, 3e-2, 8)  # of a trust region, which has no rate
@@ -31,8 +30,13 @@ WIDER = 2  # rates that are added where the best is at an edge
 
 def overrides(method: str) -> list[str]:
     """The plain regime, with the method's values of sort-10."""
-    base = "none" if not (CONF / "tuned" / "sort_tiny" / f"{method}.yaml").exists() else f"sort_tiny/{method}"
+    base = f"sort_tiny/{method}" if of_sort(method).exists() else "none"
     return ["regime=plain", "protocol=arena_tiny", f"tuned={base}", f"algorithm={method}"]
+
+
+def of_sort(method: str) -> Path:
+    """The file of the method's values of sort-10, which may be missing."""
+    return CONF / "tuned" / "sort_tiny" / f"{method}.yaml"
 
 
 def key_of(method: str) -> str:
@@ -46,8 +50,7 @@ def trial(method: str, key: str, value: float, seed: int) -> float:
     """The final sampled accuracy of a run; 0 where it diverges."""
     register()
     config = compose([*overrides(method), f"{key}={value:.3g}", f"seed={seed}"])
-    with contextlib.redirect_stdout(io.StringIO()):
-        loop = start(config, prepare(config))
+    loop = started(config)
     counters = loop.learner.counters
     try:
         while counters.progress(config.budget) < 1:
@@ -87,7 +90,7 @@ def tune(method: str) -> None:
 def write(method: str, key: str, tried: dict[float, list[float]]) -> None:
     """The method's file: its values, the search behind them, and what each trial reached."""
     chosen, name = best(tried), f"arena_tiny/{method}"
-    base = CONF / "tuned" / "sort_tiny" / f"{method}.yaml"
+    base = of_sort(method)
     values = OmegaConf.load(base).algorithm if base.exists() else OmegaConf.create({"optimizer": {}})
     OmegaConf.update(values, key.removeprefix("algorithm."), chosen, force_add=True)
     means = ", ".join(f"{value:.3g}: {statistics.mean(each):.3f}" for value, each in tried.items())

@@ -38,17 +38,17 @@ from bakeoff.rows import concatenate, group_rows, numbers, select
 class Loop:
     """Everything that an update works with, in a run, a benchmark, a check and a prediction alike.
 
-    learner        the method and its models
-    collector      the source of scored completions
-    phases         measures time and memory
-    heldout        the prompts of evaluation
-    kl_sequences   number of sequences on which the KL of an update is measured; 0: all, as always where β adapts to it
-    offload        whether models that a phase does not use wait in the host's memory
-    reward_quality held-out quality of the reward model, none where the reward is not learned
-    renew_reward   (actor, update) → trains the reward model further when an outer iteration ends; none likewise
+    learner          the method and its models
+    collector        the source of scored completions
+    phases           measures time and memory
+    heldout          the prompts of evaluation
+    kl_sequences     number of sequences on which the KL of an update is measured; 0: all, as where β adapts to it
+    offload          whether models that a phase does not use wait in the host's memory
+    reward_quality   held-out quality of the reward model, none where the reward is not learned
+    renew_reward     (actor, update) → trains the reward model further when an outer iteration ends; none likewise
     sampling_price   work of a sampled token; one that a step reads has 1
-    start          hash of the weights that training started from
-    supervised     the supervised stage that made them, none where there was none
+    start            hash of the weights that training started from
+    supervised       the supervised stage that made them, none where there was none
     """
 
     learner: Learner
@@ -106,11 +106,11 @@ class Collected:
 class Update:
     """One update: what was sampled, how the models moved, what it cost.
 
-    betas      the coefficients of KL and entropy that the update started with
+    betas        the coefficients of KL and entropy that the update started with
     experience   its statistics; `reference` is the KL to the start, whatever reference the method has
-    kl         KL(π_old‖π_θ) after the update
-    renewal    of the reward model, at the end of an outer iteration
-    measured   seconds and peak memory by phase
+    kl           KL(π_old‖π_θ) after the update
+    renewal      of the reward model, at the end of an outer iteration
+    measured     seconds and peak memory by phase
     """
 
     collected: Collected
@@ -161,7 +161,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
         if not adapts:
             kl = measure_step(learner, experience, loop.kl_sequences)
         to_start = measure_start(learner, experience)
-    kl, statistics, to_start = numbers((kl, statistics, to_start))
+    tokens = experience.sequences.mask.sum()
+    kl, statistics, to_start, tokens = numbers((kl, statistics, to_start, tokens))
     adapt_betas(learner, kl, statistics, len(experience))
     if not learner.reference_is_start:
         teacher = statistics.reference if algorithm.kl_to_reference.name else None
@@ -173,9 +174,9 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
             renew_reference(learner)
             renewal = loop.renew_reward(learner.actor, learner.counters.updates) if loop.renew_reward else None
     update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, loop.phases.take())
-    read = passes_over(algorithm, bool(actor)) * int(experience.sequences.mask.sum())
     learner.counters.sequences += collected.sequences
     learner.counters.tokens += collected.tokens
+    read = passes_over(algorithm, bool(actor)) * float(tokens)
     learner.counters.work += loop.sampling_price * collected.tokens + read
     learner.counters.seconds += update.seconds
     learner.counters.cpu_seconds += update.cpu_seconds

@@ -91,9 +91,7 @@ def predict(config: Config, limit: float = 0) -> Prediction:
     Raises UserError where the model cannot be built from a configuration, and torch.OutOfMemoryError as soon as more
     than `limit` bytes are needed (0: no limit).
     """
-    if (
-        config.hardware.memory_gb and not config.logits_mb
-    ):  # a GPU, which states its memory; fake tensors are on the host
+    if config.hardware.memory_gb and not config.logits_mb:  # a GPU states its memory; fake tensors are on the host
         config = replace(config, logits_mb=GPU_LOGITS_MB)
     with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
         policy = skeleton(config.model)

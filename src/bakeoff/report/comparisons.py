@@ -98,7 +98,7 @@ class Family:
 
     @property
     def undecided(self) -> str:
-        """What is said of arms that are neither different nor equivalent."""
+        """The result of arms that are neither different nor equivalent."""
         if math.isinf(self.detectable):
             return f"{UNDECIDED} (of {counted(self.seeds, 'seed')})"
         return f"{UNDECIDED} (could have seen ±{self.detectable:.2g})"

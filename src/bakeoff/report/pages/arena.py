@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from bakeoff.regime import ACCURACY, START, Prediction, parsed
+from bakeoff.regime import START, Prediction, parsed
 from bakeoff.report.claim import Claim
 from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import WIDTH, colours, finished, panels, style
@@ -29,7 +29,7 @@ from bakeoff.report.statistics import (
     stratified_improvement,
     stratified_iqm,
 )
-from bakeoff.report.study import Study
+from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import number
 
 SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
@@ -55,7 +55,7 @@ class Choice(NamedTuple):
     avoid: list[str]
 
 
-def scores(study: Study, metric: str = ACCURACY) -> pd.DataFrame:
+def scores(study: Study, metric: str = SAMPLED) -> pd.DataFrame:
     """A row for each run: regime, method, seed, first and last value of a metric, and the score between start and 1."""
     rows = study.of(metric).astype({"run": str})
     runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
@@ -84,14 +84,6 @@ def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
     values = wide(frame, regime, "last")
     pairs = itertools.combinations(values.columns, 2)
     return Family({(a, b): (values[a] - values[b]).dropna() for a, b in pairs}, study.margin)
-
-
-def undominated(study: Study, regime: str, frame: pd.DataFrame) -> list[str]:
-    """The methods than which no other is significantly higher in a regime, the highest mean first."""
-    pairs = family(study, regime, frame).comparisons
-    lower = {each.b if each.higher == each.a else each.a for each in pairs if each.higher}
-    means = wide(frame, regime).mean().sort_values(ascending=False)
-    return [name for name in means.index if name not in lower]
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -131,7 +123,7 @@ def score_table(study: Study) -> pd.DataFrame:
 
 
 def shared(frame: pd.DataFrame) -> list[str]:
-    """The regimes that most methods ran, and the methods that ran all of these: an aggregate is over them alone."""
+    """The regimes that at least half as many methods ran as any other: an aggregate is over them alone."""
     methods = frame.groupby("regime", sort=False)["method"].nunique()
     return list(methods[methods >= methods.max() / 2].index)
 
@@ -157,11 +149,13 @@ def verdicts(study: Study) -> list[Verdict]:
     two one-sided tests place the difference within the study's margin, or if all seeds are equal, and against it if it
     is significant and the mean is beyond the margin.
     """
-    found = []
-    for regime, row in regimes(study).iterrows():
-        for text in OmegaConf.create(row["predictions"]):
-            prediction = parsed(str(text))
-            found.append((str(regime), prediction, effect(study, str(regime), prediction)))
+    stated = [
+        (str(regime), parsed(str(text)))
+        for regime, row in regimes(study).iterrows()
+        for text in OmegaConf.create(row["predictions"])
+    ]
+    frames = {metric: scores(study, metric) for metric in {prediction.metric for _, prediction in stated}}
+    found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
     corrected = holm([paired_p(each) for *_, each in found])
     return [
         Verdict(regime, prediction, mean_interval(own), len(own), judged(prediction, own, p, study.margin))
@@ -169,9 +163,11 @@ def verdicts(study: Study) -> list[Verdict]:
     ]
 
 
-def effect(study: Study, regime: str, prediction: Prediction) -> pd.Series:
-    """The paired difference left − right that a prediction is about, by seed; empty where an arm is missing."""
-    frame = scores(study, prediction.metric)
+def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Series:
+    """The paired difference left − right that a prediction is about, by seed; empty where an arm is missing.
+
+    `frame` has the `scores` of the prediction's metric.
+    """
 
     def values(method: str, where: str, column: str) -> pd.Series:
         own = wide(frame, where or regime, column)
@@ -226,9 +222,11 @@ def choices(study: Study) -> list[Choice]:
     """The choice of each regime that ran."""
     frame, found = scores(study), []
     for regime, about in regimes(study).iterrows():
-        best = undominated(study, str(regime), frame)
+        pairs = family(study, str(regime), frame).comparisons
+        lower = {each.b if each.higher == each.a else each.a for each in pairs if each.higher}
         ordered = wide(frame, str(regime)).mean().sort_values(ascending=False).index
-        found.append(Choice(str(regime), about["property"], best, [name for name in ordered if name not in best]))
+        best, rest = ([name for name in ordered if (name in lower) == exceeded] for exceeded in (False, True))
+        found.append(Choice(str(regime), about["property"], best, rest))
     return found
 
 
@@ -322,7 +320,7 @@ def in_regime(text: str) -> Callable[[Study], Estimate]:
     prediction = parsed(text)
 
     def of(study: Study) -> Estimate:
-        return mean_interval(effect(study, prediction.left_in, prediction))
+        return mean_interval(effect(scores(study, prediction.metric), prediction.left_in, prediction))
 
     return of
 

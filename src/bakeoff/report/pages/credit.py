@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bakeoff.regime import ACCURACY
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.pages.methods import table, verdict
+from bakeoff.report.study import SAMPLED
 
 __all__ = ["CLAIMS", "NOTEBOOK", "table", "verdict"]
 NOTEBOOK = "methods"
@@ -14,14 +14,14 @@ CLAIMS = [
         "9 GRPO",
         "Where every token has its own merit (regime credit), a token learns better from its own reward than from all",
         "final sampled accuracy, own reward − whole return",
-        difference("own_reward", "whole_return", ACCURACY),
+        difference("own_reward", "whole_return", SAMPLED),
         above=0.0,
     ),
     Claim(
         "9 GRPO",
         "and a critic lies between (regime credit)",
         "final sampled accuracy, GAE − whole return",
-        difference("gae", "whole_return", ACCURACY),
+        difference("gae", "whole_return", SAMPLED),
         above=0.0,
     ),
 ]
