@@ -8,7 +8,7 @@ WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)-peers
 
-.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -30,6 +30,11 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
 	$(BIN)/python -m benchmarks.arena_tuning $(METHODS)
+
+mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes or so, goes on where it stopped
+	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch
+	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch regime=plain algorithm/correction=none
+	$(BIN)/bakeoff-report mismatch
 
 rlhf: $(READY)  ## the four models of RLHF: the learned reward against the true one
 	$(BIN)/bakeoff sweeps=rlhf

@@ -262,6 +262,7 @@ class Tokens:
     mask             bool
     entropy          entropy of π_old in nats, none where the engine does not compute it
     chosen           bool, the tokens that the objective has chosen of the rollout, none where it chooses none
+    correction       weight of the token for a sampler that is not π_old, none where the method has none
     policy_entropy   entropy of π_θ in nats; carries gradient; none where the method has no bonus for it
     """
 
@@ -271,6 +272,7 @@ class Tokens:
     mask: Tensor
     entropy: Tensor | None = None
     chosen: Tensor | None = None
+    correction: Tensor | None = None
     policy_entropy: Tensor | None = None
 
 
@@ -282,6 +284,7 @@ class Experience:
     max_tokens           generation budget of a completion, by which an aggregation may divide
     entropy              entropy of π_old in nats, none where nothing has computed it
     chosen               bool, the tokens that the objective treats differently, none where it chooses none
+    correction           weights for a sampler that is not π_old, none where the method has none
     reference_logprobs   log π_ref, none where nothing asks for a reference
     values, returns      the critic's estimate and its target, none without a critic
     """
@@ -292,6 +295,7 @@ class Experience:
     max_tokens: int
     entropy: Tensor | None = None
     chosen: Tensor | None = None
+    correction: Tensor | None = None
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None

@@ -30,6 +30,11 @@ class Collector:
     reward: Reward
     seed: int
 
+    @property
+    def exact_logprobs(self) -> bool:
+        """Whether the log-probs of what it returns serve as log π_old."""
+        return self.engine.exact_logprobs and not self.sampling.truncates
+
     def prompts(self, policy: Policy, examples: list[Example]) -> Prompts:
         """Prompts of the examples, with the task's shots."""
         return encode(policy, examples, self.task.shot_examples())

@@ -222,6 +222,7 @@ class Config:
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
     price             price of an hour of the hardware, for a prediction; 0: not stated
     reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
+    lag               number of updates that the weights of the sampler are old, as where rollouts and steps overlap
     lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
                       seeds is one over rates too; empty: 1
     arm               name of the arm in the study's file, empty where the study has none
@@ -258,6 +259,7 @@ class Config:
     price: float = number(0.0, least=0, most=VAST, unit="your currency")
     tuned: Tuned = field(default_factory=Tuned)
     reuse: int = count(1, least=1, most=1000, unit="times")
+    lag: int = count(0, most=64, unit="updates")
     lr_factors: list[float] = number(list, above=0, most=VAST)
     arm: str = ""
 

@@ -22,7 +22,7 @@ from bakeoff.batch import Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
-from bakeoff.learner.learner import Learner, passes_over, renew_reference, set_lr
+from bakeoff.learner.learner import Learner, passes_over, renew_reference, sampling_policy, set_lr
 from bakeoff.learner.offload import place_for, visiting
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.sft import Supervised
@@ -143,7 +143,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     algorithm, number, seed = learner.algorithm, learner.counters.updates, collector.seed
     torch.manual_seed(derive(seed, "global", number))
     lr, betas = set_lr(learner, number, progress), Betas(**vars(learner.betas))
-    collected = collect(loop, number)
+    with sampling_policy(learner):
+        collected = collect(loop, number)
     experience, statistics = experience_of(loop, collected)
     draws = generator(learner.actor.device, seed, "minibatches", number)
     actor: list[ActorStep] = []
@@ -185,7 +186,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
 
 def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, ExperienceStatistics]:
     """The experience of collected completions, and its statistics."""
-    learner, exact = loop.learner, loop.collector.engine.exact_logprobs
+    learner, exact = loop.learner, loop.collector.exact_logprobs and not loop.learner.older
     draws = generator(learner.actor.device, loop.collector.seed, "objective", learner.counters.updates)
     with loop.phase("experience"):
         return make_experience(learner, collected.rollout, collected.scores, collected.greedy, exact, draws)

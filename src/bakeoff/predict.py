@@ -177,7 +177,7 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
         if learner.reward_model is not None:
             learner.reward_model.score(sequences, forward.micro_tokens)
     with loop.phase("experience"), work.counted(passes, "experience"):
-        forward_passes(learner, sequences, engine.exact_logprobs)
+        forward_passes(learner, sequences, loop.collector.exact_logprobs and not learner.older)
     experience = imagined_experience(learner, rollout)
 
     def micro_batch(role: str, option: Optimizer, optimizer: torch.optim.Optimizer) -> Experience:
@@ -320,6 +320,7 @@ def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
         max_tokens=rollout.max_tokens,
         entropy=rollout.entropy,
         chosen=torch.zeros_like(rollout.sequences.mask) if learner.algorithm.objective.chooses else None,
+        correction=one.clone() if learner.algorithm.correction.corrects else None,
         reference_logprobs=one.clone() if learner.algorithm.kl_to_reference.needs_reference else None,
         values=one.clone() if valued else None,
         returns=one.clone() if valued else None,

@@ -14,6 +14,7 @@ from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
+from bakeoff.engine.rounded import Rounded
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import Precision
@@ -179,6 +180,19 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"differently, but algorithm/ratio is {option(config, 'ratio')}, which has one for the whole completion; "
             "choose algorithm/ratio=token or another objective."
         )
+    if config.sampling.truncates and not algorithm.correction.corrects and config.mode is Mode.train:
+        yield (
+            f"sampling.top_k is {config.sampling.top_k} and sampling.top_p {config.sampling.top_p:g}: samples are not "
+            "the policy's, and what is cut off biases its gradient; choose algorithm/correction=truncate, which "
+            "weights them, or sampling.top_k=0 sampling.top_p=1."
+        )
+    if isinstance(config.engine, Rounded) and config.model.lora.rank:
+        yield (
+            f"engine is rounded, which copies all weights, but model.lora.rank is {config.model.lora.rank}; choose "
+            "engine=embedded or model.lora.rank=0."
+        )
+    if config.lag and config.offload:
+        yield f"lag is {config.lag}, whose older weights stay on the device, but offload is true; set one of them only."
     yield from impossible_teachers(config)
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (

@@ -11,6 +11,7 @@ from bakeoff.batch import Example
 from bakeoff.engine import ENGINES
 from bakeoff.engine.embedded import truncated
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling, make_rollout
+from bakeoff.engine.rounded import Rounded
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
@@ -41,9 +42,11 @@ class Uncached(Engine):
             draws = torch.Generator().manual_seed(derive(request.seed, "completion", row))
             for step in range(request.max_tokens):
                 logits = self.network(input_ids=torch.tensor([read])).logits[:, -1] / sampling.temperature
-                weights = truncated(logits.softmax(-1), sampling.top_k, sampling.top_p).nan_to_num(1.0)
-                token = int(logits.argmax()) if request.greedy else int(torch.multinomial(weights, 1, generator=draws))
-                ids[row, step], logprobs[row, step] = token, logits.log_softmax(-1)[0, token]
+                weights = truncated(logits.softmax(-1), sampling.top_k, sampling.top_p)
+                drawn = torch.multinomial(weights.nan_to_num(1.0), 1, generator=draws)
+                token = int(logits.argmax() if request.greedy else drawn)
+                weights = logits.softmax(-1) if request.greedy else weights / weights.sum()
+                ids[row, step], logprobs[row, step] = token, weights.log()[0, token]
                 if token in self.eos:
                     break
                 read.append(token)
@@ -52,6 +55,7 @@ class Uncached(Engine):
 
 
 EVERY = ENGINES | {"uncached": Uncached}
+NATS = {Rounded: 0.05}  # how far an engine's log-probs may be from the policy's; 1e-5 for all others
 
 
 @pytest.fixture(params=EVERY)
@@ -92,15 +96,18 @@ def test_the_seed_determines_the_completions(engine, policy):
 @pytest.mark.parametrize(
     "sampling", [{}, {"temperature": 0.7}, {"temperature": 2.0, "top_k": 4}, {"top_p": 0.8}], ids=str
 )
-def test_sampler_logprobs_are_the_policys_before_truncation(engine, policy, sampling):
-    rollout = completed(engine, policy, **sampling)
+def test_sampler_logprobs_are_those_of_the_truncated_policy(engine, policy, sampling):
+    rollout, nats = completed(engine, policy, **sampling), NATS.get(type(engine), 1e-5)
     mask = rollout.sequences.mask
     logits = completion_logits(policy, rollout.sequences, sampling.get("temperature", 1.0))
     expected = token_logprobs(logits, rollout.sequences.completion_ids)
-    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
+    kept = [truncated(step, sampling.get("top_k", 0), sampling.get("top_p", 1.0)) for step in logits.softmax(-1)]
+    expected = expected - torch.stack(kept).sum(-1).log()
+    agrees = (rollout.sampler_logprobs - expected)[mask].abs() < nats
+    assert agrees.float().mean() >= (1.0 if type(engine) not in NATS else 0.9)  # rounding moves the edge of a nucleus
     if rollout.entropy is not None:
         entropy = torch.distributions.Categorical(logits=logits).entropy()
-        assert torch.allclose(rollout.entropy[mask], entropy[mask], atol=1e-5)
+        assert torch.allclose(rollout.entropy[mask], entropy[mask], atol=nats)
 
 
 def test_top_k_of_one_gives_the_greedy_completion(engine, policy):
@@ -118,7 +125,7 @@ def test_load_takes_the_current_weights(engine, policy):
     rollout = completed(engine, policy)
     expected = token_logprobs(completion_logits(policy, rollout.sequences), rollout.sequences.completion_ids)
     mask = rollout.sequences.mask
-    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
+    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=NATS.get(type(engine), 1e-5))
 
 
 def test_sampling_with_weights_that_are_not_finite_raises_diverged(engine, policy):

@@ -97,6 +97,8 @@ def policy_loss(
     tokens = replace(tokens, logprobs=logprobs, behaviour=behaviour)
     ratio = algorithm.ratio(tokens)
     gain = algorithm.objective(ratio, tokens)
+    if tokens.correction is not None:
+        gain = tokens.correction * gain
     if reference is not None:
         reference = torch.where(tokens.mask, reference, 0.0)
         gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference, behaviour)

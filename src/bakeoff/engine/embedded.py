@@ -102,7 +102,10 @@ def choose(policy: Policy, hidden: Tensor, sampling: Sampling, uniform: Tensor |
         if uniform is None:
             token = logprobs.argmax(-1)
         else:
-            token = inverse_cdf(truncated(probabilities, sampling.top_k, sampling.top_p), uniform)
+            kept = truncated(probabilities, sampling.top_k, sampling.top_p)
+            token = inverse_cdf(kept, uniform)
+            if sampling.truncates:
+                logprobs = logprobs - kept.sum(-1, keepdim=True).log()
         return token, logprobs.gather(1, token[:, None]).squeeze(1), entropy
 
 

@@ -41,13 +41,18 @@ class Sampling:
     """Distribution that a token is drawn from.
 
     temperature   divides the logits, in sampling and in every log-prob that the learner computes
-    top_k         number of likeliest tokens that may be drawn; 0: all; log-probs are those before truncation
-    top_p         probability of the nucleus that may be drawn from; 1: all; log-probs are those before truncation
+    top_k         number of likeliest tokens that may be drawn; 0: all
+    top_p         probability of the nucleus that may be drawn from; 1: all
     """
 
     temperature: float = number(1.0, least=0.01, most=100)  # outside: greedy, or uniform, to rounding
     top_k: int = count(0, unit="tokens")
     top_p: float = number(1.0, least=0.001, most=1)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are never drawn: the sampler is then not the policy, whose log-probs are those of all."""
+        return self.top_k > 0 or self.top_p < 1
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Generated:
     """Completions as an engine returns them; columns after a row's first EOS are ignored.
 
     ids        [S, T] int64, the G completions of a prompt in consecutive rows
-    logprobs   [S, T] log-prob of each token at the sampling temperature, before truncation
+    logprobs   [S, T] log-prob of each token under the distribution that it was drawn from, truncation included
     entropy    [S, T] entropy in nats of each token's distribution, before truncation; none where it is not computed
     """
 
