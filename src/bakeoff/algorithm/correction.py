@@ -50,7 +50,11 @@ class Correction:
 
 @dataclass
 class Weighted(Correction):
-    """c = π_old/π_sampler at a level, which the subclasses bound."""
+    """c = π_old/π_sampler, which the subclasses bound.
+
+    level   tokens that share a weight: each its own (token), or all of a completion the product (sequence) or the
+            geometric mean (sequence_mean) of its tokens' ratios
+    """
 
     corrects: ClassVar[bool] = True
 
@@ -85,7 +89,8 @@ class Truncate(Weighted):
 class Mask(Weighted):
     """c where α ≤ c ≤ β, and zero elsewhere: masked importance sampling, Liu et al. 2025; IcePop, Ling Team 2025.
 
-    least, most   α and β; 0 and 2 are ours
+    least   α, below which a weight is zero; 0 is ours
+    most    β, above which a weight is zero; 2 is ours
     """
 
     least: float = number(0.0, least=0, most=VAST)

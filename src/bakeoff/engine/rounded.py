@@ -30,7 +30,7 @@ class Rounding(Enum):
 class Rounded(Embedded):
     """Decodes with a rounded copy of the weights, which `load` makes.
 
-    rounding   bfloat16 or int8
+    rounding   of its weights, and with bfloat16 of its passes too
     """
 
     rounding: Rounding = Rounding.bfloat16
