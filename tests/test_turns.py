@@ -97,7 +97,7 @@ def test_critics_on_another_models_trunk_take_several_turns(critic):
 
 @pytest.mark.parametrize("engine", [Embedded, Uncached])
 def test_a_row_is_prompt_turns_and_replies_with_the_logprobs_of_the_training_forward(engine):
-    loop = loop_for("grpo", "sampling.temperature=2")
+    loop = loop_for("grpo", "sampling.temperature=0.7")
     policy, rollout = loop.learner.actor, rolled_out(loop, engine=engine())
     sequences, decode = rollout.sequences, rollout.decode
     assert (rollout.group_size, rollout.max_tokens, len(sequences)) == (2, 21, 6)
@@ -115,7 +115,7 @@ def test_a_row_is_prompt_turns_and_replies_with_the_logprobs_of_the_training_for
         assert rollout.ended[row] == torch.isin(sequences.completion_ids[row, last], policy.eos_ids)
         replies += len(written) - 1
     assert replies > 3
-    forward = ForwardSettings(temperature=2.0)
+    forward = ForwardSettings(temperature=0.7)
     logprobs = completion_logprobs(policy, sequences, forward)
     assert torch.allclose(logprobs, rollout.sampler_logprobs, atol=1e-5)
     alone = [completion_logprobs(policy, select(sequences, slice(row, row + 1)), forward) for row in range(6)]
@@ -134,7 +134,7 @@ class Hasty(SortTurns):
 
 @pytest.mark.parametrize("engine", [Embedded, Uncached])
 def test_a_conversation_does_not_depend_on_when_others_end(engine):
-    loop = loop_for("grpo", "sampling.temperature=2")
+    loop = loop_for("grpo", "sampling.temperature=0.7")
     plain = rolled_out(loop, engine=engine())
     hasty = rolled_out(loop, Hasty(digits=2, max_new_tokens=7, ends="48="), engine())
     assert hasty.completions[2:] == plain.completions[2:]

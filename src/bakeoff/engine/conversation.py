@@ -135,8 +135,8 @@ def by_environment(like: Said, replies: dict[int, list[int]]) -> Said:
     """Replies by row, shaped as a turn of the policy."""
     width = max(map(len, replies.values()))
     tokens = [replies.get(row, []) for row in range(len(like.ids))]
-    shown = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in tokens], device=like.ids.device)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=like.ids.device)
+    shown = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in tokens]).bool().to(like.ids.device)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens]).long().to(like.ids.device)
     zeros = like.logprobs.new_zeros(ids.shape)
     return Said(ids, shown, torch.zeros_like(shown), zeros, None if like.entropy is None else zeros)
 

@@ -157,7 +157,7 @@ class Reward:
         """The environment's reply to each conversation, none where it ends; raises UserError where the task fails."""
         found = self._ask(task, ENVIRONMENT, conversations)
         for each in found:
-            if each is not None and not isinstance(each, str):
+            if each is not None and not (isinstance(each, str) and each):
                 did = each.reason if isinstance(each, Failure) else f"returned {shown(each)}"
                 raise UserError(
                     f"the `reply` of the task {type(task).__name__} {did}; whatever the policy says, it must return a "
