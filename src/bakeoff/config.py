@@ -169,7 +169,7 @@ class Lengths:
     """Lengths that a prediction assumes.
 
     prompt       tokens of the longest prompt; 0: those of the task's prompts, where the model's tokenizer is at hand
-    completion   tokens of the longest completion; 0: task.max_new_tokens
+    completion   tokens of the longest completion; 0: task.max_new_tokens, of each turn, without replies
     """
 
     prompt: int = count(0, most=2**20, unit="tokens")

@@ -59,13 +59,17 @@ class _NoValues(TorchDispatchMode):
 
 
 def lengths(config: Config, policy: Policy) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest completion that a prediction assumes."""
+    """Tokens of the longest prompt and of the longest completion that a prediction assumes.
+
+    Of a completion of several turns these are the tokens that the policy may write. How long the replies between them
+    are, only the environment knows: `lengths.completion` sets the sum of both.
+    """
     prompt, completion = config.lengths.prompt, config.lengths.completion
     if not prompt and policy.tokenizer is not None:
         examples = config.task.training_examples(config.batch.prompts, stdlib_random(config.seed, "prompts", 0))
         prompt = encode(policy, examples, config.task.shot_examples()).ids.shape[1]
     if not completion and policy.tokenizer is not None:
-        completion = config.task.max_new_tokens
+        completion = config.task.max_tokens
     return prompt or UNKNOWN_LENGTH, completion or UNKNOWN_LENGTH
 
 
@@ -335,7 +339,7 @@ def savings(config: Config) -> list[tuple[str, int]]:
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     """The configuration with one setting changed to save memory, and that setting as a user types it."""
     algorithm, model = config.algorithm, config.model
-    completion = config.lengths.completion or config.task.max_new_tokens
+    completion = config.lengths.completion or config.task.max_tokens
     read = config.micro_tokens or config.batch.sequences * completion
     if read > completion:  # a pass reads at least one sequence
         yield f"micro_tokens={read // 4}", replace(config, micro_tokens=read // 4)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bakeoff.batch import Rollout
 from bakeoff.config import Config
 from bakeoff.errors import disk_fault, redacted
 from bakeoff.learner.checkpoint import save_checkpoint
@@ -19,6 +20,7 @@ from bakeoff.measure.phase import largest_peak
 from bakeoff.metrics import heldout_metrics, phase_metrics, resident_metrics, update_metrics, weight_metrics
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
+from bakeoff.task.task import CONVERSATION, Task
 from bakeoff.tracking import Tracker
 
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
@@ -155,10 +157,18 @@ def completions_table(run: Run, collected: Collected) -> list[dict[str, Any]]:
         {
             "update": run.loop.learner.counters.updates,
             "prompt": rollout.prompts[row],
-            "completion": rollout.completions[row],
+            "completion": transcript(run.config.task, rollout, row),
             "answer": rollout.examples[row].answer,
             "reward": float(scores.total[row]),
             "ended": bool(rollout.ended[row]),
         }
         for row in rows[: run.config.tracking.completions_rows]
     ]
+
+
+def transcript(task: Task, rollout: Rollout, row: int) -> str:
+    """The completion as a person reads it: of several turns, with the environment's replies between them."""
+    if task.most_turns == 1:
+        return rollout.completions[row]
+    _, *said = rollout.examples[row].columns[CONVERSATION]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in said)

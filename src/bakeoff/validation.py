@@ -83,7 +83,7 @@ def outside(span: Range, key: str, value: Any) -> Iterator[str]:
 
 def validate(config: Config) -> None:
     """Raises UserError for the first settings that do not go together."""
-    for refusals in (impossible_values, impossible_methods, impossible_rewards):
+    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns):
         for sentence in refusals(config):
             raise UserError(sentence)
     if config.model.architecture:
@@ -248,6 +248,23 @@ def impossible_rewards(config: Config) -> Iterator[str]:
         yield (
             f"preferences.path is '{config.preferences.path}', but algorithm/kl_to_reference=in_loss_iterative renews "
             "the reward model with new pairs that the task's verifier ranks; leave preferences.path empty."
+        )
+
+
+def impossible_turns(config: Config) -> Iterator[str]:
+    """What reads a completion as one text, for a task whose completions have several turns."""
+    if config.task.most_turns == 1:
+        return
+    name = type(config.task).__name__
+    if config.reward.is_learned:
+        yield (
+            f"reward.functions names `learned`, but the task {name} has several turns, and preferences are of "
+            "completions of one; choose reward=verifier, or a task of one turn."
+        )
+    if config.mode is Mode.advantage_quality:
+        yield (
+            f"mode is advantage_quality, which completes a completion from each of its tokens, but the task {name} has "
+            "several turns; choose mode=gradient_quality, or a task of one turn."
         )
 
 

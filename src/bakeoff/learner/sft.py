@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bakeoff.collector import Collector
 from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
+from bakeoff.engine.conversation import encode_turns
 from bakeoff.errors import UserError, disk_fault, within
 from bakeoff.files import content_hash, set_aside
 from bakeoff.measure.phase import Phases
@@ -128,8 +130,9 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
         require_room(policy, encode(policy, longest, shots), task.max_new_tokens)
     text_ids(policy, [example.prompt for example in known], "prompt")
     if config.sft.steps:
-        demonstrated = (task.demonstration(example) for example in known)
-        text_ids(policy, [text for text in demonstrated if text is not None], "demonstration")
+        shown = (task.demonstration(example) for example in known)
+        turns = [[text] if isinstance(text, str) else text for text in shown if text is not None]
+        text_ids(policy, list(chain.from_iterable(turns)), "demonstration")
     return policy
 
 
@@ -207,4 +210,7 @@ def demonstrations(policy: Policy, task: Task, examples: list[Example]) -> Seque
     texts = [task.demonstration(example) for example in examples]
     if None in texts:
         raise UserError("sft.steps is above 0, but the task has no demonstrations; it must be 0.")
+    if task.most_turns > 1:
+        turns = [text if isinstance(text, list) else [str(text)] for text in texts]
+        return encode_turns(policy, task, examples, turns)
     return encode_with_completions(policy, examples, [str(text) for text in texts], task.shot_examples())

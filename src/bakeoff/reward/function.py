@@ -85,12 +85,11 @@ def call_arguments(rollout: Rollout) -> dict[str, list[Any]]:
     """
     names = {str(key): key for example in rollout.examples for key in example.columns}
     columns = {name: [example.columns.get(key) for example in rollout.examples] for name, key in names.items()}
-    ids, lengths = rollout.sequences.completion_ids.tolist(), rollout.sequences.mask.sum(1).tolist()
     return columns | {
         "prompts": list(rollout.prompts),
         "completions": list(rollout.completions),
         "answer": [example.answer for example in rollout.examples],
-        "completion_ids": [row[:length] for row, length in zip(ids, lengths, strict=True)],
+        "completion_ids": [ids for ids, _ in rollout.sequences.written()],
     }
 
 

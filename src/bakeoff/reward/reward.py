@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.ranges import VAST, number
 from bakeoff.reward.distortion import Distortion
-from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments
+from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments, shown
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
-from bakeoff.task.task import Task, Verdict
+from bakeoff.task.task import Message, Task, Verdict
 
-VERIFIER = "verifier"
+VERIFIER, ENVIRONMENT = "verifier", "environment"
 TRIED = 8  # number of completions: a function that has never worked, and fails on each of them alone, always fails
 HINT = (
     "; it runs without network and may take {:g} s (reward.timeout_s) per completion; reward.isolated=false calls it "
@@ -149,12 +150,26 @@ class Reward:
 
     def judge(self, task: Task, completions: list[str], examples: list[Example]) -> list[Verdict]:
         """The task's verdict on each completion; where the verifier fails, it is one of zeros."""
-        scorer, calls = partial(judgement, task), list(zip(completions, examples, strict=True))
-        if self.isolated and task.foreign:
-            found = self._workers_of(task).map(VERIFIER, calls, self.timeout_s, seed=0, spread=True)
-        else:
-            found = [attempt(scorer, call) for call in calls]
+        found = self._ask(task, VERIFIER, list(zip(completions, examples, strict=True)))
         return [Verdict(0.0, 0.0, [], failed=True) if isinstance(f, Failure) else Verdict(*f) for f in found]
+
+    def replies(self, task: Task, conversations: list[tuple[list[Message], Example]]) -> list[str | None]:
+        """The environment's reply to each conversation, none where it ends; raises UserError where the task fails."""
+        found = self._ask(task, ENVIRONMENT, conversations)
+        for each in found:
+            if each is not None and not (isinstance(each, str) and each):
+                did = each.reason if isinstance(each, Failure) else f"returned {shown(each)}"
+                raise UserError(
+                    f"the `reply` of the task {type(task).__name__} {did}; whatever the policy says, it must return a "
+                    "text, or None where the conversation ends."
+                )
+        return found
+
+    def _ask(self, task: Task, name: str, calls: list[Any]) -> list[Any]:
+        """What the task's verifier or environment returns for each of these arguments, or its Failure."""
+        if self.isolated and task.foreign:
+            return self._workers_of(task).map(name, calls, self.timeout_s, seed=0, spread=True)
+        return [attempt(scorers_of(task)[name], call) for call in calls]
 
     def _find(
         self, name: str, key: str, ours: dict[str, Callable[[Completed], Any]], read: Reader
@@ -200,9 +215,19 @@ class Reward:
     def _workers_of(self, task: Task) -> Workers:
         """The workers that call the functions, and the task's verifier if it is code of others."""
         if self._workers is None or self._workers[0] is not task:
-            scorers: dict[str, Scorer] = {VERIFIER: partial(judgement, task)} if task.foreign else {}
+            scorers = scorers_of(task) if task.foreign else {}
             self._workers = task, Workers(scorers | self._user, self.memory_mb)
         return self._workers[1]
+
+
+def scorers_of(task: Task) -> dict[str, Scorer]:
+    """The code of a task that reads a policy's text."""
+    return {VERIFIER: partial(judgement, task), ENVIRONMENT: partial(reply, task)}
+
+
+def reply(task: Task, messages: list[Message], example: Example) -> str | None:
+    """The task's reply."""
+    return task.reply(messages, example)
 
 
 def judgement(task: Task, completion: str, example: Example) -> tuple[float, float, Steps]:
@@ -213,20 +238,19 @@ def judgement(task: Task, completion: str, example: Example) -> tuple[float, flo
 
 def to_token_steps(said: list[Steps], rollout: Rollout) -> StepRewards:
     """Step scores on the tokens that end the steps, in the host's memory; an end past the text is the last token."""
-    sequences = rollout.sequences
-    ids, lengths = sequences.completion_ids.tolist(), sequences.mask.sum(1).tolist()
     found: list[tuple[int, int, float]] = []
-    for row, steps in enumerate(said):
-        tokens = ids[row][: lengths[row]]
+    for row, (steps, (tokens, columns)) in enumerate(zip(said, rollout.sequences.written(), strict=True)):
+        begins = [0, *(at for at in range(1, len(columns)) if columns[at] > columns[at - 1] + 1)]  # of each turn
 
-        def characters(token: int, tokens: list[int] = tokens) -> int:
-            return len(rollout.decode(tokens[: token + 1]))
+        def characters(token: int, tokens: list[int] = tokens, begins: list[int] = begins) -> int:
+            turns = pairwise([*(at for at in begins if at <= token), token + 1])
+            return len("\n".join(rollout.decode(tokens[at:end]) for at, end in turns))
 
         for end, score in steps:
             token = bisect_left(range(len(tokens)), end, key=characters)  # a long text is not decoded at every token
-            found.append((row, min(token, len(tokens) - 1), score))
+            found.append((row, columns[min(token, len(tokens) - 1)], score))
     table = torch.tensor(found, dtype=torch.float64).view(-1, 3)
-    return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(ids))
+    return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(said))
 
 
 def merged(found: list[StepRewards]) -> StepRewards | None:
