@@ -40,7 +40,7 @@ class Collector:
         """`completions` of each prompt by the policy that the engine has loaded."""
         require_room(policy, prompts, self.task.max_new_tokens)
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
-        request = Request(prompts, completions, self.sampling, budget, seed, greedy)
+        request = Request(prompts, completions, self.sampling, budget, seed, greedy, self.task.stops())
         return make_rollout(policy, request, self.engine.generate(request))
 
     def answers(
