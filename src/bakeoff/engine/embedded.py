@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.attribution import attributed
-from bakeoff.device import HOST
+from bakeoff.device import HOST, sent
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling
 from bakeoff.model.config import Precision
 from bakeoff.model.encode import decoder
@@ -64,16 +64,18 @@ class Embedded(Engine):
                     break
                 token, ended = chosen[0], ended | torch.isin(chosen[0], eos_ids)
                 if (step + 1) % interval == 0:
-                    if stops and (step + 1) % CHECK_INTERVAL == 0:
-                        ended = stops(rows, ended, ids[rows, step + 1 - CHECK_INTERVAL : step + 1])
                     # here alone does decoding wait for the device
-                    left = (~ended).nonzero().squeeze(1).to(device)
+                    if stops and (step + 1) % CHECK_INTERVAL == 0:
+                        over = stops(rows, ended, ids[rows, step + 1 - CHECK_INTERVAL : step + 1])
+                        ended = sent(over, device).bool()
+                        left = sent([at for at, each in enumerate(over) if not each], device)
+                    else:
+                        left = (~ended).nonzero().squeeze(1)
                     if len(left) == 0:
                         break
                     if 2 * len(left) <= len(rows):
                         decoding.keep(left)
-                        rows, token, ended = rows[left], token[left], ended.to(device)[left]
-                ended = ended.to(device)
+                        rows, token, ended = rows[left], token[left], ended[left]
                 decoding.advance(token)
         require_finite(logprobs, "a log-probability of the policy that samples")
         return Generated(ids, logprobs, entropy)
@@ -104,13 +106,13 @@ class Stops:
         self._before = max((len(each.encode()) for each in stop), default=0)  # a token is at least a byte
         self._read: list[list[int]] = [[] for _ in range(completions)]
 
-    def __call__(self, rows: Tensor, ended: Tensor, new: Tensor) -> Tensor:
-        """[R] bool in the host's memory: completions [R] that have `ended`, or whose `new` tokens [R, N] end them.
+    def __call__(self, rows: Tensor, ended: Tensor, new: Tensor) -> list[int]:
+        """1 for each of the completions [R] that has `ended`, or that its `new` tokens [R, N] end; else 0.
 
         It waits for the device once.
         """
         table = torch.cat([rows[:, None], ended[:, None], new], 1).tolist()
-        return torch.tensor([bool(over) or self._ends(row, tokens) for row, over, *tokens in table])
+        return [int(over or self._ends(row, tokens)) for row, over, *tokens in table]
 
     def _ends(self, row: int, new: list[int]) -> bool:
         read = self._read[row]

@@ -98,7 +98,7 @@ def plainly(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox|boxed|fbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(rf"\\?{CURRENCY}|[*_`{{}}()\[\]]", lambda found: "" if found[0][-1] in "$€£¥₹" else " ", text)
     text = text.replace("\\%", "%")
-    text = re.sub(r"(?<=[A-Za-zµμΩ])\s?\^\s?-?\d+|(?<=[a-z])[23](?!\w)", " ", text)
+    text = re.sub(r"(?<=[A-Za-zµμΩ])\s?\^\s?-?\d+|(?<!\d[eE])(?<=[a-z])[23](?!\w)", " ", text)
     text = GROUPED.sub(lambda grouped: re.sub(r"\D", "", grouped[0]), text)
     text = re.sub(r"(?<=\d)\s*/\s*(?=\d)", "/", text)
     return " ".join(text.split())

@@ -120,11 +120,14 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
+SENTENCE = re.compile(r"\$|\\boxed|\\\(|\\\[|(?<![\\{\w])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # no expression alone
+
+
 def same_math(answer: str, right: str) -> bool:
     """Whether both are the same expression in LaTeX or plain text, by math-verify. It may take long, or for ever."""
     parse, verify = math_verify()
     expected = parse(f"${right}$", parsing_timeout=None) or parse(right, parsing_timeout=None)
-    found = parse(answer, parsing_timeout=None) if re.search(r"[$\s]|\\boxed|\\\(", answer) else []
+    found = parse(answer, parsing_timeout=None) if SENTENCE.search(answer) else []
     found = found or parse(f"${answer}$", parsing_timeout=None)
     return bool(verify(expected, found, timeout_seconds=None))
 
