@@ -87,7 +87,7 @@ def queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
 
 def sent(values: list[int], device: torch.device) -> Tensor:
     """Whole numbers as a tensor on the device, from page-locked memory, so that the host does not wait for a GPU."""
-    return torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return queued_copy(torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda"), device)
 
 
 def wait_for(device: torch.device) -> None:
