@@ -22,11 +22,17 @@ from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 @dataclass
 class Example:
-    """One problem of a task; no answer where the task only has a verifier. User rewards receive `columns` by name."""
+    """One problem of a task; no answer where the task only has a verifier. User rewards receive `columns` by name.
+
+    solution   worked answer to imitate and to show, where it is another than the answer
+    messages   the chat that a policy reads, where it is more than the prompt as a user's message
+    """
 
     prompt: str
     answer: str | None
     columns: dict[str, Any] = field(default_factory=dict)
+    solution: str | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass

@@ -47,7 +47,7 @@ class Collector:
         """`completions` of each prompt by the policy that the engine has loaded; see `converse` for several turns."""
         require_room(policy, prompts, self.task.max_new_tokens)
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
-        request = Request(prompts, completions, self.sampling, budget, seed, greedy)
+        request = Request(prompts, completions, self.sampling, budget, seed, greedy, self.task.stops())
         rollout = make_rollout(policy, request, self.engine.generate(request))
         if self.task.most_turns == 1:
             return rollout

@@ -138,6 +138,9 @@ def start_job(
     loop = start(config, phases, progress.report)
     identity = {"training_id": training_id(config), "start": loop.start}
     tracker.tags({"start": loop.start})
+    if sizes := config.task.sizes():
+        progress.report(sizes)
+        tracker.tags({"data": sizes})
     found = newest_whole(folder / "checkpoints", progress.report)
     if found:
         if read_run(found) != identity:

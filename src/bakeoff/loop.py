@@ -6,7 +6,7 @@ This module opens every phase of an update: it places the models that the phase 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -261,6 +261,7 @@ class HeldOut:
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    hint           what to type where no greedy completion is right and another verifier would accept some
     """
 
     greedy_accuracy: float
@@ -270,6 +271,7 @@ class HeldOut:
     greedy_length: float
     right_length: float | None
     wrong_length: float | None
+    hint: str = ""
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -281,7 +283,8 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
     examples = collector.task.final_examples() if last else loop.heldout.examples
     with loop.phase("evaluation"):
         collector.engine.load(actor)
-        greedy = judged(collector, collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
+        answers = list(collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
+        greedy, texts = judged(collector, answers), [text for part in answers for text in part.completions]
         sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number))
         return HeldOut(
             greedy_accuracy=float(greedy.right.mean()),
@@ -291,6 +294,7 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
             greedy_length=float(greedy.lengths.mean()),
             right_length=mean_where(sampled.right == 1, sampled.lengths),
             wrong_length=mean_where(sampled.right == 0, sampled.lengths),
+            hint="" if greedy.right.any() else collector.task.hint(texts, examples),
         )
 
 
@@ -303,7 +307,7 @@ class Judged:
     lengths: Tensor
 
 
-def judged(collector: Collector, parts: Iterator[Rollout]) -> Judged:
+def judged(collector: Collector, parts: Iterable[Rollout]) -> Judged:
     """The judgement of every completion; right are those with full marks."""
     rows = []
     for part in parts:

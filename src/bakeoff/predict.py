@@ -39,7 +39,7 @@ from bakeoff.measure.phase import Peak, Phases, largest_peak
 from bakeoff.measure.work import Operators, Work
 from bakeoff.model.build import skeleton
 from bakeoff.model.config import Lora
-from bakeoff.model.encode import encode
+from bakeoff.model.encode import encode, leave_out_long_prompts
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
@@ -66,6 +66,7 @@ def lengths(config: Config, policy: Policy) -> tuple[int, int]:
     """
     prompt, completion = config.lengths.prompt, config.lengths.completion
     if not prompt and policy.tokenizer is not None:
+        leave_out_long_prompts(policy, config.task)
         examples = config.task.training_examples(config.batch.prompts, stdlib_random(config.seed, "prompts", 0))
         prompt = encode(policy, examples, config.task.shot_examples()).ids.shape[1]
     if not completion and policy.tokenizer is not None:

@@ -130,6 +130,8 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
     heldout = evaluate(run.loop, run.config.evaluation.samples, last)
     run.loop.phases.take()
     run.tracker.metrics(heldout_metrics(heldout), run.loop.learner.counters.updates)
+    if heldout.hint and (last or run.loop.learner.counters.updates == 0):
+        run.progress.report(heldout.hint)
     return heldout
 
 

@@ -71,10 +71,10 @@ def policy():
     return policy
 
 
-def completed(engine, policy, completions=3, max_tokens=6, seed=0, greedy=False, **sampling):
+def completed(engine, policy, completions=3, max_tokens=6, seed=0, greedy=False, stop=(), **sampling):
     engine.load(policy)
     prompts = encode(policy, [Example(text, "") for text in TEXTS], [])
-    request = Request(prompts, completions, Sampling(**sampling), max_tokens, seed, greedy)
+    request = Request(prompts, completions, Sampling(**sampling), max_tokens, seed, greedy, stop)
     return make_rollout(policy, request, engine.generate(request))
 
 
@@ -108,6 +108,25 @@ def test_sampler_logprobs_are_those_of_the_truncated_policy(engine, policy, samp
     if rollout.entropy is not None:
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         assert torch.allclose(rollout.entropy[mask], entropy[mask], atol=nats)
+
+
+@pytest.mark.parametrize("stop", [("7",), ("12", "34", "00"), ("absent",)], ids=str)
+@pytest.mark.parametrize("max_tokens", [6, 20])
+def test_a_completion_ends_at_the_first_stop_string(engine, policy, stop, max_tokens):
+    """The text ends before it, the mask with the token that completes it; what is before is what it was without."""
+    free = completed(engine, policy, max_tokens=max_tokens, temperature=2.0)
+    ended = completed(engine, policy, max_tokens=max_tokens, temperature=2.0, stop=stop)
+    lengths, before = ended.sequences.mask.sum(1), free.sequences.mask.sum(1)
+    for row, text in enumerate(free.completions):
+        at = min((text.index(each) for each in stop if each in text), default=None)
+        assert ended.completions[row] == text[:at]
+        kept = ended.sequences.completion_ids[row][: lengths[row]]
+        assert torch.equal(kept, free.sequences.completion_ids[row][: lengths[row]])
+        assert ended.ended[row] == (at is not None or free.ended[row])
+        assert ended.decode(kept.tolist()) in (text, *(text[:at] + each for each in stop))
+        assert (lengths[row] < before[row]) or at is None or text.endswith(stop)
+    assert ended.sequences.mask.shape[1] == lengths.max()
+    assert (ended.sampler_logprobs[~ended.sequences.mask] == 0).all()
 
 
 def test_top_k_of_one_gives_the_greedy_completion(engine, policy):

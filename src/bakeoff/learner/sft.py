@@ -29,7 +29,13 @@ from bakeoff.files import content_hash, set_aside
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
-from bakeoff.model.encode import encode, encode_with_completions, require_room, text_ids
+from bakeoff.model.encode import (
+    encode,
+    encode_with_completions,
+    leave_out_long_prompts,
+    require_room,
+    text_ids,
+)
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.model.policy import Policy, recomputes
@@ -124,6 +130,10 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
     policy, task = build(model, config.sft.seed), config.task
     policy.network.to(device).eval()
     check_model(policy, model.name)
+    with within(
+        600, "the prompts have not been read within 600 s; set task.max_prompt_tokens=0, or mend the template."
+    ):
+        leave_out_long_prompts(policy, task)
     known, shots = task.known_examples(), task.shot_examples()
     longest = sorted(known, key=lambda example: len(example.prompt))[-64:]
     with within(60, "model.chat is true, and the chat template has not written 64 prompts within 60 s; mend it."):

@@ -59,9 +59,9 @@ class Task:
     max_new_tokens   generation budget of a completion, or of each of its turns, EOS included
     """
 
-    foreign: ClassVar[bool] = False
+    foreign = False
     scores_steps: ClassVar[bool] = False
-    final = 0  # without an annotation it is no key of the task
+    final = 0  # without an annotation it is no key of the task, nor is `foreign`
     turns = 8  # likewise; subclasses may make it one
 
     heldout: int = count(256, least=1, most=2**20, unit="prompts")
@@ -119,6 +119,26 @@ class Task:
     def demonstration(self, example: Example) -> str | list[str] | None:
         """A completion to imitate in supervised fine-tuning, or its turns; none if the task has no demonstrations."""
         return example.answer
+
+    def stops(self) -> tuple[str, ...]:
+        """Strings at which a completion ends, beside EOS; its text does not contain them."""
+        return ()
+
+    def prompt_bound(self) -> int:
+        """Number of tokens of the longest prompt that is used; 0: no bound."""
+        return 0
+
+    def leave_out(self, prompts: Set[str]) -> None:
+        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`."""
+        raise NotImplementedError
+
+    def sizes(self) -> str:
+        """Number of prompts to train on and to evaluate on, in words; empty where they are drawn without end."""
+        return ""
+
+    def hint(self, completions: list[str], examples: list[Example]) -> str:
+        """What to type where no held-out completion is right and another verifier would accept some; else empty."""
+        return ""
 
     def known_examples(self) -> list[Example]:
         """Examples that are at hand before training: every one of a file, or else the held-out ones."""
