@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, takewhile
 
@@ -31,6 +31,7 @@ from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.reward.measure import Scored, UserMetrics, joined, scored
 from bakeoff.rows import concatenate, group_rows, numbers, select
 
 
@@ -49,6 +50,7 @@ class Loop:
     sampling_price   work of a sampled token; one that a step reads has 1
     start            hash of the weights that training started from
     supervised       the supervised stage that made them, none where there was none
+    user_metrics     the user's metrics of scored completions, none where there are none
     """
 
     learner: Learner
@@ -62,6 +64,7 @@ class Loop:
     sampling_price: float = 1.0
     start: str = ""
     supervised: Supervised | None = None
+    user_metrics: UserMetrics | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -260,6 +263,7 @@ class HeldOut:
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    user           values of the user's metrics on the sampled completions, by name
     """
 
     greedy_accuracy: float
@@ -269,6 +273,7 @@ class HeldOut:
     greedy_length: float
     right_length: float | None
     wrong_length: float | None
+    user: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -281,7 +286,8 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
     with loop.phase("evaluation"):
         collector.engine.load(actor)
         greedy = judged(collector, collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
-        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number))
+        kept: list[Scored] | None = [] if loop.user_metrics else None
+        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
         return HeldOut(
             greedy_accuracy=float(greedy.right.mean()),
             sampled_accuracy=float(sampled.right.mean()),
@@ -290,6 +296,7 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
             greedy_length=float(greedy.lengths.mean()),
             right_length=mean_where(sampled.right == 1, sampled.lengths),
             wrong_length=mean_where(sampled.right == 0, sampled.lengths),
+            user=loop.user_metrics(joined(kept), strict=not number) if loop.user_metrics and kept else {},
         )
 
 
@@ -302,11 +309,16 @@ class Judged:
     lengths: Tensor
 
 
-def judged(collector: Collector, parts: Iterator[Rollout]) -> Judged:
-    """The judgement of every completion; right are those with full marks."""
+def judged(collector: Collector, parts: Iterator[Rollout], kept: list[Scored] | None = None) -> Judged:
+    """The judgement of every completion; right are those with full marks.
+
+    `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
+    """
     rows = []
     for part in parts:
         verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
+        if kept is not None:
+            kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
     return Judged(*torch.tensor(rows, dtype=torch.float32).T)
 
