@@ -179,7 +179,9 @@ def test_the_total_is_the_sum_of_outcome_and_steps(rollout):
 
 
 def test_a_step_that_ends_before_the_first_character_is_refused(rollout):
-    with pytest.raises(UserError, match=r"reward\.process: .*bad_step .*returned the step \(0, 1\.0\) for completion 0"):
+    with pytest.raises(
+        UserError, match=r"reward\.process: .*bad_step .*returned the step \(0, 1\.0\) for completion 0"
+    ):
         trusted({}, process={f"{__name__}.bad_step": 1.0})(Sort(digits=2), rollout)
 
 
