@@ -223,13 +223,8 @@ def test_an_argument_that_the_examples_lack_is_refused_before_anything_is_traine
         ),
         ("+reward.functions={./rewards_of_mine.py:brevity:1}", {"verifier": 1.0, "./rewards_of_mine.py:brevity": 1.0}),
         (
-            "++reward.functions={./rewards_of_mine.py:brevity: 0.1, rewards_of_mine.named: -1, ./rewards_of_mine.py:fragile : 2}",
-            {
-                "verifier": 1,
-                "./rewards_of_mine.py:brevity": 0.1,
-                "rewards_of_mine.named": -1,
-                "./rewards_of_mine.py:fragile": 2,
-            },
+            "++reward.functions={./rewards_of_mine.py:brevity: 0.1, verifier: -1, ./rewards_of_mine.py:fragile : 2}",
+            {"verifier": -1, "./rewards_of_mine.py:brevity": 0.1, "./rewards_of_mine.py:fragile": 2},
         ),
         (
             r"+reward.functions={./rewards_of_mine.py\:brevity: 0.1}",

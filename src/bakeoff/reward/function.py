@@ -19,6 +19,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,6 +109,8 @@ def defined_at(function: Callable[..., Any]) -> str:
     """File and line of a definition, empty where Python does not know them."""
     try:
         found: Any = inspect.unwrap(function)
+        while isinstance(found, partial):
+            found = found.func
         found = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
         return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
     except (OSError, TypeError):
