@@ -11,7 +11,7 @@ import bakeoff
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "randomness", "rows", "ranges"},
-    {"paths", "files", "regime"},
+    {"paths", "files", "regime", "overrides"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
     {"measure"},

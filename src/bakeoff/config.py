@@ -16,12 +16,15 @@ from omegaconf import MISSING, OmegaConf
 from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
+from bakeoff.errors import UserError
 from bakeoff.files import content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
+from bakeoff.overrides import extend_grammar
 from bakeoff.paths import CONF, ROOT, study_folders, study_names
 from bakeoff.ranges import VAST, count, number, rate, seed, share
 from bakeoff.regime import Regime
+from bakeoff.reward.function import UserFunction, as_values
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -102,12 +105,28 @@ class Measure:
                         A β that adapts to this KL reads all of them
     memory_prediction   log the predicted memory beside the measured one
     memory_snapshot     CUDA: record every allocation of the traced updates, as an artifact for pytorch.org/memory_viz
+    functions           metrics of yours, each an import path `module.function` or a function in a file,
+                        `./file.py:function`, which is relative to the working folder
     """
 
     kl_to_reference: bool = True
     kl_sequences: int = count(64, unit="sequences")
     memory_prediction: bool = False
     memory_snapshot: bool = False
+    functions: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.user: dict[str, UserFunction] = {}  # by the name under which it is logged
+        for path in self.functions:
+            function = UserFunction(path, "measure.functions", as_values, ())
+            name = function.name.rpartition(".")[2]
+            if name in self.user:
+                raise UserError(f"measure.functions names two functions {name}; rename one, as each is logged by name.")
+            self.user[name] = function
+
+    def files(self) -> dict[str, str]:
+        """The source files of the functions, by the key and path of each."""
+        return {f"functions.{path}": each.source for path, each in zip(self.functions, self.user.values(), strict=True)}
 
 
 @dataclass
@@ -269,6 +288,7 @@ class Config:
 
 def register() -> None:
     """Registers with Hydra the schemas, and the folders of configurations and studies. Idempotent."""
+    extend_grammar()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for axis, options in AXES.items():
@@ -307,7 +327,7 @@ def plain(config: Config) -> dict[str, Any]:
         if hasattr(value, "__dataclass_fields__"):
             named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
             for key, path in value.files().items() if hasattr(value, "files") else ():
-                if (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
+                if path and (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
                     named[key + HASH] = content_hash(found)
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):

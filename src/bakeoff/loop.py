@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, takewhile
 
@@ -31,6 +31,7 @@ from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.reward.measure import Scored, UserMetrics, joined, scored
 from bakeoff.rows import concatenate, group_rows, numbers, select
 
 
@@ -49,6 +50,7 @@ class Loop:
     sampling_price   work of a sampled token; one that a step reads has 1
     start            hash of the weights that training started from
     supervised       the supervised stage that made them, none where there was none
+    user_metrics     the user's metrics of scored completions, none where there are none
     """
 
     learner: Learner
@@ -62,6 +64,7 @@ class Loop:
     sampling_price: float = 1.0
     start: str = ""
     supervised: Supervised | None = None
+    user_metrics: UserMetrics | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -262,6 +265,7 @@ class HeldOut:
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
     hint           what to type where no greedy completion is right and another verifier would accept some
+    user           values of the user's metrics on the sampled completions, by name
     """
 
     greedy_accuracy: float
@@ -272,6 +276,7 @@ class HeldOut:
     right_length: float | None
     wrong_length: float | None
     hint: str = ""
+    user: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -285,7 +290,8 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
         collector.engine.load(actor)
         answers = list(collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
         greedy, texts = judged(collector, answers), [text for part in answers for text in part.completions]
-        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number))
+        kept: list[Scored] | None = [] if loop.user_metrics else None
+        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
         return HeldOut(
             greedy_accuracy=float(greedy.right.mean()),
             sampled_accuracy=float(sampled.right.mean()),
@@ -295,6 +301,7 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
             right_length=mean_where(sampled.right == 1, sampled.lengths),
             wrong_length=mean_where(sampled.right == 0, sampled.lengths),
             hint="" if greedy.right.any() else collector.task.hint(texts, examples),
+            user=loop.user_metrics(joined(kept), strict=not number) if loop.user_metrics and kept else {},
         )
 
 
@@ -307,11 +314,16 @@ class Judged:
     lengths: Tensor
 
 
-def judged(collector: Collector, parts: Iterable[Rollout]) -> Judged:
-    """The judgement of every completion; right are those with full marks."""
+def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | None = None) -> Judged:
+    """The judgement of every completion; right are those with full marks.
+
+    `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
+    """
     rows = []
     for part in parts:
         verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
+        if kept is not None:
+            kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
     return Judged(*torch.tensor(rows, dtype=torch.float32).T)
 

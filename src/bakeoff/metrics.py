@@ -31,7 +31,10 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "reward/failed": ("share", "completions of which the verifier or a reward function gave no score; they score 0"),
     "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
     "reward/shaped": ("share", "completions whose score the method's shaping changes"),
-    "reward/term_*": ("score", "mean of one reward function, unweighted"),
+    "reward/term_*": ("score", "mean of one reward function, unweighted, over the completions to which it applies"),
+    "reward/term_*_min": ("score", "the smallest of these scores in the rollout"),
+    "reward/term_*_max": ("score", "the largest"),
+    "user/*": ("–", "a metric of yours (measure.functions) on the rollout: what the function returns, or its mean"),
     "length/mean": ("tokens", "mean completion length, EOS included"),
     "length/max": ("tokens", "longest completion of the rollout"),
     "length/eos_share": ("share", "completions that end with EOS within the budget"),
@@ -135,6 +138,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
     "eval/right_length": ("tokens", "mean length of the sampled completions that are right, EOS included"),
     "eval/wrong_length": ("tokens", "the same of those that are wrong"),
+    "eval/user/*": ("–", "the same on the sampled completions of an evaluation"),
     "progress/sequences": ("sequences", "completions sampled for training so far"),
     "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
     "progress/work": ("tokens", "work so far: tokens that steps have read, and sampled ones at budget.sampling_price"),
@@ -249,14 +253,31 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
         "length/mean": lengths.mean(),
         "length/max": lengths.max(),
         "length/eos_share": rollout.ended.float().mean(),
-        **{f"reward/term_{name}": term.mean() for name, term in scores.terms.items()},
+        **term_metrics(scores.terms),
     }
+
+
+def term_metrics(terms: dict[str, Tensor]) -> dict[str, Scalar]:
+    """Mean and range of each reward function over the completions to which it applies, none where there are none."""
+    metrics: dict[str, Scalar] = {}
+    for name, term in terms.items():
+        if len(scores := term[~term.isnan()]):
+            least, most = scores.aminmax()
+            named = {"": scores.mean(), "_min": least, "_max": most}
+            metrics |= {f"reward/term_{name}{end}": value for end, value in named.items()}
+    return metrics
+
+
+def user_metrics(values: dict[str, float]) -> dict[str, float]:
+    """The user's metrics of a rollout."""
+    return {f"user/{name}": value for name, value in values.items()}
 
 
 def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
     """Metrics of an evaluation."""
-    plain = {name: v for name, v in named("eval/", heldout).items() if name not in ("eval/pass_at", "eval/hint")}
-    return plain | {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
+    plain = {name: value for name, value in named("eval/", heldout).items() if not isinstance(value, dict | str)}
+    plain |= {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
+    return plain | {f"eval/{name}": value for name, value in user_metrics(heldout.user).items()}
 
 
 def pair_metrics(quality: PairQuality) -> dict[str, float]:

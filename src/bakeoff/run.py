@@ -17,9 +17,17 @@ from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
-from bakeoff.metrics import heldout_metrics, phase_metrics, resident_metrics, update_metrics, weight_metrics
+from bakeoff.metrics import (
+    heldout_metrics,
+    phase_metrics,
+    resident_metrics,
+    update_metrics,
+    user_metrics,
+    weight_metrics,
+)
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
+from bakeoff.reward.measure import scored
 from bakeoff.task.task import CONVERSATION, Task
 from bakeoff.tracking import Tracker
 
@@ -82,6 +90,10 @@ def log_update(run: Run, update: Update) -> None:
     """Logs the metrics of an update."""
     learner = run.loop.learner
     metrics = update_metrics(update, learner.counters) | resident_metrics(peak_resident_bytes())
+    if run.loop.user_metrics:
+        scores = update.collected.all_scores
+        read = scored(update.collected.all_rollouts, scores.total.tolist(), scores.exact.tolist())
+        metrics |= user_metrics(run.loop.user_metrics(read))
     if learner.counters.updates == 1:
         metrics |= weight_metrics(weight_bytes(learner))
     run.tracker.metrics(metrics, learner.counters.updates)
