@@ -20,6 +20,7 @@ from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
 from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
+from bakeoff.files import replace_text
 from bakeoff.folder import (
     CONFIG,
     RECORD,
@@ -27,6 +28,8 @@ from bakeoff.folder import (
     described,
     differences,
     held,
+    longer,
+    may_change,
     read_config,
     read_record,
     result_of,
@@ -63,7 +66,7 @@ def run_job(
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
-    change. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
+    change; a job of a sweep may have a larger budget than it had. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
     repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,8 @@ def run_job(
     progress = RunProgress(folder, name, quiet)
     with held(folder, WAIT if quiet else 1):
         earlier = read_record(folder)
+        if earlier and quiet and changes is None and earlier.seed == config.seed:
+            changes = longer(read_config(folder), config)
         refuse_another(folder, earlier, config, changes)
         result = result_of(folder, config)
         if result is not None:
@@ -92,8 +97,8 @@ def run_job(
                 progress.report(f"the store {store} does not hold this run; a new one there gets all of it")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
-            write_record(folder, record, config)
-            with tracker.running():
+            with tracker.running(), kept_if_refused(folder):
+                write_record(folder, record, config)
                 if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
                 if changes:
@@ -118,10 +123,30 @@ def refuse_another(
     elif changes is None and (earlier.config_id, earlier.seed) != (config_id(config), config.seed):
         different = differences(read_config(folder), plain(config))
         different = {k: v for k, v in different.items() if k == "seed" or k.split(".")[0] not in NOT_IN_CONFIG_ID}
+        values = " ".join(f"{key}={new}" for key, (_, new) in different.items() if all(map(may_change, different)))
         raise UserError(
             f"the folder '{folder}' holds another run ({described(different)}); choose another hydra.run.dir, or "
-            f"resume that run by resume={folder}."
+            f"resume that run: bakeoff resume={folder} {values}".rstrip()
+            + "."
         )
+    found = newest_whole(folder / "checkpoints", lambda message: None) if changes else None
+    if found and read_run(found)["training_id"] != training_id(config):
+        raise UserError(
+            f"'{found}' is of a run with other values than the folder's; move it away, or choose another folder."
+        )
+
+
+@contextmanager
+def kept_if_refused(folder: Path) -> Iterator[None]:
+    """Puts the record and the configuration of the folder's run back where another is refused before its first update."""
+    paths = [path for path in (folder / RECORD, folder / CONFIG) if path.is_file()]
+    before = {path: path.read_text(encoding="utf-8") for path in paths}
+    try:
+        yield
+    except UserError:
+        for path, text in before.items():
+            replace_text(path, text)
+        raise
 
 
 def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:

@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from bakeoff.arms import Job, job_names
 from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
-from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of
+from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
 from bakeoff.paths import page_file, study_file, study_folders
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
@@ -140,28 +140,43 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
 
 
 def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
-    """The folder of every job: the one that holds its configuration and seed, or else the next number.
+    """The folder of every job: the one that holds its configuration and seed, perhaps with a smaller budget, or else the
+    next number.
 
     Raises UserError where the folder holds another sweep.
     """
     records = {path: record for path in sorted(folder.glob("*/")) if (record := read_record(path))}
     held_by = {(record.config_id, record.seed): path for path, record in records.items()}
     places = [held_by.pop((config_id(config), config.seed), None) for config in configs]
-    refuse_another_sweep(jobs, configs, records, folder)
+    settings = [[typed(job.settings) for job in jobs], [typed(record.settings) for record in records.values()]]
+    varied = set.union(*map(differing, settings))
+    of_arms = {record.config_id: path for path, record in records.items()}  # one of each is read
+    limits = {identity: read_config(path)["budget"]["limit"] for identity, path in of_arms.items()}
+    known = set()
+    for n, config in enumerate(configs) if not covers(varied, "budget.limit") else ():
+        for (identity, seed), path in list(held_by.items()) if places[n] is None else ():
+            small = seed == config.seed and limits[identity] < config.budget.limit
+            if small and longer(read_config(path), config):
+                places[n] = held_by.pop((identity, seed))
+                known.add(config_id(config))
+                break
+    refuse_another_sweep(jobs, configs, records, folder, known)
     free = (path for n in itertools.count() if (path := folder / str(n)) not in records)
     return [place or next(free) for place in places]
 
 
-def refuse_another_sweep(jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path) -> None:
+def refuse_another_sweep(
+    jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path, known: Set[str]
+) -> None:
     """Raises UserError if a new job differs from an earlier one in a key that neither launch of the sweep varies.
 
-    Two jobs of one method or arm are compared in every key, two others in the keys that were typed.
+    `known` are the identities of jobs that continue an earlier one. Two jobs of one method or arm are compared in every key, two others in the keys that were typed.
     """
     earlier = {record.config_id: (path, typed(record.settings)) for path, record in records.items()}
     new = {config_id(c): (c, typed(job.settings)) for job, c in zip(jobs, configs, strict=True)}
     saved = {path: read_config(path) for path, _ in earlier.values()}
     varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
-    for config, settings in (new[identity] for identity in new.keys() - earlier):
+    for config, settings in (new[identity] for identity in new.keys() - earlier - known):
         for path, others in earlier.values():
             retyped = differing([settings, others])
             different = {
