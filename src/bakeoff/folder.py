@@ -130,7 +130,7 @@ def may_change(key: str) -> bool:
 
 
 def longer(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]] | None:
-    """Old and new values where a configuration is that of a saved run with a larger budget, none where it is another."""
+    """Old and new values where a configuration is a saved run's with a larger budget; none where it is another."""
     old, new = saved["budget"], config.budget
     if old["unit"] != new.unit.value or old["limit"] >= new.limit:
         return None

@@ -66,8 +66,9 @@ def run_job(
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
-    change; a job of a sweep may have a larger budget than it had. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
-    repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
+    change; a job of a sweep may have a larger budget than before. Returns the final held-out greedy accuracy; of a
+    prediction, the peak in MB. A run that has finished is not repeated. Raises UserError for what a user can mend; a
+    folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
@@ -102,7 +103,7 @@ def run_job(
                 if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
                 if changes:
-                    log_changes(config, changes, folder, tracker)
+                    log_changes(config, changes, settings, folder, tracker)
                 if config.mode is Mode.predict:
                     result = log_prediction(config, tracker, progress)
                 else:
@@ -138,7 +139,7 @@ def refuse_another(
 
 @contextmanager
 def kept_if_refused(folder: Path) -> Iterator[None]:
-    """Puts the record and the configuration of the folder's run back where another is refused before its first update."""
+    """Puts the record and the configuration of the folder's run back where the one that follows is refused."""
     paths = [path for path in (folder / RECORD, folder / CONFIG) if path.is_file()]
     before = {path: path.read_text(encoding="utf-8") for path in paths}
     try:
@@ -149,10 +150,12 @@ def kept_if_refused(folder: Path) -> Iterator[None]:
         raise
 
 
-def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:
+def log_changes(
+    config: Config, changes: dict[str, tuple[Any, Any]], settings: list[str], folder: Path, tracker: Tracker
+) -> None:
     """Logs what a resumed run changes: parameters keep their first value, and a tag `changed.KEY` holds the last."""
     new = {f"changed.{key}": str(value) for key, (_, value) in changes.items()}
-    tracker.tags({"config_id": config_id(config), **new})
+    tracker.tags({"config_id": config_id(config), "overrides": json.dumps(settings), **new})
     tracker.artifact(folder / CONFIG, "config")
 
 

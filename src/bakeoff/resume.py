@@ -59,7 +59,9 @@ def resume(folder: Path, arguments: list[str]) -> float:
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
             f"{', '.join(MAY_CHANGE)} may change, but for evaluation.final."
         )
-    return run_job(after, folder, record.choices, record.settings, record.parent, quiet=False, changes=changes)
+    new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
+    settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
+    return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)
 
 
 def holding(folder: Path) -> str:

@@ -359,14 +359,13 @@ def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda folder: (folder / "pages" / "mine.py").unlink(), ["the study 'mine' has no page; write", "mine.py"]),
         (
             lambda folder: (folder / "sweeps" / "mine.yaml").rename(folder / "sweeps" / "methods.yaml"),
             ["two studies share a file name", "rename yours"],
         ),
         (lambda folder: (folder / "sweeps" / "mine.yaml").write_text("study: {"), ["not valid YAML", "mine.yaml"]),
     ],
-    ids=["no page", "a name that is taken", "not YAML"],
+    ids=["a name that is taken", "not YAML"],
 )
 def test_a_mistake_in_a_users_study_gets_one_sentence(change, words, monkeypatch, capsys, tmp_path):
     change(own_study(tmp_path))
