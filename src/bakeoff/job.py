@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from bakeoff.algorithm.critic import OwnStep
 from bakeoff.arms import job_name
-from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
+from bakeoff.config import Config, Mode, config_id, flatten, plain, task_id, training_id
 from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
@@ -175,12 +176,27 @@ def start_job(
         loop = replace(loop, learner=load_checkpoint(found, loop.learner))
         progress.report(f"resumed after update {loop.learner.counters.updates}")
     else:
+        if config.mode is Mode.train:
+            progress.report(rates(config))
         tracker.metrics(peak_metrics(phases.take().peaks) | named("sft/", loop.supervised), 0)
         if loop.reward_quality is not None:
             tracker.metrics(pair_metrics(loop.reward_quality), 0)
         if config.measure.memory_prediction:
             tracker.metrics(predicted_metrics(predict(config).peaks), 0)
     return Run(config, folder, loop, tracker, progress, identity, signals)
+
+
+def rates(config: Config) -> str:
+    """The learning rates of a run, and where they are from."""
+    critic = config.algorithm.critic
+    used = f"learning rate {config.algorithm.optimizer.lr:.3g}"
+    if isinstance(critic, OwnStep):
+        used += f", the critic's {critic.optimizer.lr:.3g}"
+    if not config.tuned.name:
+        return f"{used}: not tuned on this task and model; `bakeoff-tune` with these keys searches it"
+    if config.tuned.task not in ("", task_id(config)):
+        return f"{used}: of {config.tuned.name}, which was tuned on another version of this task, model or reward"
+    return f"{used}: tuned, {config.tuned.name}"
 
 
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:

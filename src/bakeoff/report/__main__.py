@@ -41,7 +41,7 @@ def main() -> None:
         "study",
         nargs="?",
         default="",
-        help=f"a study, `{AD_HOC}` for the newest sweep without one, or `{CLAIMS}` (default: lists what the store holds)",
+        help=f"a study, `{AD_HOC}` for the newest sweep without one, or `{CLAIMS}`; without it, lists what there is",
     )
     parser.add_argument("--latest", action="store_true", help="the newest sweep, whatever its study")
     parser.add_argument("--all", action="store_true", help="every study that the store holds")
