@@ -115,12 +115,14 @@ class Measure:
 class Checkpoint:
     """Checkpoints, from which a run resumes.
 
-    every   number of updates between checkpoints; 0: none
-    keep    number of latest checkpoints that are kept
+    every     number of updates between checkpoints; 0: none
+    keep      number of latest checkpoints that are kept
+    adapter   the finished actor of model.lora is an adapter of its base; else it is merged into the base
     """
 
     every: int = count(20, unit="updates")
     keep: int = count(2, least=1, unit="checkpoints")
+    adapter: bool = False
 
 
 @dataclass

@@ -80,7 +80,7 @@ def train(run: Run) -> float:
             f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or "
             "`bakeoff-tune`"
         )
-    save(run.loop.learner.actor, run.folder / "actor")
+    save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     uri = redacted(config.tracking.uri)
     run.progress.report(
         f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
