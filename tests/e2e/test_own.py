@@ -55,13 +55,14 @@ def test_what_a_run_leaves_is_scored(project, what):
 
 
 def test_a_checkpoint_and_an_adapter_are_scored_and_open_in_transformers(project):
-    small = [*TOY, "algorithm=grpo", "model.lora.rank=2", "checkpoint={every: 1, adapter: true}", "hydra.run.dir=lora"]
-    ran = call("bakeoff.__main__", tuple(small), project)
+    small = (*TOY, "algorithm=grpo", "model.lora.rank=2", "checkpoint={every: 1, adapter: true}", "hydra.run.dir=lora")
+    ran = call("bakeoff.__main__", (*small, "sft.steps=1", "sft.batch=2"), project)
     assert ran.returncode == 0, ran.stderr
     for what in ("lora/actor", "lora/checkpoints/update_000001"):
         scored = call("bakeoff.evaluate", (what, "--samples", "2"), project)
         assert scored.returncode == 0, scored.stderr
     assert (project / "lora" / "actor" / "adapter_config.json").is_file()
+    assert AutoModelForCausalLM.from_pretrained(project / "lora" / "actor").num_parameters()
     assert AutoTokenizer.from_pretrained(project / "lora" / "actor")("1 + 1")["input_ids"]
 
 
