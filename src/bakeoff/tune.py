@@ -88,7 +88,9 @@ def tune(
     path = study_folders()[0] / "conf" / "tuned" / f"{name}.yaml"
     if path.parent.parent != CONF / "tuned" and (CONF / "tuned" / f"{name}.yaml").exists():
         raise UserError(f"the package has the values {name}, which runs find first; choose another --name.")
-    common = [f"algorithm={method}", f"tuned={base}/{method}" if base else "tuned=none", *overrides]
+    places = [folder / "tuned" / base / path.name for folder in (study_folders()[0] / "conf", CONF)]
+    own = next((place for place in places if base and place.exists()), None)
+    common = [f"algorithm={method}", f"tuned={base}/{method}" if own else "tuned=none", *overrides]
     config = compose(common)
     whole = config.algorithm.optimizer.needs_whole_rollout
     key, values = "algorithm.optimizer.lr", rates
@@ -100,7 +102,8 @@ def tune(
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) or not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reaches an accuracy above 0; see the runs in {folder}.")
-    write(path, name, key, tried, seeds, command, config, base)
+    values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
+    write(path, name, key, tried, seeds, command, config, values_kept)
 
 
 def launch(overrides: list[str]) -> None:
@@ -139,14 +142,12 @@ def write(
     seeds: list[int],
     command: str,
     config: Config,
-    base: str,
+    kept: Any,
 ) -> None:
     """The method's file: its values, the search behind them, and what each trial reached."""
     chosen = max(tried, key=lambda value: statistics.mean(tried[value]))
     method = path.stem
-    own = next((f / "tuned" / base / path.name for f in (study_folders()[0] / "conf", CONF) if base), path)
-    values = OmegaConf.load(own).algorithm if base and own.exists() else OmegaConf.create({})
-    OmegaConf.update(values, key.removeprefix("algorithm."), chosen, force_add=True)
+    OmegaConf.update(kept, key.removeprefix("algorithm."), chosen, force_add=True)
     means = ", ".join(f"{value:.3g}: {statistics.mean(each):.3f}" for value, each in tried.items())
     record: dict[str, Any] = {
         "name": name,
@@ -160,7 +161,7 @@ def write(
         "note": f"Mean sampled accuracy by {key}: {means}. The accuracies are those of the chosen value.",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(OmegaConf.create({"tuned": record, "algorithm": values}))
+    text = OmegaConf.to_yaml(OmegaConf.create({"tuned": record, "algorithm": kept}))
     path.write_text(f"# @package _global_\n# {method} on {plain(config)['task']['_option_']}, by bakeoff-tune.\n{text}")
     edge = chosen in (min(tried), max(tried)) and len(tried) > 1
     more = " It is at an end of the rates that were tried: try more (--rates), for every method." if edge else ""

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.init import main as init
 from bakeoff.paths import ANALYSIS

@@ -57,9 +57,7 @@ def build(model: Model, seed: int = 0, key: str = "model.name") -> Policy:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model.name)
             how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": model.attention or None}
-            if (
-                Path(model.name).expanduser() / "adapter_config.json"
-            ).is_file():  # of LoRA, as checkpoint.adapter saves
+            if (Path(model.name).expanduser() / "adapter_config.json").is_file():  # as checkpoint.adapter saves one
                 network = AutoPeftModelForCausalLM.from_pretrained(model.name, **how).merge_and_unload()
             else:
                 network = AutoModelForCausalLM.from_pretrained(model.name, **how)
