@@ -67,6 +67,8 @@ def chosen(name: str, overrides: list[str]) -> tuple[Config, Policy]:
     checkpoint = path if (path / STATE).is_file() else None
     folder = path.parent.parent if checkpoint else path.parent if (path.parent / "run.json").is_file() else path
     if read_record(folder) is None:
+        if not any(each.startswith("task=") for each in overrides):
+            raise UserError(f"'{name}' is no run, which would have a task; task=NAME says what to ask it.")
         model = [] if any(each.startswith("model=") for each in overrides) else ["model=hf"]
         config = compose([*model, f"model.name='{name}'", "tuned=none", "sft.steps=0", *overrides])
         return config, usable(config.model, config, prepare(config).device)

@@ -38,6 +38,7 @@ from bakeoff.folder import (
     write_record,
 )
 from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
+from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
 from bakeoff.outcome import explained
@@ -99,7 +100,8 @@ def run_job(
                 progress.report(f"the store {store} does not hold this run; a new one there gets all of it")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
-            with tracker.running(), kept_if_refused(folder):
+            before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}
+            with tracker.running():
                 write_record(folder, record, config)
                 if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
@@ -109,7 +111,8 @@ def run_job(
                     result = log_prediction(config, tracker, progress)
                 else:
                     with explained(config, phases, tracker, progress):
-                        run = start_job(config, folder, phases, tracker, progress, signals)
+                        with kept_if_refused(before):
+                            run = start_job(config, folder, phases, tracker, progress, signals)
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
@@ -139,10 +142,8 @@ def refuse_another(
 
 
 @contextmanager
-def kept_if_refused(folder: Path) -> Iterator[None]:
-    """Puts the record and the configuration of the folder's run back where the one that follows is refused."""
-    paths = [path for path in (folder / RECORD, folder / CONFIG) if path.is_file()]
-    before = {path: path.read_text(encoding="utf-8") for path in paths}
+def kept_if_refused(before: dict[Path, str]) -> Iterator[None]:
+    """Puts back what the files of an earlier run were, by path, where the one that follows cannot start."""
     try:
         yield
     except UserError:
@@ -188,10 +189,10 @@ def start_job(
 
 def rates(config: Config) -> str:
     """The learning rates of a run, and where they are from."""
-    critic = config.algorithm.critic
-    used = f"learning rate {config.algorithm.optimizer.lr:.3g}"
-    if isinstance(critic, OwnStep):
-        used += f", the critic's {critic.optimizer.lr:.3g}"
+    algorithm = method_of(config)
+    used = f"learning rate {algorithm.optimizer.lr:.3g}"
+    if isinstance(algorithm.critic, OwnStep):
+        used += f", the critic's {algorithm.critic.optimizer.lr:.3g}"
     if not config.tuned.name:
         return f"{used}: not tuned on this task and model; `bakeoff-tune` with these keys searches it"
     if config.tuned.task not in ("", task_id(config)):

@@ -142,6 +142,7 @@ def main() -> None:
         if arguments.fit:
             try:
                 with refused():
+                    register()
                     Console().print(largest_of(overrides), highlight=False, soft_wrap=True)
             except UserError as error:
                 fail(error, "bakeoff-predict")

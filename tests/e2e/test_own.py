@@ -67,6 +67,21 @@ def test_a_checkpoint_and_an_adapter_are_scored_and_open_in_transformers(project
 
 
 def test_rates_are_tuned_with_equal_trials_and_then_used(project):
-    arguments = ("algorithm=ppo,grpo", *TOY, "task.heldout=8", "budget.limit=1", "--rates", "1e-4,1e-2")
-    tuned = call("bakeoff.tune", arguments, project)
-    assert tuned.returncode == 0 or "reaches an accuracy above 0" in tuned.stderr, tuned.stderr
+    easy = ["task.digits=2", "task.max_new_tokens=3", "task.heldout=8", "sft={steps: 60, batch: 32, accuracy: 0}"]
+    short = [*easy, "batch={prompts: 4, group_size: 4}", "budget={unit: updates, limit: 1}"]
+    search = ("algorithm=ppo,grpo", *short, "--rates", "1e-4,1e-3", "--seeds", "100,101")
+    refused = call("bakeoff.tune", search, project)
+    assert "the package has the values sort_tiny/ppo" in refused.stderr
+    tuned = call("bakeoff.tune", (*search, "--name", "mine"), project)
+    assert tuned.returncode == 0, tuned.stderr
+    files = [
+        yaml.safe_load((project / "conf" / "tuned" / "mine" / f"{each}.yaml").read_text()) for each in ("ppo", "grpo")
+    ]
+    for file in files:
+        record = file["tuned"]
+        assert (record["trials"], record["seeds"], len(record["accuracies"])) == (4, [100, 101], 2)
+        assert record["command"].startswith("bakeoff-tune algorithm=ppo,grpo")
+        assert all(record[key] for key in ("date", "commit", "task"))
+        assert file["algorithm"]["optimizer"]["lr"] in (1e-4, 1e-3)
+    ran = call("bakeoff.__main__", ("algorithm=grpo", *short, "tuned=mine/grpo"), project)
+    assert "tuned, mine/grpo" in ran.stdout, ran.stderr
