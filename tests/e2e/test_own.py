@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.init import main as init
@@ -74,9 +75,8 @@ def test_rates_are_tuned_with_equal_trials_and_then_used(project):
     assert "the package has the values sort_tiny/ppo" in refused.stderr
     tuned = call("bakeoff.tune", (*search, "--name", "mine"), project)
     assert tuned.returncode == 0, tuned.stderr
-    files = [
-        yaml.safe_load((project / "conf" / "tuned" / "mine" / f"{each}.yaml").read_text()) for each in ("ppo", "grpo")
-    ]
+    methods = ("ppo", "grpo")
+    files = [yaml.safe_load((project / "conf" / "tuned" / "mine" / f"{each}.yaml").read_text()) for each in methods]
     for file in files:
         record = file["tuned"]
         assert (record["trials"], record["seeds"], len(record["accuracies"])) == (4, [100, 101], 2)
