@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 DEVICE ?= auto
 NAME   ?= this
+METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)-peers
@@ -29,7 +30,7 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 	$(BIN)/bakeoff-report arena
 
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
-	$(BIN)/python -m benchmarks.arena_tuning $(METHODS)
+	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
 
 mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes or so, goes on where it stopped
 	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch

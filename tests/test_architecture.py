@@ -29,9 +29,9 @@ ORDER = [
     {"folder", "cost"},
     {"run", "sweep", "outcome"},
     {"job"},
-    {"reward_model", "resume"},
-    {"__main__"},
-    {"predict_command"},
+    {"reward_model", "resume", "init"},
+    {"__main__", "evaluate"},
+    {"predict_command", "tune"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from bakeoff.config import register
 from bakeoff.errors import UserError, fail, refused, sentence
-from bakeoff.paths import CONF
+from bakeoff.paths import CONF, use_folder
 from bakeoff.validation import to_config
 
 register()
@@ -83,9 +83,7 @@ def use_config_dir(arguments: list[str]) -> None:
     """Makes the folder of Hydra's `--config-dir` the user's folder of studies, also in a launcher's processes."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
-    folder = parser.parse_known_args(arguments)[0].config_dir
-    if folder:
-        os.environ["BAKEOFF_STUDIES"] = folder
+    use_folder(parser.parse_known_args(arguments)[0].config_dir)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
+from bakeoff.algorithm.critic import CRITIC_LR, FACTOR, OwnStep
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
@@ -133,12 +134,14 @@ class Measure:
 class Checkpoint:
     """Checkpoints, from which a run resumes.
 
-    every   number of updates between checkpoints; 0: none
-    keep    number of latest checkpoints that are kept
+    every     number of updates between checkpoints; 0: none
+    keep      number of latest checkpoints that are kept
+    adapter   the finished actor of model.lora is an adapter of its base; else it is merged into the base
     """
 
     every: int = count(20, unit="updates")
     keep: int = count(2, least=1, unit="checkpoints")
+    adapter: bool = False
 
 
 @dataclass
@@ -171,6 +174,8 @@ class Tuned:
     seeds        seeds of those runs
     accuracies   final held-out greedy accuracies of the command's runs, in its order
     date         day of the search, as year-month-day
+    commit       commit of the search
+    task         hash of the task and the model that it was on
     note         what the other fields cannot say
     """
 
@@ -180,6 +185,8 @@ class Tuned:
     seeds: list[int] = seed(list)
     accuracies: list[float] = number(list, least=0, most=1)
     date: str = ""
+    commit: str = ""
+    task: str = ""
     note: str = ""
 
 
@@ -293,7 +300,10 @@ def register() -> None:
     store.store(name="schema", node=Config)
     for axis, options in AXES.items():
         for name, option in options.items():
-            store.store(group=f"algorithm/{axis}", name=name, node=option)
+            node = OmegaConf.structured(option)
+            if isinstance(option, OwnStep):
+                node.optimizer.lr = "${bakeoff_critic_lr:}"
+            store.store(group=f"algorithm/{axis}", name=name, node=node)
     groups: dict[str, dict[str, Any]] = {"engine": ENGINES, "task": TASKS, "hardware": {"none": Hardware}}
     for group, classes in groups.items():
         for name, option in classes.items():
@@ -302,11 +312,19 @@ def register() -> None:
     schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking, "hardware": Hardware}
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
+    OmegaConf.register_new_resolver("bakeoff_critic_lr", critic_lr, replace=True)
     OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)
     OmegaConf.register_new_resolver("bakeoff_studies", lambda: ", ".join(study_names()), replace=True)
     OmegaConf.register_new_resolver("bakeoff_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
     OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
+
+
+def critic_lr(*, _root_: Any) -> float:
+    """A critic's rate where none is set: a multiple of the actor's, but where that is the scale of a trust region."""
+    actor = _root_.algorithm.optimizer
+    whole = getattr(OmegaConf.get_type(actor), "needs_whole_rollout", False)
+    return CRITIC_LR if whole else float(f"{FACTOR * actor.lr:.6g}")
 
 
 def searchpath() -> list[str]:
@@ -353,6 +371,12 @@ def config_id(config: Config) -> str:
     """Hash of a configuration without seeds, bookkeeping and hardware: runs that differ in nothing else share it."""
     rest = {k: v for k, v in by_content(plain(config)).items() if k not in NOT_IN_CONFIG_ID}
     return digest(rest | {"sft": rest["sft"] | {"seed": None}})
+
+
+def task_id(config: Config) -> str:
+    """Hash of what a tuned rate depends on beside the method: task, model and reward."""
+    values = by_content(plain(config))
+    return digest({key: values[key] for key in ("task", "model", "reward")})
 
 
 def training_id(config: Config) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from bakeoff.algorithm.critic import OwnStep
 from bakeoff.arms import job_name
-from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
+from bakeoff.config import Config, Mode, config_id, flatten, plain, task_id, training_id
 from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
+from bakeoff.files import replace_text
 from bakeoff.folder import (
     CONFIG,
     RECORD,
@@ -27,6 +29,8 @@ from bakeoff.folder import (
     described,
     differences,
     held,
+    longer,
+    may_change,
     read_config,
     read_record,
     result_of,
@@ -34,6 +38,7 @@ from bakeoff.folder import (
     write_record,
 )
 from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
+from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
 from bakeoff.outcome import explained
@@ -63,14 +68,17 @@ def run_job(
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
-    change. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
-    repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
+    change; a job of a sweep may have a larger budget than before. Returns the final held-out greedy accuracy; of a
+    prediction, the peak in MB. A run that has finished is not repeated. Raises UserError for what a user can mend; a
+    folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
     progress = RunProgress(folder, name, quiet)
     with held(folder, WAIT if quiet else 1):
         earlier = read_record(folder)
+        if earlier and quiet and changes is None and earlier.seed == config.seed:
+            changes = longer(read_config(folder), config)
         refuse_another(folder, earlier, config, changes)
         result = result_of(folder, config)
         if result is not None:
@@ -92,17 +100,19 @@ def run_job(
                 progress.report(f"the store {store} does not hold this run; a new one there gets all of it")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
-            write_record(folder, record, config)
+            before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}
             with tracker.running():
+                write_record(folder, record, config)
                 if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
                 if changes:
-                    log_changes(config, changes, folder, tracker)
+                    log_changes(config, changes, settings, folder, tracker)
                 if config.mode is Mode.predict:
                     result = log_prediction(config, tracker, progress)
                 else:
                     with explained(config, phases, tracker, progress):
-                        run = start_job(config, folder, phases, tracker, progress, signals)
+                        with kept_if_refused(before):
+                            run = start_job(config, folder, phases, tracker, progress, signals)
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
@@ -118,16 +128,36 @@ def refuse_another(
     elif changes is None and (earlier.config_id, earlier.seed) != (config_id(config), config.seed):
         different = differences(read_config(folder), plain(config))
         different = {k: v for k, v in different.items() if k == "seed" or k.split(".")[0] not in NOT_IN_CONFIG_ID}
+        values = " ".join(f"{key}={new}" for key, (_, new) in different.items() if all(map(may_change, different)))
         raise UserError(
             f"the folder '{folder}' holds another run ({described(different)}); choose another hydra.run.dir, or "
-            f"resume that run by resume={folder}."
+            f"resume that run: bakeoff resume={folder} {values}".rstrip()
+            + "."
+        )
+    found = newest_whole(folder / "checkpoints", lambda message: None) if changes else None
+    if found and read_run(found)["training_id"] != training_id(config):
+        raise UserError(
+            f"'{found}' is of a run with other values than the folder's; move it away, or choose another folder."
         )
 
 
-def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:
+@contextmanager
+def kept_if_refused(before: dict[Path, str]) -> Iterator[None]:
+    """Puts back what the files of an earlier run were, by path, where the one that follows cannot start."""
+    try:
+        yield
+    except UserError:
+        for path, text in before.items():
+            replace_text(path, text)
+        raise
+
+
+def log_changes(
+    config: Config, changes: dict[str, tuple[Any, Any]], settings: list[str], folder: Path, tracker: Tracker
+) -> None:
     """Logs what a resumed run changes: parameters keep their first value, and a tag `changed.KEY` holds the last."""
     new = {f"changed.{key}": str(value) for key, (_, value) in changes.items()}
-    tracker.tags({"config_id": config_id(config), **new})
+    tracker.tags({"config_id": config_id(config), "overrides": json.dumps(settings), **new})
     tracker.artifact(folder / CONFIG, "config")
 
 
@@ -150,12 +180,27 @@ def start_job(
         loop = replace(loop, learner=load_checkpoint(found, loop.learner))
         progress.report(f"resumed after update {loop.learner.counters.updates}")
     else:
+        if config.mode is Mode.train:
+            progress.report(rates(config))
         tracker.metrics(peak_metrics(phases.take().peaks) | named("sft/", loop.supervised), 0)
         if loop.reward_quality is not None:
             tracker.metrics(pair_metrics(loop.reward_quality), 0)
         if config.measure.memory_prediction:
             tracker.metrics(predicted_metrics(predict(config).peaks), 0)
     return Run(config, folder, loop, tracker, progress, identity, signals)
+
+
+def rates(config: Config) -> str:
+    """The learning rates of a run, and where they are from."""
+    algorithm = method_of(config)
+    used = f"learning rate {algorithm.optimizer.lr:.3g}"
+    if isinstance(algorithm.critic, OwnStep):
+        used += f", the critic's {algorithm.critic.optimizer.lr:.3g}"
+    if not config.tuned.name:
+        return f"{used}: not tuned on this task and model; `bakeoff-tune` with these keys searches it"
+    if config.tuned.task not in ("", task_id(config)):
+        return f"{used}: of {config.tuned.name}, which was tuned on another version of this task, model or reward"
+    return f"{used}: tuned, {config.tuned.name}"
 
 
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:

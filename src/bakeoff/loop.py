@@ -18,7 +18,7 @@ from torch import Tensor
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
-from bakeoff.batch import Experience, Prompts, Rollout, Scores
+from bakeoff.batch import Example, Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
@@ -287,22 +287,34 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
     actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
     examples = collector.task.final_examples() if last else loop.heldout.examples
     with loop.phase("evaluation"):
-        collector.engine.load(actor)
-        answers = list(collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
-        greedy, texts = judged(collector, answers), [text for part in answers for text in part.completions]
-        kept: list[Scored] | None = [] if loop.user_metrics else None
-        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
-        return HeldOut(
-            greedy_accuracy=float(greedy.right.mean()),
-            sampled_accuracy=float(sampled.right.mean()),
-            pass_at=pass_at(sampled.right.view(-1, samples)),
-            failed=float(torch.cat([greedy.failed, sampled.failed]).mean()),
-            greedy_length=float(greedy.lengths.mean()),
-            right_length=mean_where(sampled.right == 1, sampled.lengths),
-            wrong_length=mean_where(sampled.right == 0, sampled.lengths),
-            hint="" if greedy.right.any() else collector.task.hint(texts, examples),
-            user=loop.user_metrics(joined(kept), strict=not number) if loop.user_metrics and kept else {},
-        )
+        return held_out_of(actor, collector, examples, samples, number, loop.user_metrics)
+
+
+def held_out_of(
+    actor: Policy,
+    collector: Collector,
+    examples: list[Example],
+    samples: int,
+    number: int = 0,
+    user_metrics: UserMetrics | None = None,
+) -> HeldOut:
+    """The accuracy of a policy on these examples; `number` is that of the update, which decides the draws."""
+    collector.engine.load(actor)
+    answers = list(collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
+    greedy, texts = judged(collector, answers), [text for part in answers for text in part.completions]
+    kept: list[Scored] | None = [] if user_metrics else None
+    sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
+    return HeldOut(
+        greedy_accuracy=float(greedy.right.mean()),
+        sampled_accuracy=float(sampled.right.mean()),
+        pass_at=pass_at(sampled.right.view(-1, samples)),
+        failed=float(torch.cat([greedy.failed, sampled.failed]).mean()),
+        greedy_length=float(greedy.lengths.mean()),
+        right_length=mean_where(sampled.right == 1, sampled.lengths),
+        wrong_length=mean_where(sampled.right == 0, sampled.lengths),
+        hint="" if greedy.right.any() else collector.task.hint(texts, examples),
+        user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
+    )
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from bakeoff.reward.measure import scored
 from bakeoff.task.task import CONVERSATION, Task
 from bakeoff.tracking import Tracker
 
+STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
 
 
@@ -57,6 +60,7 @@ def train(run: Run) -> float:
     budget = config.budget
     heldout: HeldOut | None = None
     run.progress.begin(counters.updates, counters.progress(budget))
+    rewards, largest_kl = [], 0.0
     last = counters.progress(budget) >= 1
     if counters.updates == 0 or last:
         heldout = evaluate_run(run, last)
@@ -72,11 +76,21 @@ def train(run: Run) -> float:
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
-        run.progress.step(standing(run, update, heldout))
+        now = standing(run, update, heldout)
+        run.progress.step(now)
+        rewards.append(now.reward)
+        largest_kl = max(largest_kl, math.inf if now.kl is None else now.kl)
         if run.signals:
             raise SystemExit(128 + run.signals[0])
     assert heldout is not None
-    save(run.loop.learner.actor, run.folder / "actor")
+    if still(rewards, largest_kl):
+        lr = config.algorithm.optimizer.lr
+        run.progress.report(
+            f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
+            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or "
+            "`bakeoff-tune`"
+        )
+    save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     uri = redacted(config.tracking.uri)
     run.progress.report(
         f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
@@ -84,6 +98,16 @@ def train(run: Run) -> float:
         "To compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
     )
     return heldout.greedy_accuracy
+
+
+def still(rewards: list[float], kl: float) -> bool:
+    """Whether a policy has not moved: a small KL, and rewards that do not rise above their noise."""
+    third = len(rewards) // 3
+    if third < LEAST or kl >= STILL:
+        return False
+    first, last = rewards[:third], rewards[-third:]
+    noise = (statistics.variance(first) + statistics.variance(last)) / third
+    return statistics.mean(last) - statistics.mean(first) <= 2 * noise**0.5
 
 
 def log_update(run: Run, update: Update) -> None:

@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -24,8 +24,8 @@ from bakeoff.arms import Job, job_names
 from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
-from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of
-from bakeoff.paths import page_file, study_file, study_folders
+from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
+from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
 from bakeoff.validation import to_config
@@ -86,7 +86,9 @@ def run_sweep(
         overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}
         named = dict(zip(job_names(jobs), folders, strict=True))
         with tracker.running(), all_finish(named, tracker), watching(list(named), folders, console):
-            return launch([]) if search else launch_each(overrides, launch, tracker)
+            result = launch([]) if search else launch_each(overrides, launch, tracker)
+        console.print(f"its report: {reporting(study)}", highlight=False, soft_wrap=True)
+        return result
 
 
 def launch_each(overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Any], tracker: Tracker) -> None:
@@ -140,28 +142,43 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
 
 
 def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
-    """The folder of every job: the one that holds its configuration and seed, or else the next number.
+    """The folder of every job: of its configuration and seed, perhaps with a smaller budget, or else the next number.
 
     Raises UserError where the folder holds another sweep.
     """
     records = {path: record for path in sorted(folder.glob("*/")) if (record := read_record(path))}
     held_by = {(record.config_id, record.seed): path for path, record in records.items()}
     places = [held_by.pop((config_id(config), config.seed), None) for config in configs]
-    refuse_another_sweep(jobs, configs, records, folder)
+    settings = [[typed(job.settings) for job in jobs], [typed(record.settings) for record in records.values()]]
+    varied = set.union(*map(differing, settings))
+    of_arms = {record.config_id: path for path, record in records.items()}  # one of each is read
+    limits = {identity: read_config(path)["budget"]["limit"] for identity, path in of_arms.items()}
+    known = set()
+    for n, config in enumerate(configs) if not covers(varied, "budget.limit") else ():
+        for (identity, seed), path in list(held_by.items()) if places[n] is None else ():
+            small = seed == config.seed and limits[identity] < config.budget.limit
+            if small and longer(read_config(path), config):
+                places[n] = held_by.pop((identity, seed))
+                known.add(config_id(config))
+                break
+    refuse_another_sweep(jobs, configs, records, folder, known)
     free = (path for n in itertools.count() if (path := folder / str(n)) not in records)
     return [place or next(free) for place in places]
 
 
-def refuse_another_sweep(jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path) -> None:
+def refuse_another_sweep(
+    jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path, known: Set[str]
+) -> None:
     """Raises UserError if a new job differs from an earlier one in a key that neither launch of the sweep varies.
 
-    Two jobs of one method or arm are compared in every key, two others in the keys that were typed.
+    `known` are the identities of jobs that continue an earlier one. Two jobs of one method or arm are compared in every
+    key, two others in the keys that were typed.
     """
     earlier = {record.config_id: (path, typed(record.settings)) for path, record in records.items()}
     new = {config_id(c): (c, typed(job.settings)) for job, c in zip(jobs, configs, strict=True)}
     saved = {path: read_config(path) for path, _ in earlier.values()}
     varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
-    for config, settings in (new[identity] for identity in new.keys() - earlier):
+    for config, settings in (new[identity] for identity in new.keys() - earlier - known):
         for path, others in earlier.values():
             retyped = differing([settings, others])
             different = {
@@ -202,22 +219,24 @@ def check_tuned(overrides: list[str], config: Config) -> None:
 
 
 def check_study(study: str) -> None:
-    """Raises UserError if the name is a path, if two studies have it, or if no code makes the page of this study."""
-    if not study:
-        return
+    """Raises UserError if the name is a path, or if two studies have it."""
     if Path(study).name != study:
         raise UserError(f"sweeps is '{study}', which is a path; it may be the name of a file in sweeps/, as methods.")
-    study_file("sweeps", f"{study}.yaml")  # raises where the user and the package both have one
-    if page_file(study) is None:
-        raise UserError(
-            f"the study '{study}' has no page; write {study_folders()[0] / 'pages' / f'{study}.py'}, as "
-            "docs/studies.md shows."
-        )
+    if study:  # both raise where the user and the package have one
+        study_file("sweeps", f"{study}.yaml")
+        page_file(study)
+
+
+def reporting(study: str) -> str:
+    """The command that writes a sweep's report, with the user's folder where that is another than the working one."""
+    own = study_folders()[0]
+    there = ["--config-dir", str(own)] if study and own != Path.cwd() and page_file(study, own) else []
+    return shlex.join(["bakeoff-report", study or AD_HOC, *there])
 
 
 def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker:
     """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
-    name = study or "sweep"
+    name = study or AD_HOC
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["command"] = finishing(folder.resolve())  # a report asks for more seeds by it
     tags["mlflow.note.content"] = (

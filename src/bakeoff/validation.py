@@ -17,7 +17,7 @@ from bakeoff.device import choose_device
 from bakeoff.engine.rounded import Rounded
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
-from bakeoff.model.config import Precision
+from bakeoff.model.config import SCRATCH, Precision
 from bakeoff.paths import CONF
 from bakeoff.ranges import Range
 
@@ -106,6 +106,13 @@ def impossible_values(config: Config) -> Iterator[str]:
         optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
     if config.price and not config.hardware.name:
         yield f"price is {config.price}, but hardware is none, which has no hours to pay for; choose hardware=NAME."
+    if config.checkpoint.adapter and not config.model.lora.rank:
+        yield "checkpoint.adapter is true, but model.lora.rank is 0, so that there is no adapter; set model.lora.rank."
+    if config.checkpoint.adapter and config.model.name == SCRATCH and not config.sft.steps:
+        yield (
+            "checkpoint.adapter is true, but model.name is 'scratch' and sft.steps is 0, so that the adapter's base is "
+            "saved nowhere; set checkpoint.adapter to false."
+        )
     for key, option in optimizers.items():
         if option.minibatches > batch.prompts:
             yield (
