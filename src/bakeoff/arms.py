@@ -107,9 +107,8 @@ def job_names(jobs: list[Job]) -> list[str]:
 def varied_keys(jobs: list[Job]) -> list[str]:
     """The keys of the settings in which jobs differ, in the order of the settings."""
     shared = set.intersection(*(set(job.settings) for job in jobs))
-    return list(
-        dict.fromkeys(setting.split("=")[0] for job in jobs for setting in job.settings if setting not in shared)
-    )
+    settings = (setting for job in jobs for setting in job.settings if setting not in shared)
+    return list(dict.fromkeys(setting.split("=")[0] for setting in settings))
 
 
 def job_name(settings: list[str]) -> str:

@@ -66,17 +66,12 @@ def run_job(
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
-    change; `varied` are the keys of the settings that name the job, none for all of them. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
-    repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
+    change; `varied` are the keys of the settings that name the job, none for all of them. Returns the final held-out
+    greedy accuracy; of a prediction, the peak in MB. A run that has finished is not repeated. Raises UserError for what
+    a user can mend; a folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keys = {each: each.split("=")[0] for each in settings}
-    free = [each for each, key in keys.items() if key.split(".")[0] not in NOT_IN_CONFIG_ID]
-    naming = [
-        each
-        for each in settings
-        if each.startswith(HEADS) or (each in free if varied is None else keys[each] in varied)
-    ]
+    naming = [each for each in settings if each.startswith(HEADS) or names_run(each.split("=")[0], varied)]
     name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *naming])
     name = textwrap.shorten(name, LONGEST_NAME, placeholder=" …")
     progress = RunProgress(folder, name, quiet)
@@ -118,6 +113,11 @@ def run_job(
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
+
+
+def names_run(key: str, varied: list[str] | None) -> bool:
+    """Whether a setting is part of a run's name: in a sweep, one in which its jobs differ, else one of its training."""
+    return key in varied if varied is not None else key.split(".")[0] not in NOT_IN_CONFIG_ID
 
 
 def refuse_another(

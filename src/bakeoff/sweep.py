@@ -269,7 +269,7 @@ def all_finish(folders: dict[str, Path], tracker: Tracker, launcher: str) -> Ite
             f"machine, type: {command} hydra/launcher=joblib"
         ) from failure
     unfinished = [
-        f"{report.get('name') or name} ({report['state']}{': ' if report.get('reason') else ''}{report.get('reason', '')})"
+        f"{report.get('name') or name} ({': '.join(filter(None, (report['state'], report.get('reason'))))})"
         for name, report in reports.items()
         if report["state"] != "done"
     ]
