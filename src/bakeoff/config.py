@@ -69,7 +69,7 @@ class Budget:
 
     unit             what is counted; seconds are those of training alone, work is that of tokens: 1 for each token that
                      a step of actor or critic reads
-    limit            number of these units
+    limit            length of the run, in budget.unit
     sampling_price   work of a token that is sampled
     """
 

@@ -11,17 +11,16 @@ from bakeoff.algorithm import AXES
 from bakeoff.configuration import every_key
 from bakeoff.paths import CONF, study_folders, study_names
 
-EXAMPLES = """bakeoff: methods that train language models, compared under the same conditions
-
-  bakeoff algorithm=grpo                  one run, of a tiny model that sorts digits
-  bakeoff sweeps=methods seed=5,6         a study of several methods, on these seeds
+EXAMPLES = """bakeoff: methods that train language models, compared under equal conditions
+  bakeoff algorithm=grpo                  a run, of a tiny model that sorts
+  bakeoff sweeps=methods seed=5,6         a study of methods, on these seeds
   bakeoff -m algorithm=ppo,grpo seed=1,2  a comparison of your own
   bakeoff resume=outputs/runs/…           continues a run
   bakeoff-report methods                  the report of a study"""
-MORE = """Every choice and key: bakeoff --help all; some of them: bakeoff --help algorithm
-Completion by TAB: eval "$(bakeoff -sc install=bash)"; what is composed: --cfg job"""
+MORE = """All choices and keys: bakeoff --help all; some: bakeoff --help algorithm
+TAB completes after: eval "$(bakeoff -sc install=bash)"; --cfg job prints values"""
 GROUPS = ("task", "model", "reward", "algorithm", "regime", "sweeps")
-KEYS = ("budget.limit", "batch.prompts", "batch.group_size", "algorithm.optimizer.lr", "evaluation.every", "seed")
+KEYS = ("budget.limit", "batch.prompts", "batch.group_size", "algorithm.optimizer.lr", "evaluation.every")
 SCREEN = 79  # columns that any terminal has
 
 
@@ -32,15 +31,15 @@ def guide(words: list[str]) -> str:
     rows = {row[0].strip("`"): row for row in every_key()}
     listed = choices()
     lines = [EXAMPLES, "", "Choices, as GROUP=NAME:"]
-    lines += [line(group, f"{meaning}: {', '.join(listed[group])}") for group, meaning in meanings().items()]
-    lines += ["Values, as KEY=VALUE:", *(line(key, rows[key][-1]) for key in KEYS)]
+    lines += [line(group, 9, f"{meaning}: {', '.join(listed[group])}") for group, meaning in meanings().items()]
+    lines += ["Values, as KEY=VALUE:", *(line(key, 22, rows[key][-1]) for key in KEYS)]
     names = sorted(each.name for each in entry_points(group="console_scripts") if each.value.startswith("bakeoff."))
     return "\n".join([*lines, textwrap.shorten(f"Commands: {', '.join(names)}", SCREEN, placeholder=" …"), MORE])
 
 
-def line(name: str, text: str) -> str:
-    """A name and what it is, cut at the last word that fits."""
-    return f"  {name:<23} {textwrap.shorten(text, SCREEN - 26, placeholder=' …')}"
+def line(name: str, width: int, text: str) -> str:
+    """A name in a column of this width and what it is, cut at the last word that fits."""
+    return f"  {name:<{width}}  {textwrap.shorten(text, SCREEN - width - 4, placeholder=' …')}"
 
 
 def meanings() -> dict[str, str]:

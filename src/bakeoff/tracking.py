@@ -45,9 +45,9 @@ RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again,
 LOCKED = 2.0  # seconds after which a SQLite file counts as locked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
 ACTOR = "actor"  # the artifact folder of a registered actor
-LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` and `mlflow ui` answer
+LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` and `mlflow ui` answer, unless they are given another port
 BY_ARM = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}  # as the UI reads it
-CURVES = "eval/greedy_accuracy|reward/mean|kl/reference|memory/peak_mb"  # that its charts show first
+CURVES = "eval/greedy_accuracy|reward/mean|kl/reference_k3_per_sequence|memory/peak_mb"  # that its charts show first
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
@@ -546,14 +546,15 @@ def commit() -> str:
 
 
 def main() -> None:
-    """Prints where the MLflow UI shows the runs of this folder's store, and their curves by arm."""
+    """Prints where the MLflow UI, on the port of the argument, shows the runs of this folder and their curves."""
+    port = sys.argv[1] if len(sys.argv) > 1 else "5000"
     tracking = Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}mlflow.db"))
     client, experiment = open_store(tracking)
     state = json.dumps({"groupBy": BY_ARM, "chartsSearchFilter": CURVES})
     client.set_experiment_tag(experiment, "mlflow.sharedViewState.arms", state)
-    uri, runs = store_uri(tracking), f"{experiment}/runs"
-    print(f"runs:   {ui_page(uri, runs)}")
-    print(f"curves: {ui_page(uri, runs, viewStateShareKey='arms', compareRunsMode='CHART')}", flush=True)
+    runs = ui_page(uri := store_uri(tracking), f"{experiment}/runs")
+    curves = ui_page(uri, f"{experiment}/runs", viewStateShareKey="arms", compareRunsMode="CHART")
+    print(f"runs:   {runs}\ncurves: {curves}".replace(":5000/", f":{port}/"), flush=True)
 
 
 if __name__ == "__main__":
