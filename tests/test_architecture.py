@@ -10,7 +10,7 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "randomness", "rows", "ranges"},
+    {"errors", "randomness", "rows", "ranges", "standin"},
     {"paths", "files", "regime"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
@@ -30,6 +30,7 @@ ORDER = [
     {"run", "sweep", "outcome"},
     {"job"},
     {"reward_model", "resume"},
+    {"command", "guide"},
     {"__main__"},
     {"predict_command"},
     {"report"},

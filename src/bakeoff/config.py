@@ -19,7 +19,7 @@ from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.files import content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
-from bakeoff.paths import CONF, ROOT, study_folders, study_names
+from bakeoff.paths import CONF, ROOT, study_folders
 from bakeoff.ranges import VAST, count, number, rate, seed, share
 from bakeoff.regime import Regime
 from bakeoff.reward.preferences import Preferences
@@ -281,7 +281,6 @@ def register() -> None:
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)
-    OmegaConf.register_new_resolver("bakeoff_studies", lambda: ", ".join(study_names()), replace=True)
     OmegaConf.register_new_resolver("bakeoff_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
     OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)

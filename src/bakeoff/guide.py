@@ -18,7 +18,7 @@ EXAMPLES = """bakeoff: methods that train language models, compared under equal 
   bakeoff resume=outputs/runs/…           continues a run
   bakeoff-report methods                  the report of a study"""
 MORE = """All choices and keys: bakeoff --help all; some: bakeoff --help algorithm
-TAB completes after: eval "$(bakeoff -sc install=bash)"; --cfg job prints values"""
+TAB completes after: eval "$(bakeoff -sc install=bash)"; --cfg job shows values"""
 GROUPS = ("task", "model", "reward", "algorithm", "regime", "sweeps")
 KEYS = ("budget.limit", "batch.prompts", "batch.group_size", "algorithm.optimizer.lr", "evaluation.every")
 SCREEN = 79  # columns that any terminal has

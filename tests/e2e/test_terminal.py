@@ -173,16 +173,6 @@ def test_a_sweep_of_any_size_fits_the_screen_and_each_job_keeps_number_arm_and_s
     assert "12,345" in shown[0]
 
 
-def test_a_search_names_the_values_that_it_tried(command):
-    few = [*SHORT, "hydra.sweeper.search.n_trials=2", "hydra/launcher=basic", "batch.prompts=2"]
-    ran = command("sweeps=tuning", "algorithm=grpo", *few[1:])
-    assert ran.returncode == 0, ran.stderr
-    lines = [line for line in ran.stdout.splitlines() if ": done" in line]
-    assert len(lines) == 2
-    assert all(" lr=" in line and line.split()[1] == "job" for line in lines)
-    assert max(map(len, lines)) <= 80
-
-
 LAUNCHER = """
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
