@@ -23,15 +23,15 @@ def main() -> None:
         if not arguments or given & HELP:
             from bakeoff.guide import guide
 
-            print(guide([argument for argument in arguments if argument not in HELP]))
+            say(guide([argument for argument in arguments if argument not in HELP]))
             return
         if "--version" in given:
             from importlib.metadata import version
 
-            print(f"bakeoff {version('bakeoff')}")
+            say(f"bakeoff {version('bakeoff')}")
             return
         if all(not argument.startswith("-") or argument in SWEEP for argument in arguments):
-            print("loading torch, transformers and MLflow", flush=True)
+            say("loading torch, transformers and MLflow")
         from bakeoff.command import command
 
         command(arguments)
@@ -40,6 +40,14 @@ def main() -> None:
         if notes or isinstance(error, KeyboardInterrupt):
             print("bakeoff: interrupted.", *notes, file=sys.stderr)
         raise SystemExit(error.code if isinstance(error, SystemExit) else 130) from error
+
+
+def say(text: str) -> None:
+    """Prints at once; a reader that has gone, as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
