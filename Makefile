@@ -2,12 +2,21 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+PEERS  := $(VENV)-peers
 DEVICE ?= auto
 NAME   ?= this
 METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
-READY  := $(VENV)/.ready
-PEERS  := $(VENV)-peers
+
+# An environment that another checkout set up is used as it is, with the code of this one: nothing is installed into it.
+others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
+	$(1)/lib/python*/site-packages/bakeoff-*.dist-info/direct_url.json 2>/dev/null))
+ready  = $(if $(call others,$(1)),,$(1)/.ready)
+READY       := $(call ready,$(VENV))
+READY_PEERS := $(call ready,$(PEERS))
+ifneq ($(call others,$(VENV))$(call others,$(PEERS)),)
+export PYTHONPATH := $(CURDIR)/src
+endif
 
 .PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs lock clean
 
@@ -55,7 +64,8 @@ claims: $(READY)  ## every study that a claim needs (about an hour and a half), 
 report: $(READY)  ## the headline report again, from the store alone
 	$(BIN)/bakeoff-report methods
 
-ui: $(READY)  ## the MLflow UI on the store of this folder
+ui: $(READY)  ## the MLflow UI on the store of this folder, and the addresses of its runs and curves
+	$(BIN)/python -m bakeoff.tracking $${PORT:-5000}
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
 
 test: $(READY)  ## all tests
@@ -95,7 +105,7 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m benchmarks.updates --device $(DEVICE)
 
-bench-peers: $(PEERS)/.ready  ## seconds of an update beside TRL's on the same work, in an environment of its own: half an hour
+bench-peers: $(READY_PEERS)  ## seconds of an update beside TRL's on the same work, in an environment of its own: half an hour
 	$(PEERS)/bin/python -m benchmarks.peers
 
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
@@ -131,9 +141,9 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) $(PEERS)
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS))
 
-$(READY): requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock

@@ -22,7 +22,7 @@ from bakeoff.files import content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
 from bakeoff.overrides import extend_grammar
-from bakeoff.paths import CONF, ROOT, study_folders, study_names
+from bakeoff.paths import CONF, ROOT, study_folders
 from bakeoff.ranges import VAST, count, number, rate, seed, share
 from bakeoff.regime import Regime
 from bakeoff.reward.function import UserFunction, as_values
@@ -73,7 +73,7 @@ class Budget:
 
     unit             what is counted; seconds are those of training alone, work is that of tokens: 1 for each token that
                      a step of actor or critic reads
-    limit            number of these units
+    limit            length of the run, in budget.unit
     sampling_price   work of a token that is sampled
     """
 
@@ -314,7 +314,6 @@ def register() -> None:
         store.store(name=f"schema_{name}", node=schema)
     OmegaConf.register_new_resolver("bakeoff_critic_lr", critic_lr, replace=True)
     OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)
-    OmegaConf.register_new_resolver("bakeoff_studies", lambda: ", ".join(study_names()), replace=True)
     OmegaConf.register_new_resolver("bakeoff_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
     OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)

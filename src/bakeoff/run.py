@@ -87,15 +87,17 @@ def train(run: Run) -> float:
         lr = config.algorithm.optimizer.lr
         run.progress.report(
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
-            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or "
-            "`bakeoff-tune`"
+            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or `bakeoff-tune`"
         )
     save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+    if config.tracking.register_model:
+        run.progress.report(f"registering the actor as {config.tracking.register_model}")
+        run.tracker.register(run.folder / "actor", config.tracking.register_model)
     uri = redacted(config.tracking.uri)
     run.progress.report(
-        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
-        f"{uri}: `mlflow ui --backend-store-uri {uri}` shows it. "
-        "To compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
+        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}\n"
+        f"the run: `mlflow ui --backend-store-uri {uri}`, then {run.tracker.page()}\n"
+        "next, compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`"
     )
     return heldout.greedy_accuracy
 
@@ -174,7 +176,8 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
 def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
     """The run as its progress shows it after an update."""
     counters, reference = run.loop.learner.counters, update.experience.reference
-    peak = largest_peak(update.measured.peaks)
+    peak, rollout = largest_peak(update.measured.peaks), update.collected.rollout
+    sample = f"{rollout.prompts[0]}{rollout.completions[0]}" if run.config.tracking.show_completion else None
     return Standing(
         update=counters.updates,
         share=counters.progress(run.config.budget),
@@ -184,6 +187,7 @@ def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
         kl=None if reference is None else float(reference.k3_per_sequence),
         held_out=None if heldout is None else heldout.greedy_accuracy,
         memory_mb=peak / 1e6 if peak else None,
+        sample=sample,
     )
 
 

@@ -37,9 +37,11 @@ def prepare(config: Config) -> Phases:
 def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda message: None) -> Loop:
     """The loop of a configuration: start weights, reward model, learner and held-out prompts.
 
-    `report` receives a message after each stage. Raises UserError for a model, data or a reward that cannot be used,
-    and Diverged where a stage before the loop diverges.
+    `report` receives what is done next, and a message after each stage. Raises UserError for a model, data or a reward
+    that cannot be used, and Diverged where a stage before the loop diverges.
     """
+    name = config.model.architecture.get("model_type") if config.model.architecture else config.model.name
+    report(f"building {name} and checking its passes")
     collector = collector_of(config)
     config.reward.report = report
     require_arguments(config)

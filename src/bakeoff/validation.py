@@ -104,6 +104,11 @@ def impossible_values(config: Config) -> Iterator[str]:
     optimizers = {"algorithm.optimizer": algorithm.optimizer}
     if isinstance(algorithm.critic, OwnStep):
         optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
+    if set(config.tracking.register_model) & set("/:"):
+        yield (
+            f"tracking.register_model is '{config.tracking.register_model}', but the name of a registered model has no "
+            "'/' and no ':'; choose another."
+        )
     if config.price and not config.hardware.name:
         yield f"price is {config.price}, but hardware is none, which has no hours to pay for; choose hardware=NAME."
     if config.checkpoint.adapter and not config.model.lora.rank:
