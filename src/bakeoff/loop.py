@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
 from bakeoff.rows import concatenate, group_rows, numbers, select
+
+READ = 8  # held-out prompts whose greedy completions every evaluation keeps, so that one prompt can be read over time
 
 
 @dataclass
@@ -260,6 +263,7 @@ class HeldOut:
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    read           the greedy completions of the first READ prompts, as rows of a table for a person to read
     """
 
     greedy_accuracy: float
@@ -269,6 +273,7 @@ class HeldOut:
     greedy_length: float
     right_length: float | None
     wrong_length: float | None
+    read: list[dict[str, Any]]
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -290,25 +295,42 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
             greedy_length=float(greedy.lengths.mean()),
             right_length=mean_where(sampled.right == 1, sampled.lengths),
             wrong_length=mean_where(sampled.right == 0, sampled.lengths),
+            read=greedy.read,
         )
 
 
 @dataclass
 class Judged:
-    """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens."""
+    """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens.
+
+    `read` has the first READ of them as rows.
+    """
 
     right: Tensor
     failed: Tensor
     lengths: Tensor
+    read: list[dict[str, Any]]
 
 
 def judged(collector: Collector, parts: Iterator[Rollout]) -> Judged:
     """The judgement of every completion; right are those with full marks."""
-    rows = []
+    rows, read = [], []
     for part in parts:
         verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
-    return Judged(*torch.tensor(rows, dtype=torch.float32).T)
+        read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
+    return Judged(*torch.tensor(rows, dtype=torch.float32).T, read)
+
+
+def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:
+    """A completion with its score as a row of a table for a person to read."""
+    return {
+        "prompt": rollout.prompts[row],
+        "completion": rollout.completions[row],
+        "answer": rollout.examples[row].answer,
+        "reward": score,
+        "ended": bool(rollout.ended[row]),
+    }
 
 
 def pass_at(right: Tensor) -> dict[int, float]:

@@ -248,7 +248,7 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
 
 def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
     """Metrics of an evaluation."""
-    plain = {name: value for name, value in named("eval/", heldout).items() if name != "eval/pass_at"}
+    plain = {name: each for name, each in named("eval/", heldout).items() if name not in ("eval/pass_at", "eval/read")}
     return plain | {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
 
 

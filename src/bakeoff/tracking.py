@@ -44,6 +44,7 @@ RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again,
 LOCKED = 2.0  # seconds after which a SQLite file counts as locked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
+COMPLETIONS, HELDOUT = "completions.json", "heldout.json"  # tables of training and of held-out completions, over time
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
