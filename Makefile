@@ -7,8 +7,9 @@ NAME   ?= this
 WHEELS_PYTHON ?= 3.12
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)-peers
+SITE   := $(VENV)-site
 
-.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs lock clean
+.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -121,11 +122,14 @@ docs: $(READY)  ## docs/metrics.md and docs/configuration.md, from the code
 	$(BIN)/python -m bakeoff.metrics > docs/metrics.md
 	$(BIN)/python -m bakeoff.configuration > docs/configuration.md
 
+site: $(SITE)/.ready  ## the docs as a site in site/, with the pages in reports/; every link is checked
+	$(SITE)/bin/mkdocs build --quiet --strict
+
 lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) $(PEERS)
+	rm -rf $(VENV) $(PEERS) $(SITE) site
 
 $(READY): requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
@@ -139,4 +143,10 @@ $(PEERS)/.ready: requirements-peers.lock requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.lock
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(SITE)/.ready: requirements-site.lock
+	@echo "setting up $(SITE): about twenty seconds"
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check -r requirements-site.lock
 	@touch $@

@@ -108,4 +108,5 @@ def with_contents(page: str) -> str:
     """A page with links to its sections below its title."""
     headings = re.findall(r'<h2 id="([^"]+)">(.*?)(?:<a class="anchor-link"|</h2>)', page)
     links = " ".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in headings)
-    return re.sub("(</h1>|<main>)", lambda found: f"{found[0]}\n<nav>{links}</nav>", page, count=1) if links else page
+    top = "</h1>" if "</h1>" in page else "<main>"
+    return page.replace(top, f"{top}\n<nav>{links}</nav>", 1) if links else page

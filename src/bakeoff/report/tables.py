@@ -124,20 +124,10 @@ def interval_note(frame: pd.DataFrame) -> str:
     """How the intervals of a table were computed, in a sentence; empty for a table without one."""
     labels = [str(label) for label in frame if str(label).endswith(INTERVAL)]
     robust = [label for label in labels if "IQM" in label]
-    shares = [label for label in labels if SHARE.search(label) and label not in robust]
-    ways = {
-        "Student's t over seeds": set(labels) - {*robust, *shares},
-        "Student's t over seeds on the logit scale, so within [0, 1]": shares,
-        "a percentile bootstrap of runs": robust,
-    }
-    used = {way: own for way, own in ways.items() if own}
-    if len(used) < 2:
-        return "".join(f"95 % intervals: {way}." for way in used)
-    parts = [
-        f"of {', '.join(label.removesuffix(INTERVAL).strip() for label in labels if label in own)}, {way}"
-        for way, own in used.items()
-    ]
-    return f"95 % intervals: {'; '.join(parts)}."
+    shares = [label for label in labels if SHARE.search(label)]
+    student = "Student's t over seeds" + (", of shares on the logit scale, so within [0, 1]" if shares else "")
+    ways = [student] * (len(labels) > len(robust)) + ["of an IQM a percentile bootstrap"] * bool(robust)
+    return f"95 % intervals: {'; '.join(ways)}." if ways else ""
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,16 +164,20 @@ def in_html(text: object) -> str:
     return html.escape(" ".join(str(text).split()))
 
 
-def shown(frame: pd.DataFrame) -> Styler:
+def shown(frame: pd.DataFrame) -> Styler | None:
     """A frame as a page shows it: numbers aligned right, an interval on one line, and the note on its intervals.
 
-    The same frame gives the same bytes.
+    The same frame gives the same bytes. A frame without a row, as of one arm's comparisons, shows nothing.
     """
+    if frame.empty:
+        return None
     text = as_text(frame)
     right: Any = {"selector": "", "props": "text-align: right"}
-    numbers = [column for column, cells in text.items() if cells.str.fullmatch(r"[-+−–∞]?[\d,.]*( %)?").all()]
+    digits = text.apply(
+        lambda cells: cells.str.fullmatch(r"[-+−–∞]?[\d,.]*( %)?").all() and cells.str.contains(r"\d").any()
+    )
     styled = text.style.hide(axis="index").format(html_cell).format_index(html_cell, axis="columns")
-    styled = styled.set_table_styles({column: [right] for column in numbers}, overwrite=False)
+    styled = styled.set_table_styles({column: [right] for column in text.columns[digits]}, overwrite=False)
     if note := interval_note(frame):
         styled = styled.set_caption(note)
     return styled.set_uuid(hashlib.sha256(text.to_csv().encode()).hexdigest()[:8])
