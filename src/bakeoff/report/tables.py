@@ -18,6 +18,7 @@ from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SHARES, Study
 
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 SHARE = re.compile(r"^(?!difference).*(accuracy|asymptote|share of)|^at the end")  # labels of columns of shares
+NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
 
 
@@ -173,11 +174,9 @@ def shown(frame: pd.DataFrame) -> Styler | None:
         return None
     text = as_text(frame)
     right: Any = {"selector": "", "props": "text-align: right"}
-    digits = text.apply(
-        lambda cells: cells.str.fullmatch(r"[-+−–∞]?[\d,.]*( %)?").all() and cells.str.contains(r"\d").any()
-    )
+    numbers = [column for column, cells in text.items() if all(map(NUMBER.fullmatch, cells)) and any(cells != "–")]
     styled = text.style.hide(axis="index").format(html_cell).format_index(html_cell, axis="columns")
-    styled = styled.set_table_styles({column: [right] for column in text.columns[digits]}, overwrite=False)
+    styled = styled.set_table_styles({column: [right] for column in numbers}, overwrite=False)
     if note := interval_note(frame):
         styled = styled.set_caption(note)
     return styled.set_uuid(hashlib.sha256(text.to_csv().encode()).hexdigest()[:8])
