@@ -7,6 +7,7 @@ DEVICE ?= auto
 NAME   ?= this
 METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
+SITE   := $(VENV)-site
 
 # An environment that another checkout set up is used as it is, with the code of this one: nothing is installed into it.
 others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
@@ -18,7 +19,7 @@ ifneq ($(call others,$(VENV))$(call others,$(PEERS)),)
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -137,11 +138,14 @@ docs: $(READY)  ## docs/metrics.md and docs/configuration.md, from the code
 	$(BIN)/python -m bakeoff.metrics > docs/metrics.md
 	$(BIN)/python -m bakeoff.configuration > docs/configuration.md
 
+site: $(SITE)/.ready  ## the docs as a site in site/, with the pages in reports/; every link is checked
+	$(SITE)/bin/mkdocs build --quiet --strict
+
 lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS))
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS)) $(SITE) site
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
@@ -155,4 +159,10 @@ $(PEERS)/.ready: requirements-peers.lock requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.lock
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(SITE)/.ready: requirements-site.lock
+	@echo "setting up $(SITE): about twenty seconds"
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check -r requirements-site.lock
 	@touch $@

@@ -298,7 +298,7 @@ def run_tags(config: Config, choices: dict[str, str], device: torch.device, pare
     }
     tags["mlflow.note.content"] = (
         f"**{tags['algorithm']}** trains `{tags['model']}` on `{tags['task']}`, seed {config.seed}. Charts: `reward/`, "
-        "`eval/`, `kl/`, `time/`, `memory/`; completions are in the artifact `completions.json`."
+        "`eval/`, `kl/`, `time/`, `memory/`; completions are in the artifacts `completions.json` and `heldout.json`."
     )
     return tags | ({"mlflow.parentRunId": parent} if parent else {})
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
 from bakeoff.reward.measure import Scored, UserMetrics, joined, scored
 from bakeoff.rows import concatenate, group_rows, numbers, select
+from bakeoff.task.task import CONVERSATION
+
+READ = 8  # held-out prompts whose greedy completions every evaluation keeps, so that one prompt can be read over time
 
 
 @dataclass
@@ -266,6 +270,7 @@ class HeldOut:
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
     hint           what to type where no greedy completion is right and another verifier would accept some
     user           values of the user's metrics on the sampled completions, by name
+    read           the greedy completions of the first READ prompts, as rows of a table for a person to read
     """
 
     greedy_accuracy: float
@@ -276,6 +281,7 @@ class HeldOut:
     right_length: float | None
     wrong_length: float | None
     hint: str = ""
+    read: list[dict[str, Any]] = field(default_factory=list)
     user: dict[str, float] = field(default_factory=dict)
 
 
@@ -313,17 +319,22 @@ def held_out_of(
         right_length=mean_where(sampled.right == 1, sampled.lengths),
         wrong_length=mean_where(sampled.right == 0, sampled.lengths),
         hint="" if greedy.right.any() else collector.task.hint(texts, examples),
+        read=greedy.read,
         user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
     )
 
 
 @dataclass
 class Judged:
-    """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens."""
+    """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens.
+
+    `read` has the first READ of them as rows.
+    """
 
     right: Tensor
     failed: Tensor
     lengths: Tensor
+    read: list[dict[str, Any]]
 
 
 def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | None = None) -> Judged:
@@ -331,13 +342,34 @@ def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | 
 
     `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
     """
-    rows = []
+    rows, read = [], []
     for part in parts:
         verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
         if kept is not None:
             kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
-    return Judged(*torch.tensor(rows, dtype=torch.float32).T)
+        read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
+    return Judged(*torch.tensor(rows, dtype=torch.float32).T, read)
+
+
+def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:
+    """A completion with its score as a row of a table for a person to read."""
+    return {
+        "prompt": rollout.prompts[row],
+        "completion": transcript(rollout, row),
+        "answer": rollout.examples[row].answer,
+        "reward": score,
+        "ended": bool(rollout.ended[row]),
+    }
+
+
+def transcript(rollout: Rollout, row: int) -> str:
+    """The completion as a person reads it: of several turns, with the environment's replies between them."""
+    sequences = rollout.sequences
+    if not (sequences.completion_attention & ~sequences.mask)[row].any():
+        return rollout.completions[row]
+    _, *said = rollout.examples[row].columns[CONVERSATION]
+    return "\n".join(f"{each['role']}: {each['content']}" for each in said)
 
 
 def pass_at(right: Tensor) -> dict[int, float]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeoff.batch import Rollout
 from bakeoff.config import Config
 from bakeoff.errors import disk_fault, redacted
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
-from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
+from bakeoff.loop import Collected, HeldOut, Loop, Update, completion_row, evaluate, update_once
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
@@ -30,8 +29,7 @@ from bakeoff.metrics import (
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
 from bakeoff.reward.measure import scored
-from bakeoff.task.task import CONVERSATION, Task
-from bakeoff.tracking import Tracker
+from bakeoff.tracking import COMPLETIONS, HELDOUT, Tracker
 
 STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
@@ -72,7 +70,7 @@ def train(run: Run) -> float:
         if last or counters.updates % config.evaluation.every == 0:
             heldout = evaluate_run(run, last)
         if last or counters.updates % config.tracking.completions_every == 0:
-            run.tracker.table(completions_table(run, update.collected), "completions.json")
+            run.tracker.table(completions_table(run, update.collected), COMPLETIONS)
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
@@ -167,8 +165,10 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
     """Evaluates and logs held-out accuracy; its time counts towards no budget."""
     heldout = evaluate(run.loop, run.config.evaluation.samples, last)
     run.loop.phases.take()
-    run.tracker.metrics(heldout_metrics(heldout), run.loop.learner.counters.updates)
-    if heldout.hint and (last or run.loop.learner.counters.updates == 0):
+    updates = run.loop.learner.counters.updates
+    run.tracker.metrics(heldout_metrics(heldout), updates)
+    run.tracker.table([{"update": updates, **row} for row in heldout.read], HELDOUT)
+    if heldout.hint and (last or updates == 0):
         run.progress.report(heldout.hint)
     return heldout
 
@@ -194,23 +194,6 @@ def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
 def completions_table(run: Run, collected: Collected) -> list[dict[str, Any]]:
     """Rows of a table of completions for a person to read: one completion of each of the first prompts."""
     rollout, scores = collected.rollout, collected.scores
-    rows = range(0, len(rollout.completions), rollout.group_size)
-    return [
-        {
-            "update": run.loop.learner.counters.updates,
-            "prompt": rollout.prompts[row],
-            "completion": transcript(run.config.task, rollout, row),
-            "answer": rollout.examples[row].answer,
-            "reward": float(scores.total[row]),
-            "ended": bool(rollout.ended[row]),
-        }
-        for row in rows[: run.config.tracking.completions_rows]
-    ]
-
-
-def transcript(task: Task, rollout: Rollout, row: int) -> str:
-    """The completion as a person reads it: of several turns, with the environment's replies between them."""
-    if task.most_turns == 1:
-        return rollout.completions[row]
-    _, *said = rollout.examples[row].columns[CONVERSATION]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in said)
+    rows = range(0, len(rollout.completions), rollout.group_size)[: run.config.tracking.completions_rows]
+    updates = run.loop.learner.counters.updates
+    return [{"update": updates, **completion_row(rollout, row, float(scores.total[row]))} for row in rows]

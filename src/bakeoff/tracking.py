@@ -49,6 +49,7 @@ LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` and `mlflow ui` answer, un
 BY_ARM = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}  # as the UI reads it
 CURVES = "eval/greedy_accuracy|reward/mean|kl/reference_k3_per_sequence|memory/peak_mb"  # that its charts show first
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
+COMPLETIONS, HELDOUT = "completions.json", "heldout.json"  # tables of training and of held-out completions, over time
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
