@@ -342,14 +342,15 @@ def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | 
 
     `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
     """
-    rows, read = [], []
+    rows, read = [], list[dict[str, Any]]()
     for part in parts:
         verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
         if kept is not None:
             kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
         read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
-    return Judged(*torch.tensor(rows, dtype=torch.float32).T, read)
+    right, failed, tokens = torch.tensor(rows, dtype=torch.float32).T
+    return Judged(right, failed, tokens, read)
 
 
 def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:

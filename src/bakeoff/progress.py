@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -128,8 +128,8 @@ class RunProgress:
         self._write(state=message)
         self.show(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
 
-    def show(self, table: Table | str, **how: Any) -> None:
-        """Shows a table or a message, and records nothing; a terminal that is gone, or a full file, ends no run."""
+    def show(self, table: RenderableType, **how: Any) -> None:
+        """Shows a table or a text, and records nothing; a terminal that is gone, or a full file, ends no run."""
         self._draw(lambda: self.console.print(table, **how))
 
     def _draw(self, drawing: Callable[[], None]) -> None:
@@ -199,7 +199,7 @@ class RunProgress:
         """The live view: the job, a bar, the last update, and a completion where it is to be shown."""
         bar = ProgressBar(total=1.0, completed=self._last["share"], width=min(self.console.width, 80) - 1)
         title = Text(f"{self.name}: {duration(self._last['left'])} left", no_wrap=True, overflow="ellipsis")
-        parts = [title, Padding(bar, 0), Text(HEAD, style="dim"), Text(self._line())]
+        parts: list[RenderableType] = [title, Padding(bar, 0), Text(HEAD, style="dim"), Text(self._line())]
         return Group(*parts, *([shortened(self._sample, self.console.width)] if self._sample else []))
 
     def _write(self, state: str) -> None:

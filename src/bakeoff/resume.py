@@ -18,6 +18,7 @@ from bakeoff.errors import HIDDEN, UserError
 from bakeoff.folder import MAY_CHANGE, RECORD, Record, described, differences, may_change, read_config, read_record
 from bakeoff.job import run_job
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
+from bakeoff.task.countdown import solves
 from bakeoff.validation import to_config
 
 
@@ -113,16 +114,38 @@ def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) 
         "reward.functions": REWARDS,
         "reward.process": PROCESS_REWARDS,
         "measure.functions": (),
+        "task.function": (f"{solves.__module__}.{solves.__name__}",),
     }
     for key, known in ours.items():
         group, _, leaf = key.partition(".")
-        named = values.get(leaf) if isinstance(values := saved.get(group), dict) else None
-        given = [o.value() for o in overrides if o.get_key_element().lstrip("+") == key]
-        asked = {str(name) for value in given if isinstance(value, dict | list) for name in value}
-        for name in named if isinstance(named, dict | list) else ():
+        within = saved.get(group)
+        named = within.get(leaf) if isinstance(within, dict) else None
+        asked = {
+            name
+            for override in overrides
+            if override.get_key_element().lstrip("+") == key
+            for name in names_in(override.value())
+        }
+        for name in names_in(named):
             if name not in known and name not in asked:
-                add = f"{{{name}: {named[name]}}}" if isinstance(named, dict) else f"[{', '.join(map(str, named))}]"
-                raise UserError(f"the run in '{folder}' imports {name!r} ({key}); to allow that, add '{key}={add}'.")
+                raise UserError(
+                    f"the run in '{folder}' imports {name!r} ({key}); to allow that, add "
+                    f"'{key}={allowing(name, named)}'."
+                )
+
+
+def allowing(name: str, named: Any) -> str:
+    """The value of a key that allows a function, as the folder's configuration has it."""
+    if isinstance(named, dict):
+        return f"{{{name}: {named[name]}}}"
+    return f"[{', '.join(map(str, named))}]" if isinstance(named, list) else name
+
+
+def names_in(value: Any) -> list[str]:
+    """The names of functions in the value of a key: it is one, or a list or a dict of them."""
+    if isinstance(value, dict | list):
+        return [str(name) for name in value]
+    return [str(value)] if value else []
 
 
 def apply(node: DictConfig, override: Override, record: Record) -> None:

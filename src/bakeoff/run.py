@@ -107,7 +107,7 @@ def still(rewards: list[float], kl: float) -> bool:
         return False
     first, last = rewards[:third], rewards[-third:]
     noise = (statistics.variance(first) + statistics.variance(last)) / third
-    return statistics.mean(last) - statistics.mean(first) <= 2 * noise**0.5
+    return statistics.mean(last) - statistics.mean(first) <= 2 * math.sqrt(noise)
 
 
 def log_update(run: Run, update: Update) -> None:

@@ -89,7 +89,9 @@ def run_sweep(
         named = dict(zip(job_names(jobs), folders, strict=True))
         launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
         with tracker.running(), all_finish(named, tracker, launcher), watching(list(named), folders, console):
-            result = launch([]) if search else launch_each(overrides, launch, tracker)
+            result = launch([]) if search else None
+            if not search:
+                launch_each(overrides, launch, tracker)
         console.print(f"its report: {reporting(study)}", highlight=False, soft_wrap=True)
         console.print(f"curves by arm: make ui, then {tracker.charts()}", highlight=False, soft_wrap=True)
         return result

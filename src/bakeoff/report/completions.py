@@ -37,7 +37,7 @@ def side_by_side(study: Study) -> str:
 
 def prompt_table(rows: pd.DataFrame, arms: list[str]) -> str:
     """The answers to one prompt."""
-    cells = {(row.name, row.update): cell(row) for row in rows.itertuples(index=False)}  # type: ignore[attr-defined]
+    cells = {(row.name, row.update): cell(row) for row in rows.itertuples(index=False)}
     updates = sorted(rows["update"].unique())
     head = "".join(f"<th>update {update}</th>" for update in updates)
     body = "".join(

@@ -65,8 +65,8 @@ def described(error: BaseException) -> str:
         frames.append((error.filename, error.lineno))
     installed = [(file, line) for file, line in frames if file.startswith(tuple(INSTALLED))]
     own = [each for each in frames if each not in installed and not each[0].startswith((STANDARD, OURS, "<"))]
-    place = (own or installed or [None])[-1]
-    return f"raised {text[:300]}" + (f" ({place[0]}:{place[1]})" if place else "")
+    places = [f" ({file}:{line})" for file, line in own or installed]
+    return f"raised {text[:300]}" + "".join(places[-1:])
 
 
 class Workers:
