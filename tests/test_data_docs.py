@@ -13,7 +13,7 @@ COMMANDS = re.findall(r"^    bakeoff (.*)$", (ROOT / "docs" / "data.md").read_te
 ROWS = [{"question": f"{n}+{n}=", "answer": f"{n}+{n}\n#### {2 * n}"} for n in range(40)]
 PAIRS = [{"prompt": f"{n}+{n}=", "answer": f"{2 * n}"} for n in range(50)]
 SMALL = [
-    *('model.characters="0123456789=+#<>.: \\n"', "tuned=none", "sft.steps=0", "batch.prompts=2", "batch.group_size=2"),
+    *('model.characters="0123456789=+#<>.: \n"', "tuned=none", "sft.steps=0", "batch.prompts=2", "batch.group_size=2"),
     *("budget={unit: updates, limit: 1}", "checkpoint.every=0", "task.max_new_tokens=4", "task.heldout=4"),
 ]
 
@@ -40,9 +40,9 @@ def test_every_command_of_the_data_page_trains(folder):
 
 
 def test_a_run_names_the_verifier_that_would_accept_its_completions(folder):
-    rows = [{"prompt": f"{n}=", "answer": "0."} for n in range(40)]
+    rows = [{"prompt": "0" * n + "=", "answer": "0."} for n in range(40)]
     (folder / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    few = ["task=jsonl", "task.path=own.jsonl", "model.characters=0=.", "evaluation.every=1"]
+    few = ["task=jsonl", "task.path=own.jsonl", 'model.characters="0=."', "evaluation.every=1"]
     done = call("bakeoff.__main__", (*SMALL, *few, "task.heldout=30"), folder)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
