@@ -53,7 +53,7 @@ class Dataset(Task):
     heldout_split       split of held-out prompts, of heldout_path or of path
     heldout_share       share of the prompts that is held out, chosen by a hash of the prompt; 0: `heldout` are drawn
     max_prompt_tokens   prompts of more tokens are left out, template and solved examples counted; 0: no bound
-    stop                strings at which a completion ends; it does not contain them
+    stop                strings at which a completion ends; it does not contain them; \\n is a line feed
     verify              how an answer is compared with the right one
     extract             part of a completion that is compared
     after               regular expression after which the answer stands, for extract=after
@@ -197,7 +197,8 @@ class Dataset(Task):
         return own + [Example(each.prompt, self._worked(each)) for each in super().shot_examples()]
 
     def stops(self) -> tuple[str, ...]:
-        return tuple(self.stop)
+        # a command line keeps the two characters that YAML reads as a line feed; LaTeX's commands stay
+        return tuple(re.sub(r"\\n(?![a-z])", "\n", each) for each in self.stop)
 
     def prompt_bound(self) -> int:
         return self.max_prompt_tokens
