@@ -31,7 +31,7 @@ from bakeoff.reward.isolation import described
 from bakeoff.task.task import as_number
 
 Steps = list[tuple[int, float]]
-Reader = Callable[[str, Any, int], list[Any]]
+Reader = Callable[[str, Any, int], Any]
 
 
 FILE = re.compile(r"(?P<file>.*\.py)(?::(?P<name>.*))?")
