@@ -65,8 +65,7 @@ def described(error: BaseException) -> str:
         frames.append((error.filename, error.lineno))
     installed = [(file, line) for file, line in frames if file.startswith(tuple(INSTALLED))]
     own = [each for each in frames if each not in installed and not each[0].startswith((STANDARD, OURS, "<"))]
-    places = [f" ({file}:{line})" for file, line in own or installed]
-    return f"raised {text[:300]}" + "".join(places[-1:])
+    return f"raised {text[:300]}" + "".join(f" ({file}:{line})" for file, line in (own or installed)[-1:])
 
 
 class Workers:

@@ -24,7 +24,8 @@ SCORED = ("rewards", "correct")  # arguments of a metric, beside those of a rewa
 
 def scored(rollout: Rollout, rewards: list[float], correct: list[bool]) -> Scored:
     """Keyword arguments of a metric: those of a reward function, and the reward and the verdict of each completion."""
-    return call_arguments(rollout) | dict(zip(SCORED, (rewards, correct), strict=True))
+    more: list[list[Any]] = [rewards, correct]
+    return call_arguments(rollout) | dict(zip(SCORED, more, strict=True))
 
 
 def joined(parts: list[Scored]) -> Scored:

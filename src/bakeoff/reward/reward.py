@@ -136,7 +136,7 @@ class Reward:
         exact = torch.tensor(completed.verdicts) >= 1.0
         for who, reasons in completed.failed.items():
             self.report_once(who, FAILED.format(next(iter(reasons.values()))))
-        without = set().union(*completed.failed.values())
+        without = {row for reasons in completed.failed.values() for row in reasons}
         failed = torch.tensor([verdict.failed or row in without for row, verdict in enumerate(judged)])
         return to_device(Scores(outcome, exact, true, failed, terms, merged(found)), rollout.ended.device)
 
