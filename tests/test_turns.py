@@ -29,9 +29,12 @@ from bakeoff.task.task import CONVERSATION, Task
 from tests.conftest import compose, known, loop_of, update_of
 from tests.engine.test_contract import Uncached
 from tests.reward.scorers import Broken, Echo
-from tests.test_every_method import SIZES
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
+SIZES = [
+    *("batch.prompts=4", "batch.group_size=2", "task.heldout=4", "measure.kl_sequences=4"),
+    "++model.architecture.num_hidden_layers=1",
+]
 FEW = ["sft.steps=20", "sft.batch=32", "sft.lr=1e-2", "task.max_new_tokens=7", "task.digits=2"]
 TURNS = ["task=sort_turns", "tuned=none", *SIZES, *FEW]  # a start that ends most of its turns
 
