@@ -167,4 +167,6 @@ def resume_command(folder: Path, config: Config) -> str:
         theirs = {name: weight for name, weight in getattr(config.reward, key).items() if name not in ours}
         if theirs:
             words.append(f"reward.{key}={{{', '.join(f'{name}: {weight}' for name, weight in theirs.items())}}}")
+    if config.measure.functions:
+        words.append(f"measure.functions=[{', '.join(config.measure.functions)}]")
     return "MLFLOW_TRACKING_URI=ADDRESS " * hidden + shlex.join(["bakeoff", *words])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import textwrap
 import threading
 import traceback
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 
 from bakeoff.algorithm.critic import OwnStep
-from bakeoff.arms import job_name
-from bakeoff.config import Config, Mode, config_id, flatten, plain, task_id, training_id
+from bakeoff.arms import HEADS, job_name
+from bakeoff.config import Config, Mode, by_content, config_id, digest, flatten, plain, task_id, training_id
 from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
@@ -52,6 +53,7 @@ from bakeoff.start import prepare, start
 from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
+LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI
 GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
 
 
@@ -63,17 +65,20 @@ def run_job(
     parent: str | None,
     quiet: bool,
     changes: dict[str, tuple[Any, Any]] | None = None,
+    varied: list[str] | None = None,
 ) -> float:
     """Sets up, runs and closes one job in `folder`, from the newest whole checkpoint there if there is one.
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
-    change; a job of a sweep may have a larger budget than before. Returns the final held-out greedy accuracy; of a
-    prediction, the peak in MB. A run that has finished is not repeated. Raises UserError for what a user can mend; a
-    folder of another run stays as it was.
+    change; a job of a sweep may have a larger budget than before; `varied` are the keys of the settings that name the
+    job, none for all of them. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that
+    has finished is not repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
+    naming = [each for each in settings if each.startswith(HEADS) or names_run(each.split("=")[0], varied)]
+    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *naming])
+    name = textwrap.shorten(name, LONGEST_NAME, placeholder=" …")
     progress = RunProgress(folder, name, quiet)
     with held(folder, WAIT if quiet else 1):
         earlier = read_record(folder)
@@ -93,6 +98,7 @@ def run_job(
         with reported(progress, command if not parent or changes is not None else ""), termination() as signals:
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
+            progress.report(f"opening the store {redacted(config.tracking.uri)}")
             resumes, logged = earlier.mlflow_run if earlier else None, (folder / LOG).exists()
             tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report, command)
             if earlier and tracker.new:
@@ -101,7 +107,7 @@ def run_job(
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}
-            with tracker.running():
+            with tracker.running(), tracker.system_metrics(config.tracking.system_metrics):
                 write_record(folder, record, config)
                 if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
@@ -116,6 +122,11 @@ def run_job(
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
+
+
+def names_run(key: str, varied: list[str] | None) -> bool:
+    """Whether a setting is part of a run's name: in a sweep, one in which its jobs differ, else one of its training."""
+    return key in varied if varied is not None else key.split(".")[0] not in NOT_IN_CONFIG_ID
 
 
 def refuse_another(
@@ -168,6 +179,9 @@ def start_job(
     loop = start(config, phases, progress.report)
     identity = {"training_id": training_id(config), "start": loop.start}
     tracker.tags({"start": loop.start})
+    if sizes := config.task.sizes():
+        progress.report(sizes)
+        tracker.tags({"data": sizes})
     found = newest_whole(folder / "checkpoints", progress.report)
     if found:
         if read_run(found) != identity:
@@ -202,7 +216,12 @@ def rates(config: Config) -> str:
 
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:
     """Logs every parameter, the chosen options, the composed file and the lock."""
-    tracker.params(flatten(plain(config)) | {f"choice/{group}": choice for group, choice in choices.items()})
+    values = plain(config)
+    tracker.params(flatten(values) | {f"choice/{group}": choice for group, choice in choices.items()})
+    files = ", ".join(config.task.files().values()) if hasattr(config.task, "files") else ""
+    for context in ("training", "evaluation"):  # by what is in its files, as the identity of a configuration is
+        identity = digest({context: by_content(values["task"])})
+        tracker.dataset(f"{choices.get('task', '')} {context}", identity, files or "generated", context)
     for path in (folder / CONFIG, ROOT / "requirements.lock"):
         if path.is_file():
             tracker.artifact(path, "config")
@@ -279,7 +298,7 @@ def run_tags(config: Config, choices: dict[str, str], device: torch.device, pare
     }
     tags["mlflow.note.content"] = (
         f"**{tags['algorithm']}** trains `{tags['model']}` on `{tags['task']}`, seed {config.seed}. Charts: `reward/`, "
-        "`eval/`, `kl/`, `time/`, `memory/`; completions are in the artifact `completions.json`."
+        "`eval/`, `kl/`, `time/`, `memory/`; completions are in the artifacts `completions.json` and `heldout.json`."
     )
     return tags | ({"mlflow.parentRunId": parent} if parent else {})
 

@@ -19,9 +19,15 @@ AD_HOC = "sweep"  # name of a sweep without a study, as of `bakeoff -m algorithm
 PAGES = _PACKAGE / "report" / "pages"
 
 
+def near(path: str | Path) -> Path:
+    """A path below the working folder, or beside it where that is analysis/, in which Jupyter starts a notebook."""
+    beside = Path("..") / path
+    return beside if Path.cwd().name == ANALYSIS.name and beside.exists() and not Path(path).exists() else Path(path)
+
+
 def study_folders() -> list[Path]:
     """Folders with sweeps/ and the like: the user's ($BAKEOFF_STUDIES or the working folder), then the package's."""
-    own = Path(os.environ.get("BAKEOFF_STUDIES", ".")).expanduser().resolve()
+    own = Path(os.environ.get("BAKEOFF_STUDIES") or near("sweeps").parent).expanduser().resolve()
     return list(dict.fromkeys((own, ROOT)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
 
@@ -108,17 +109,20 @@ def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) 
 
     A folder may come from anyone, and a reward function is imported by its name.
     """
-    reward = saved.get("reward")
-    for key, ours in (("functions", REWARDS), ("process", PROCESS_REWARDS)):
-        named = reward.get(key) if isinstance(reward, dict) else None
-        values = [o.value() for o in overrides if o.get_key_element().lstrip("+") == f"reward.{key}"]
-        asked = {str(name) for value in values if isinstance(value, dict) for name in value}
-        for name, weight in named.items() if isinstance(named, dict) else ():
-            if name not in ours and name not in asked:
-                raise UserError(
-                    f"the run in '{folder}' imports {name!r} (reward.{key}); to allow that, add "
-                    f"'reward.{key}={{{name}: {weight}}}'."
-                )
+    ours: dict[str, Iterable[str]] = {
+        "reward.functions": REWARDS,
+        "reward.process": PROCESS_REWARDS,
+        "measure.functions": (),
+    }
+    for key, known in ours.items():
+        group, _, leaf = key.partition(".")
+        named = values.get(leaf) if isinstance(values := saved.get(group), dict) else None
+        given = [o.value() for o in overrides if o.get_key_element().lstrip("+") == key]
+        asked = {str(name) for value in given if isinstance(value, dict | list) for name in value}
+        for name in named if isinstance(named, dict | list) else ():
+            if name not in known and name not in asked:
+                add = f"{{{name}: {named[name]}}}" if isinstance(named, dict) else f"[{', '.join(map(str, named))}]"
+                raise UserError(f"the run in '{folder}' imports {name!r} ({key}); to allow that, add '{key}={add}'.")
 
 
 def apply(node: DictConfig, override: Override, record: Record) -> None:

@@ -14,14 +14,22 @@ from bakeoff.config import Config
 from bakeoff.errors import disk_fault, redacted
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
-from bakeoff.loop import Collected, HeldOut, Loop, Update, evaluate, update_once
+from bakeoff.loop import Collected, HeldOut, Loop, Update, completion_row, evaluate, update_once
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
-from bakeoff.metrics import heldout_metrics, phase_metrics, resident_metrics, update_metrics, weight_metrics
+from bakeoff.metrics import (
+    heldout_metrics,
+    phase_metrics,
+    resident_metrics,
+    update_metrics,
+    user_metrics,
+    weight_metrics,
+)
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
-from bakeoff.tracking import Tracker
+from bakeoff.reward.measure import scored
+from bakeoff.tracking import COMPLETIONS, HELDOUT, Tracker
 
 STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
@@ -62,7 +70,7 @@ def train(run: Run) -> float:
         if last or counters.updates % config.evaluation.every == 0:
             heldout = evaluate_run(run, last)
         if last or counters.updates % config.tracking.completions_every == 0:
-            run.tracker.table(completions_table(run, update.collected), "completions.json")
+            run.tracker.table(completions_table(run, update.collected), COMPLETIONS)
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
@@ -77,15 +85,17 @@ def train(run: Run) -> float:
         lr = config.algorithm.optimizer.lr
         run.progress.report(
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
-            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or "
-            "`bakeoff-tune`"
+            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or `bakeoff-tune`"
         )
     save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+    if config.tracking.register_model:
+        run.progress.report(f"registering the actor as {config.tracking.register_model}")
+        run.tracker.register(run.folder / "actor", config.tracking.register_model)
     uri = redacted(config.tracking.uri)
     run.progress.report(
-        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
-        f"{uri}: `mlflow ui --backend-store-uri {uri}` shows it. "
-        "To compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
+        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}\n"
+        f"the run: `mlflow ui --backend-store-uri {uri}`, then {run.tracker.page()}\n"
+        "next, compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`"
     )
     return heldout.greedy_accuracy
 
@@ -104,6 +114,10 @@ def log_update(run: Run, update: Update) -> None:
     """Logs the metrics of an update."""
     learner = run.loop.learner
     metrics = update_metrics(update, learner.counters) | resident_metrics(peak_resident_bytes())
+    if run.loop.user_metrics:
+        scores = update.collected.all_scores
+        read = scored(update.collected.all_rollouts, scores.total.tolist(), scores.exact.tolist())
+        metrics |= user_metrics(run.loop.user_metrics(read))
     if learner.counters.updates == 1:
         metrics |= weight_metrics(weight_bytes(learner))
     run.tracker.metrics(metrics, learner.counters.updates)
@@ -151,14 +165,19 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
     """Evaluates and logs held-out accuracy; its time counts towards no budget."""
     heldout = evaluate(run.loop, run.config.evaluation.samples, last)
     run.loop.phases.take()
-    run.tracker.metrics(heldout_metrics(heldout), run.loop.learner.counters.updates)
+    updates = run.loop.learner.counters.updates
+    run.tracker.metrics(heldout_metrics(heldout), updates)
+    run.tracker.table([{"update": updates, **row} for row in heldout.read], HELDOUT)
+    if heldout.hint and (last or updates == 0):
+        run.progress.report(heldout.hint)
     return heldout
 
 
 def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
     """The run as its progress shows it after an update."""
     counters, reference = run.loop.learner.counters, update.experience.reference
-    peak = largest_peak(update.measured.peaks)
+    peak, rollout = largest_peak(update.measured.peaks), update.collected.rollout
+    sample = f"{rollout.prompts[0]}{rollout.completions[0]}" if run.config.tracking.show_completion else None
     return Standing(
         update=counters.updates,
         share=counters.progress(run.config.budget),
@@ -168,21 +187,13 @@ def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
         kl=None if reference is None else float(reference.k3_per_sequence),
         held_out=None if heldout is None else heldout.greedy_accuracy,
         memory_mb=peak / 1e6 if peak else None,
+        sample=sample,
     )
 
 
 def completions_table(run: Run, collected: Collected) -> list[dict[str, Any]]:
     """Rows of a table of completions for a person to read: one completion of each of the first prompts."""
     rollout, scores = collected.rollout, collected.scores
-    rows = range(0, len(rollout.completions), rollout.group_size)
-    return [
-        {
-            "update": run.loop.learner.counters.updates,
-            "prompt": rollout.prompts[row],
-            "completion": rollout.completions[row],
-            "answer": rollout.examples[row].answer,
-            "reward": float(scores.total[row]),
-            "ended": bool(rollout.ended[row]),
-        }
-        for row in rows[: run.config.tracking.completions_rows]
-    ]
+    rows = range(0, len(rollout.completions), rollout.group_size)[: run.config.tracking.completions_rows]
+    updates = run.loop.learner.counters.updates
+    return [{"update": updates, **completion_row(rollout, row, float(scores.total[row]))} for row in rows]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from bakeoff.arms import Job, job_names
+from bakeoff.arms import Job, job_names, varied_keys
 from bakeoff.config import Config, config_id, plain
-from bakeoff.errors import UserError, redacted
+from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
 from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
@@ -37,10 +37,11 @@ METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 @dataclass
 class Parent:
-    """The sweep of a folder: its MLflow run, and the process id of its launch."""
+    """The sweep of a folder: its MLflow run, the process id of its launch, and the keys in which its jobs differ."""
 
     run_id: str
     process: int
+    varied: list[str] = field(default_factory=list)
 
 
 def parent_run(folder: Path) -> Parent | None:
@@ -77,7 +78,8 @@ def run_sweep(
     with held(folder, 1):
         search = bool(config.hydra.sweeper.search)  # it numbers its trials itself
         folders = [folder / str(n) for n in range(len(jobs))] if search else placed(jobs, configs, folder)
-        tracker = start_parent(study, first, folder, len(jobs))
+        varied = varied_keys(jobs) + list(config.hydra.sweeper.search.params if search else [])
+        tracker = start_parent(study, first, folder, len(jobs), varied)
         missing = [n for n in range(len(jobs)) if search or result_of(folders[n], configs[n]) is None]
         if len(missing) < len(jobs):
             console.print(f"{len(jobs) - len(missing)} of them are done already", highlight=False)
@@ -85,9 +87,11 @@ def run_sweep(
             (folders[n] / FILE).unlink(missing_ok=True)  # the report of an earlier launch
         overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}
         named = dict(zip(job_names(jobs), folders, strict=True))
-        with tracker.running(), all_finish(named, tracker), watching(list(named), folders, console):
+        launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
+        with tracker.running(), all_finish(named, tracker, launcher), watching(list(named), folders, console):
             result = launch([]) if search else launch_each(overrides, launch, tracker)
         console.print(f"its report: {reporting(study)}", highlight=False, soft_wrap=True)
+        console.print(f"curves by arm: make ui, then {tracker.charts()}", highlight=False, soft_wrap=True)
         return result
 
 
@@ -234,12 +238,12 @@ def reporting(study: str) -> str:
     return shlex.join(["bakeoff-report", study or AD_HOC, *there])
 
 
-def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker:
+def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: list[str]) -> Tracker:
     """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
     name = study or AD_HOC
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["command"] = finishing(folder.resolve())  # a report asks for more seeds by it
-    tags["mlflow.note.content"] = (
+    note = (
         f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
         "*Group by* → `algorithm` one line per method. Search the charts for `reward/mean`, `eval/`, `kl/`, "
@@ -249,14 +253,15 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
     earlier = parent_run(folder)
     resumes, title = earlier.run_id if earlier else None, f"{name} {folder.name}"
     tracker = start_run(config.tracking, title, tags, folder, resumes, command=finishing(folder))
+    tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
     if earlier and tracker.new:
         Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep: it starts over there")
-    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))
+    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied))))
     return tracker
 
 
 @contextmanager
-def all_finish(folders: dict[str, Path], tracker: Tracker) -> Iterator[None]:
+def all_finish(folders: dict[str, Path], tracker: Tracker, launcher: str) -> Iterator[None]:
     """Raises UserError that names the jobs which did not finish, why, and the command that finishes them.
 
     SIGTERM ends a sweep as an interrupt does; both get a note with that command.
@@ -276,8 +281,13 @@ def all_finish(folders: dict[str, Path], tracker: Tracker) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, previous)
     reports = {name: read(folder) or {"state": "not started"} for name, folder in folders.items()}
+    if failure is not None and all(report["state"] == "not started" for report in reports.values()):
+        raise UserError(
+            f"hydra/launcher is {launcher}, which started no job: {sentence(failure).rstrip('.')}; to run them on this "
+            f"machine, type: {command} hydra/launcher=joblib"
+        ) from failure
     unfinished = [
-        f"{name} ({report['state']}{': ' if report.get('reason') else ''}{report.get('reason', '')})"
+        f"{report.get('name') or name} ({': '.join(filter(None, (report['state'], report.get('reason'))))})"
         for name, report in reports.items()
         if report["state"] != "done"
     ]

@@ -274,20 +274,16 @@ def test_the_rlhf_study_and_its_report(command, report, tmp_path):
     assert "below the best" in page
 
 
-def test_help_reads_well(command):
-    shown = command("--help")
-    assert shown.returncode == 0
-    for word in ("algorithm", "grpo, grpo_iterative, grpo_pairs", "sweeps", "kl_frontier, memory", "resume="):
-        assert word in shown.stdout
-
-
 def test_optuna_searches_a_rate(command, tmp_path):
     """Two trials of one method: each is a job with a rate of its own, below one parent."""
     few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.search.n_trials=2", "hydra/launcher=basic"]
     ran = command("sweeps=tuning", "algorithm=grpo", *few)
     assert ran.returncode == 0, ran.stderr
     assert "2 jobs" in ran.stdout
-    assert "trial 2" in ran.stdout
+    lines = [line for line in ran.stdout.splitlines() if ": done" in line]
+    assert [" lr=" in line and len(line) <= 80 for line in lines] == [True, True], (
+        "a line shows the rate that was tried"
+    )
     _, runs = runs_in(tmp_path)
     children = [run for run in runs if run.data.tags.get("kind") != "sweep"]
     rates = [float(run.data.params["algorithm.optimizer.lr"]) for run in children]

@@ -34,11 +34,12 @@ from bakeoff.report.statistics import (
     probability_of_improvement,
     ratio_of_means,
     seeds_to_detect,
+    share_interval,
     stratified_improvement,
     stratified_iqm,
 )
 from bakeoff.report.study import Study
-from bakeoff.report.tables import FINAL_ACCURACY, html_cell, markdown, number, per_seed
+from bakeoff.report.tables import FINAL_ACCURACY, html_cell, markdown, mean_text, number, per_seed
 
 
 def test_mean_interval_by_hand():
@@ -46,6 +47,24 @@ def test_mean_interval_by_hand():
     mean, low, high = mean_interval(pd.Series([1.0, 2.0, 3.0]))
     half = 4.302653 / math.sqrt(3)
     assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-5)
+
+
+def test_the_interval_of_a_share_is_students_on_the_logit_scale():
+    """0.8, 0.9, 1.0: mean 0.9, standard error 0.1/√3 of the mean, and by 0.9 · 0.1 more of its logit, ln 9."""
+    mean, low, high = share_interval(pd.Series([0.8, 0.9, 1.0]))
+    half = 4.302653 * 0.1 / math.sqrt(3) / 0.09
+    assert mean == pytest.approx(0.9)
+    logits = [math.log(each / (1 - each)) for each in (low, high)]
+    assert logits == pytest.approx([math.log(9) - half, math.log(9) + half])
+    assert share_interval(pd.Series([1.0, 1.0])) == (1, 1, 1), "every share is the bound"
+    assert math.isnan(share_interval(pd.Series([0.5])).low)
+
+
+def test_digits_end_where_the_uncertainty_begins():
+    assert Estimate(12345.6, 9345.6, 15345.6).text() == "12300 [9300, 15300]"
+    assert Estimate(0.5, 0.1, 0.9).text() == "0.5 [0.1, 0.9]"
+    assert mean_text(pd.Series([34.21, 35.18, 36.33])) == "35.2", "half width 2.6"
+    assert (mean_text(pd.Series([35.18])), mean_text(pd.Series([8.0, 8.0]))) == ("35.2", "8.00"), "no uncertainty"
 
 
 def test_one_value_has_no_interval():

@@ -24,10 +24,11 @@ from bakeoff.report.detect import detect
 from bakeoff.report.output import replaced
 from bakeoff.report.page import Page, all_claims, answer, explained, page_of, warnings
 from bakeoff.report.render import execute, faults, figures, to_html
+from bakeoff.report.setup import commands, setup
 from bakeoff.report.statistics import counted
 from bakeoff.report.store import MOST, default_tracking, load_study
 from bakeoff.report.study import Study, write_study
-from bakeoff.report.tables import as_text, markdown, per_seed
+from bakeoff.report.tables import as_text, code_block, in_markdown, interval_note, markdown, per_seed
 from bakeoff.tracking import open_store
 
 CLAIMS = "claims"  # the page that is made from all studies
@@ -173,8 +174,10 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
     with replaced(out, name) as made:
         write_study(study, made / name)
         seeds = f"\nFinal held-out accuracy by seed:\n\n{markdown(per_seed(study))}" if study.trained else ""
-        (made / f"{name}.md").write_text(markdown(table) + seeds, encoding="utf-8")
-        left_out += write_page(name, page.notebook, made / name)
+        about = (in_markdown(interval_note(table)), code_block(commands(study)))
+        notes = "\n".join(f"{each}\n" for each in about if each)
+        (made / f"{name}.md").write_text(f"{markdown(table)}\n{notes}{seeds}", encoding="utf-8")
+        left_out += write_page(name, page.notebook, made / name, commands(study))
         log_report(study, made, console)
     if len(table):
         console.print(terminal_table(table, study.question))
@@ -204,13 +207,15 @@ def report_claims(held: list[Study], out: Path, console: Console) -> bool:
     with replaced(out, CLAIMS) as made:
         table.to_csv(made / CLAIMS / "claims.csv", index=False)
         (made / f"{CLAIMS}.md").write_text(markdown(claims_table(table)), encoding="utf-8")
-        write_page(CLAIMS, ANALYSIS / f"{CLAIMS}.ipynb", made / CLAIMS)
+        conditions = pd.DataFrame([{"study": study.name, **setup(study)} for study in held]).fillna("–")
+        conditions.to_csv(made / CLAIMS / "setup.csv", index=False)
+        write_page(CLAIMS, ANALYSIS / f"{CLAIMS}.ipynb", made / CLAIMS, "make claims\nbakeoff-report claims")
     parts = (claims_verdict(table), f"report: {(out / f'{CLAIMS}.html').resolve()}")
     console.print(*parts, sep="\n", highlight=False, soft_wrap=True, markup=False)
     return True
 
 
-def write_page(name: str, notebook: Path, folder: Path) -> list[str]:
+def write_page(name: str, notebook: Path, folder: Path, command: str) -> list[str]:
     """Runs a notebook on a folder of frames; writes its figures to the folder and its page beside it.
 
     Returns a sentence on each part of the page that these frames do not give.
@@ -219,7 +224,9 @@ def write_page(name: str, notebook: Path, folder: Path) -> list[str]:
     left_out = faults(book)
     for figure, content in figures(book):
         (folder / figure).write_bytes(content)
-    (folder.parent / f"{name}.html").write_text(to_html(book, f"bakeoff: {name}"), encoding="utf-8")
+    (folder.parent / f"{name}.html").write_text(
+        to_html(book, f"bakeoff: {name}", command, notebook.name), encoding="utf-8"
+    )
     return left_out
 
 

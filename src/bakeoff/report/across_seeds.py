@@ -17,9 +17,10 @@ from bakeoff.report.statistics import (
     mean_interval,
     performance_profile,
     probability_of_improvement,
+    share_interval,
 )
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import final, start_accuracy
+from bakeoff.report.tables import final, mean_text, start_accuracy
 
 
 def threshold(study: Study) -> float:
@@ -66,10 +67,10 @@ def aggregates(study: Study) -> pd.DataFrame:
         {
             "method": name,
             "IQM [95 %]": interquartile_mean(scores[name]).text(),
-            "mean height of the curve": heights[name].mean(),
+            "mean height of the curve": mean_text(heights[name]),
             f"runs that reach {level:.3f}": f"{share['reached'][name]} of {share['runs'][name]}",
-            "completions until then, or in all": costs["sequences"][name].mean(),
-            "seconds until then, or in all": costs["seconds"][name].mean(),
+            "completions until then, or in all": mean_text(costs["sequences"][name]),
+            "seconds until then, or in all": mean_text(costs["seconds"][name]),
         }
         for name in study.arms
     ]
@@ -87,7 +88,11 @@ def fits(study: Study) -> pd.DataFrame:
     rows = []
     for name in study.arms:
         own = np.array([fit for run, fit in runs.items() if run[0] == name]).T
-        means = [Estimate() if np.isnan(each).any() else mean_interval(pd.Series(each)) for each in own]
+        intervals = (share_interval, mean_interval, mean_interval)  # an asymptote is an accuracy
+        means = [
+            Estimate() if np.isnan(each).any() else interval(pd.Series(each))
+            for each, interval in zip(own, intervals, strict=True)
+        ]
         rows.append({"method": name} | {label: mean.text() for label, mean in zip(labels, means, strict=True)})
     return pd.DataFrame(rows)
 

@@ -191,7 +191,7 @@ def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (
             axes.plot(mean[1:], [row, row], color=palette[name], lw=3, alpha=0.5, solid_capstyle="round")
             axes.plot(values, np.full(len(values), row), "o", color=palette[name], ms=5, mec="white", mew=0.7)
             axes.plot(mean.value, row, "|", color="black", ms=12)
-            text = f"{mean.value:.{mean.decimals}f}"
+            text = mean.rounded(mean.value)
             axes.annotate(text, (mean.value, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xlabel(label)
     all_axes[0].set_yticks(range(len(arms)), arms)

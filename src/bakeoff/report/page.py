@@ -25,6 +25,7 @@ from bakeoff.report.claim import Claim
 from bakeoff.report.idle import idle
 from bakeoff.report.matching import mismatches
 from bakeoff.report.naming import shortened
+from bakeoff.report.setup import setup_html
 from bakeoff.report.study import Study
 from bakeoff.report.tables import in_html, not_scored, percent
 
@@ -120,10 +121,10 @@ def warnings(study: Study) -> dict[str, list[str]]:
 
 
 def heading(page: Page, study: Study) -> str:
-    """The top of a page as HTML, which is Markdown too: the question, the answer, and the warnings."""
+    """The top of a page as HTML, which is Markdown too: the question, the answer, the warnings and the set-up."""
     parts = [f"<h1>{in_html(study.name)}</h1>", f"<p><em>{in_html(study.question)}</em></p>"]
     parts += [f"<p>{in_html(each)}</p>" for each in answer(page, study).split("\n\n")]
     for kind, sentences in warnings(study).items():
         items = "".join(f"<li>{in_html(each)}</li>" for each in sentences)
         parts.append(f"<div><strong>{kind}:</strong><ul>{items}</ul></div>")
-    return "\n".join(parts)
+    return "\n".join([*parts, setup_html(study)])

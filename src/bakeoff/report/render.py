@@ -87,8 +87,11 @@ def figures(book: Any) -> Iterator[tuple[str, bytes]]:
                 yield f"{name}.png", base64.b64decode(data["image/png"])
 
 
-def to_html(book: Any, title: str) -> str:
-    """The page: outputs and text without code, images inside."""
+def to_html(book: Any, title: str, command: str = "", notebook: str = "") -> str:
+    """The page: outputs and text, images inside, a table of contents, and folded beside each output what makes it.
+
+    That is `command`, which gives the page, and the code of the cell in the notebook.
+    """
     exporter = HTMLExporter(
         template_name="page",
         extra_template_basedirs=[str(TEMPLATES)],
@@ -96,6 +99,14 @@ def to_html(book: Any, title: str) -> str:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    book.metadata["title"] = title
+    book.metadata.update(title=title, command=command, notebook=notebook)
     body: str = exporter.from_notebook_node(book)[0]
-    return body
+    return with_contents(body)
+
+
+def with_contents(page: str) -> str:
+    """A page with links to its sections below its title."""
+    headings = re.findall(r'<h2 id="([^"]+)">(.*?)(?:<a class="anchor-link"|</h2>)', page)
+    links = " ".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in headings)
+    top = "</h1>" if "</h1>" in page else "<main>"
+    return page.replace(top, f"{top}\n<nav>{links}</nav>", 1) if links else page

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.optimize import OptimizeWarning, brentq, curve_fit
+from scipy.special import expit, logit
 
 CONFIDENCE = 0.95
 FEWEST = 5  # seeds, below which a percentile bootstrap covers far less than 95 %: of three values 75 %
@@ -38,21 +39,24 @@ class Estimate(NamedTuple):
         """The decimals that the interval supports, at most four: the Particle Data Group's rule for its half width.
 
         Two significant digits of a half width that begins with 100 to 354, else one; without interval three decimals.
+        Below zero the last digits before the point are rounded too: −2 is whole hundreds.
         """
         half = (self.high - self.low) / 2
         if not 1e-9 < half < math.inf:
             return 3
         place = math.floor(math.log10(half))
-        return min(4, max(0, int(half < 3.55 * 10**place) - place))
+        return min(4, int(half < 3.55 * 10**place) - place)
 
     def text(self, sign: str = "") -> str:
         """`0.953 [0.929, 0.977]`, or the value alone without an interval; `sign="+"` shows every sign."""
-        form = f"{sign}.{self.decimals}f"
         if not math.isfinite(self.value):
             return "–" if math.isnan(self.value) else f"{self.value:{sign}}".replace("inf", "∞")
-        if math.isnan(self.low):
-            return format(self.value, form)
-        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+        value, low, high = (self.rounded(each, sign) for each in self)
+        return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
+
+    def rounded(self, value: float, sign: str = "") -> str:
+        """A value with as many digits as the interval supports."""
+        return f"{round(value, self.decimals):{sign}.{max(0, self.decimals)}f}"
 
 
 def mean_interval(values: pd.Series) -> Estimate:
@@ -65,9 +69,17 @@ def mean_interval(values: pd.Series) -> Estimate:
 
 
 def share_interval(values: pd.Series) -> Estimate:
-    """`mean_interval` of shares, which ends at 0 and 1."""
+    """Mean over seeds of shares with Student's t interval on the logit scale, which stays within [0, 1].
+
+    The standard error of the mean's logit is that of the mean over mean · (1 − mean), by the delta method: `logit` of
+    `svyciprop` in R's package survey. Where the mean is 0 or 1, so is every share, and the interval is that value.
+    """
     mean = mean_interval(values)
-    return Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
+    slope = mean.value * (1 - mean.value)
+    if not slope > 0 or math.isnan(mean.low):
+        return mean
+    half, centre = (mean.high - mean.low) / 2 / slope, logit(mean.value)
+    return Estimate(mean.value, float(expit(centre - half)), float(expit(centre + half)))
 
 
 def paired_difference(a: pd.Series, b: pd.Series) -> Estimate:

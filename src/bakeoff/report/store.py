@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -21,13 +23,17 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from bakeoff.errors import UserError, first_line
+from bakeoff.paths import near
 from bakeoff.report.complete import with_complete_runs
 from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
 from bakeoff.report.statistics import counted
-from bakeoff.report.study import Study
+from bakeoff.report.study import Study, read_study
 from bakeoff.tracking import (
+    COMPLETIONS,
+    HELDOUT,
     METRICS,
     NOT_IN_CONFIG_ID,
+    SQLITE,
     Tracking,
     metric_history,
     metrics_table,
@@ -36,14 +42,20 @@ from bakeoff.tracking import (
 
 DOWNLOADS = 8  # at once: from a server, most of the time is waiting
 MOST = 50_000  # runs of a search: MLflow's own limit
-COMPLETIONS = ["update", "prompt", "completion", "answer", "reward", "ended"]
+COLUMNS = ["update", "prompt", "completion", "answer", "reward", "ended"]  # of a table of completions
 IDENTITY = ("config_id", "algorithm", "seed")  # tags without which a run is of no arm
 OTHER_TAGS = ("overrides", "start", "tuned", "model")  # that a page reads, and a run of another version may lack
 
 
 def default_tracking() -> Tracking:
-    """The store that MLFLOW_TRACKING_URI names, or mlflow.db in the working directory."""
-    return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+    """The store that MLFLOW_TRACKING_URI names, or mlflow.db in the working folder, or beside analysis/: see `near`."""
+    return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}{near('mlflow.db')}"))
+
+
+def find_study(folder: Path | str) -> Study:
+    """A study for a notebook: from the folder of its report, else by the folder's name from the store; see `near`."""
+    place = near(folder)
+    return read_study(place) if (place / "study.json").is_file() else load_study(place.name)
 
 
 def load_study(name: str, tracking: Tracking | None = None, where: str = "", sweeps: int = 1) -> Study:
@@ -53,9 +65,11 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     Of several runs with the same arm and seed, as of several sweeps, the last that finished is used.
     """
     tracking = tracking or default_tracking()
-    client, experiment = open_store(tracking)
-    is_sweep, newest_first = f"tags.study = '{name}' and tags.kind = 'sweep'", "attributes.start_time DESC"
-    parents = client.search_runs([experiment], is_sweep, order_by=[newest_first], max_results=sweeps)
+    parents: list[Run] = []
+    if not tracking.uri.startswith(SQLITE) or Path(tracking.uri.removeprefix(SQLITE)).exists():  # it is not made here
+        client, experiment = open_store(tracking)
+        is_sweep, newest_first = f"tags.study = '{name}' and tags.kind = 'sweep'", "attributes.start_time DESC"
+        parents = client.search_runs([experiment], is_sweep, order_by=[newest_first], max_results=sweeps)
     if not parents:
         raise UserError(
             f"the store '{tracking.uri}' holds no run of the study '{name}'; "
@@ -96,6 +110,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
         question=one_line(parents[0].data.tags.get("question", "")),
         run=parents[0].info.run_id,
         command=one_line(parents[0].data.tags.get("command", "")),
+        report=report_command(name, where, sweeps),
         runs=finished,
         unfinished=unfinished,
         params=params_frame(kept),
@@ -104,6 +119,12 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
         left_out=notes + sorted(damaged),
     )
     return with_complete_runs(study)
+
+
+def report_command(name: str, where: str, sweeps: int) -> str:
+    """The command that reads what `load_study` reads with the same arguments."""
+    options = (["--where", where] if where else []) + (["--sweeps", str(sweeps)] if sweeps > 1 else [])
+    return shlex.join(["bakeoff-report", name, *options])
 
 
 def fault(run: Run) -> str:
@@ -119,14 +140,19 @@ def fault(run: Run) -> str:
 
 
 def runs_frame(runs: list[Run]) -> pd.DataFrame:
-    """One row per run: run, status, and its tags (`config_id`, `algorithm`, `seed`, …); a missing tag is empty."""
+    """One row per run: run, status, date of its start, and its tags (`seed`, …); a missing tag is empty."""
     rows = [
         dict.fromkeys(OTHER_TAGS, "")
         | {key: one_line(value) for key, value in run.data.tags.items() if "mlflow." not in key}
-        | {"run": run.info.run_id, "status": run.info.status}
+        | {"run": run.info.run_id, "status": run.info.status, "date": day(run)}
         for run in runs
     ]
     return pd.DataFrame(rows).fillna("").astype({"seed": int})
+
+
+def day(run: Run) -> str:
+    """The day on which a run started, in UTC."""
+    return datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC).date().isoformat()
 
 
 def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -215,30 +241,33 @@ def read_metrics(path: Path) -> pa.Table:
 
 
 def completions_frame(client: MlflowClient, runs: pd.DataFrame, damaged: list[str] | None = None) -> pd.DataFrame:
-    """The last completions that each arm logged, of its lowest seed: name, seed, and the columns of COMPLETIONS.
+    """The completions that each arm logged, of the seed that most arms share: name, seed, and COLUMNS.
 
-    `damaged` receives a sentence on each artifact that cannot be read.
+    They are the greedy answers to held-out prompts, or, where a run logged none, those of training. `damaged` receives
+    a sentence on each artifact that cannot be read.
     """
-    frames = [pd.DataFrame(columns=["name", "seed", *COMPLETIONS])]
-    for _, run in runs.sort_values("seed", kind="stable").drop_duplicates("name").sort_index().iterrows():
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                text = Path(client.download_artifacts(run["run"], "completions.json", folder)).read_text("utf-8")
-            frames.append(last_completions(json.loads(text)).assign(name=run["name"], seed=run["seed"]))
-        except (MlflowException, OSError):  # none, or out of our reach
-            continue
-        except Exception as error:  # a file of others may hold anything
-            if damaged is not None:
-                damaged.append(f"the completions of {run['name']}: completions.json is damaged ({first_line(error)})")
+    frames = [pd.DataFrame(columns=["name", "seed", *COLUMNS])]
+    shared = runs.assign(arms=-runs.groupby("seed")["name"].transform("nunique"))
+    of_one_seed = shared.sort_values(["arms", "seed"], kind="stable").drop_duplicates("name").sort_index()
+    for _, run in of_one_seed.iterrows():
+        for artifact in (HELDOUT, COMPLETIONS):
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    text = Path(client.download_artifacts(run["run"], artifact, folder)).read_text("utf-8")
+                frames.append(read_completions(json.loads(text)).assign(name=run["name"], seed=run["seed"]))
+                break
+            except (MlflowException, OSError):  # none, or out of our reach
+                continue
+            except Exception as error:  # a file of others may hold anything
+                if damaged is not None:
+                    damaged.append(f"the completions of {run['name']}: {artifact} is damaged ({first_line(error)})")
     return pd.concat(frames, ignore_index=True)
 
 
-def last_completions(table: dict[str, Any]) -> pd.DataFrame:
-    """The rows of the last update of a table of completions; raises many types of errors where it is something else."""
+def read_completions(table: dict[str, Any]) -> pd.DataFrame:
+    """The rows of a table of completions; raises many types of errors where it is something else."""
     data = [[UNSHOWN.sub("\ufffd", each) if isinstance(each, str) else each for each in row] for row in table["data"]]
-    rows = pd.DataFrame(data, columns=table["columns"])[COMPLETIONS]
+    rows = pd.DataFrame(data, columns=table["columns"])[COLUMNS]
     texts = rows.drop(columns=["update", "reward"]).map(str)
     numbers = {"update": rows["update"].astype(int), "reward": pd.to_numeric(rows["reward"], errors="coerce")}
-    rows = texts.assign(**numbers).reindex(columns=COMPLETIONS)
-    last: pd.DataFrame = rows[rows["update"] == rows["update"].max()]
-    return last
+    return texts.assign(**numbers).reindex(columns=COLUMNS)

@@ -25,11 +25,12 @@ class Study:
 
     run          MLflow's id of its newest sweep
     command      that runs the newest sweep again, in its folder; empty where a version before it logged none
+    report       command that reads these runs from the store
     runs         a row for each finished run: run, name (of its arm), algorithm, seed, status and the other tags
     unfinished   the same for runs that failed, ran out of memory, were stopped, or lack their end
     params       run, key, value and in_config_id, of finished runs
     metrics      run, metric, step, value, name and seed, of finished runs; sorted by run, metric and step
-    completions  the last completions that each arm logged, of its lowest seed
+    completions  what each arm logged of one seed: greedy answers to held-out prompts, else completions of training
     left_out     a sentence without its full stop on each thing in the store that is not in these frames, and why
     """
 
@@ -42,6 +43,7 @@ class Study:
     metrics: pd.DataFrame
     completions: pd.DataFrame
     command: str = ""
+    report: str = ""
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -99,7 +101,7 @@ class Study:
 
 def write_study(study: Study, folder: Path) -> None:
     """Writes a study's frames to a folder: all that its page needs."""
-    about = {key: getattr(study, key) for key in ("name", "question", "run", "command", "left_out")}
+    about = {key: getattr(study, key) for key in ("name", "question", "run", "command", "report", "left_out")}
     (folder / "study.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     pd.concat([study.runs, study.unfinished]).to_csv(folder / "runs.csv", index=False)
     study.params.to_csv(folder / "params.csv", index=False)

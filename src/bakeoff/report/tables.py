@@ -17,6 +17,8 @@ from bakeoff.report.statistics import Estimate, mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SHARES, Study
 
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
+SHARE = re.compile(r"^(?!difference).*(accuracy|asymptote|share of)|^at the end")  # labels of columns of shares
+NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
 
 
@@ -71,9 +73,15 @@ def by_run(study: Study, **columns: Any) -> pd.DataFrame:
 
 
 def estimates(study: Study, metric: str) -> dict[str, Estimate]:
-    """Mean and 95 % interval over seeds of a final metric, by arm; the interval of a share ends at 0 and 1."""
+    """Mean and 95 % interval over seeds of a final metric, by arm; that of a share stays within [0, 1]."""
     interval = share_interval if metric in SHARES else mean_interval
     return {name: interval(by_seed(study, metric, name)) for name in study.arms}
+
+
+def mean_text(values: pd.Series) -> str:
+    """The mean over seeds with the digits that its 95 % interval supports, or three significant ones without it."""
+    mean = mean_interval(values)
+    return mean.rounded(mean.value) if mean.high > mean.low else number(mean.value)
 
 
 def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
@@ -96,18 +104,31 @@ def per_seed(study: Study) -> pd.DataFrame:
 def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str, str]) -> pd.DataFrame:
     """A row for each group of runs: what they have in common, and means over them, in columns named by the labels.
 
-    A label that ends in INTERVAL has the mean's 95 % interval too, which ends at 0 and 1 for an accuracy. NaN in one
-    run is NaN in the mean.
+    A label that ends in INTERVAL has the mean's 95 % interval too, which stays within [0, 1] for an accuracy and a true
+    reward. NaN in one run is NaN in the mean.
     """
-    intervals = {column: share_interval if "accuracy" in label else mean_interval for column, label in columns.items()}
+    intervals = {
+        column: share_interval if "accuracy" in label or column.startswith("true") else mean_interval
+        for column, label in columns.items()
+    }
     rows = []
     for common, own in runs.groupby(list(groups), sort=False):
         means = {
-            label: intervals[column](own[column]).text() if label.endswith(INTERVAL) else own[column].mean(skipna=False)
+            label: intervals[column](own[column]).text() if label.endswith(INTERVAL) else mean_text(own[column])
             for column, label in columns.items()
         }
         rows.append(dict(zip(groups.values(), common, strict=True)) | means)
     return pd.DataFrame(rows)
+
+
+def interval_note(frame: pd.DataFrame) -> str:
+    """How the intervals of a table were computed, in a sentence; empty for a table without one."""
+    labels = [str(label) for label in frame if str(label).endswith(INTERVAL)]
+    robust = [label for label in labels if "IQM" in label]
+    shares = [label for label in labels if SHARE.search(label)]
+    student = "Student's t over seeds" + (", of shares on the logit scale, so within [0, 1]" if shares else "")
+    ways = [student] * (len(labels) > len(robust)) + ["of an IQM a percentile bootstrap"] * bool(robust)
+    return f"95 % intervals: {'; '.join(ways)}." if ways else ""
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -134,17 +155,30 @@ def in_markdown(text: object) -> str:
     return re.sub(r"[\\`*<>|&~$#]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]|(?<=\w):(?=//)|(?<=www)\.", r"\\\g<0>", one_line)
 
 
+def code_block(text: str) -> str:
+    """Lines of code as Markdown shows them literally: indented, so that no backtick ends them."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 def in_html(text: object) -> str:
     """Text as HTML shows it literally, on one line: a blank line within HTML would let Markdown go on."""
     return html.escape(" ".join(str(text).split()))
 
 
-def shown(frame: pd.DataFrame) -> Styler:
-    """A frame as a page shows it: numbers aligned right, an interval on one line; the same frame, the same bytes."""
+def shown(frame: pd.DataFrame) -> Styler | None:
+    """A frame as a page shows it: numbers aligned right, an interval on one line, and the note on its intervals.
+
+    The same frame gives the same bytes. A frame without a row, as of one arm's comparisons, shows nothing.
+    """
+    if frame.empty:
+        return None
     text = as_text(frame)
     right: Any = {"selector": "", "props": "text-align: right"}
+    numbers = [column for column, cells in text.items() if all(map(NUMBER.fullmatch, cells)) and any(cells != "–")]
     styled = text.style.hide(axis="index").format(html_cell).format_index(html_cell, axis="columns")
-    styled = styled.set_table_styles({column: [right] for column in frame.select_dtypes("number")}, overwrite=False)
+    styled = styled.set_table_styles({column: [right] for column in numbers}, overwrite=False)
+    if note := interval_note(frame):
+        styled = styled.set_caption(note)
     return styled.set_uuid(hashlib.sha256(text.to_csv().encode()).hexdigest()[:8])
 
 

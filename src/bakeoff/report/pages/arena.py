@@ -305,7 +305,7 @@ def plot_profiles(study: Study) -> Figure:
         for at, regime in enumerate(order):
             if regime in own.groups:
                 mean = mean_interval(own.get_group(regime))
-                axes.plot(mean[1:], [at, at], color=colour, alpha=0.4)
+                axes.plot([mean.low, min(mean.high, 1.0)], [at, at], color=colour, alpha=0.4)
                 axes.plot(mean.value, at, "o", color=colour, ms=4)
         axes.axvline(0, color="0.8", lw=1, zorder=0)
         axes.set_title(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.pages.methods import table, verdict
 from bakeoff.report.pages.sample_reuse import sampling_share
-from bakeoff.report.statistics import mean_interval
+from bakeoff.report.statistics import share_interval
 
 __all__ = ["CLAIMS", "NOTEBOOK", "table", "verdict"]
 NOTEBOOK = "methods"
@@ -15,7 +15,7 @@ CLAIMS = [
         "1 REINFORCE",
         "Fresh samples for every update: this share of the time goes into sampling, for answers this short",
         "share of training time in sampling",
-        lambda study: mean_interval(sampling_share(study)["baseline_none"]),
+        lambda study: share_interval(sampling_share(study)["baseline_none"]),
     ),
     Claim(
         "3 baseline",

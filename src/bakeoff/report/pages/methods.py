@@ -11,7 +11,7 @@ from bakeoff.report.comparisons import UNDECIDED, Comparison, Family, family
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.statistics import Estimate, counted, mean_interval, paired_difference, paired_ratio
 from bakeoff.report.study import ACCURACY, PRIMARY, SAMPLED, Study, outcome
-from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, final, start_accuracy, with_not_scored
+from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, final, mean_text, start_accuracy, with_not_scored
 
 FEW = 4  # arms, up to which a verdict names every pair
 CHANGE, RESULT = "a − b [95 %]", "result"
@@ -30,9 +30,9 @@ def table(study: Study) -> pd.DataFrame:
             "sampled accuracy [95 %]": sampled[name].text(),
             distance: "–" if name == against else from_arm(study, name, against).text("+"),
             RESULT: results.get(name, "best mean" if name == order[0] else "baseline"),
-            "seconds": by_seed(study, "progress/seconds", name).mean(),
+            "seconds": mean_text(by_seed(study, "progress/seconds", name)),
             "peak MB": peak[peak["name"] == name]["value"].max(),
-            "KL to the start (nats/sequence)": by_seed(study, "kl/reference_k3_per_sequence", name).mean(),
+            "KL to the start (nats/sequence)": mean_text(by_seed(study, "kl/reference_k3_per_sequence", name)),
         }
         for name in order
     ]
@@ -74,8 +74,9 @@ def verdict(study: Study) -> str:
     answers = [compared(study, metric) for metric in measured] if len(study.arms) > 1 else [only_arm(study)]
     if not math.isnan(start):
         answers[0] += f" All start at {start:.3f}."
+    dearest = f", {seconds[dear]:.3g} s with {dear}" if len(study.arms) > 1 else ""
     answers.append(
-        f"Training takes {seconds[cheap]:.3g} s with {cheap}, {seconds[dear]:.3g} s with {dear}. These data are of one "
+        f"Training takes {seconds[cheap]:.3g} s with {cheap}{dearest}. These data are of one "
         f"task, one model and {counted(study.seeds, 'seed')}. They say nothing about other models, longer training or "
         "other hyperparameters; the order of the means is no ranking."
     )
