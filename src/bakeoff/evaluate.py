@@ -20,7 +20,7 @@ from bakeoff.loop import held_out_of
 from bakeoff.model.config import Lora
 from bakeoff.model.policy import Policy
 from bakeoff.progress import plain_table
-from bakeoff.resume import apply, refuse_code, restored
+from bakeoff.resume import apply, restored
 from bakeoff.start import collector_of, prepare, start
 from bakeoff.validation import compose, validate
 
@@ -92,7 +92,10 @@ def of_run(folder: Path, overrides: list[str]) -> Config:
     saved = read_config(folder)
     groups = [each for each in overrides if "." not in each.split("=")[0]]
     parsed = OverridesParser.create().parse_overrides([each for each in overrides if each not in groups])
-    refuse_code(saved, parsed, folder)
+    if isinstance(
+        saved.get("reward"), dict
+    ):  # the verifier judges; functions of the user's are not asked, nor imported
+        saved["reward"] |= {"functions": {"verifier": 1.0}, "process": {}}
     if groups:
         config_of_groups = compose(["tuned=none", *overrides])
     node = restored(saved)
