@@ -16,7 +16,8 @@ EXAMPLES = """bakeoff: methods that train language models, compared under equal 
   bakeoff sweeps=methods seed=5,6         a study of methods, on these seeds
   bakeoff -m algorithm=ppo,grpo seed=1,2  a comparison of your own
   bakeoff resume=outputs/runs/…           continues a run
-  bakeoff-report methods                  the report of a study"""
+  bakeoff-report methods                  the report of a study
+  bakeoff-init my_project                 a project with your data and reward"""
 MORE = """All choices and keys: bakeoff --help all; some: bakeoff --help algorithm
 TAB completes after: eval "$(bakeoff -sc install=bash)"; --cfg job shows values"""
 GROUPS = ("task", "model", "reward", "algorithm", "regime", "sweeps")
