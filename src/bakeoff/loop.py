@@ -316,10 +316,11 @@ def judged(collector: Collector, parts: Iterator[Rollout]) -> Judged:
     """The judgement of every completion; right are those with full marks."""
     rows, read = [], []
     for part in parts:
-        verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
-        rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
+        verdicts, tokens = collector.judge(part), part.sequences.mask.sum(1).tolist()
+        rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, tokens, strict=True)]
         read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
-    return Judged(*torch.tensor(rows, dtype=torch.float32).T, read)
+    right, failed, lengths = torch.tensor(rows, dtype=torch.float32).T
+    return Judged(right, failed, lengths, read)
 
 
 def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:
