@@ -2,14 +2,24 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+PEERS  := $(VENV)-peers
 DEVICE ?= auto
 NAME   ?= this
+METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
-READY  := $(VENV)/.ready
-PEERS  := $(VENV)-peers
 SITE   := $(VENV)-site
 
-.PHONY: bakeoff league arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
+# An environment that another checkout set up is used as it is, with the code of this one: nothing is installed into it.
+others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
+	$(1)/lib/python*/site-packages/bakeoff-*.dist-info/direct_url.json 2>/dev/null))
+ready  = $(if $(call others,$(1)),,$(1)/.ready)
+READY       := $(call ready,$(VENV))
+READY_PEERS := $(call ready,$(PEERS))
+ifneq ($(call others,$(VENV))$(call others,$(PEERS)),)
+export PYTHONPATH := $(CURDIR)/src
+endif
+
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -30,7 +40,12 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 	$(BIN)/bakeoff-report arena
 
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
-	$(BIN)/python -m benchmarks.arena_tuning $(METHODS)
+	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
+
+mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes or so, goes on where it stopped
+	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch
+	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch regime=plain algorithm/correction=none
+	$(BIN)/bakeoff-report mismatch
 
 rlhf: $(READY)  ## the four models of RLHF: the learned reward against the true one
 	$(BIN)/bakeoff sweeps=rlhf
@@ -50,7 +65,8 @@ claims: $(READY)  ## every study that a claim needs (about an hour and a half), 
 report: $(READY)  ## the headline report again, from the store alone
 	$(BIN)/bakeoff-report methods
 
-ui: $(READY)  ## the MLflow UI on the store of this folder
+ui: $(READY)  ## the MLflow UI on the store of this folder, and the addresses of its runs and curves
+	$(BIN)/python -m bakeoff.tracking $${PORT:-5000}
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
 
 test: $(READY)  ## all tests
@@ -90,7 +106,7 @@ critic: $(READY)  ## what a critic costs and earns, and the memory page
 bench: $(READY)  ## seconds of an update by phase, on fixed work
 	$(BIN)/python -m benchmarks.updates --device $(DEVICE)
 
-bench-peers: $(PEERS)/.ready  ## seconds of an update beside TRL's on the same work, in an environment of its own: half an hour
+bench-peers: $(READY_PEERS)  ## seconds of an update beside TRL's on the same work, in an environment of its own: half an hour
 	$(PEERS)/bin/python -m benchmarks.peers
 
 bench-report: $(READY)  ## seconds to read 1000 runs x 200 steps x 30 metrics
@@ -129,9 +145,9 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(SITE) site
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS)) $(SITE) site
 
-$(READY): requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock

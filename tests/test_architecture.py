@@ -10,8 +10,8 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "randomness", "rows", "ranges"},
-    {"paths", "files", "regime"},
+    {"errors", "randomness", "rows", "ranges", "standin"},
+    {"paths", "files", "regime", "overrides"},
     {"tracking", "device", "arms"},
     {"batch", "attribution"},
     {"measure"},
@@ -29,9 +29,10 @@ ORDER = [
     {"folder", "cost"},
     {"run", "sweep", "outcome"},
     {"job"},
-    {"reward_model", "resume"},
-    {"__main__"},
-    {"predict_command"},
+    {"reward_model", "resume", "init"},
+    {"command", "guide"},
+    {"__main__", "evaluate"},
+    {"predict_command", "tune"},
     {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

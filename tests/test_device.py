@@ -164,8 +164,8 @@ def counts_of(gpu: VirtualGPU, work: Callable[[], object]) -> tuple[int, int]:
     return gpu.launches - launches, gpu.waits.total() - waits
 
 
-@pytest.mark.parametrize("greedy", [False, True])
-def test_a_decoded_token_launches_at_most_75_kernels_and_the_host_waits_once_in_16_tokens(greedy):
+@pytest.mark.parametrize(("greedy", "stop"), [(False, ()), (True, ()), (False, ("absent",))])
+def test_a_decoded_token_launches_at_most_75_kernels_and_the_host_waits_once_in_16_tokens(greedy, stop):
     """Measured between completions of 3 and of 35 tokens: a layer of tiny, its head and a draw. Prompts are padded."""
     with virtual_gpu() as gpu:
         loop = endless(loop_of(composed("algorithm=grpo")))
@@ -174,7 +174,7 @@ def test_a_decoded_token_launches_at_most_75_kernels_and_the_host_waits_once_in_
         engine.load(actor)
 
         def decode(tokens: int) -> None:
-            engine.generate(Request(padded, 16, loop.collector.sampling, tokens, greedy=greedy))
+            engine.generate(Request(padded, 16, loop.collector.sampling, tokens, greedy=greedy, stop=stop))
 
         short, long = counts_of(gpu, lambda: decode(3)), counts_of(gpu, lambda: decode(35))
     launches, waits = (b - a for a, b in zip(short, long, strict=True))

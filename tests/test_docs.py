@@ -74,8 +74,10 @@ def test_every_example_of_the_extending_page_runs_and_trains(registries, tmp_pat
     """Its code is executed in order; then every command of the page composes and takes an update."""
     page = (DOCS / "extending.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == page.count("```") // 2 == 6
-    (tmp_path / "my_rewards.py").write_text(next(block for block in blocks if "def brevity" in block))
+    assert len(blocks) == page.count("```") // 2 == 7
+    for file, function in (("my_rewards.py", "brevity"), ("my_metrics.py", "words")):
+        (tmp_path / file).write_text(next(block for block in blocks if f"def {function}" in block))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     module = sys.modules[__name__]
     for block in blocks:
@@ -83,7 +85,7 @@ def test_every_example_of_the_extending_page_runs_and_trains(registries, tmp_pat
     register()
     small = ["tuned=none", "sft.steps=0", "task.heldout=4", "batch.prompts=2", "batch.group_size=2"]
     commands = re.findall(r"^    bakeoff (.*)$", page, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 9
     for command in commands:
         metrics = update_of(loop_of(compose(*small, *shlex.split(command))))
         assert metrics["progress/sequences"] == 4, command

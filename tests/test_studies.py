@@ -138,7 +138,7 @@ def test_a_job_is_named_by_the_settings_in_which_jobs_differ():
     ]
     assert job_names([job("algorithm=ppo", f"lr={v}", *common) for v in (1, 2)]) == ["ppo lr=1", "ppo lr=2"]
     assert job_names([job("algorithm=ppo", *common)] * 2) == ["ppo trial 1", "ppo trial 2"]
-    assert job_name(["algorithm=ppo", "seed=1", "++a.b=2"]) == "ppo seed 1 a.b=2"
+    assert job_name(["algorithm=ppo", "seed=1", "++a.b=2"]) == "ppo seed 1 b=2"
 
 
 def test_neither_an_arms_name_nor_the_record_of_tuning_is_part_of_a_configurations_identity():

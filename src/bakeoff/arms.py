@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,10 +104,31 @@ def job_names(jobs: list[Job]) -> list[str]:
     return [f"{name} trial {number}" for number, name in enumerate(names, start=1)]
 
 
+def varied_keys(jobs: list[Job]) -> list[str]:
+    """The keys of the settings in which jobs differ, in the order of the settings."""
+    shared = set.intersection(*(set(job.settings) for job in jobs))
+    settings = (setting for job in jobs for setting in job.settings if setting not in shared)
+    return list(dict.fromkeys(setting.split("=")[0] for setting in settings))
+
+
 def job_name(settings: list[str]) -> str:
-    """`grpo seed 1`, and the job's other settings; an arm's name takes the place of the algorithm's."""
+    """`grpo seed 1`, and the job's other settings by the last part of their keys, as `lr=0.001`.
+
+    An arm's name takes the place of the algorithm's.
+    """
     by_key = dict(setting.lstrip("+~").split("=", 1) for setting in settings if "=" in setting)
     by_key.pop("sweeps", None)
     algorithm = by_key.pop("algorithm", "")
     head = [by_key.pop("arm", algorithm)] + ([f"seed {by_key.pop('seed')}"] if "seed" in by_key else [])
-    return " ".join(filter(None, head + [f"{key}={value}" for key, value in by_key.items()]))
+    lasts = [re.split(r"[./]", key)[-1] for key in by_key]
+    names = [last if lasts.count(last) == 1 else key for last, key in zip(lasts, by_key, strict=True)]
+    pairs = [f"{name}={rounded(value)}" for name, value in zip(names, by_key.values(), strict=True)]
+    return " ".join(filter(None, head + pairs))
+
+
+def rounded(value: str) -> str:
+    """A number with many digits, as a search draws it, to three of them."""
+    try:
+        return min(value, f"{float(value):.3g}", key=len)
+    except ValueError:
+        return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 import torch
@@ -22,11 +22,17 @@ from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 @dataclass
 class Example:
-    """One problem of a task; no answer where the task only has a verifier. User rewards receive `columns` by name."""
+    """One problem of a task; no answer where the task only has a verifier. User rewards receive `columns` by name.
+
+    solution   worked answer to imitate and to show, where it is another than the answer
+    messages   the chat that a policy reads, where it is more than the prompt as a user's message
+    """
 
     prompt: str
     answer: str | None
     columns: dict[str, Any] = field(default_factory=dict)
+    solution: str | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -47,9 +53,12 @@ class Prompts:
 class Sequences:
     """Prompt and completion side by side, as a forward pass reads them.
 
+    A completion of several turns has the replies of an environment between them. The policy wrote its last token.
+
     ids          [S, L + T] int64; every completion starts in column L
-    attention    [S, L + T] bool, false on padding
-    mask         [S, T] bool, true on completion tokens up to and including EOS
+    attention    [S, L + T] bool, true on all tokens, whoever wrote them; false on padding
+    mask         [S, T] bool, true on the tokens that the policy wrote, EOS included: the only ones that are learned
+                 from, and that any number of tokens, mean or loss is of
     group_size   number of consecutive rows that share a prompt; forward passes encode it once
     """
 
@@ -70,6 +79,16 @@ class Sequences:
     def completion_ids(self) -> Tensor:
         """[S, T] int64."""
         return self.ids[:, self.prompt_width :]
+
+    @property
+    def completion_attention(self) -> Tensor:
+        """[S, T] bool, true on the tokens of policy and environment: the mask, where there is one turn."""
+        return self.attention[:, self.prompt_width :]
+
+    def written(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields the ids of each row's tokens that the policy wrote, and their columns in [0, T)."""
+        for ids, mask in zip(self.completion_ids.tolist(), self.mask.tolist(), strict=True):
+            yield list(compress(ids, mask)), list(compress(range(len(mask)), mask))
 
     @property
     def positions(self) -> Tensor:
@@ -93,11 +112,11 @@ class Sequences:
 
 
 def lengths(sequences: Sequences) -> tuple[list[int], list[int]]:
-    """Tokens of each prompt and of each completion; of a prediction's tensors, the most there can be."""
-    width, mask = sequences.prompt_width, sequences.mask
-    if isinstance(mask, FakeTensor):
-        return [width] * len(mask), [mask.shape[1]] * len(mask)
-    prompts, completions = torch.stack([sequences.attention[:, :width].sum(1), mask.sum(1)]).tolist()
+    """Tokens that a pass reads of each prompt and completion; of a prediction's tensors, the most there can be."""
+    width, shown = sequences.prompt_width, sequences.completion_attention
+    if isinstance(shown, FakeTensor):
+        return [width] * len(shown), [shown.shape[1]] * len(shown)
+    prompts, completions = torch.stack([sequences.attention[:, :width].sum(1), shown.sum(1)]).tolist()
     return prompts, completions
 
 
@@ -134,12 +153,12 @@ class Rollout:
 
     examples           the problem that each sequence answers; the G sequences of a group repeat it
     prompts            text of the prompt
-    completions        text of the completion
+    completions        text that the policy wrote; of several turns, one after another on lines of their own
     sampler_logprobs   [S, T] log-prob of each token at the sampling temperature, as the engine computed it
     entropy            [S, T] entropy in nats of the distribution behind each token, before truncation; none where the
                        engine does not compute it
-    ended              [S] bool, true where the completion reached EOS
-    max_tokens         generation budget of a completion, EOS included
+    ended              [S] bool, true where the completion reached EOS, or its last turn did
+    max_tokens         generation budget of a completion in all of its turns, EOS included
     decode             token ids → their text
     """
 
@@ -229,7 +248,7 @@ class Rewards:
 
     tokens    [S, T] reward of each token: its scores, plus the KL reward if there is one
     process   the (row, token, score) triples behind `tokens`; an outcome reward is one step on the last token
-    last      [S, T] bool, the last token of each completion
+    last      [S, T] bool, the last token of each completion, which the policy wrote
     mask      [S, T] bool
     greedy    [P] score of each prompt's greedy completion, none where no baseline asks for it
     """
@@ -262,6 +281,7 @@ class Tokens:
     mask             bool
     entropy          entropy of π_old in nats, none where the engine does not compute it
     chosen           bool, the tokens that the objective has chosen of the rollout, none where it chooses none
+    correction       weight of the token for a sampler that is not π_old, none where the method has none
     policy_entropy   entropy of π_θ in nats; carries gradient; none where the method has no bonus for it
     """
 
@@ -271,6 +291,7 @@ class Tokens:
     mask: Tensor
     entropy: Tensor | None = None
     chosen: Tensor | None = None
+    correction: Tensor | None = None
     policy_entropy: Tensor | None = None
 
 
@@ -282,6 +303,7 @@ class Experience:
     max_tokens           generation budget of a completion, by which an aggregation may divide
     entropy              entropy of π_old in nats, none where nothing has computed it
     chosen               bool, the tokens that the objective treats differently, none where it chooses none
+    correction           weights for a sampler that is not π_old, none where the method has none
     reference_logprobs   log π_ref, none where nothing asks for a reference
     values, returns      the critic's estimate and its target, none without a critic
     """
@@ -292,6 +314,7 @@ class Experience:
     max_tokens: int
     entropy: Tensor | None = None
     chosen: Tensor | None = None
+    correction: Tensor | None = None
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from bakeoff.batch import Example, Prompts, Rollout
+from bakeoff.engine.conversation import converse
 from bakeoff.engine.engine import Batch, Engine, Request, Sampling, make_rollout
 from bakeoff.model.encode import encode, require_room
 from bakeoff.model.policy import Policy
@@ -30,6 +32,11 @@ class Collector:
     reward: Reward
     seed: int
 
+    @property
+    def exact_logprobs(self) -> bool:
+        """Whether the log-probs of what it returns serve as log π_old."""
+        return self.engine.exact_logprobs and not self.sampling.truncates
+
     def prompts(self, policy: Policy, examples: list[Example]) -> Prompts:
         """Prompts of the examples, with the task's shots."""
         return encode(policy, examples, self.task.shot_examples())
@@ -37,11 +44,20 @@ class Collector:
     def roll_out(
         self, policy: Policy, prompts: Prompts, completions: int, stream: str, step: int = 0, greedy: bool = False
     ) -> Rollout:
-        """`completions` of each prompt by the policy that the engine has loaded."""
+        """`completions` of each prompt by the policy that the engine has loaded; see `converse` for several turns."""
         require_room(policy, prompts, self.task.max_new_tokens)
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
-        request = Request(prompts, completions, self.sampling, budget, seed, greedy)
-        return make_rollout(policy, request, self.engine.generate(request))
+        request = Request(prompts, completions, self.sampling, budget, seed, greedy, self.task.stops())
+        rollout = make_rollout(policy, request, self.engine.generate(request))
+        if self.task.most_turns == 1:
+            return rollout
+
+        def take_turn(number: int, prompts: Prompts) -> Rollout:
+            seed = derive(self.seed, f"{stream}/turn{number}", step)
+            later = replace(request, prompts=prompts, completions=1, seed=seed)
+            return make_rollout(policy, later, self.engine.generate(later))
+
+        return converse(policy, self.task, rollout, take_turn, partial(self.reward.replies, self.task))
 
     def answers(
         self,

@@ -14,14 +14,18 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
+from bakeoff.algorithm.critic import CRITIC_LR, FACTOR, OwnStep
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
+from bakeoff.errors import UserError
 from bakeoff.files import content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
-from bakeoff.paths import CONF, ROOT, study_folders, study_names
+from bakeoff.overrides import extend_grammar
+from bakeoff.paths import CONF, ROOT, study_folders
 from bakeoff.ranges import VAST, count, number, rate, seed, share
 from bakeoff.regime import Regime
+from bakeoff.reward.function import UserFunction, as_values
 from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
@@ -69,7 +73,7 @@ class Budget:
 
     unit             what is counted; seconds are those of training alone, work is that of tokens: 1 for each token that
                      a step of actor or critic reads
-    limit            number of these units
+    limit            length of the run, in budget.unit
     sampling_price   work of a token that is sampled
     """
 
@@ -102,24 +106,42 @@ class Measure:
                         A β that adapts to this KL reads all of them
     memory_prediction   log the predicted memory beside the measured one
     memory_snapshot     CUDA: record every allocation of the traced updates, as an artifact for pytorch.org/memory_viz
+    functions           metrics of yours, each an import path `module.function` or a function in a file,
+                        `./file.py:function`, which is relative to the working folder
     """
 
     kl_to_reference: bool = True
     kl_sequences: int = count(64, unit="sequences")
     memory_prediction: bool = False
     memory_snapshot: bool = False
+    functions: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.user: dict[str, UserFunction] = {}  # by the name under which it is logged
+        for path in self.functions:
+            function = UserFunction(path, "measure.functions", as_values, ())
+            name = function.name.rpartition(".")[2]
+            if name in self.user:
+                raise UserError(f"measure.functions names two functions {name}; rename one, as each is logged by name.")
+            self.user[name] = function
+
+    def files(self) -> dict[str, str]:
+        """The source files of the functions, by the key and path of each."""
+        return {f"functions.{path}": each.source for path, each in zip(self.functions, self.user.values(), strict=True)}
 
 
 @dataclass
 class Checkpoint:
     """Checkpoints, from which a run resumes.
 
-    every   number of updates between checkpoints; 0: none
-    keep    number of latest checkpoints that are kept
+    every     number of updates between checkpoints; 0: none
+    keep      number of latest checkpoints that are kept
+    adapter   the finished actor of model.lora is an adapter of its base; else it is merged into the base
     """
 
     every: int = count(20, unit="updates")
     keep: int = count(2, least=1, unit="checkpoints")
+    adapter: bool = False
 
 
 @dataclass
@@ -152,6 +174,8 @@ class Tuned:
     seeds        seeds of those runs
     accuracies   final held-out greedy accuracies of the command's runs, in its order
     date         day of the search, as year-month-day
+    commit       commit of the search
+    task         hash of the task and the model that it was on
     note         what the other fields cannot say
     """
 
@@ -161,6 +185,8 @@ class Tuned:
     seeds: list[int] = seed(list)
     accuracies: list[float] = number(list, least=0, most=1)
     date: str = ""
+    commit: str = ""
+    task: str = ""
     note: str = ""
 
 
@@ -169,7 +195,7 @@ class Lengths:
     """Lengths that a prediction assumes.
 
     prompt       tokens of the longest prompt; 0: those of the task's prompts, where the model's tokenizer is at hand
-    completion   tokens of the longest completion; 0: task.max_new_tokens
+    completion   tokens of the longest completion; 0: task.max_new_tokens, of each turn, without replies
     """
 
     prompt: int = count(0, most=2**20, unit="tokens")
@@ -222,6 +248,7 @@ class Config:
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
     price             price of an hour of the hardware, for a prediction; 0: not stated
     reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
+    lag               number of updates that the weights of the sampler are old, as where rollouts and steps overlap
     lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
                       seeds is one over rates too; empty: 1
     arm               name of the arm in the study's file, empty where the study has none
@@ -258,6 +285,7 @@ class Config:
     price: float = number(0.0, least=0, most=VAST, unit="your currency")
     tuned: Tuned = field(default_factory=Tuned)
     reuse: int = count(1, least=1, most=1000, unit="times")
+    lag: int = count(0, most=64, unit="updates")
     lr_factors: list[float] = number(list, above=0, most=VAST)
     arm: str = ""
 
@@ -267,11 +295,15 @@ class Config:
 
 def register() -> None:
     """Registers with Hydra the schemas, and the folders of configurations and studies. Idempotent."""
+    extend_grammar()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for axis, options in AXES.items():
         for name, option in options.items():
-            store.store(group=f"algorithm/{axis}", name=name, node=option)
+            node = OmegaConf.structured(option)
+            if isinstance(option, OwnStep):
+                node.optimizer.lr = "${bakeoff_critic_lr:}"
+            store.store(group=f"algorithm/{axis}", name=name, node=node)
     groups: dict[str, dict[str, Any]] = {"engine": ENGINES, "task": TASKS, "hardware": {"none": Hardware}}
     for group, classes in groups.items():
         for name, option in classes.items():
@@ -280,11 +312,18 @@ def register() -> None:
     schemas = TASKS | {"model": Model, "reward": Reward, "tracking": Tracking, "hardware": Hardware}
     for name, schema in schemas.items():
         store.store(name=f"schema_{name}", node=schema)
+    OmegaConf.register_new_resolver("bakeoff_critic_lr", critic_lr, replace=True)
     OmegaConf.register_new_resolver("bakeoff_folders", searchpath, replace=True)
-    OmegaConf.register_new_resolver("bakeoff_studies", lambda: ", ".join(study_names()), replace=True)
     OmegaConf.register_new_resolver("bakeoff_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
     OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
+
+
+def critic_lr(*, _root_: Any) -> float:
+    """A critic's rate where none is set: a multiple of the actor's, but where that is the scale of a trust region."""
+    actor = _root_.algorithm.optimizer
+    whole = getattr(OmegaConf.get_type(actor), "needs_whole_rollout", False)
+    return CRITIC_LR if whole else float(f"{FACTOR * actor.lr:.6g}")
 
 
 def searchpath() -> list[str]:
@@ -305,7 +344,7 @@ def plain(config: Config) -> dict[str, Any]:
         if hasattr(value, "__dataclass_fields__"):
             named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
             for key, path in value.files().items() if hasattr(value, "files") else ():
-                if (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
+                if path and (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
                     named[key + HASH] = content_hash(found)
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):
@@ -331,6 +370,12 @@ def config_id(config: Config) -> str:
     """Hash of a configuration without seeds, bookkeeping and hardware: runs that differ in nothing else share it."""
     rest = {k: v for k, v in by_content(plain(config)).items() if k not in NOT_IN_CONFIG_ID}
     return digest(rest | {"sft": rest["sft"] | {"seed": None}})
+
+
+def task_id(config: Config) -> str:
+    """Hash of what a tuned rate depends on beside the method: task, model and reward."""
+    values = by_content(plain(config))
+    return digest({key: values[key] for key in ("task", "model", "reward")})
 
 
 def training_id(config: Config) -> str:

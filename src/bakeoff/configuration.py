@@ -17,8 +17,9 @@ from bakeoff.task import TASKS
 HEAD = """# Configuration
 
 Every key of a run. The default is that of the schema; the files in `conf/` (task, model, protocol, tuned values) set
-others, and `bakeoff --help` prints what they come to. A key that only some options of a group have, or that they start
-at another value, names these options. NaN and infinity are in no range. `make docs` writes this page from the schemas.
+others, and `bakeoff --cfg job` prints what they come to; `bakeoff --help WORD` prints the keys that hold a word, and
+`bakeoff --help all` every key. A key that only some options of a group have, or that they start at another value, names
+these options. NaN and infinity are in no range. `make docs` writes this page from the schemas.
 
 | key | default | range | unit | meaning |
 |---|---|---|---|---|
@@ -27,6 +28,11 @@ at another value, names these options. NaN and infinity are in no range. `make d
 
 def configuration_table() -> str:
     """docs/configuration.md."""
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in every_key())
+
+
+def every_key() -> list[tuple[str, ...]]:
+    """A row for each key: the key between backticks, its default, range, unit and meaning."""
     groups: dict[str, dict[str, Any]] = {"task": dict(TASKS), "engine": dict(ENGINES)}
     lines = [row for axis, options in AXES.items() for row in rows(f"algorithm.{axis}.", options)]
     hints = get_type_hints(Config)
@@ -36,7 +42,7 @@ def configuration_table() -> str:
             page += lines
         elif is_dataclass(schema):
             page += rows(f"{name}.", groups.get(name, {"": schema}))
-    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in page)
+    return page
 
 
 def rows(group: str, options: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -85,6 +85,11 @@ def queued_copy(tensor: Tensor, device: torch.device) -> Tensor:
     return torch.empty_like(tensor, device=device, pin_memory=locked).copy_(tensor.detach(), non_blocking=True)
 
 
+def sent(values: list[int], device: torch.device) -> Tensor:
+    """Whole numbers as a tensor on the device, from page-locked memory, so that the host does not wait for a GPU."""
+    return queued_copy(torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda"), device)
+
+
 def wait_for(device: torch.device) -> None:
     """Waits until the device has finished everything that is queued."""
     if device.type == "cuda":

@@ -102,7 +102,7 @@ def sentence(error: BaseException) -> str:
     module, variables = origin(error)
     if module == "hydra._internal.defaults_list" and isinstance(error, ValueError):  # which does not name the group
         typed = getattr(variables.get("override"), "input_line", error)
-        return f"{typed}: a group takes the name of a choice; `bakeoff --help` lists them."
+        return f"{typed}: a group takes the name of a choice; `bakeoff --help all` lists them."
     if isinstance(error, YAMLError):
         return f"a file is not valid YAML: {' '.join(str(error).split())}."
     reason = str(cause).splitlines()[:1] if cause and cause is not error else []

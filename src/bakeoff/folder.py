@@ -19,9 +19,14 @@ from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
-from bakeoff.tracking import has_run, open_store, store_uri
+from bakeoff.tracking import NOT_IN_CONFIG_ID, has_run, open_store, store_uri
 
 RECORD, CONFIG, LOCK = "run.json", Path(".hydra", "config.yaml"), ".lock"
+# what may change without making another run of it; every other key decides what is trained
+MAY_CHANGE = (
+    *("budget", "evaluation", "checkpoint", "tracking"),
+    *("device", "threads", "deterministic", "memory_limit_mb"),
+)
 LARGEST = 1_000_000  # bytes of a file that a folder may have us read
 SHOWN = 5  # differences that a message names
 
@@ -119,6 +124,20 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[A
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
+def may_change(key: str) -> bool:
+    """Whether a resumed run may change a key: the prompts of the last evaluation are never trained on, so they stay."""
+    return key.split(".")[0] in MAY_CHANGE and key != "evaluation.final"
+
+
+def longer(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]] | None:
+    """Old and new values where a configuration is a saved run's with a larger budget; none where it is another."""
+    old, new = saved["budget"], config.budget
+    if old["unit"] != new.unit.value or old["limit"] >= new.limit:
+        return None
+    changes = {k: v for k, v in differences(saved, plain(config)).items() if k.split(".")[0] not in NOT_IN_CONFIG_ID}
+    return changes if all(may_change(key) for key in changes) else None
+
+
 def described(different: dict[str, tuple[Any, Any]]) -> str:
     """`budget.limit is 4, not 6; seed is 1, not 2`."""
     shown = [f"{key} is {one}, not {other}" for key, (one, other) in list(different.items())[:SHOWN]]
@@ -148,4 +167,6 @@ def resume_command(folder: Path, config: Config) -> str:
         theirs = {name: weight for name, weight in getattr(config.reward, key).items() if name not in ours}
         if theirs:
             words.append(f"reward.{key}={{{', '.join(f'{name}: {weight}' for name, weight in theirs.items())}}}")
+    if config.measure.functions:
+        words.append(f"measure.functions=[{', '.join(config.measure.functions)}]")
     return "MLFLOW_TRACKING_URI=ADDRESS " * hidden + shlex.join(["bakeoff", *words])

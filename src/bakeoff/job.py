@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import textwrap
 import threading
 import traceback
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from typing import Any
 
 import torch
 
-from bakeoff.arms import job_name
-from bakeoff.config import Config, Mode, config_id, flatten, plain, training_id
+from bakeoff.algorithm.critic import OwnStep
+from bakeoff.arms import HEADS, job_name
+from bakeoff.config import Config, Mode, by_content, config_id, digest, flatten, plain, task_id, training_id
 from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
+from bakeoff.files import replace_text
 from bakeoff.folder import (
     CONFIG,
     RECORD,
@@ -27,6 +30,8 @@ from bakeoff.folder import (
     described,
     differences,
     held,
+    longer,
+    may_change,
     read_config,
     read_record,
     result_of,
@@ -34,6 +39,7 @@ from bakeoff.folder import (
     write_record,
 )
 from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
+from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
 from bakeoff.outcome import explained
@@ -47,6 +53,7 @@ from bakeoff.start import prepare, start
 from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
+LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI
 GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
 
 
@@ -58,19 +65,25 @@ def run_job(
     parent: str | None,
     quiet: bool,
     changes: dict[str, tuple[Any, Any]] | None = None,
+    varied: list[str] | None = None,
 ) -> float:
     """Sets up, runs and closes one job in `folder`, from the newest whole checkpoint there if there is one.
 
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
-    change. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that has finished is not
-    repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
+    change; a job of a sweep may have a larger budget than before; `varied` are the keys of the settings that name the
+    job, none for all of them. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that
+    has finished is not repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *settings])
+    naming = [each for each in settings if each.startswith(HEADS) or names_run(each.split("=")[0], varied)]
+    name = job_name([f"algorithm={choices.get('algorithm', '')}", f"seed={config.seed}", *naming])
+    name = textwrap.shorten(name, LONGEST_NAME, placeholder=" …")
     progress = RunProgress(folder, name, quiet)
     with held(folder, WAIT if quiet else 1):
         earlier = read_record(folder)
+        if earlier and quiet and changes is None and earlier.seed == config.seed:
+            changes = longer(read_config(folder), config)
         refuse_another(folder, earlier, config, changes)
         result = result_of(folder, config)
         if result is not None:
@@ -85,6 +98,7 @@ def run_job(
         with reported(progress, command if not parent or changes is not None else ""), termination() as signals:
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
+            progress.report(f"opening the store {redacted(config.tracking.uri)}")
             resumes, logged = earlier.mlflow_run if earlier else None, (folder / LOG).exists()
             tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report, command)
             if earlier and tracker.new:
@@ -92,20 +106,27 @@ def run_job(
                 progress.report(f"the store {store} does not hold this run; a new one there gets all of it")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
-            write_record(folder, record, config)
-            with tracker.running():
+            before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}
+            with tracker.running(), tracker.system_metrics(config.tracking.system_metrics):
+                write_record(folder, record, config)
                 if tracker.new and not logged:  # a new store gets what the folder has logged
                     log_configuration(config, choices, folder, tracker)
                 if changes:
-                    log_changes(config, changes, folder, tracker)
+                    log_changes(config, changes, settings, folder, tracker)
                 if config.mode is Mode.predict:
                     result = log_prediction(config, tracker, progress)
                 else:
                     with explained(config, phases, tracker, progress):
-                        run = start_job(config, folder, phases, tracker, progress, signals)
+                        with kept_if_refused(before):
+                            run = start_job(config, folder, phases, tracker, progress, signals)
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
+
+
+def names_run(key: str, varied: list[str] | None) -> bool:
+    """Whether a setting is part of a run's name: in a sweep, one in which its jobs differ, else one of its training."""
+    return key in varied if varied is not None else key.split(".")[0] not in NOT_IN_CONFIG_ID
 
 
 def refuse_another(
@@ -118,16 +139,36 @@ def refuse_another(
     elif changes is None and (earlier.config_id, earlier.seed) != (config_id(config), config.seed):
         different = differences(read_config(folder), plain(config))
         different = {k: v for k, v in different.items() if k == "seed" or k.split(".")[0] not in NOT_IN_CONFIG_ID}
+        values = " ".join(f"{key}={new}" for key, (_, new) in different.items() if all(map(may_change, different)))
         raise UserError(
             f"the folder '{folder}' holds another run ({described(different)}); choose another hydra.run.dir, or "
-            f"resume that run by resume={folder}."
+            f"resume that run: bakeoff resume={folder} {values}".rstrip()
+            + "."
+        )
+    found = newest_whole(folder / "checkpoints", lambda message: None) if changes else None
+    if found and read_run(found)["training_id"] != training_id(config):
+        raise UserError(
+            f"'{found}' is of a run with other values than the folder's; move it away, or choose another folder."
         )
 
 
-def log_changes(config: Config, changes: dict[str, tuple[Any, Any]], folder: Path, tracker: Tracker) -> None:
+@contextmanager
+def kept_if_refused(before: dict[Path, str]) -> Iterator[None]:
+    """Puts back what the files of an earlier run were, by path, where the one that follows cannot start."""
+    try:
+        yield
+    except UserError:
+        for path, text in before.items():
+            replace_text(path, text)
+        raise
+
+
+def log_changes(
+    config: Config, changes: dict[str, tuple[Any, Any]], settings: list[str], folder: Path, tracker: Tracker
+) -> None:
     """Logs what a resumed run changes: parameters keep their first value, and a tag `changed.KEY` holds the last."""
     new = {f"changed.{key}": str(value) for key, (_, value) in changes.items()}
-    tracker.tags({"config_id": config_id(config), **new})
+    tracker.tags({"config_id": config_id(config), "overrides": json.dumps(settings), **new})
     tracker.artifact(folder / CONFIG, "config")
 
 
@@ -138,6 +179,9 @@ def start_job(
     loop = start(config, phases, progress.report)
     identity = {"training_id": training_id(config), "start": loop.start}
     tracker.tags({"start": loop.start})
+    if sizes := config.task.sizes():
+        progress.report(sizes)
+        tracker.tags({"data": sizes})
     found = newest_whole(folder / "checkpoints", progress.report)
     if found:
         if read_run(found) != identity:
@@ -147,6 +191,8 @@ def start_job(
         loop = replace(loop, learner=load_checkpoint(found, loop.learner))
         progress.report(f"resumed after update {loop.learner.counters.updates}")
     else:
+        if config.mode is Mode.train:
+            progress.report(rates(config))
         tracker.metrics(peak_metrics(phases.take().peaks) | named("sft/", loop.supervised), 0)
         if loop.reward_quality is not None:
             tracker.metrics(pair_metrics(loop.reward_quality), 0)
@@ -155,9 +201,27 @@ def start_job(
     return Run(config, folder, loop, tracker, progress, identity, signals)
 
 
+def rates(config: Config) -> str:
+    """The learning rates of a run, and where they are from."""
+    algorithm = method_of(config)
+    used = f"learning rate {algorithm.optimizer.lr:.3g}"
+    if isinstance(algorithm.critic, OwnStep):
+        used += f", the critic's {algorithm.critic.optimizer.lr:.3g}"
+    if not config.tuned.name:
+        return f"{used}: not tuned on this task and model; `bakeoff-tune` with these keys searches it"
+    if config.tuned.task not in ("", task_id(config)):
+        return f"{used}: of {config.tuned.name}, which was tuned on another version of this task, model or reward"
+    return f"{used}: tuned, {config.tuned.name}"
+
+
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:
     """Logs every parameter, the chosen options, the composed file and the lock."""
-    tracker.params(flatten(plain(config)) | {f"choice/{group}": choice for group, choice in choices.items()})
+    values = plain(config)
+    tracker.params(flatten(values) | {f"choice/{group}": choice for group, choice in choices.items()})
+    files = ", ".join(config.task.files().values()) if hasattr(config.task, "files") else ""
+    for context in ("training", "evaluation"):  # by what is in its files, as the identity of a configuration is
+        identity = digest({context: by_content(values["task"])})
+        tracker.dataset(f"{choices.get('task', '')} {context}", identity, files or "generated", context)
     for path in (folder / CONFIG, ROOT / "requirements.lock"):
         if path.is_file():
             tracker.artifact(path, "config")

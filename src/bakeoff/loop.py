@@ -6,9 +6,9 @@ This module opens every phase of an update: it places the models that the phase 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, takewhile
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
-from bakeoff.batch import Experience, Prompts, Rollout, Scores
+from bakeoff.batch import Example, Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
-from bakeoff.learner.learner import Learner, passes_over, renew_reference, set_lr
+from bakeoff.learner.learner import Learner, passes_over, renew_reference, sampling_policy, set_lr
 from bakeoff.learner.offload import place_for, visiting
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.sft import Supervised
@@ -32,7 +32,9 @@ from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
+from bakeoff.reward.measure import Scored, UserMetrics, joined, scored
 from bakeoff.rows import concatenate, group_rows, numbers, select
+from bakeoff.task.task import CONVERSATION
 
 READ = 8  # held-out prompts whose greedy completions every evaluation keeps, so that one prompt can be read over time
 
@@ -52,6 +54,7 @@ class Loop:
     sampling_price   work of a sampled token; one that a step reads has 1
     start            hash of the weights that training started from
     supervised       the supervised stage that made them, none where there was none
+    user_metrics     the user's metrics of scored completions, none where there are none
     """
 
     learner: Learner
@@ -65,6 +68,7 @@ class Loop:
     sampling_price: float = 1.0
     start: str = ""
     supervised: Supervised | None = None
+    user_metrics: UserMetrics | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -146,7 +150,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     algorithm, number, seed = learner.algorithm, learner.counters.updates, collector.seed
     torch.manual_seed(derive(seed, "global", number))
     lr, betas = set_lr(learner, number, progress), Betas(**vars(learner.betas))
-    collected = collect(loop, number)
+    with sampling_policy(learner):
+        collected = collect(loop, number)
     experience, statistics = experience_of(loop, collected)
     draws = generator(learner.actor.device, seed, "minibatches", number)
     actor: list[ActorStep] = []
@@ -188,7 +193,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
 
 def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, ExperienceStatistics]:
     """The experience of collected completions, and its statistics."""
-    learner, exact = loop.learner, loop.collector.engine.exact_logprobs
+    learner, exact = loop.learner, loop.collector.exact_logprobs and not loop.learner.older
     draws = generator(learner.actor.device, loop.collector.seed, "objective", learner.counters.updates)
     with loop.phase("experience"):
         return make_experience(learner, collected.rollout, collected.scores, collected.greedy, exact, draws)
@@ -263,6 +268,8 @@ class HeldOut:
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    hint           what to type where no greedy completion is right and another verifier would accept some
+    user           values of the user's metrics on the sampled completions, by name
     read           the greedy completions of the first READ prompts, as rows of a table for a person to read
     """
 
@@ -273,7 +280,9 @@ class HeldOut:
     greedy_length: float
     right_length: float | None
     wrong_length: float | None
-    read: list[dict[str, Any]]
+    hint: str = ""
+    read: list[dict[str, Any]] = field(default_factory=list)
+    user: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -284,19 +293,35 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
     actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
     examples = collector.task.final_examples() if last else loop.heldout.examples
     with loop.phase("evaluation"):
-        collector.engine.load(actor)
-        greedy = judged(collector, collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
-        sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number))
-        return HeldOut(
-            greedy_accuracy=float(greedy.right.mean()),
-            sampled_accuracy=float(sampled.right.mean()),
-            pass_at=pass_at(sampled.right.view(-1, samples)),
-            failed=float(torch.cat([greedy.failed, sampled.failed]).mean()),
-            greedy_length=float(greedy.lengths.mean()),
-            right_length=mean_where(sampled.right == 1, sampled.lengths),
-            wrong_length=mean_where(sampled.right == 0, sampled.lengths),
-            read=greedy.read,
-        )
+        return held_out_of(actor, collector, examples, samples, number, loop.user_metrics)
+
+
+def held_out_of(
+    actor: Policy,
+    collector: Collector,
+    examples: list[Example],
+    samples: int,
+    number: int = 0,
+    user_metrics: UserMetrics | None = None,
+) -> HeldOut:
+    """The accuracy of a policy on these examples; `number` is that of the update, which decides the draws."""
+    collector.engine.load(actor)
+    answers = list(collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
+    greedy, texts = judged(collector, answers), [text for part in answers for text in part.completions]
+    kept: list[Scored] | None = [] if user_metrics else None
+    sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
+    return HeldOut(
+        greedy_accuracy=float(greedy.right.mean()),
+        sampled_accuracy=float(sampled.right.mean()),
+        pass_at=pass_at(sampled.right.view(-1, samples)),
+        failed=float(torch.cat([greedy.failed, sampled.failed]).mean()),
+        greedy_length=float(greedy.lengths.mean()),
+        right_length=mean_where(sampled.right == 1, sampled.lengths),
+        wrong_length=mean_where(sampled.right == 0, sampled.lengths),
+        hint="" if greedy.right.any() else collector.task.hint(texts, examples),
+        read=greedy.read,
+        user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
+    )
 
 
 @dataclass
@@ -312,11 +337,16 @@ class Judged:
     read: list[dict[str, Any]]
 
 
-def judged(collector: Collector, parts: Iterator[Rollout]) -> Judged:
-    """The judgement of every completion; right are those with full marks."""
+def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | None = None) -> Judged:
+    """The judgement of every completion; right are those with full marks.
+
+    `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
+    """
     rows, read = [], []
     for part in parts:
         verdicts, tokens = collector.judge(part), part.sequences.mask.sum(1).tolist()
+        if kept is not None:
+            kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, tokens, strict=True)]
         read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
     right, failed, lengths = torch.tensor(rows, dtype=torch.float32).T
@@ -327,11 +357,20 @@ def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:
     """A completion with its score as a row of a table for a person to read."""
     return {
         "prompt": rollout.prompts[row],
-        "completion": rollout.completions[row],
+        "completion": transcript(rollout, row),
         "answer": rollout.examples[row].answer,
         "reward": score,
         "ended": bool(rollout.ended[row]),
     }
+
+
+def transcript(rollout: Rollout, row: int) -> str:
+    """The completion as a person reads it: of several turns, with the environment's replies between them."""
+    sequences = rollout.sequences
+    if not (sequences.completion_attention & ~sequences.mask)[row].any():
+        return rollout.completions[row]
+    _, *said = rollout.examples[row].columns[CONVERSATION]
+    return "\n".join(f"{each['role']}: {each['content']}" for each in said)
 
 
 def pass_at(right: Tensor) -> dict[int, float]:

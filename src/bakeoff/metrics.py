@@ -31,7 +31,10 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "reward/failed": ("share", "completions of which the verifier or a reward function gave no score; they score 0"),
     "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
     "reward/shaped": ("share", "completions whose score the method's shaping changes"),
-    "reward/term_*": ("score", "mean of one reward function, unweighted"),
+    "reward/term_*": ("score", "mean of one reward function, unweighted, over the completions to which it applies"),
+    "reward/term_*_min": ("score", "the smallest of these scores in the rollout"),
+    "reward/term_*_max": ("score", "the largest"),
+    "user/*": ("–", "a metric of yours (measure.functions) on the rollout: what the function returns, or its mean"),
     "length/mean": ("tokens", "mean completion length, EOS included"),
     "length/max": ("tokens", "longest completion of the rollout"),
     "length/eos_share": ("share", "completions that end with EOS within the budget"),
@@ -40,6 +43,11 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "nats",
         "mean absolute difference of log π, engine against training forward, where the engine is not exact",
     ),
+    "rollout/sampler_k3": ("nats/token", "the same as KL(π_sampler‖π_old), estimated by k3"),
+    "rollout/sampler_chi2": ("–", "the same as χ²: mean of (π_old/π_sampler)² over tokens, less 1"),
+    "rollout/sampler_perplexity_ratio": ("–", "perplexity of the completions under π_old over that under the sampler"),
+    "correction/mean": ("–", "mean weight of the correction over tokens, where the method has one"),
+    "correction/bounded": ("share", "tokens whose weight the correction truncates or sets to zero"),
     "policy/entropy": ("nats/token", "mean entropy of π_old over the vocabulary, at the sampling temperature"),
     "policy/loss": ("–", "loss that the actor minimises, mean over minibatches"),
     "policy/ratio_mean": ("–", "mean ratio, over minibatches"),
@@ -130,6 +138,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
     "eval/right_length": ("tokens", "mean length of the sampled completions that are right, EOS included"),
     "eval/wrong_length": ("tokens", "the same of those that are wrong"),
+    "eval/user/*": ("–", "the same on the sampled completions of an evaluation"),
     "progress/sequences": ("sequences", "completions sampled for training so far"),
     "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
     "progress/work": ("tokens", "work so far: tokens that steps have read, and sampled ones at budget.sampling_price"),
@@ -194,7 +203,9 @@ def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
         "advantage/zero": experience.advantage_zero,
         "reward/shaped": experience.shaped,
         "rollout/rounds": collected.rounds,
-        "rollout/sampler_mismatch": experience.sampler_mismatch,
+        **named("rollout/sampler_", experience.sampler),
+        "correction/mean": experience.correction_mean,
+        "correction/bounded": experience.correction_bounded,
         "critic/explained_variance": experience.explained_variance,
         "critic/value_mean": experience.value_mean,
         "progress/sequences": counters.sequences,
@@ -242,14 +253,31 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
         "length/mean": lengths.mean(),
         "length/max": lengths.max(),
         "length/eos_share": rollout.ended.float().mean(),
-        **{f"reward/term_{name}": term.mean() for name, term in scores.terms.items()},
+        **term_metrics(scores.terms),
     }
+
+
+def term_metrics(terms: dict[str, Tensor]) -> dict[str, Scalar]:
+    """Mean and range of each reward function over the completions to which it applies, none where there are none."""
+    metrics: dict[str, Scalar] = {}
+    for name, term in terms.items():
+        if len(scores := term[~term.isnan()]):
+            least, most = scores.aminmax()
+            named = {"": scores.mean(), "_min": least, "_max": most}
+            metrics |= {f"reward/term_{name}{end}": value for end, value in named.items()}
+    return metrics
+
+
+def user_metrics(values: dict[str, float]) -> dict[str, float]:
+    """The user's metrics of a rollout."""
+    return {f"user/{name}": value for name, value in values.items()}
 
 
 def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
     """Metrics of an evaluation."""
-    plain = {name: each for name, each in named("eval/", heldout).items() if name not in ("eval/pass_at", "eval/read")}
-    return plain | {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
+    plain = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list | str)}
+    plain |= {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
+    return plain | {f"eval/{name}": value for name, value in user_metrics(heldout.user).items()}
 
 
 def pair_metrics(quality: PairQuality) -> dict[str, float]:

@@ -15,6 +15,7 @@ ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1]
 CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
 ANALYSIS = ROOT / "analysis"
+AD_HOC = "sweep"  # name of a sweep without a study, as of `bakeoff -m algorithm=ppo,grpo`
 PAGES = _PACKAGE / "report" / "pages"
 
 
@@ -52,10 +53,21 @@ def study_names() -> list[str]:
     return sorted(found - {"none"})
 
 
-def page_file(study: str) -> Path | None:
-    """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither."""
+def page_file(study: str, own: Path | None = None) -> Path | None:
+    """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither.
+
+    With `own` it is that folder's alone.
+    """
     name = f"{study}.py"
+    if own is not None:
+        return only_one([own / "pages" / name])
     return only_one([study_folders()[0] / "pages" / name, PAGES / name])
+
+
+def use_folder(folder: str | None) -> None:
+    """Makes a folder the user's folder of studies, also in a launcher's processes."""
+    if folder:
+        os.environ["BAKEOFF_STUDIES"] = folder
 
 
 def cache() -> Path:

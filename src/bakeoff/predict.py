@@ -39,7 +39,7 @@ from bakeoff.measure.phase import Peak, Phases, largest_peak
 from bakeoff.measure.work import Operators, Work
 from bakeoff.model.build import skeleton
 from bakeoff.model.config import Lora
-from bakeoff.model.encode import encode
+from bakeoff.model.encode import encode, leave_out_long_prompts
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
@@ -59,13 +59,18 @@ class _NoValues(TorchDispatchMode):
 
 
 def lengths(config: Config, policy: Policy) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest completion that a prediction assumes."""
+    """Tokens of the longest prompt and of the longest completion that a prediction assumes.
+
+    Of a completion of several turns these are the tokens that the policy may write. How long the replies between them
+    are, only the environment knows: `lengths.completion` sets the sum of both.
+    """
     prompt, completion = config.lengths.prompt, config.lengths.completion
     if not prompt and policy.tokenizer is not None:
+        leave_out_long_prompts(policy, config.task)
         examples = config.task.training_examples(config.batch.prompts, stdlib_random(config.seed, "prompts", 0))
         prompt = encode(policy, examples, config.task.shot_examples()).ids.shape[1]
     if not completion and policy.tokenizer is not None:
-        completion = config.task.max_new_tokens
+        completion = config.task.max_tokens
     return prompt or UNKNOWN_LENGTH, completion or UNKNOWN_LENGTH
 
 
@@ -177,7 +182,7 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
         if learner.reward_model is not None:
             learner.reward_model.score(sequences, forward.micro_tokens)
     with loop.phase("experience"), work.counted(passes, "experience"):
-        forward_passes(learner, sequences, engine.exact_logprobs)
+        forward_passes(learner, sequences, loop.collector.exact_logprobs and not learner.older)
     experience = imagined_experience(learner, rollout)
 
     def micro_batch(role: str, option: Optimizer, optimizer: torch.optim.Optimizer) -> Experience:
@@ -320,6 +325,7 @@ def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
         max_tokens=rollout.max_tokens,
         entropy=rollout.entropy,
         chosen=torch.zeros_like(rollout.sequences.mask) if learner.algorithm.objective.chooses else None,
+        correction=one.clone() if learner.algorithm.correction.corrects else None,
         reference_logprobs=one.clone() if learner.algorithm.kl_to_reference.needs_reference else None,
         values=one.clone() if valued else None,
         returns=one.clone() if valued else None,
@@ -334,7 +340,7 @@ def savings(config: Config) -> list[tuple[str, int]]:
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     """The configuration with one setting changed to save memory, and that setting as a user types it."""
     algorithm, model = config.algorithm, config.model
-    completion = config.lengths.completion or config.task.max_new_tokens
+    completion = config.lengths.completion or config.task.max_tokens
     read = config.micro_tokens or config.batch.sequences * completion
     if read > completion:  # a pass reads at least one sequence
         yield f"micro_tokens={read // 4}", replace(config, micro_tokens=read // 4)

@@ -29,6 +29,7 @@ price: the run's own code on tensors without values. For example:
   bakeoff-predict model=qwen2_5_7b algorithm=grpo hardware=h100 price=2.5 budget.limit=25600 micro_tokens=4096
   bakeoff-predict model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
   bakeoff-predict model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
+  bakeoff-predict --fit model=qwen2_5_7b hardware=h100     also the largest group and the longest completion there
   bakeoff-predict --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
   bakeoff-predict --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
 
@@ -76,6 +77,29 @@ def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides
     ]
 
 
+def largest_of(overrides: list[str]) -> str:
+    """The largest group and the longest completion of a configuration that fit on its hardware, all else as it is."""
+    config = compose(["mode=predict", *overrides])
+    room = config.hardware.memory_gb * 1e9
+    if not room:
+        raise UserError("--fit needs hardware=NAME, which states its memory; conf/hardware has some.")
+
+    def fits(override: str) -> bool:
+        rest = [each for each in overrides if each.split("=")[0] != override.split("=")[0]]
+        try:
+            predict(compose(["mode=predict", *rest, override]), room)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    group = largest(GROUPS, lambda size: fits(f"batch.group_size={size}"))
+    length = largest(COMPLETIONS, lambda tokens: fits(f"lengths.completion={tokens}"))
+    return (
+        f"{config.hardware.name} ({config.hardware.memory_gb:g} GB) takes, among powers of two and with all else as it "
+        f"is, batch.group_size={group} at most, or completions of {length} tokens at most."
+    )
+
+
 def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console) -> Table:
     """A row for each arm or method; a row takes minutes, so all cores work on them."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -108,12 +132,20 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(prog="bakeoff-predict", add_help=False)
     parser.add_argument("--fits", type=float, metavar="GB", default=0.0)
+    parser.add_argument("--fit", action="store_true")
     arguments, overrides = parser.parse_known_args()
     if not arguments.fits:
         from bakeoff.__main__ import main as bakeoff
 
         sys.argv[1:] = ["mode=predict", *overrides]
         bakeoff()
+        if arguments.fit:
+            try:
+                with refused():
+                    register()
+                    Console().print(largest_of(overrides), highlight=False, soft_wrap=True)
+            except UserError as error:
+                fail(error, "bakeoff-predict")
         return
     register()
     console = Console()

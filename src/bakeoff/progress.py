@@ -1,21 +1,25 @@
-"""Progress that a person watches: a line for one run, and a table for the jobs of a sweep."""
+"""Progress that a person watches: of one run a live view or lines, of a sweep a table of its jobs. 80 columns do."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from bakeoff.attribution import KINDS, ROLES, Label
 from bakeoff.files import replace_text
@@ -24,6 +28,9 @@ from bakeoff.measure.work import Operators
 
 FILE = "progress.json"
 ENDED = ("done", "failed", "killed")
+HEAD = "done  update  reward  held-out     KL  tokens/s      MB     left"
+WIDE = 100  # columns of a terminal that shows the memory of a job too
+COMPLETION_LINES = 6  # of a completion that is shown
 
 
 def duration(seconds: float) -> str:
@@ -85,6 +92,7 @@ class Standing:
     kl          KL to the reference in nats per sequence
     held_out    held-out greedy accuracy
     memory_mb   largest peak of a phase in MB
+    sample      a prompt and its completion, where they are to be shown
     """
 
     update: int
@@ -95,6 +103,7 @@ class Standing:
     kl: float | None = None
     held_out: float | None = None
     memory_mb: float | None = None
+    sample: str | None = None
 
 
 @dataclass
@@ -111,6 +120,8 @@ class RunProgress:
     _printed: float = -1.0
     _unwritten: bool = False
     _last: dict[str, Any] = field(default_factory=dict)
+    _sample: str = ""
+    _live: Live | None = None
 
     def report(self, message: str) -> None:
         """Reports a message between the updates."""
@@ -119,10 +130,13 @@ class RunProgress:
 
     def show(self, table: Table | str, **how: Any) -> None:
         """Shows a table or a message, and records nothing; a terminal that is gone, or a full file, ends no run."""
+        self._draw(lambda: self.console.print(table, **how))
+
+    def _draw(self, drawing: Callable[[], None]) -> None:
         if self.quiet:
             return
         try:
-            self.console.print(table, **how)
+            drawing()
         except (OSError, SystemExit):  # the second is rich's, upon a broken pipe
             self.quiet = True
             with open(os.devnull, "w") as nowhere:
@@ -131,19 +145,28 @@ class RunProgress:
     def begin(self, updates: int, share: float) -> None:
         """Starts the clock of the loop, after this number of updates and with this share of the budget used."""
         self.updates, self._started, self._first = updates, time.monotonic(), share
+        self.show(f"[dim]{HEAD}[/]", highlight=False)
+        if self.console.is_terminal and not self.quiet:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._draw(self._live.start)
 
     def step(self, standing: Standing) -> None:
         """Reports an update."""
         self.updates, share = standing.update, standing.share
         elapsed, done = time.monotonic() - self._started, standing.share - self._first
         left = elapsed / done * (1 - share) if done > 0 else 0.0
-        self._last |= {name: value for name, value in vars(standing).items() if value is not None}
+        self._last |= {k: v for k, v in vars(standing).items() if v is not None and k != "sample"}
         self._last |= {"share": min(share, 1.0), "left": max(left, 0.0)}
+        self._sample = standing.sample or ""
         self._write(state="running")
-        interval = 0.05 if self.console.is_terminal else 0.1
-        if share >= 1 or share >= self._printed + interval:
+        if share >= 1 or share >= self._printed + 0.1:
             self._printed = share
             self.show(self._line(), highlight=False)
+            if self._sample and self._live is None:
+                self.show(shortened(self._sample, self.console.width))
+        if self._live is not None:
+            live, view = self._live, self._view()
+            self._draw(lambda: live.update(view, refresh=True))
 
     def keep(self, **values: Any) -> None:
         """Keeps values in the run's file."""
@@ -151,19 +174,33 @@ class RunProgress:
 
     def end(self, state: str, reason: str = "") -> None:
         """Records the final state, done, failed or killed, and its reason."""
+        if self._live is not None:
+            self._draw(self._live.stop)
+            self._live = None
         self._last["reason"] = reason
         self._write(state=state)
 
     def _line(self) -> str:
+        """The last update below `HEAD`, in at most 79 columns."""
         last = self._last
-        held_out = f"  held-out {last['held_out']:.3f}" if "held_out" in last else ""
-        kl = f"  KL {last['kl']:.2f}" if "kl" in last else ""
-        failed = f"  failed {last['failed']:.2%}" if last["failed"] else ""
-        memory = f"  {last['memory_mb']:.0f} MB" if "memory_mb" in last else ""
-        return (
-            f"{last['share']:4.0%}  update {last['update']:4d}  reward {last['reward']:.3f}{failed}{held_out}{kl}"
-            f"  {last['tokens_per_second']:,.0f} tokens/s{memory}  {duration(last['left'])} left"
-        )
+        forms = {
+            "share": (4, ".0%"),
+            "update": (6, "d"),
+            "reward": (6, ".3f"),
+            "held_out": (8, ".3f"),
+            "kl": (5, ".2f"),
+        }
+        forms |= {"tokens_per_second": (8, ",.0f"), "memory_mb": (6, ",.0f")}
+        shown = [format(last[key], form).rjust(w) if key in last else " " * w for key, (w, form) in forms.items()]
+        failed = f"  {last['failed']:.1%} failed" if last["failed"] else ""
+        return f"{'  '.join(shown)}  {duration(last['left']):>7}{failed}"
+
+    def _view(self) -> Group:
+        """The live view: the job, a bar, the last update, and a completion where it is to be shown."""
+        bar = ProgressBar(total=1.0, completed=self._last["share"], width=min(self.console.width, 80) - 1)
+        title = Text(f"{self.name}: {duration(self._last['left'])} left", no_wrap=True, overflow="ellipsis")
+        parts = [title, Padding(bar, 0), Text(HEAD, style="dim"), Text(self._line())]
+        return Group(*parts, *([shortened(self._sample, self.console.width)] if self._sample else []))
 
     def _write(self, state: str) -> None:
         try:
@@ -188,26 +225,72 @@ def has_ended(report: dict[str, Any] | None) -> bool:
     return report is not None and report["state"] in ENDED
 
 
-def sweep_table(names: list[str], folders: list[Path], elapsed: float, before: int) -> Table:
-    """A row for each job of a sweep, as its folder reports it.
+def shortened(text: str, width: int) -> Text:
+    """A prompt and its completion on a few lines of a terminal; control characters of theirs do nothing there."""
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width - 3) or [""]]
+    kept = lines[:COMPLETION_LINES] + (["…"] if len(lines) > COMPLETION_LINES else [])
+    return Text("\n".join(f"  {''.join(c if c.isprintable() else '·' for c in line)}" for line in kept), style="cyan")
+
+
+@dataclass
+class Row:
+    """A job of a sweep as its view shows it: its number, its name, and its report, none before it starts."""
+
+    number: str
+    name: str
+    report: dict[str, Any] | None
+
+    @property
+    def state(self) -> str:
+        """waiting, starting, a share of the budget while it runs, ending, then done, failed or killed."""
+        if self.report is None:
+            return "waiting"
+        if self.report["state"] == "running":
+            return f"{self.report['share']:.0%}"
+        begun = "ending" if "share" in self.report else "starting"
+        return str(self.report["state"]) if has_ended(self.report) else begun
+
+
+def rows_of(names: list[str], folders: list[Path]) -> list[Row]:
+    """The rows of a sweep's jobs; a job that has started names itself, by the values that a search chose too."""
+    reports = [read(folder) for folder in folders]
+    return [
+        Row(folder.name, (report or {}).get("name") or name, report)
+        for name, folder, report in zip(names, folders, reports, strict=True)
+    ]
+
+
+def sweep_table(rows: list[Row], elapsed: float, before: int, width: int, height: int) -> Table:
+    """A row for each job of a sweep that fits on a screen: those that run, then those that ended last, then the rest.
 
     The time left is estimated from the jobs that ended in the `elapsed` seconds; `before` jobs had ended earlier.
     """
-    reports = [read(folder) for folder in folders]
-    states = [report["state"] if report else "waiting" for report in reports]
-    finished, ended = states.count("done"), sum(state in ENDED for state in states)
-    failed, running = ended - finished, len(states) - ended - states.count("waiting")
-    title = f"{finished} of {len(names)} jobs done, {running} running" + (f", {failed} failed" if failed else "")
-    if before < ended < len(names):
-        title += f"; about {duration(elapsed / (ended - before) * (len(names) - ended))} left"
-    table = plain_table(title, ("job", "state"), ("done", "reward", "held-out", "KL", "tokens/s", "MB", "left"))
-    forms = {"share": ".0%", "reward": ".3f", "held_out": ".3f", "kl": ".2f", "tokens_per_second": ",.0f"}
-    forms["memory_mb"] = ".0f"
-    for name, state, report in zip(names, states, reports, strict=True):
-        values = report or {}
+    finished, ended = (sum(row.state in states for row in rows) for states in (("done",), ENDED))
+    waiting = sum(row.report is None for row in rows)
+    title = f"{finished} of {len(rows)} jobs done, {len(rows) - ended - waiting} running"
+    title += f", {ended - finished} failed" if ended > finished else ""
+    if before < ended < len(rows):
+        title += f"; about {duration(elapsed / (ended - before) * (len(rows) - ended))} left"
+    forms = {"reward": ".3f", "held_out": ".3f", "kl": ".2f", "tokens_per_second": ",.0f"}
+    heads = ["reward", "held-out", "KL", "tokens/s"]
+    if width >= WIDE:
+        forms["memory_mb"] = ",.0f"
+        heads.append("MB")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("job", justify="right", no_wrap=True)
+    table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=max(width - 47 - 7 * (width >= WIDE), 10))
+    for head in ("state", *heads, "left"):
+        table.add_column(head, justify="right", no_wrap=True)
+    room = max(height - 5, 3)
+    order = sorted(rows, key=lambda row: (row.report is None, has_ended(row.report)))
+    shown = rows if len(rows) <= room else [row for row in rows if row in order[:room]]
+    for row in shown:
+        values = row.report or {}
         cells = [format(values[key], form) if values.get(key) is not None else "" for key, form in forms.items()]
-        left = duration(values["left"]) if state == "running" and "left" in values else ""
-        table.add_row(name, state[:40], *cells, left)
+        left = duration(values["left"]) if values.get("state") == "running" else ""
+        table.add_row(row.number, Text(row.name), row.state, *cells, left)
+    if len(shown) < len(rows):
+        table.caption, table.caption_justify = f"{len(rows) - len(shown)} more jobs", "left"
     return table
 
 
@@ -216,27 +299,28 @@ def watching(names: list[str], folders: list[Path], console: Console) -> Iterato
     """Shows the jobs of a sweep while they run: a live table on a terminal, elsewhere a line for each finished job."""
     stop = threading.Event()
     began = time.monotonic()
-    ended = {name for name, folder in zip(names, folders, strict=True) if has_ended(read(folder))}
+    before = sum(has_ended(read(folder)) for folder in folders)
+
+    def table(height: int) -> Table:
+        return sweep_table(rows_of(names, folders), time.monotonic() - began, before, console.width, height)
 
     def watch_table() -> None:
-        with Live(console=console, refresh_per_second=2) as live:
-            last = False
-            while not last:
-                last = stop.wait(0.5)
-                live.update(sweep_table(names, folders, time.monotonic() - began, len(ended)))
+        with Live(console=console, refresh_per_second=2, transient=True) as live:
+            while not stop.wait(0.5):
+                live.update(table(console.height))
+        console.print(table(len(names) + 5))
 
     def watch_lines() -> None:
         waiting, last = dict(zip(names, folders, strict=True)), False
         while not last:
             last = stop.wait(1.0)
-            for name, folder in list(waiting.items()):
-                report = read(folder)
-                if report and has_ended(report):
-                    del waiting[name]
-                    held_out = report.get("held_out")
+            for row in rows_of(list(waiting), list(waiting.values())):
+                if row.report and has_ended(row.report):
+                    waiting = {name: folder for name, folder in waiting.items() if folder.name != row.number}
+                    held_out = row.report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
                     done = f"{len(names) - len(waiting)}/{len(names)}"
-                    console.print(f"{done}  {name}: {report['state']}{suffix}", highlight=False)
+                    console.print(f"{done}  job {row.number}  {row.name}: {row.state}{suffix}", highlight=False)
 
     thread = threading.Thread(target=watch_table if console.is_terminal else watch_lines, daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
 
@@ -14,16 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.config import HASH, Config, config_id, plain
 from bakeoff.errors import HIDDEN, UserError
-from bakeoff.folder import Record, described, differences, read_config, read_record
+from bakeoff.folder import MAY_CHANGE, RECORD, Record, described, differences, may_change, read_config, read_record
 from bakeoff.job import run_job
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
 from bakeoff.validation import to_config
-
-# what may change without making another run of it; every other key decides what is trained
-MAY_CHANGE = (
-    *("budget", "evaluation", "checkpoint", "tracking"),
-    *("device", "threads", "deterministic", "memory_limit_mb"),
-)
 
 
 def resume(folder: Path, arguments: list[str]) -> float:
@@ -34,10 +29,7 @@ def resume(folder: Path, arguments: list[str]) -> float:
     """
     record = read_record(folder)
     if record is None:
-        raise UserError(
-            f"resume is '{folder}', which holds no run; it must be the output folder of a run. A sweep resumes by its "
-            "own command with hydra.sweep.dir=FOLDER."
-        )
+        raise UserError(f"resume is '{folder}', which holds no run; {holding(folder)}.")
     overrides = OverridesParser.create().parse_overrides(arguments)
     saved = read_config(folder)
     refuse_code(saved, overrides, folder)
@@ -62,13 +54,26 @@ def resume(folder: Path, arguments: list[str]) -> float:
         apply(node, override, record)
     after = to_config(node)
     changes = differences(plain(before), plain(after))
-    refused = {key: values for key, values in changes.items() if key.split(".")[0] not in MAY_CHANGE}
+    refused = {key: values for key, values in changes.items() if not may_change(key)}
     if refused:
         raise UserError(
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
-            f"{', '.join(MAY_CHANGE)} may change."
+            f"{', '.join(MAY_CHANGE)} may change, but for evaluation.final."
         )
-    return run_job(after, folder, record.choices, record.settings, record.parent, quiet=False, changes=changes)
+    new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
+    settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
+    return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)
+
+
+def holding(folder: Path) -> str:
+    """What a folder without a run holds, and what to type instead."""
+    jobs = sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+    if not jobs:
+        return "it must be the output folder of a run"
+    return (
+        f"it holds {len(jobs)} of them: resume={jobs[0]} resumes one, and a sweep resumes by its own command with "
+        f"hydra.sweep.dir={folder}"
+    )
 
 
 def restored(values: Any, declared: Any = Config) -> Any:
@@ -104,17 +109,20 @@ def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) 
 
     A folder may come from anyone, and a reward function is imported by its name.
     """
-    reward = saved.get("reward")
-    for key, ours in (("functions", REWARDS), ("process", PROCESS_REWARDS)):
-        named = reward.get(key) if isinstance(reward, dict) else None
-        values = [o.value() for o in overrides if o.get_key_element().lstrip("+") == f"reward.{key}"]
-        asked = {str(name) for value in values if isinstance(value, dict) for name in value}
-        for name, weight in named.items() if isinstance(named, dict) else ():
-            if name not in ours and name not in asked:
-                raise UserError(
-                    f"the run in '{folder}' imports {name!r} (reward.{key}); to allow that, add "
-                    f"'reward.{key}={{{name}: {weight}}}'."
-                )
+    ours: dict[str, Iterable[str]] = {
+        "reward.functions": REWARDS,
+        "reward.process": PROCESS_REWARDS,
+        "measure.functions": (),
+    }
+    for key, known in ours.items():
+        group, _, leaf = key.partition(".")
+        named = values.get(leaf) if isinstance(values := saved.get(group), dict) else None
+        given = [o.value() for o in overrides if o.get_key_element().lstrip("+") == key]
+        asked = {str(name) for value in given if isinstance(value, dict | list) for name in value}
+        for name in named if isinstance(named, dict | list) else ():
+            if name not in known and name not in asked:
+                add = f"{{{name}: {named[name]}}}" if isinstance(named, dict) else f"[{', '.join(map(str, named))}]"
+                raise UserError(f"the run in '{folder}' imports {name!r} ({key}); to allow that, add '{key}={add}'.")
 
 
 def apply(node: DictConfig, override: Override, record: Record) -> None:

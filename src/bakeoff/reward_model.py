@@ -24,7 +24,7 @@ from bakeoff.validation import compose
 USAGE = """bakeoff-reward-model [key=value …]
 
 Trains the reward model of runs with reward=learned, and prints how well it ranks held-out pairs.
-It takes the same keys as `bakeoff`; `bakeoff reward=learned --help` lists them. For example:
+It takes the same keys as `bakeoff`; `bakeoff --help all` lists them. For example:
 
   bakeoff-reward-model preferences.pairs=4096 preferences.label_noise=0.2
   bakeoff-reward-model preferences.path=pairs.jsonl      lines of {"prompt": …, "chosen": …, "rejected": …}"""

@@ -97,6 +97,11 @@ def pad_columns(x: Tensor, left: int = 0, right: int = 0) -> Tensor:
     return torch.nn.functional.pad(x, (left, right)) if left or right else x
 
 
+def columns_first(mask: Tensor) -> Tensor:
+    """Numbers [S, T] of each row's columns: those of the mask first, both parts in their order."""
+    return (~mask).long().argsort(dim=1, stable=True)
+
+
 def group_rows(groups: Tensor, group_size: int) -> Tensor:
     """Numbers of the rows of these groups."""
     return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,11 +18,20 @@ from bakeoff.loop import Collected, HeldOut, Loop, Update, completion_row, evalu
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
-from bakeoff.metrics import heldout_metrics, phase_metrics, resident_metrics, update_metrics, weight_metrics
+from bakeoff.metrics import (
+    heldout_metrics,
+    phase_metrics,
+    resident_metrics,
+    update_metrics,
+    user_metrics,
+    weight_metrics,
+)
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
+from bakeoff.reward.measure import scored
 from bakeoff.tracking import COMPLETIONS, HELDOUT, Tracker
 
+STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
 
 
@@ -47,6 +58,7 @@ def train(run: Run) -> float:
     budget = config.budget
     heldout: HeldOut | None = None
     run.progress.begin(counters.updates, counters.progress(budget))
+    rewards, largest_kl = [], 0.0
     last = counters.progress(budget) >= 1
     if counters.updates == 0 or last:
         heldout = evaluate_run(run, last)
@@ -62,24 +74,50 @@ def train(run: Run) -> float:
         due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
-        run.progress.step(standing(run, update, heldout))
+        now = standing(run, update, heldout)
+        run.progress.step(now)
+        rewards.append(now.reward)
+        largest_kl = max(largest_kl, math.inf if now.kl is None else now.kl)
         if run.signals:
             raise SystemExit(128 + run.signals[0])
     assert heldout is not None
-    save(run.loop.learner.actor, run.folder / "actor")
+    if still(rewards, largest_kl):
+        lr = config.algorithm.optimizer.lr
+        run.progress.report(
+            f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
+            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or `bakeoff-tune`"
+        )
+    save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+    if config.tracking.register_model:
+        run.progress.report(f"registering the actor as {config.tracking.register_model}")
+        run.tracker.register(run.folder / "actor", config.tracking.register_model)
     uri = redacted(config.tracking.uri)
     run.progress.report(
-        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}, the run in "
-        f"{uri}: `mlflow ui --backend-store-uri {uri}` shows it. "
-        "To compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`."
+        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}\n"
+        f"the run: `mlflow ui --backend-store-uri {uri}`, then {run.tracker.page()}\n"
+        "next, compare methods: `bakeoff sweeps=methods`, then `bakeoff-report methods`"
     )
     return heldout.greedy_accuracy
+
+
+def still(rewards: list[float], kl: float) -> bool:
+    """Whether a policy has not moved: a small KL, and rewards that do not rise above their noise."""
+    third = len(rewards) // 3
+    if third < LEAST or kl >= STILL:
+        return False
+    first, last = rewards[:third], rewards[-third:]
+    noise = (statistics.variance(first) + statistics.variance(last)) / third
+    return statistics.mean(last) - statistics.mean(first) <= 2 * noise**0.5
 
 
 def log_update(run: Run, update: Update) -> None:
     """Logs the metrics of an update."""
     learner = run.loop.learner
     metrics = update_metrics(update, learner.counters) | resident_metrics(peak_resident_bytes())
+    if run.loop.user_metrics:
+        scores = update.collected.all_scores
+        read = scored(update.collected.all_rollouts, scores.total.tolist(), scores.exact.tolist())
+        metrics |= user_metrics(run.loop.user_metrics(read))
     if learner.counters.updates == 1:
         metrics |= weight_metrics(weight_bytes(learner))
     run.tracker.metrics(metrics, learner.counters.updates)
@@ -130,13 +168,16 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
     updates = run.loop.learner.counters.updates
     run.tracker.metrics(heldout_metrics(heldout), updates)
     run.tracker.table([{"update": updates, **row} for row in heldout.read], HELDOUT)
+    if heldout.hint and (last or updates == 0):
+        run.progress.report(heldout.hint)
     return heldout
 
 
 def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
     """The run as its progress shows it after an update."""
     counters, reference = run.loop.learner.counters, update.experience.reference
-    peak = largest_peak(update.measured.peaks)
+    peak, rollout = largest_peak(update.measured.peaks), update.collected.rollout
+    sample = f"{rollout.prompts[0]}{rollout.completions[0]}" if run.config.tracking.show_completion else None
     return Standing(
         update=counters.updates,
         share=counters.progress(run.config.budget),
@@ -146,6 +187,7 @@ def standing(run: Run, update: Update, heldout: HeldOut | None) -> Standing:
         kl=None if reference is None else float(reference.k3_per_sequence),
         held_out=None if heldout is None else heldout.greedy_accuracy,
         memory_mb=peak / 1e6 if peak else None,
+        sample=sample,
     )
 
 

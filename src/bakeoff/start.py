@@ -21,6 +21,7 @@ from bakeoff.loop import Loop
 from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
 from bakeoff.model.weights import weights_hash
+from bakeoff.reward.measure import SCORED, UserMetrics
 
 
 def prepare(config: Config) -> Phases:
@@ -36,10 +37,14 @@ def prepare(config: Config) -> Phases:
 def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda message: None) -> Loop:
     """The loop of a configuration: start weights, reward model, learner and held-out prompts.
 
-    `report` receives a message after each stage. Raises UserError for a model, data or a reward that cannot be used,
-    and Diverged where a stage before the loop diverges.
+    `report` receives what is done next, and a message after each stage. Raises UserError for a model, data or a reward
+    that cannot be used, and Diverged where a stage before the loop diverges.
     """
+    name = config.model.architecture.get("model_type") if config.model.architecture else config.model.name
+    report(f"building {name} and checking its passes")
     collector = collector_of(config)
+    config.reward.report = report
+    require_arguments(config)
     actor, supervised = starting_policy(config, collector, phases, report)
     start_hash = weights_hash(actor.network)
     learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
@@ -57,7 +62,17 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
         sampling_price=config.budget.sampling_price,
         start=start_hash,
         supervised=supervised,
+        user_metrics=UserMetrics(config.measure.user, config.reward, report) if config.measure.user else None,
     )
+
+
+def require_arguments(config: Config) -> None:
+    """Raises UserError where a function of the user needs an argument that it would not get."""
+    rewards, metrics = config.reward.user.values(), config.measure.user.values()
+    if rewards or metrics:
+        columns = {str(name): None for example in config.task.heldout_examples() for name in example.columns}
+        for function in (*rewards, *metrics):
+            function.require([*columns, *(SCORED if function in metrics else ())])
 
 
 def collector_of(config: Config) -> Collector:

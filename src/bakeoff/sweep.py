@@ -9,10 +9,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from bakeoff.arms import Job, job_names
+from bakeoff.arms import Job, job_names, varied_keys
 from bakeoff.config import Config, config_id, plain
-from bakeoff.errors import UserError, redacted
+from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
-from bakeoff.folder import Record, described, differences, held, read_config, read_record, result_of
-from bakeoff.paths import page_file, study_file, study_folders
+from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
+from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
 from bakeoff.validation import to_config
@@ -37,10 +37,11 @@ METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 @dataclass
 class Parent:
-    """The sweep of a folder: its MLflow run, and the process id of its launch."""
+    """The sweep of a folder: its MLflow run, the process id of its launch, and the keys in which its jobs differ."""
 
     run_id: str
     process: int
+    varied: list[str] = field(default_factory=list)
 
 
 def parent_run(folder: Path) -> Parent | None:
@@ -77,7 +78,8 @@ def run_sweep(
     with held(folder, 1):
         search = bool(config.hydra.sweeper.search)  # it numbers its trials itself
         folders = [folder / str(n) for n in range(len(jobs))] if search else placed(jobs, configs, folder)
-        tracker = start_parent(study, first, folder, len(jobs))
+        varied = varied_keys(jobs) + list(config.hydra.sweeper.search.params if search else [])
+        tracker = start_parent(study, first, folder, len(jobs), varied)
         missing = [n for n in range(len(jobs)) if search or result_of(folders[n], configs[n]) is None]
         if len(missing) < len(jobs):
             console.print(f"{len(jobs) - len(missing)} of them are done already", highlight=False)
@@ -85,8 +87,12 @@ def run_sweep(
             (folders[n] / FILE).unlink(missing_ok=True)  # the report of an earlier launch
         overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}
         named = dict(zip(job_names(jobs), folders, strict=True))
-        with tracker.running(), all_finish(named, tracker), watching(list(named), folders, console):
-            return launch([]) if search else launch_each(overrides, launch, tracker)
+        launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
+        with tracker.running(), all_finish(named, tracker, launcher), watching(list(named), folders, console):
+            result = launch([]) if search else launch_each(overrides, launch, tracker)
+        console.print(f"its report: {reporting(study)}", highlight=False, soft_wrap=True)
+        console.print(f"curves by arm: make ui, then {tracker.charts()}", highlight=False, soft_wrap=True)
+        return result
 
 
 def launch_each(overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Any], tracker: Tracker) -> None:
@@ -140,28 +146,43 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
 
 
 def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
-    """The folder of every job: the one that holds its configuration and seed, or else the next number.
+    """The folder of every job: of its configuration and seed, perhaps with a smaller budget, or else the next number.
 
     Raises UserError where the folder holds another sweep.
     """
     records = {path: record for path in sorted(folder.glob("*/")) if (record := read_record(path))}
     held_by = {(record.config_id, record.seed): path for path, record in records.items()}
     places = [held_by.pop((config_id(config), config.seed), None) for config in configs]
-    refuse_another_sweep(jobs, configs, records, folder)
+    settings = [[typed(job.settings) for job in jobs], [typed(record.settings) for record in records.values()]]
+    varied = set.union(*map(differing, settings))
+    of_arms = {record.config_id: path for path, record in records.items()}  # one of each is read
+    limits = {identity: read_config(path)["budget"]["limit"] for identity, path in of_arms.items()}
+    known = set()
+    for n, config in enumerate(configs) if not covers(varied, "budget.limit") else ():
+        for (identity, seed), path in list(held_by.items()) if places[n] is None else ():
+            small = seed == config.seed and limits[identity] < config.budget.limit
+            if small and longer(read_config(path), config):
+                places[n] = held_by.pop((identity, seed))
+                known.add(config_id(config))
+                break
+    refuse_another_sweep(jobs, configs, records, folder, known)
     free = (path for n in itertools.count() if (path := folder / str(n)) not in records)
     return [place or next(free) for place in places]
 
 
-def refuse_another_sweep(jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path) -> None:
+def refuse_another_sweep(
+    jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path, known: Set[str]
+) -> None:
     """Raises UserError if a new job differs from an earlier one in a key that neither launch of the sweep varies.
 
-    Two jobs of one method or arm are compared in every key, two others in the keys that were typed.
+    `known` are the identities of jobs that continue an earlier one. Two jobs of one method or arm are compared in every
+    key, two others in the keys that were typed.
     """
     earlier = {record.config_id: (path, typed(record.settings)) for path, record in records.items()}
     new = {config_id(c): (c, typed(job.settings)) for job, c in zip(jobs, configs, strict=True)}
     saved = {path: read_config(path) for path, _ in earlier.values()}
     varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
-    for config, settings in (new[identity] for identity in new.keys() - earlier):
+    for config, settings in (new[identity] for identity in new.keys() - earlier - known):
         for path, others in earlier.values():
             retyped = differing([settings, others])
             different = {
@@ -202,25 +223,27 @@ def check_tuned(overrides: list[str], config: Config) -> None:
 
 
 def check_study(study: str) -> None:
-    """Raises UserError if the name is a path, if two studies have it, or if no code makes the page of this study."""
-    if not study:
-        return
+    """Raises UserError if the name is a path, or if two studies have it."""
     if Path(study).name != study:
         raise UserError(f"sweeps is '{study}', which is a path; it may be the name of a file in sweeps/, as methods.")
-    study_file("sweeps", f"{study}.yaml")  # raises where the user and the package both have one
-    if page_file(study) is None:
-        raise UserError(
-            f"the study '{study}' has no page; write {study_folders()[0] / 'pages' / f'{study}.py'}, as "
-            "docs/studies.md shows."
-        )
+    if study:  # both raise where the user and the package have one
+        study_file("sweeps", f"{study}.yaml")
+        page_file(study)
 
 
-def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker:
+def reporting(study: str) -> str:
+    """The command that writes a sweep's report, with the user's folder where that is another than the working one."""
+    own = study_folders()[0]
+    there = ["--config-dir", str(own)] if study and own != Path.cwd() and page_file(study, own) else []
+    return shlex.join(["bakeoff-report", study or AD_HOC, *there])
+
+
+def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: list[str]) -> Tracker:
     """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
-    name = study or "sweep"
+    name = study or AD_HOC
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
     tags["command"] = finishing(folder.resolve())  # a report asks for more seeds by it
-    tags["mlflow.note.content"] = (
+    note = (
         f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
         "*Group by* → `algorithm` one line per method. Search the charts for `reward/mean`, `eval/`, `kl/`, "
@@ -230,14 +253,15 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int) -> Tracker
     earlier = parent_run(folder)
     resumes, title = earlier.run_id if earlier else None, f"{name} {folder.name}"
     tracker = start_run(config.tracking, title, tags, folder, resumes, command=finishing(folder))
+    tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
     if earlier and tracker.new:
         Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep: it starts over there")
-    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid()))))
+    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied))))
     return tracker
 
 
 @contextmanager
-def all_finish(folders: dict[str, Path], tracker: Tracker) -> Iterator[None]:
+def all_finish(folders: dict[str, Path], tracker: Tracker, launcher: str) -> Iterator[None]:
     """Raises UserError that names the jobs which did not finish, why, and the command that finishes them.
 
     SIGTERM ends a sweep as an interrupt does; both get a note with that command.
@@ -257,8 +281,13 @@ def all_finish(folders: dict[str, Path], tracker: Tracker) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, previous)
     reports = {name: read(folder) or {"state": "not started"} for name, folder in folders.items()}
+    if failure is not None and all(report["state"] == "not started" for report in reports.values()):
+        raise UserError(
+            f"hydra/launcher is {launcher}, which started no job: {sentence(failure).rstrip('.')}; to run them on this "
+            f"machine, type: {command} hydra/launcher=joblib"
+        ) from failure
     unfinished = [
-        f"{name} ({report['state']}{': ' if report.get('reason') else ''}{report.get('reason', '')})"
+        f"{report.get('name') or name} ({': '.join(filter(None, (report['state'], report.get('reason'))))})"
         for name, report in reports.items()
         if report["state"] != "done"
     ]

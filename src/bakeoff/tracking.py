@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from omegaconf import MISSING
 
@@ -43,6 +44,10 @@ FLUSH_S = 3.0  # seconds between two batches: each is a transaction of some 0.1 
 RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again, and for which a run's end waits for it
 LOCKED = 2.0  # seconds after which a SQLite file counts as locked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
+ACTOR = "actor"  # the artifact folder of a registered actor
+LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` and `mlflow ui` answer, unless they are given another port
+BY_ARM = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}  # as the UI reads it
+CURVES = "eval/greedy_accuracy|reward/mean|kl/reference_k3_per_sequence|memory/peak_mb"  # that its charts show first
 METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, so that a report reads one file a run
 COMPLETIONS, HELDOUT = "completions.json", "heldout.json"  # tables of training and of held-out completions, over time
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
@@ -64,12 +69,18 @@ class Tracking:
     experiment          name of the experiment in the store
     completions_every   number of updates between two tables of completions
     completions_rows    number of rows of such a table
+    show_completion     show a prompt and its completion of the last update beside the progress
+    system_metrics      log the use of processors, memory, disk and network every ten seconds, as MLflow does
+    register_model      name under which the trained actor becomes a version in MLflow's model registry; empty: none
     """
 
     uri: str = MISSING
     experiment: str = "bakeoff"
     completions_every: int = count(25, least=1, unit="updates")
     completions_rows: int = count(16, least=1, unit="rows")
+    show_completion: bool = False
+    system_metrics: bool = False
+    register_model: str = ""
 
 
 NOTHING: dict[str, Any] = {"tags": {}}  # an entry that changes nothing
@@ -85,6 +96,7 @@ class Tracker:
     up to a second and go together, since a call costs some 10 ms on sqlite.
 
     uri      of the store
+    experiment   id of the experiment that the run is in
     new      whether the run was made for this tracker, not resumed
     report   receives a message when the store fails
     command  what to type to send what is unsent in the end; none where nothing sends it
@@ -94,6 +106,7 @@ class Tracker:
     run_id: str
     folder: Path
     uri: str
+    experiment: str = ""
     new: bool = True
     report: Callable[[str], None] = lambda message: None
     command: str = ""
@@ -159,6 +172,52 @@ class Tracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file, or every file of a folder, which must stay where it is until it is sent."""
         self._add({"artifact": [str(path), folder]})
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """The dataset that the run reads, for a context: training or evaluation."""
+        named = {
+            "name": name[:500],
+            "digest": digest[:36],
+            "source_type": "local",
+            "source": json.dumps({"uri": source}),
+        }
+        self._add({"dataset": [named, context]})
+
+    def register(self, actor: Path, name: str) -> None:
+        """Makes an actor, a folder that transformers opens, the next version of a model in the store's registry.
+
+        `mlflow.artifacts.download_artifacts("models:/NAME/VERSION")` is such a folder again.
+        """
+        self.artifact(actor, ACTOR)
+        self._add({"register": name})
+
+    @contextmanager
+    def system_metrics(self, wanted: bool) -> Iterator[None]:
+        """Logs the use of the machine while it is open, in a thread of MLflow's."""
+        if not wanted:
+            yield
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=not self.new, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def page(self) -> str:
+        """Address of the run in the MLflow UI."""
+        return ui_page(self.uri, f"{self.experiment}/runs/{self.run_id}")
+
+    def charts(self) -> str:
+        """Address of the curves of the run's children, a line for each arm, in the MLflow UI."""
+        state = {"searchFilter": f"tags.`mlflow.parentRunId` = '{self.run_id}'", "groupBy": BY_ARM}
+        key = self.run_id[:8]
+        with suppress(Exception):  # whatever the store is made of: the charts are a convenience
+            tag = json.dumps(state | {"chartsSearchFilter": CURVES})
+            self.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{key}", tag)
+        return ui_page(self.uri, f"{self.experiment}/runs", viewStateShareKey=key, compareRunsMode="CHART")
 
     def _add(self, entry: dict[str, Any]) -> None:
         self._entries.append(entry)
@@ -284,6 +343,12 @@ def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Pa
                 client.log_artifacts(run_id, path, at)
             elif Path(path).is_file():
                 client.log_artifact(run_id, path, at)
+        case "dataset":
+            dataset, context = value
+            tags = [InputTag("mlflow.data.context", context)]
+            client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags)])
+        case "register":
+            register_version(client, run_id, value)
         case "end":
             table = all_metrics(client, run_id, read_entries(folder / LOG), number)
             if len(table):
@@ -291,6 +356,23 @@ def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Pa
                     pq.write_table(table, path := f"{temporary}/{METRICS}")
                     client.log_artifact(run_id, path)
             client.set_terminated(run_id, value)
+
+
+def register_version(client: MlflowClient, run_id: str, name: str) -> None:
+    """Makes the run's actor a version of the registered model `name`, once."""
+    with suppress(MlflowException):  # it is there already
+        client.create_registered_model(name)
+    if not client.search_model_versions(f"run_id = '{run_id}'"):
+        client.create_model_version(name, f"{client.get_run(run_id).info.artifact_uri}/{ACTOR}", run_id)
+
+
+def ui_page(uri: str, path: str, **query: str) -> str:
+    """Address in the MLflow UI of a page below its experiments; a store in a file has the UI that `make ui` starts.
+
+    MLflow 3 opens an experiment on traces of applications, unless its address says that models are trained in it.
+    """
+    server = redacted(uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
+    return f"{server}/#/experiments/{path}?{urlencode({'workflowType': 'machine_learning', **query})}"
 
 
 def all_metrics(client: MlflowClient, run_id: str, entries: list[dict[str, Any]], number: int) -> pa.Table:
@@ -391,7 +473,7 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
             if found is not None:
                 return client, str(found.experiment_id)
             artifacts = (database.parent / "mlartifacts").as_uri() if database else None
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and charts, not traces
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # not an application with traces
             return client, str(client.create_experiment(tracking.experiment, artifacts, tags=kind))
     except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
         raise UserError(
@@ -430,14 +512,14 @@ def start_run(
     try:
         if resumes:
             client.update_run(str(resume), status="RUNNING")
-            return Tracker(client, str(resume), folder, uri, new=False, report=report, command=command)
+            return Tracker(client, str(resume), folder, uri, experiment, new=False, report=report, command=command)
         tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
         run_id = str(client.create_run(experiment, tags=tags).info.run_id)
     except Exception as error:
         raise UserError(
             f"tracking.uri is '{redacted(tracking.uri)}', which does not take a run ({first_line(error)})."
         ) from None
-    return Tracker(client, run_id, folder, uri, report=report, command=command)
+    return Tracker(client, run_id, folder, uri, experiment, report=report, command=command)
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:
@@ -462,3 +544,19 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return described.stdout.strip()
+
+
+def main() -> None:
+    """Prints where the MLflow UI, on the port of the argument, shows the runs of this folder and their curves."""
+    port = sys.argv[1] if len(sys.argv) > 1 else "5000"
+    tracking = Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}mlflow.db"))
+    client, experiment = open_store(tracking)
+    state = json.dumps({"groupBy": BY_ARM, "chartsSearchFilter": CURVES})
+    client.set_experiment_tag(experiment, "mlflow.sharedViewState.arms", state)
+    runs = ui_page(uri := store_uri(tracking), f"{experiment}/runs")
+    curves = ui_page(uri, f"{experiment}/runs", viewStateShareKey="arms", compareRunsMode="CHART")
+    print(f"runs:   {runs}\ncurves: {curves}".replace(":5000/", f":{port}/"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

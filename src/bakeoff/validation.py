@@ -14,9 +14,10 @@ from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
+from bakeoff.engine.rounded import Rounded
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
-from bakeoff.model.config import Precision
+from bakeoff.model.config import SCRATCH, Precision
 from bakeoff.paths import CONF
 from bakeoff.ranges import Range
 
@@ -82,7 +83,7 @@ def outside(span: Range, key: str, value: Any) -> Iterator[str]:
 
 def validate(config: Config) -> None:
     """Raises UserError for the first settings that do not go together."""
-    for refusals in (impossible_values, impossible_methods, impossible_rewards):
+    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns):
         for sentence in refusals(config):
             raise UserError(sentence)
     if config.model.architecture:
@@ -103,8 +104,20 @@ def impossible_values(config: Config) -> Iterator[str]:
     optimizers = {"algorithm.optimizer": algorithm.optimizer}
     if isinstance(algorithm.critic, OwnStep):
         optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
+    if set(config.tracking.register_model) & set("/:"):
+        yield (
+            f"tracking.register_model is '{config.tracking.register_model}', but the name of a registered model has no "
+            "'/' and no ':'; choose another."
+        )
     if config.price and not config.hardware.name:
         yield f"price is {config.price}, but hardware is none, which has no hours to pay for; choose hardware=NAME."
+    if config.checkpoint.adapter and not config.model.lora.rank:
+        yield "checkpoint.adapter is true, but model.lora.rank is 0, so that there is no adapter; set model.lora.rank."
+    if config.checkpoint.adapter and config.model.name == SCRATCH and not config.sft.steps:
+        yield (
+            "checkpoint.adapter is true, but model.name is 'scratch' and sft.steps is 0, so that the adapter's base is "
+            "saved nowhere; set checkpoint.adapter to false."
+        )
     for key, option in optimizers.items():
         if option.minibatches > batch.prompts:
             yield (
@@ -179,6 +192,19 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"differently, but algorithm/ratio is {option(config, 'ratio')}, which has one for the whole completion; "
             "choose algorithm/ratio=token or another objective."
         )
+    if config.sampling.truncates and not algorithm.correction.corrects and config.mode is Mode.train:
+        yield (
+            f"sampling.top_k is {config.sampling.top_k} and sampling.top_p {config.sampling.top_p:g}: samples are not "
+            "the policy's, and what is cut off biases its gradient; choose algorithm/correction=truncate, which "
+            "weights them, or sampling.top_k=0 sampling.top_p=1."
+        )
+    if isinstance(config.engine, Rounded) and config.model.lora.rank:
+        yield (
+            f"engine is rounded, which copies all weights, but model.lora.rank is {config.model.lora.rank}; choose "
+            "engine=embedded or model.lora.rank=0."
+        )
+    if config.lag and config.offload:
+        yield f"lag is {config.lag}, whose older weights stay on the device, but offload is true; set one of them only."
     yield from impossible_teachers(config)
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (
@@ -234,6 +260,23 @@ def impossible_rewards(config: Config) -> Iterator[str]:
         yield (
             f"preferences.path is '{config.preferences.path}', but algorithm/kl_to_reference=in_loss_iterative renews "
             "the reward model with new pairs that the task's verifier ranks; leave preferences.path empty."
+        )
+
+
+def impossible_turns(config: Config) -> Iterator[str]:
+    """What reads a completion as one text, for a task whose completions have several turns."""
+    if config.task.most_turns == 1:
+        return
+    name = type(config.task).__name__
+    if config.reward.is_learned:
+        yield (
+            f"reward.functions names `learned`, but the task {name} has several turns, and preferences are of "
+            "completions of one; choose reward=verifier, or a task of one turn."
+        )
+    if config.mode is Mode.advantage_quality:
+        yield (
+            f"mode is advantage_quality, which completes a completion from each of its tokens, but the task {name} has "
+            "several turns; choose mode=gradient_quality, or a task of one turn."
         )
 
 

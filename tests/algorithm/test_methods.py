@@ -2,14 +2,19 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm import ratio as ratios
+from bakeoff.algorithm.kl import estimate_kl
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, policy_loss, value_loss, with_kl_reward
 from bakeoff.batch import StepRewards, Tokens
+from bakeoff.learner.experience import explained_variance
 from bakeoff.paths import CONF
 from bakeoff.rows import select
 from tests.conftest import compose
@@ -228,6 +233,43 @@ def test_padding_changes_no_loss(name, fixed):
         losses.append(loss_of(algorithm, changed["current"], changed, advantages).item())
     assert losses[1] == pytest.approx(losses[0], abs=1e-12)
     assert losses[2] == pytest.approx(losses[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(data=st.data())
+@settings(deadline=None, max_examples=3)
+def test_tokens_that_the_policy_did_not_write_change_no_loss_gradient_target_or_statistic(name, data, fixed):
+    """The same numbers with an environment's tokens between them: they are read as if these were not there."""
+    wide = 2 * WIDTH + 1
+    columns = torch.tensor([sorted(data.draw(st.permutations(range(wide)))[:WIDTH]) for _ in LENGTHS])
+    mask, steps = fixed["mask"], fixed["steps"]
+    spread = fixed | {"mask": torch.zeros(8, wide, dtype=torch.bool).scatter(1, columns, mask)}
+    for key, rubbish in (("current", -3.0), ("old", -300.0), ("ref", float("nan")), ("values", 40.0), ("entropy", 9.0)):
+        spread[key] = torch.full((8, wide), rubbish, dtype=torch.float64).scatter(1, columns, fixed[key])
+    spread["steps"] = replace(steps, token=columns[steps.row, steps.token])
+    found = []
+    for each in (fixed, spread):
+        algorithm, advantages, returns = prepared(name, each)
+        logprobs = each["current"].clone().requires_grad_()
+        result = policy_loss(
+            algorithm,
+            tokens_for(algorithm, logprobs, each, advantages),
+            algorithm.aggregate(each["mask"], WIDTH, GROUP),
+            each["ref"],
+        )
+        result.loss.backward()
+        tokens = [logprobs.grad, advantages, result.ratio, result.clipped.double()]
+        scalars = [*vars(estimate_kl(each["old"], each["current"], each["mask"])).values(), result.loss.detach()]
+        if returns is not None:
+            tokens.append(returns)
+            critic = (each["values"] + 1, each["values"], returns, each["mask"], each["mask"].sum())
+            scalars += [value_loss(algorithm.critic, *critic), explained_variance(each["values"], *critic[2:4])]
+        assert logprobs.grad[~each["mask"]].abs().max() == 0
+        found.append(([x[each["mask"]] for x in tokens], torch.stack(scalars)))
+    (mine, scalars), (its, others) = found
+    for one, other in zip(mine, its, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    assert torch.allclose(scalars, others, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -274,20 +274,16 @@ def test_the_rlhf_study_and_its_report(command, report, tmp_path):
     assert "below the best" in page
 
 
-def test_help_reads_well(command):
-    shown = command("--help")
-    assert shown.returncode == 0
-    for word in ("algorithm", "grpo, grpo_iterative, grpo_pairs", "sweeps", "kl_frontier, memory", "resume="):
-        assert word in shown.stdout
-
-
 def test_optuna_searches_a_rate(command, tmp_path):
     """Two trials of one method: each is a job with a rate of its own, below one parent."""
     few = [*SHORT, "budget={unit: updates, limit: 1}", "hydra.sweeper.search.n_trials=2", "hydra/launcher=basic"]
     ran = command("sweeps=tuning", "algorithm=grpo", *few)
     assert ran.returncode == 0, ran.stderr
     assert "2 jobs" in ran.stdout
-    assert "trial 2" in ran.stdout
+    lines = [line for line in ran.stdout.splitlines() if ": done" in line]
+    assert [" lr=" in line and len(line) <= 80 for line in lines] == [True, True], (
+        "a line shows the rate that was tried"
+    )
     _, runs = runs_in(tmp_path)
     children = [run for run in runs if run.data.tags.get("kind") != "sweep"]
     rates = [float(run.data.params["algorithm.optimizer.lr"]) for run in children]
@@ -359,14 +355,13 @@ def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda folder: (folder / "pages" / "mine.py").unlink(), ["the study 'mine' has no page; write", "mine.py"]),
         (
             lambda folder: (folder / "sweeps" / "mine.yaml").rename(folder / "sweeps" / "methods.yaml"),
             ["two studies share a file name", "rename yours"],
         ),
         (lambda folder: (folder / "sweeps" / "mine.yaml").write_text("study: {"), ["not valid YAML", "mine.yaml"]),
     ],
-    ids=["no page", "a name that is taken", "not YAML"],
+    ids=["a name that is taken", "not YAML"],
 )
 def test_a_mistake_in_a_users_study_gets_one_sentence(change, words, monkeypatch, capsys, tmp_path):
     change(own_study(tmp_path))
@@ -382,3 +377,21 @@ def test_a_study_of_gradients_is_a_sweep(command, tmp_path):
     children = [run for run in runs if run.data.tags.get("kind") == "gradient_quality"]
     assert len(children) == 2
     assert all({"gradient/cosine", "gradient/snr_per_second"} <= set(run.data.metrics) for run in children)
+
+
+def test_a_sweep_and_its_jobs_go_on_with_a_larger_budget(command, tmp_path):
+    """In their MLflow runs, from their checkpoints; a change that is refused leaves a job's folder as it was."""
+    short = ["-m", *SHORT, "algorithm=ppo,grpo", "seed=1", "checkpoint.every=1", "hydra.sweep.dir=sweep"]
+    assert command(*short, "budget={unit: updates, limit: 1}").returncode == 0
+    first = {run.info.run_id for run in runs_in(tmp_path)[1]}
+    longer = command(*short, "budget={unit: updates, limit: 2}")
+    assert longer.returncode == 0, longer.stderr
+    _, runs = runs_in(tmp_path)
+    assert {run.info.run_id for run in runs} == first
+    assert {run.data.tags.get("changed.budget.limit") for run in runs if "algorithm" in run.data.tags} == {"2.0"}
+    assert command("resume=sweep/1", "budget.limit=3").returncode == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "sweep" / "1").rglob("*") if path.is_file()}
+    refused = command("resume=sweep/1", "budget.limit=4", "evaluation.final=8")
+    assert "evaluation.final" in refused.stderr
+    assert {path: path.read_bytes() for path in files} == files
+    assert "resume=sweep/0 resumes one" in command("resume=sweep").stderr

@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from bakeoff.batch import Example
-from bakeoff.engine.embedded import Embedded, inverse_cdf, truncated
+from bakeoff.engine.embedded import Decoding, Embedded, inverse_cdf, truncated
 from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
@@ -73,6 +73,23 @@ def test_the_mask_ends_with_the_first_eos_and_text_ends_before_it(tiny):
         kept = ids[mask].tolist()
         assert (kept.count(eos) == 1 and kept[-1] == eos) if ended else (eos not in kept and len(kept) == 12)
         assert text == tiny.tokenizer.decode(kept, skip_special_tokens=True).replace("<eos>", "")
+
+
+def test_decoding_ends_within_sixteen_tokens_of_the_last_stop_string(tiny, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        Decoding,
+        "advance",
+        lambda self, token, advance=Decoding.advance: (read.append(len(token)), advance(self, token)),
+    )
+    engine = Embedded()
+    engine.load(tiny)
+    stop = tuple("0123456789=")
+    request = Request(prompts_of(tiny, "12=", "345="), 8, Sampling(temperature=3.0), 100, stop=stop)
+    rollout = make_rollout(tiny, request, engine.generate(request))
+    last = int(rollout.sequences.mask.sum(1).max())
+    assert len(read) < 16 * -(-last // 16)
+    assert read == sorted(read, reverse=True)
 
 
 def test_completions_of_a_group_share_their_prompt_and_differ(tiny):

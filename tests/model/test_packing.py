@@ -17,16 +17,19 @@ PROMPTS, BUDGET = st.lists(st.integers(1, 9), min_size=1, max_size=4), 6
 
 @st.composite
 def batches(draw) -> Sequences:
-    """Groups of completions of any lengths, with prompts of any lengths."""
+    """Groups of completions of any lengths, of one turn or several, with prompts of any lengths."""
     prompts, size = draw(PROMPTS), draw(st.sampled_from([1, 2, 3, 4]))
     lengths = draw(st.lists(st.integers(1, BUDGET), min_size=len(prompts) * size, max_size=len(prompts) * size))
     width = max(prompts)
     shown = torch.arange(width) >= width - torch.tensor(prompts).repeat_interleave(size)[:, None]
-    mask = torch.arange(BUDGET) < torch.tensor(lengths)[:, None]
+    tokens = torch.arange(BUDGET) < torch.tensor(lengths)[:, None]
+    policy = torch.randint(2, tokens.shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 9)))).bool()
+    last = torch.arange(BUDGET) == torch.tensor(lengths)[:, None] - 1
+    mask = tokens & (policy | last) if draw(st.booleans()) else tokens
     ids = torch.randint(3, 19, (len(prompts), width), generator=torch.Generator().manual_seed(sum(lengths)))
     completions = torch.randint(3, 19, mask.shape, generator=torch.Generator().manual_seed(sum(prompts)))
-    both = torch.cat([torch.where(shown, ids.repeat_interleave(size, 0), 0), torch.where(mask, completions, 0)], 1)
-    return Sequences(both, torch.cat([shown, mask], 1), mask, size)
+    both = torch.cat([torch.where(shown, ids.repeat_interleave(size, 0), 0), torch.where(tokens, completions, 0)], 1)
+    return Sequences(both, torch.cat([shown, tokens], 1), mask, size)
 
 
 @given(batches())
@@ -37,10 +40,11 @@ def test_a_row_holds_a_prompt_once_and_each_completion_but_its_last_token(sequen
         group = select(sequences, slice(number * size, (number + 1) * size))
         assert ids[member == PROMPT].tolist() == group.ids[0, :width][group.attention[0, :width]].tolist()
         for completion in range(size):
-            own = group.completion_ids[completion][group.mask[completion]].tolist()
+            own = group.completion_ids[completion][group.completion_attention[completion]].tolist()
             assert ids[member == PROMPT + 1 + completion].tolist() == own[:-1]
     read = int((packed.member != PADDING).sum())
-    assert read == int(sequences.attention[::size, :width].sum() + sequences.mask.sum()) - len(sequences)
+    completions = int(sequences.completion_attention.sum()) - len(sequences)
+    assert read == int(sequences.attention[::size, :width].sum()) + completions
 
 
 @given(batches())

@@ -6,10 +6,14 @@ import socket
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
+
+from bakeoff.task.task import Task
 
 
 def act(deed, argument=None):
@@ -72,3 +76,24 @@ def never_returns(completions, **_):
 
 def exits(completions, **_):
     sys.exit(0)
+
+
+@dataclass
+class Broken(Task):
+    """Replies by what is no text, or not at all."""
+
+    foreign: ClassVar[bool] = True
+    does: str = "returns"
+
+    def reply(self, messages, example):
+        return 7 if self.does == "returns" else messages[99]["content"]
+
+
+@dataclass
+class Echo(Task):
+    """Asks once whether it is so."""
+
+    foreign: ClassVar[bool] = True
+
+    def reply(self, messages, example):
+        return f"{messages[-1]['content']}?" if len(messages) == 2 else None

@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
-from bakeoff.task.gym import Extract, ReasoningGym
-from bakeoff.task.jsonl import LONGEST_LINE, Jsonl, read_examples
+from bakeoff.task.dataset import Dataset
+from bakeoff.task.gym import ReasoningGym
 from bakeoff.task.sort import Sort
+from bakeoff.task.table import LONGEST_LINE, Format
+from bakeoff.task.verify import Extract
+
+
+def jsonl(path, **keys) -> Dataset:
+    """The task=jsonl of that file."""
+    return Dataset(path=str(path), format=Format.jsonl, **keys)
+
+
+def read_examples(path) -> list[Example]:
+    return jsonl(path).known_examples()
 
 
 def test_sort_accepts_the_sorted_digits_and_no_other_answer():
@@ -124,20 +135,20 @@ def test_only_a_line_feed_ends_a_json_line(tmp_path, separator, mark, end):
     lines = [json.dumps({"prompt": text, "answer": "1"}, ensure_ascii=False).encode() for text in texts]
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(mark + end.join(lines) + end)
-    assert [example.prompt for example in read_examples(str(path))] == texts
+    assert [example.prompt for example in read_examples(path)] == texts
 
 
 @pytest.mark.parametrize("written", ["1.0", "1e22", "-0", "12345678901234567890", "0.10"])
 def test_a_number_stands_for_its_text_as_the_file_has_it(tmp_path, written):
     path = tmp_path / "pairs.jsonl"
     path.write_text(f'{{"prompt": {written}, "answer": {written}}}')
-    assert read_examples(str(path)) == [Example(written, written)]
+    assert read_examples(path) == [Example(written, written)]
 
 
 def test_every_example_of_a_file_has_every_column(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d", "level": 3}')
-    assert [example.columns for example in read_examples(str(path))] == [{"level": None}, {"level": 3}]
+    assert [example.columns for example in read_examples(path)] == [{"level": None}, {"level": 3}]
 
 
 def test_a_pipe_a_device_a_folder_and_an_endless_line_are_refused_at_once(tmp_path):
@@ -145,14 +156,14 @@ def test_a_pipe_a_device_a_folder_and_an_endless_line_are_refused_at_once(tmp_pa
     (endless := tmp_path / "endless").write_bytes(b" " * (LONGEST_LINE + 1))
     for path in (pipe, "/dev/zero", tmp_path, tmp_path / "absent", tmp_path / ("n" * 300), endless):
         with pytest.raises(UserError, match=r"^task.path"):
-            read_examples(str(path))
+            read_examples(path)
 
 
 def test_a_prompt_that_differs_in_white_space_alone_is_held_out_too(tmp_path):
     path = tmp_path / "pairs.jsonl"
     prompts = [f"{number}+1={end}" for number in range(40) for end in ("", " ", "\n")]
     path.write_text("\n".join(json.dumps({"prompt": prompt, "answer": "1"}) for prompt in prompts))
-    task = Jsonl(path=str(path), heldout=20)
+    task = jsonl(path, heldout=20)
     held = {example.prompt.strip() for example in task.heldout_examples()}
     assert len(held) == 20
     assert not held & {example.prompt.strip() for example in task.training_examples(500, Random(0))}
@@ -175,10 +186,10 @@ def test_an_unknown_generator_or_parameter_is_refused():
 def test_a_jsonl_task_reads_its_examples_and_ignores_blanks_around_an_answer(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(f'{{"prompt": "{i}+1=", "answer": "{i + 1}", "level": {i}}}' for i in range(9)) + "\n\n")
-    task = Jsonl(path=str(path), heldout=3)
-    assert read_examples(str(path))[4] == Example("4+1=", "5", {"level": 4})
+    task = jsonl(path, heldout=3)
+    assert read_examples(path)[4] == Example("4+1=", "5", {"level": 4})
     assert len(task.heldout_examples()) == 3
-    assert task.verify(" 5\n", Example("4+1=", "5")) == 1
+    assert task.judge(" 5\n", Example("4+1=", "5")).score == 1
 
 
 def test_a_generator_is_made_again_where_it_is_sent():
@@ -206,7 +217,9 @@ def test_a_verifiers_score_that_is_no_number_is_refused(monkeypatch, score):
         ("3", "it is a int"),
         ('{"prompt": "x"}', "answer is missing"),
         *((f'{{"prompt": "x", "answer": {value}}}', "which is no text") for value in ("null", "true", '["4"]', "{}")),
-        ('{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}', "prompt is"),
+        ('{"prompt": [{"role": "user", "content": ["1+1"]}], "answer": "2"}', "prompt has"),
+        ('{"prompt": [], "answer": "2"}', "prompt is empty"),
+        ('{"prompt": ["1+1"], "answer": "2"}', "is no message"),
         ('{"prompt": " \\n", "answer": "2"}', "prompt is empty"),
         ('{"prompt": "\\ud800", "answer": "2"}', "surrogates not allowed"),
     ],
@@ -215,5 +228,5 @@ def test_an_unreadable_jsonl_line_is_named(tmp_path, line, reason):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n' + line)
     with pytest.raises(UserError, match=r"task.path: line 2 of") as caught:
-        Jsonl(path=str(path))
+        jsonl(path)
     assert reason in str(caught.value)

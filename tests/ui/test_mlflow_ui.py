@@ -117,3 +117,17 @@ def test_from_the_study_to_a_chart_by_method_and_to_completions(store, address, 
     page.get_by_text("=").first.wait_for()
     page.wait_for_timeout(2000)
     picture(page, "completions")
+
+
+def test_the_printed_addresses_open_the_runs_and_their_curves_by_arm(store, address, page):
+    port = address.split(":")[2].split("/")[0]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store}
+    command = [sys.executable, "-m", "bakeoff.tracking", port]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    runs, curves = (line.split()[1] for line in printed.splitlines())
+    page.goto(runs)
+    page.locator(".ag-row").filter(has_text="methods").first.wait_for()
+    page.goto(curves)
+    page.get_by_text("Group: grpo").first.wait_for()
+    page.get_by_text("eval/greedy_accuracy", exact=True).first.wait_for()
+    picture(page, "curves")

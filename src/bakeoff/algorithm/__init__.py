@@ -1,4 +1,4 @@
-"""A method is a choice on each of thirteen axes; `Algorithm` holds one option per axis, in this order.
+"""A method is a choice on each of fourteen axes; `Algorithm` holds one option per axis, in this order.
 
 An option is a dataclass that is both its schema in Hydra (`algorithm/<axis>=<option>`) and the function that
 the one path in `loss.py` calls. A named instance, such as `clip_higher`, is an option with other values.
@@ -18,6 +18,7 @@ from bakeoff.algorithm import (
     advantage,
     aggregate,
     baseline,
+    correction,
     critic,
     entropy,
     group_filter,
@@ -42,6 +43,7 @@ class Algorithm:
     scale: scale.Scale = MISSING
     ratio: ratio.Ratio = MISSING
     objective: objective.Objective = MISSING
+    correction: correction.Correction = MISSING
     kl_to_reference: kl.KLToReference = MISSING
     kl_to_behaviour: kl.KLToBehaviour = MISSING
     entropy: entropy.Entropy = MISSING
@@ -106,6 +108,15 @@ AXES: dict[str, dict[str, Any]] = {
         "cispo": objective.Cispo(),
         "binary_tv": objective.BinaryTotalVariation(),
         "geometric_mean": objective.GeometricMean(),
+    },
+    "correction": {
+        "none": correction.Correction(),
+        "truncate": correction.Truncate(),
+        "truncate_sequence": correction.Truncate(level=correction.Level.sequence),
+        "mask_sequence": correction.Mask(level=correction.Level.sequence),
+        "icepop": correction.Mask(least=0.5, most=5.0),  # Ling Team 2025 (arXiv:2510.18855) §2.3
+        "mask_sequence_3": correction.Mask(level=correction.Level.sequence, most=3.0),  # TRL's default
+        "gate": correction.Gate(),
     },
     "kl_to_reference": {
         "none": kl.KLToReference(),

@@ -11,6 +11,9 @@ from torch import Tensor
 from bakeoff.algorithm.optimizer import Adam
 from bakeoff.ranges import VAST, count, number
 
+FACTOR = 10  # of a critic's learning rate over the actor's, where none is set: a head starts at zero
+CRITIC_LR = 1e-5  # beside the default rate of actors
+
 
 @dataclass
 class Critic:
@@ -58,13 +61,14 @@ class ValueLoss(Critic):
 class OwnStep(ValueLoss):
     """A critic that takes steps of its own.
 
-    optimizer         its epochs, minibatches and optimiser, apart from the actor's
+    optimizer         its epochs, minibatches and optimiser, apart from the actor's; its lr, unless set, is ten times
+                      the actor's
     warmup_updates    number of updates that train the critic alone, before the actor moves
     """
 
     takes_steps: ClassVar[bool] = True
 
-    optimizer: Adam = field(default_factory=lambda: Adam(lr=1e-5))
+    optimizer: Adam = field(default_factory=lambda: Adam(lr=CRITIC_LR))
     warmup_updates: int = count(0, unit="updates")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import ValueLoss
 from bakeoff.batch import Rewards, StepRewards, Tokens
+from bakeoff.rows import columns_first
 
 
 @dataclass
@@ -31,12 +32,13 @@ class Betas:
 def place_scores(
     outcome: Tensor, mask: Tensor, group_size: int, process: StepRewards | None = None, greedy: Tensor | None = None
 ) -> Rewards:
-    """Puts each sequence's outcome score [S] on its last real token, EOS included, and step scores where steps end.
+    """Puts each sequence's outcome score [S] on the last token that the policy wrote, and step scores where steps end.
 
     `greedy` [P] are the scores of the prompts' greedy completions.
     """
-    ends = mask.sum(1) - 1
-    last = mask & (torch.arange(mask.shape[1], device=mask.device) == ends[:, None])
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    ends = torch.where(mask, columns, -1).amax(1)
+    last = mask & (columns == ends[:, None])
     tokens = outcome[:, None] * last
     if process is None:
         process = StepRewards(torch.arange(len(mask), device=mask.device), ends, outcome, len(mask))
@@ -64,10 +66,17 @@ def with_kl_reward(
 def advantages_and_returns(
     algorithm: Algorithm, rewards: Rewards, values: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled advantages [S, T] and, with a critic, its targets [S, T], which no scale touches."""
+    """Scaled advantages [S, T] and, with a critic, its targets [S, T], which no scale touches.
+
+    Time counts the tokens that the policy wrote: an advantage reads rows in which nothing stands between them.
+    """
     centred = rewards.tokens - algorithm.baseline(rewards)
-    advantages, returns = algorithm.advantage(centred, values, rewards.mask)
-    return algorithm.scale(advantages, rewards), returns
+    order = columns_first(rewards.mask)
+    back = order.argsort(1)
+    values = None if values is None else values.gather(1, order)
+    advantages, returns = algorithm.advantage(centred.gather(1, order), values, rewards.mask.gather(1, order))
+    returns = None if returns is None else returns.gather(1, back)
+    return algorithm.scale(advantages.gather(1, back), rewards), returns
 
 
 @dataclass
@@ -97,6 +106,8 @@ def policy_loss(
     tokens = replace(tokens, logprobs=logprobs, behaviour=behaviour)
     ratio = algorithm.ratio(tokens)
     gain = algorithm.objective(ratio, tokens)
+    if tokens.correction is not None:
+        gain = tokens.correction * gain
     if reference is not None:
         reference = torch.where(tokens.mask, reference, 0.0)
         gain = gain - algorithm.kl_to_reference.penalty(betas.reference, logprobs, reference, behaviour)

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Engine
+from bakeoff.engine.rounded import Rounded
 
-ENGINES: dict[str, type[Engine]] = {"embedded": Embedded}
+ENGINES: dict[str, type[Engine]] = {"embedded": Embedded, "rounded": Rounded}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.attribution import attributed
-from bakeoff.device import HOST
+from bakeoff.device import HOST, sent
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling
 from bakeoff.model.config import Precision
+from bakeoff.model.encode import decoder
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -39,7 +41,7 @@ class Embedded(Engine):
         """Each prompt is read once and its cache repeated for its group; completions that have ended leave the batch.
 
         Each token of each completion has a uniform number of its own, drawn before the first: what a completion draws
-        does not depend on when others end.
+        does not depend on when others end. Stop strings are looked for when CHECK_INTERVAL tokens have been decoded.
         """
         policy, device, budget = self._policy, self._policy.device, request.max_tokens
         shape = len(request.prompts.ids) * request.completions, budget
@@ -52,6 +54,7 @@ class Embedded(Engine):
             decoding, eos_ids = Decoding.begin(policy, request), policy.eos_ids
             rows = torch.arange(shape[0], device=device)  # the completions in the batch
             ended = torch.zeros_like(rows, dtype=torch.bool)
+            stops = Stops(request.stop, decoder(policy), shape[0]) if request.stop else None
             for step in range(budget):
                 drawn = None if uniform is None else uniform[rows, step]
                 chosen = choose(policy, decoding.hidden, request.sampling, drawn)
@@ -61,7 +64,13 @@ class Embedded(Engine):
                     break
                 token, ended = chosen[0], ended | torch.isin(chosen[0], eos_ids)
                 if (step + 1) % interval == 0:
-                    left = (~ended).nonzero().squeeze(1)  # the one place where decoding waits for the device
+                    # here alone does decoding wait for the device
+                    if stops and (step + 1) % CHECK_INTERVAL == 0:
+                        over = stops(rows, ended, ids[rows, step + 1 - CHECK_INTERVAL : step + 1])
+                        ended = sent(over, device).bool()
+                        left = sent([at for at, each in enumerate(over) if not each], device)
+                    else:
+                        left = (~ended).nonzero().squeeze(1)
                     if len(left) == 0:
                         break
                     if 2 * len(left) <= len(rows):
@@ -85,6 +94,36 @@ class Embedded(Engine):
                 choose(policy, decoding.hidden, request.sampling, uniform)
 
 
+class Stops:
+    """Finds stop strings in completions while they are decoded, from a few tokens at a time.
+
+    It decodes the new tokens and enough of those before them to hold a stop string, and the whole text only where
+    these seem to have one: a text decoded from its middle may differ.
+    """
+
+    def __init__(self, stop: tuple[str, ...], decode: Callable[[list[int]], str], completions: int) -> None:
+        self._stop, self._decode = stop, decode
+        self._before = max((len(each.encode()) for each in stop), default=0)  # a token is at least a byte
+        self._read: list[list[int]] = [[] for _ in range(completions)]
+
+    def __call__(self, rows: Tensor, ended: Tensor, new: Tensor) -> list[int]:
+        """1 for each of the completions [R] that has `ended`, or that its `new` tokens [R, N] end; else 0.
+
+        It waits for the device once.
+        """
+        table = torch.cat([rows[:, None], ended[:, None], new], 1).tolist()
+        return [int(over or self._ends(row, tokens)) for row, over, *tokens in table]
+
+    def _ends(self, row: int, new: list[int]) -> bool:
+        read = self._read[row]
+        read += new
+        return self._has(read[-len(new) - self._before :]) and self._has(read)
+
+    def _has(self, tokens: list[int]) -> bool:
+        text = self._decode(tokens)
+        return any(each in text for each in self._stop)
+
+
 def uniform_numbers(seed: int, shape: tuple[int, int]) -> Tensor:
     """Uniform numbers [S, T] in float64 in the host's memory, so that every device draws the same."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -102,7 +141,10 @@ def choose(policy: Policy, hidden: Tensor, sampling: Sampling, uniform: Tensor |
         if uniform is None:
             token = logprobs.argmax(-1)
         else:
-            token = inverse_cdf(truncated(probabilities, sampling.top_k, sampling.top_p), uniform)
+            kept = truncated(probabilities, sampling.top_k, sampling.top_p)
+            token = inverse_cdf(kept, uniform)
+            if sampling.truncates:
+                logprobs = logprobs - kept.sum(-1, keepdim=True).log()
         return token, logprobs.gather(1, token[:, None]).squeeze(1), entropy
 
 

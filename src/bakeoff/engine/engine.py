@@ -5,6 +5,8 @@ The three know nothing of each other, and none knows the method: every method ge
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,13 +43,18 @@ class Sampling:
     """Distribution that a token is drawn from.
 
     temperature   divides the logits, in sampling and in every log-prob that the learner computes
-    top_k         number of likeliest tokens that may be drawn; 0: all; log-probs are those before truncation
-    top_p         probability of the nucleus that may be drawn from; 1: all; log-probs are those before truncation
+    top_k         number of likeliest tokens that may be drawn; 0: all
+    top_p         probability of the nucleus that may be drawn from; 1: all
     """
 
     temperature: float = number(1.0, least=0.01, most=100)  # outside: greedy, or uniform, to rounding
     top_k: int = count(0, unit="tokens")
     top_p: float = number(1.0, least=0.001, most=1)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are never drawn: the sampler is then not the policy, whose log-probs are those of all."""
+        return self.top_k > 0 or self.top_p < 1
 
 
 @dataclass
@@ -57,6 +64,7 @@ class Request:
     completions   number of completions of each prompt
     max_tokens    generation budget of a completion, EOS included
     greedy        the likeliest token is taken instead of drawing one
+    stop          strings whose first one ends a completion; an engine may sample past it, which is then ignored
     """
 
     prompts: Prompts
@@ -65,6 +73,7 @@ class Request:
     max_tokens: int
     seed: int = 0
     greedy: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -72,7 +81,7 @@ class Generated:
     """Completions as an engine returns them; columns after a row's first EOS are ignored.
 
     ids        [S, T] int64, the G completions of a prompt in consecutive rows
-    logprobs   [S, T] log-prob of each token at the sampling temperature, before truncation
+    logprobs   [S, T] log-prob of each token under the distribution that it was drawn from, truncation included
     entropy    [S, T] entropy in nats of each token's distribution, before truncation; none where it is not computed
     """
 
@@ -116,16 +125,18 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
     """Masks and decodes what an engine that has loaded the policy has generated."""
     prompts, completions, ids = request.prompts, request.completions, generated.ids
     is_end = torch.isin(ids, policy.eos_ids)
+    decode = decoder(policy)
+    if request.stop:
+        is_end = is_end | stop_tokens(ids, is_end, request.stop, decode)
     mask = is_end.long().cumsum(1) - is_end.long() == 0
-    longest, *lengths = torch.cat([mask.sum(1).max()[None], (mask & ~is_end).sum(1)]).tolist()
+    longest, *lengths = torch.cat([mask.sum(1).max()[None], mask.sum(1)]).tolist()
     ids, mask, is_end = ids[:, :longest], mask[:, :longest], is_end[:, :longest]
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
-    decode = decoder(policy)
     return Rollout(
         examples=[example for example in prompts.examples for _ in range(completions)],
         prompts=[text for text in prompts.texts for _ in range(completions)],
-        completions=[decode(row) for row in rows],
+        completions=[before_stop(decode(row), request.stop) for row in rows],
         sequences=Sequences(
             ids=torch.cat([prompts.ids.repeat_interleave(completions, 0), ids], 1),
             attention=torch.cat([prompts.attention.repeat_interleave(completions, 0), mask], 1),
@@ -138,3 +149,23 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
         max_tokens=request.max_tokens,
         decode=decode,
     )
+
+
+def before_stop(text: str, stop: tuple[str, ...]) -> str:
+    """The text up to the first of the strings."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+
+
+def stop_tokens(ids: Tensor, is_end: Tensor, stop: tuple[str, ...], decode: Callable[[list[int]], str]) -> Tensor:
+    """[S, T] bool, true on the token that completes the first stop string of a row, if that comes before its EOS."""
+    lengths = (is_end.long().cumsum(1) == 0).sum(1).tolist()
+    found = torch.zeros_like(is_end)
+    for row, (tokens, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
+
+        def stops(count: int, tokens: list[int] = tokens) -> bool:
+            text = decode(tokens[:count])
+            return any(each in text for each in stop)
+
+        if stops(length):
+            found[row, bisect_left(range(1, length + 1), True, key=stops)] = True
+    return found

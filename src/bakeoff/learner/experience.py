@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bakeoff.algorithm.divergence import require_finite
-from bakeoff.algorithm.kl import KLEstimates, estimate_kl
+from bakeoff.algorithm.divergence import exp_ratio, require_finite
+from bakeoff.algorithm.kl import KLEstimates, estimate_kl, k3
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches
 from bakeoff.learner.learner import Learner
@@ -44,12 +44,35 @@ class ExperienceStatistics:
     advantage_zero: Scalar
     shaped: Scalar
     entropy: Scalar | None = None
-    sampler_mismatch: Scalar | None = None
+    sampler: Mismatch | None = None
+    correction_mean: Scalar | None = None
+    correction_bounded: Scalar | None = None
     reference: KLEstimates | None = None
     teacher: KLEstimates | None = None
     reference_exact: Scalar | None = None
     explained_variance: Scalar | None = None
     value_mean: Scalar | None = None
+
+
+@dataclass
+class Mismatch:
+    """How far π_old is from the sampler, over the tokens that the sampler drew: metrics, which metrics.py defines."""
+
+    mismatch: Scalar
+    k3: Scalar
+    chi2: Scalar
+    perplexity_ratio: Scalar
+
+
+def mismatch(behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Mismatch:
+    """The mismatch of log π_old and log π_sampler, both [S, T]."""
+    log_ratio = torch.where(mask, behaviour - sampler, 0.0)
+    return Mismatch(
+        mismatch=masked_mean(log_ratio.abs(), mask),
+        k3=masked_mean(k3(sampler, behaviour), mask),
+        chi2=masked_mean(exp_ratio(2 * log_ratio), mask) - 1,
+        perplexity_ratio=masked_mean(-log_ratio, mask).exp(),
+    )
 
 
 @torch.no_grad()
@@ -109,7 +132,7 @@ def make_experience(
     Diverged where a value of the critic is not finite.
     """
     sequences, algorithm = rollout.sequences, learner.algorithm
-    mask = sequences.mask
+    mask, correction = sequences.mask, algorithm.correction
     passes = forward_passes(learner, sequences, exact_logprobs)
     if passes.values is not None:
         require_finite(torch.where(mask, passes.values, 0.0), "a value of the critic", of_critic=True)
@@ -128,11 +151,17 @@ def make_experience(
         max_tokens=rollout.max_tokens,
         entropy=entropy,
         chosen=algorithm.objective.choose(advantages, behaviour, mask, draws),
+        correction=correction(behaviour, rollout.sampler_logprobs, mask) if correction.corrects else None,
         reference_logprobs=passes.reference_logprobs,
         values=passes.values,
         returns=returns,
     )
-    return experience, experience_statistics(experience, rollout, passes, shaped)
+    statistics = experience_statistics(experience, rollout, passes, shaped)
+    if experience.correction is not None:
+        bounded = correction.bounded(behaviour, rollout.sampler_logprobs, mask)
+        statistics.correction_mean = masked_mean(experience.correction, mask)
+        statistics.correction_bounded = masked_mean(bounded.float(), mask)
+    return experience, statistics
 
 
 def experience_statistics(
@@ -151,7 +180,7 @@ def experience_statistics(
         advantage_zero=masked_mean((experience.advantages == 0).float(), mask),
         shaped=(shaped != 0).float().mean(),
         entropy=mean(experience.entropy),
-        sampler_mismatch=mean(None if passes.logprobs is None else (behaviour - rollout.sampler_logprobs).abs()),
+        sampler=None if passes.logprobs is None else mismatch(behaviour, rollout.sampler_logprobs, mask),
         reference=None if reference is None else estimate_kl(behaviour, reference, mask),
         reference_exact=mean(passes.reference_kl),
         explained_variance=None if values is None or returns is None else explained_variance(values, returns, mask),

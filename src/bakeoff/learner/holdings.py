@@ -60,6 +60,7 @@ def held(learner: Learner) -> Iterator[tuple[Tensor, Label]]:
     """The same as the ledger counts it: tensors in the host's memory are parked."""
     for tensor, label in state(learner):
         yield tensor, Label(label.role, PARKED) if id(tensor) in learner.parked else label
+    yield from ((tensor, Label("actor", "other")) for weights in learner.older for tensor in weights.values())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -63,6 +64,7 @@ class Learner:
     critic         a critic with a trunk of its own; none where there is none or it shares the actor's
     head           the value head on the actor's trunk; none otherwise
     reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
+    older          trained weights of the actor before each of the last `lag` updates; the sampler has the oldest
     masters        float32 masters of the trained weights that are in bfloat16
     parked         `id` of the tensors that are in the host's memory
     """
@@ -78,6 +80,7 @@ class Learner:
     actor_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer | None
     betas: Betas
+    older: list[dict[str, Tensor]] = field(default_factory=list)
     masters: Masters = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     parked: set[int] = field(default_factory=set)
@@ -106,6 +109,7 @@ class Learner:
             "critic": self.critic.trained() if self.critic else None,
             "value_head": dict(self.head.named_parameters()) if self.head else None,
             "reward_model": self.reward_model.trained() if self.reward_model and self.iterates else None,
+            **{f"older_{slot}": weights for slot, weights in enumerate(self.older)},
         }
         return {
             name: dict(zip(tensors, masters_of(self.masters, tensors.values()), strict=True))
@@ -130,6 +134,30 @@ def set_lr(learner: Learner, update: int, progress: float) -> float:
             group["lr"] = option.lr * option.lr_factor(update, progress)
     rate: float = learner.actor_optimizer.param_groups[0]["lr"]
     return rate
+
+
+@contextmanager
+def sampling_policy(learner: Learner) -> Iterator[Policy]:
+    """The policy that samples an update: the actor, or as it was `lag` updates ago while the context is open.
+
+    The slots of `older` are a ring: update n finds the weights before update n − lag in one, and leaves its own there.
+    """
+    slot = learner.older[learner.counters.updates % len(learner.older)] if learner.older else {}
+    pairs = [(weight, slot[name]) for name, weight in learner.actor.trained().items() if slot]
+    exchange(pairs)
+    try:
+        yield learner.actor
+    finally:
+        exchange(pairs)
+    with torch.no_grad():
+        for weight, older in pairs:
+            older.copy_(weight)
+
+
+def exchange(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Swaps the values of two tensors of each pair, without a copy."""
+    for one, other in pairs:
+        one.data, other.data = other.data, one.data
 
 
 @torch.no_grad()
@@ -222,6 +250,7 @@ def make_learner(
         actor_optimizer=actor_optimizer,
         critic_optimizer=critic_optimizer,
         betas=Betas.of(algorithm),
+        older=[{name: w.detach().clone() for name, w in actor.trained().items()} for _ in range(config.lag)],
         masters=masters,
     )
     for optimizer in learner.optimizers().values() if masters else ():

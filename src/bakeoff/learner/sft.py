@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,19 @@ from bakeoff.collector import Collector
 from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
+from bakeoff.engine.conversation import encode_turns
 from bakeoff.errors import UserError, disk_fault, within
 from bakeoff.files import content_hash, set_aside
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
-from bakeoff.model.encode import encode, encode_with_completions, require_room, text_ids
+from bakeoff.model.encode import (
+    encode,
+    encode_with_completions,
+    leave_out_long_prompts,
+    require_room,
+    text_ids,
+)
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.model.policy import Policy, recomputes
@@ -122,14 +130,19 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
     policy, task = build(model, config.sft.seed), config.task
     policy.network.to(device).eval()
     check_model(policy, model.name)
+    with within(
+        600, "the prompts have not been read within 600 s; set task.max_prompt_tokens=0, or mend the template."
+    ):
+        leave_out_long_prompts(policy, task)
     known, shots = task.known_examples(), task.shot_examples()
     longest = sorted(known, key=lambda example: len(example.prompt))[-64:]
     with within(60, "model.chat is true, and the chat template has not written 64 prompts within 60 s; mend it."):
         require_room(policy, encode(policy, longest, shots), task.max_new_tokens)
     text_ids(policy, [example.prompt for example in known], "prompt")
     if config.sft.steps:
-        demonstrated = (task.demonstration(example) for example in known)
-        text_ids(policy, [text for text in demonstrated if text is not None], "demonstration")
+        shown = (task.demonstration(example) for example in known)
+        turns = [[text] if isinstance(text, str) else text for text in shown if text is not None]
+        text_ids(policy, list(chain.from_iterable(turns)), "demonstration")
     return policy
 
 
@@ -207,4 +220,7 @@ def demonstrations(policy: Policy, task: Task, examples: list[Example]) -> Seque
     texts = [task.demonstration(example) for example in examples]
     if None in texts:
         raise UserError("sft.steps is above 0, but the task has no demonstrations; it must be 0.")
+    if task.most_turns > 1:
+        turns = [text if isinstance(text, list) else [str(text)] for text in texts]
+        return encode_turns(policy, task, examples, turns)
     return encode_with_completions(policy, examples, [str(text) for text in texts], task.shot_examples())

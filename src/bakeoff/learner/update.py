@@ -173,6 +173,7 @@ def minibatch_loss(
         mask=part.sequences.mask,
         entropy=part.entropy,
         chosen=part.chosen,
+        correction=part.correction,
         policy_entropy=entropy,
     )
     return policy_loss(learner.algorithm, tokens, weights, part.reference_logprobs, learner.betas)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 import transformers
+from peft import AutoPeftModelForCausalLM
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -53,9 +56,11 @@ def build(model: Model, seed: int = 0, key: str = "model.name") -> Policy:
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model.name)
-            network = AutoModelForCausalLM.from_pretrained(
-                model.name, dtype=torch.float32, attn_implementation=model.attention or None
-            )
+            how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": model.attention or None}
+            if (Path(model.name).expanduser() / "adapter_config.json").is_file():  # as checkpoint.adapter saves one
+                network = AutoPeftModelForCausalLM.from_pretrained(model.name, **how).merge_and_unload()
+            else:
+                network = AutoModelForCausalLM.from_pretrained(model.name, **how)
         except (OSError, ValueError, ImportError) as error:
             hint = " (run `make smollm2` first)" if "smollm2" in model.name.lower() else ""
             reason = str(error).strip().split("\n")[0]

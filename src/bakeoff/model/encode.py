@@ -11,16 +11,24 @@ from transformers import PreTrainedTokenizerBase
 from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model.policy import Policy
+from bakeoff.task.task import Task, as_read
 
 
 def render(policy: Policy, example: Example, shots: list[Example]) -> str:
-    """Text of a prompt: the turns of a chat, or one line per solved example and then the question."""
+    """Text of a prompt: the turns of a chat, or one line per solved example and then the question.
+
+    The example's own system prompt stands before both, and in a chat instead of model.system.
+    """
+    own = [message["content"] for message in example.messages if message["role"] == "system"]
     if not policy.chat:
-        return "".join(f"{shot.prompt}{shot.answer}\n" for shot in shots) + example.prompt
+        return "".join([*(f"{text}\n\n" for text in own), *(f"{s.prompt}{s.answer}\n" for s in shots), example.prompt])
+    system = own or [policy.system] * bool(policy.system)
+    messages = [{"role": "system", "content": text} for text in system]
     turns = [(shot.prompt, str(shot.answer)) for shot in shots]
-    messages = [{"role": "system", "content": policy.system}] if policy.system else []
     messages += [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
-    messages.append({"role": "user", "content": example.prompt})
+    messages += [each for each in example.messages if each["role"] != "system"] or [
+        {"role": "user", "content": example.prompt}
+    ]
     return chat_text(policy, messages, add_generation_prompt=True)
 
 
@@ -31,13 +39,27 @@ def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_pro
             messages, add_generation_prompt=add_generation_prompt, tokenize=False
         )
     except Exception as error:  # a template is a program of the model's authors
-        system = f"model.system is '{policy.system}', and " if policy.system else ""
-        remedy = "leave model.system empty, as templates without a system role need it, or " if policy.system else ""
+        said = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        key = "model.system" if said == policy.system else "task.system"
+        system = f"{key} is '{said}', and " if said else ""
+        remedy = f"leave {key} empty, as templates without a system role need it, or " if said else ""
         raise UserError(
             f"model.chat is true, {system}the chat template refuses the messages ({error}); {remedy}set "
             "model.chat=false."
         ) from error
     return str(text)
+
+
+def leave_out_long_prompts(policy: Policy, task: Task) -> None:
+    """Drops the prompts of a task that have more tokens than it allows, as the policy reads them."""
+    bound = task.prompt_bound()
+    if bound:
+        known, shots = task.known_examples(), task.shot_examples()
+        start = 0 if policy.chat else len(start_ids(policy.tokenizer))
+        rows = text_ids(policy, [render(policy, example, shots) for example in known], "prompt")
+        task.leave_out(
+            {as_read(each.prompt) for each, row in zip(known, rows, strict=True) if start + len(row) > bound}
+        )
 
 
 def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Prompts:
@@ -138,5 +160,6 @@ def require_room(policy: Policy, prompts: Prompts, max_tokens: int) -> None:
     if bound is not None and width + max_tokens > bound:
         raise UserError(
             f"task.max_new_tokens is {max_tokens}, and a prompt has {width} tokens, but the model has {bound} "
-            "positions; lower task.max_new_tokens, shorten the prompts, or choose a model with more positions."
+            "positions; lower task.max_new_tokens, shorten the prompts (task=dataset leaves out those longer than "
+            "task.max_prompt_tokens), or choose a model with more positions."
         )

@@ -32,7 +32,7 @@ class ForwardSettings:
 
 @dataclass
 class Hidden:
-    """Last hidden states at the positions that predict the N completion tokens of S sequences.
+    """Last hidden states at the positions that predict the N tokens that the policy wrote, of S sequences.
 
     states   [N, H]
     tokens   [N] int64, number of each token in the flattened [S, T]
@@ -46,7 +46,7 @@ class Hidden:
     mask: Tensor
 
     def spread(self, values: Tensor) -> Tensor:
-        """[S, T]: the values [N] of the completion tokens, zero on padding."""
+        """[S, T]: the values [N] of the policy's tokens, zero elsewhere."""
         return values.new_zeros(self.mask.numel()).index_put((self.tokens,), values).view(self.mask.shape)
 
 

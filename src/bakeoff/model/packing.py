@@ -36,8 +36,8 @@ class Packed:
     ids        [R, W] int64
     positions  [R, W] int64
     member     [R, W] int64, the prompt or completion that a token is part of
-    before     [N] int64, number in the flattened rows of the token whose hidden state predicts completion token n
-    tokens     [N] int64, number of completion token n in the flattened [S, T]
+    before     [N] int64, number in the flattened rows of the token whose hidden state predicts token n of the mask
+    tokens     [N] int64, number of token n of the mask in the flattened [S, T]
     """
 
     ids: Tensor
@@ -50,10 +50,11 @@ class Packed:
 def pack(sequences: Sequences) -> Packed:
     """The sequences as rows; waits once for the device, which knows the lengths."""
     mask, group, width = sequences.mask, sequences.group_size, sequences.prompt_width
+    shown = sequences.completion_attention
     count, columns = sequences.ids.shape
     number, column = (torch.arange(n, device=mask.device) for n in (count, columns))
     prompt = sequences.attention[:, :width] & (number % group == 0)[:, None]
-    read = torch.cat([prompt, mask[:, 1:], torch.zeros_like(mask[:, :1])], 1).view(count // group, -1)
+    read = torch.cat([prompt, shown[:, 1:], torch.zeros_like(mask[:, :1])], 1).view(count // group, -1)
     place = read.cumsum(1) - 1  # in its row, of every token that is read
     longest, tokens = sizes(sequences, read)
     target = torch.where(read, place, longest)  # a column that is cut off takes what is not read
@@ -71,7 +72,7 @@ def pack(sequences: Sequences) -> Packed:
 
 
 def sizes(sequences: Sequences, read: Tensor) -> tuple[int, int]:
-    """Tokens that the longest row reads, and completion tokens; of a prediction's tensors, the most there can be."""
+    """Tokens that the longest row reads, and those of the mask; of a prediction's tensors, the most there can be."""
     mask = sequences.mask
     if isinstance(mask, FakeTensor):
         return sequences.prompt_width + sequences.group_size * (mask.shape[1] - 1), mask.numel()

@@ -36,9 +36,16 @@ def duplicate(module: M, device: torch.device | None = None) -> M:
     return copy.deepcopy(module, memo)
 
 
-def save(policy: Policy, folder: Path) -> None:
-    """Writes network and tokenizer so that `from_pretrained(folder)` opens them; an adapter is merged in."""
+def save(policy: Policy, folder: Path, adapter: bool = False) -> None:
+    """Writes network and tokenizer so that `from_pretrained(folder)` opens them; an adapter is merged in, or alone."""
     network = policy.network
+    if policy.roles is not None and adapter:
+        policy.tokenizer.save_pretrained(folder)
+        policy.roles.model.save_pretrained(folder, selected_adapters=[policy.role])
+        for path in (folder / policy.role).iterdir():  # peft names a folder by the adapter
+            path.replace(folder / path.name)
+        (folder / policy.role).rmdir()
+        return
     if policy.roles is not None:
         policy.roles.use(policy.role)
         network = duplicate(policy.roles.model, HOST).merge_and_unload(adapter_names=[policy.role])

@@ -89,7 +89,7 @@ def mean_continuation(
     def request(columns: int, budget: int) -> Request:
         prompts = Prompts(examples, texts, sequences.ids[rows, :columns], sequences.attention[rows, :columns])
         seed = derive(collector.seed, stream, position)
-        return Request(prompts, continuations, collector.sampling, budget, seed)
+        return Request(prompts, continuations, collector.sampling, budget, seed, stop=collector.task.stops())
 
     rest = collector.engine.generate(request(read, rollout.max_tokens - position))
     begun = sequences.ids[rows, width:read].repeat_interleave(continuations, 0)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+from mlflow.entities import Run
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bakeoff.errors import UserError, fail, refused
-from bakeoff.paths import ANALYSIS, study_names
+from bakeoff.paths import AD_HOC, ANALYSIS, study_names, use_folder
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
 from bakeoff.report.detect import detect
 from bakeoff.report.output import replaced
@@ -22,7 +26,7 @@ from bakeoff.report.page import Page, all_claims, answer, explained, page_of, wa
 from bakeoff.report.render import execute, faults, figures, to_html
 from bakeoff.report.setup import commands, setup
 from bakeoff.report.statistics import counted
-from bakeoff.report.store import default_tracking, load_study
+from bakeoff.report.store import MOST, default_tracking, load_study
 from bakeoff.report.study import Study, write_study
 from bakeoff.report.tables import as_text, code_block, in_markdown, interval_note, markdown, per_seed
 from bakeoff.tracking import open_store
@@ -35,9 +39,16 @@ def main() -> None:
     """Parses the arguments, writes the reports, prints their tables and paths; exit code 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="bakeoff-report", description=__doc__)
     parser.add_argument(
-        "study", nargs="?", default="methods", help="a study of sweeps/, or `claims` (default: methods)"
+        "study",
+        nargs="?",
+        default="",
+        help=f"a study, `{AD_HOC}` for the newest sweep without one, or `{CLAIMS}`; without it, lists what there is",
     )
-    parser.add_argument("--all", action="store_true", help="every study of sweeps/ that the store holds")
+    parser.add_argument("--latest", action="store_true", help="the newest sweep, whatever its study")
+    parser.add_argument("--all", action="store_true", help="every study that the store holds")
+    parser.add_argument(
+        "--config-dir", "-cd", help="folder with sweeps/ and pages/ of yours (default: the working one)"
+    )
     parser.add_argument("--where", default="", help="""select runs, such as "seed < 3 and algorithm != 'trpo'" """)
     parser.add_argument(
         "--sweeps", type=int, default=1, help="number of the study's newest sweeps to read as one (default: 1)"
@@ -55,8 +66,19 @@ def main() -> None:
     try:
         if arguments.sweeps < 1:
             raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
-        if arguments.study not in (names := [*study_names(), CLAIMS]):
-            raise UserError(f"there is no study '{arguments.study}' in sweeps/; the studies are {', '.join(names)}.")
+        use_folder(arguments.config_dir)
+        if arguments.latest:
+            arguments.study = next((name for name, _ in stored_sweeps()), "methods")
+        if not (arguments.study or arguments.all):
+            list_sweeps(console)
+            return
+        if arguments.study not in (names := [*study_names(), CLAIMS, ""]):
+            held_names = list(dict.fromkeys(name for name, _ in stored_sweeps()))
+            if arguments.study not in held_names:
+                raise UserError(
+                    f"there is no study '{arguments.study}' in the store ({', '.join(held_names) or 'it is empty'}), "
+                    f"nor in sweeps/ ({', '.join(names[:-2])})."
+                )
         with refused(), console.status("reading the store, running notebooks"):
             if arguments.detect is not None:
                 if not 0 < arguments.detect < 1 or arguments.all or arguments.study == CLAIMS:
@@ -79,12 +101,36 @@ def main() -> None:
         fail(error, "bakeoff-report")
 
 
+def stored_sweeps() -> list[tuple[str, Run]]:
+    """Study and MLflow run of every sweep in the store, the newest first; a study's name is one of a file's."""
+    client, experiment = open_store(default_tracking())
+    newest_first = "attributes.start_time DESC"
+    found = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=[newest_first], max_results=MOST)
+    named = [(run.data.tags.get("study", ""), run) for run in found]
+    return [(name, run) for name, run in named if re.fullmatch(r"[\w-][\w.-]*", name)]
+
+
+def list_sweeps(console: Console) -> None:
+    """Prints the sweeps of the store, with the command that reports each study; raises UserError without one."""
+    sweeps = stored_sweeps()
+    if not sweeps:
+        raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
+    table = Table("newest sweep", "sweeps", "its report", box=None, pad_edge=False)
+    numbers = Counter(name for name, _ in sweeps)
+    for name in numbers:
+        started = next(run.info.start_time for each, run in sweeps if each == name)
+        day = datetime.fromtimestamp(started / 1000).strftime("%Y-%m-%d %H:%M")
+        table.add_row(day, str(numbers[name]), Text(f"bakeoff-report {name}"))
+    console.print(table)
+
+
 def report_all(out: Path, where: str, console: Console) -> None:
     """The page of every study that the store holds, and the page of claims unless `where` selects runs.
 
     A page that fails costs no other one. Raises UserError that names those which failed.
     """
-    held = held_studies(study_names(), where, console)
+    names = dict.fromkeys([*study_names(), *(name for name, _ in stored_sweeps())])
+    held = held_studies(names, where, console)
     if not held:
         raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,6 +54,13 @@ RULES = [
         share_dead,
         lambda dead: dead > 0.1,
         "the KL penalty of {arm} is off in {share} of its updates: β is below 1 % of its start",
+    ),
+    Rule(
+        "kl/reference_k3_per_sequence",
+        lambda values: float(values.max()) if len(values) >= 9 else math.inf,
+        lambda most: most < 0.01,
+        "the policy of {arm} hardly moves: its KL to the start is at most {value} nats per completion; its learning "
+        "rate may be too low, and `bakeoff-tune` searches one",
     ),
     Rule(
         "policy/clip_fraction",

@@ -29,6 +29,7 @@ from bakeoff.report.setup import setup_html
 from bakeoff.report.study import Study
 from bakeoff.report.tables import in_html, not_scored, percent
 
+GENERIC = "methods"  # compares the arms of any study
 MOST = 20  # sentences of a kind of warning on a page
 
 
@@ -48,24 +49,23 @@ def page_of(study: str) -> Page:
     for function in ("table", "verdict"):
         if not callable(getattr(code, function, None)):
             raise UserError(f"{code.__file__} has no function {function}(study); the report of '{study}' needs one.")
-    name = f"{getattr(code, 'NOTEBOOK', study)}.ipynb"
-    notebook = study_file("analysis", name)
+    own = study_file("analysis", f"{study}.ipynb") if study in study_names() else None
+    name = f"{getattr(code, 'NOTEBOOK', GENERIC if has_generic_page(study) else study)}.ipynb"
+    notebook = (own if has_generic_page(study) else None) or study_file("analysis", name)
     if notebook is None:
         raise UserError(f"the study '{study}' has no notebook: {study_folders()[0] / 'analysis' / name} is missing.")
     return Page(code, notebook, code.table, code.verdict)
 
 
 def page_code(study: str) -> ModuleType:
-    """The module pages/STUDY.py, the user's or ours; raises UserError where neither exists, or where it fails.
+    """The module pages/STUDY.py, the user's or ours; raises UserError where it fails.
 
-    Code is found by the name of a study alone, never by another text, such as a path in a store.
+    Code is found by the name of a study alone, never by another text, such as a path in a store. A study without code
+    of its own, and one that has no file here, has the page of `methods`.
     """
-    if study not in study_names():
-        raise UserError(f"there is no study '{study}' in sweeps/; the studies are {', '.join(study_names())}.")
-    path = page_file(study)
+    path = page_file(study) if study in study_names() else None
     if path is None:
-        expected = study_folders()[0] / "pages" / f"{study}.py"
-        raise UserError(f"the study '{study}' has no page: {expected} is missing.")
+        return importlib.import_module(f"bakeoff.report.pages.{GENERIC}")
     if path.parent == PAGES:
         return importlib.import_module(f"bakeoff.report.pages.{study}")
     loader = SourceFileLoader(f"page_{study}", str(path))
@@ -76,6 +76,11 @@ def page_code(study: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be imported ({explained(error)}).") from error
     return module
+
+
+def has_generic_page(study: str) -> bool:
+    """Whether the page of a study is that of `methods`, because there is no code for it."""
+    return study not in study_names() or page_file(study) is None
 
 
 def all_claims() -> list[tuple[str, Claim]]:
@@ -89,7 +94,7 @@ def all_claims() -> list[tuple[str, Claim]]:
         return float(found[0]) if found else math.inf
 
     claims: list[tuple[str, Claim]] = []
-    for study in study_names():
+    for study in (each for each in study_names() if not has_generic_page(each)):
         with suppress(UserError):
             claims += [(study, claim) for claim in getattr(page_code(study), "CLAIMS", [])]
     return sorted(claims, key=lambda each: step(each[1]))

@@ -1,4 +1,4 @@
-"""The rewards, by the name that `reward.functions` and `reward.process` take, beside import paths of user functions."""
+"""The rewards, by the name that `reward.functions` and `reward.process` take, beside functions of a user."""
 
 from __future__ import annotations
 

@@ -1,22 +1,32 @@
-"""Reward functions of a user: import, arguments, and the scores that they return.
+"""Functions of a user, which score or measure completions: import, arguments, and what they return.
 
-A function has the signature that TRL users know, `fn(prompts, completions, **columns) -> list[float]`; the columns are
-`answer`, `completion_ids` and the columns of the examples. A function that scores steps takes the same arguments and
-returns a list of (end, score) for each completion, where `end` is the number of characters up to the end of the step.
-An `end` past the text means the EOS token; use it to score missing steps.
+A function stands in a module (`my_rewards.brevity`) or in a file (`./my_rewards.py:brevity`, relative to the working
+folder). It has the signature that TRL users know, `fn(prompts, completions, **columns) -> list[float]`; the columns are
+`answer`, `completion_ids` and the columns of the examples. One without `**columns` receives those that it names. None
+is the score of a completion to which a function does not apply. A function that scores steps takes the same arguments
+and returns a list of (end, score) for each completion, where `end` is the number of characters up to the end of the
+step. An `end` past the text means the EOS token; use it to score missing steps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import posixpath
+import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bakeoff.batch import Rollout
 from bakeoff.errors import UserError
+from bakeoff.files import content_hash
 from bakeoff.reward.isolation import described
 from bakeoff.task.task import as_number
 
@@ -24,58 +34,148 @@ Steps = list[tuple[int, float]]
 Reader = Callable[[str, Any, int], list[Any]]
 
 
-class UserFunction:
-    """The function at an import path, which scores a list of completions.
+FILE = re.compile(r"(?P<file>.*\.py)(?::(?P<name>.*))?")
+ALWAYS = ("prompts", "completions", "answer", "completion_ids")  # arguments of every call
 
-    read      as_scores, or as_steps for a function that scores steps
+
+class UserFunction:
+    """The function at an import path or in a file, which is called with a list of completions.
+
+    read      as_scores, as_steps for a function that scores steps, or as_values for a metric
+    label     key and path, as the user wrote them
+    name      module and name, under which its scores are logged
+    place     label, file and line of the definition, as far as Python knows them
     nothing   the entry of a completion for which the function fails
     """
 
     def __init__(self, path: str, key: str, read: Reader, ours: tuple[str, ...]) -> None:
-        self._arguments = (path, key, read, ours)
+        in_file = FILE.fullmatch(path)
         self.label, self._read = f"{key}: {path}", read
+        self.name = f"{Path(in_file['file']).stem}.{in_file['name']}" if in_file else path
         self.nothing: Any = [] if read is as_steps else 0.0
         self._function = load(path, key, ours)
+        self._signature = signature(self._function, self.label)
+        at = f"{Path(in_file['file']).expanduser().resolve()}:{in_file['name']}" if in_file else path
+        self._arguments = (at, key, read, ours)
+        self.place = self.label + (f" ({place})" if (place := defined_at(self._function)) else "")
 
-    def __call__(self, arguments: dict[str, Any]) -> list[Any]:
-        """The entry of each completion; raises what the function raises, and UserError for an entry that is none."""
-        return self._read(self.label, self._function(**arguments), len(arguments["completions"]))
+    def __call__(self, arguments: dict[str, Any]) -> Any:
+        """The entry of each completion, or a metric's values by name.
+
+        Raises what the function raises, and UserError for something else.
+        """
+        taken = arguments if self._signature is None else {k: v for k, v in arguments.items() if k in self._signature}
+        return self._read(self.place, self._function(**taken), len(arguments["completions"]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments  # imported again, as pickle finds only functions that bear their own name
+        # imported again, as pickle finds only functions that bear their own name; a worker may have another folder
+        return type(self), self._arguments, {"label": self.label, "place": self.place, "name": self.name}
 
     @property
     def source(self) -> str:
         """The file of the definition, empty where Python does not know it."""
-        try:
-            return inspect.getsourcefile(inspect.unwrap(self._function)) or ""
-        except (OSError, TypeError):
-            return ""
+        return defined_at(self._function).rpartition(":")[0]
 
-    @property
-    def place(self) -> str:
-        """File and line of the definition, empty where Python does not know them."""
-        try:
-            return f"{self.source}:{inspect.getsourcelines(inspect.unwrap(self._function))[1]}"
-        except (OSError, TypeError):
-            return ""
+    def require(self, columns: Iterable[str]) -> None:
+        """Raises UserError where the function needs an argument that neither every call nor the examples have."""
+        there = [*ALWAYS, *(name for name in columns if name not in ALWAYS)]
+        needed = [name for name, must in (self._signature or {}).items() if must and name not in there]
+        if needed:
+            raise UserError(
+                f"{self.place} needs the argument {', '.join(needed)}, but is called with {', '.join(there)}; name one "
+                "of these, or give it a default."
+            )
+
+
+def signature(function: Callable[..., Any], label: str) -> dict[str, bool] | None:
+    """Whether a function must have it, by the argument that it names; none where it takes every argument.
+
+    Raises UserError for an argument without a default that cannot be passed by name.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    for each in parameters:
+        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
+            raise UserError(f"{label} takes {each.name!r} by position; it must take its arguments by name.")
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    by_name = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return {each.name: each.default is each.empty for each in by_name}
+
+
+def defined_at(function: Callable[..., Any]) -> str:
+    """File and line of a definition, empty where Python does not know them."""
+    try:
+        found: Any = inspect.unwrap(function)
+        while isinstance(found, partial):
+            found = found.func
+        found = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
+        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
+    except (OSError, TypeError):
+        return ""
 
 
 def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
-    """The function at an import path, in the current folder too; raises UserError where there is none."""
-    if "" not in sys.path:  # `python -m` looks there, a console script does not
-        sys.path.append("")
-    module, _, attribute = path.rpartition(".")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # the module is code of others
-        raise UserError(
-            f"{key} names {path!r}, which cannot be imported ({described(error)}); it must be one of "
-            f"{', '.join(ours)}, or an import path module.function."
-        ) from error
-    if not callable(function):
-        raise UserError(f"{key} names {path!r}, which is a {type(function).__name__}, not a function.")
+    """The function at an import path, in the current folder too, or in a file; raises UserError where there is none."""
+    in_file = FILE.fullmatch(path)
+    if in_file:
+        module, attribute = imported_file(in_file["file"], key, path), in_file["name"] or ""
+        found = vars(module).get(attribute)
+        if found is None:
+            functions = [n for n, each in vars(module).items() if inspect.isfunction(each) and not n.startswith("_")]
+            raise UserError(
+                f"{key} names {path!r}, but '{module.__file__}' has no function {attribute!r}; write "
+                f"{in_file['file']}:NAME, with a function of the file: {', '.join(functions) or 'it has none'}."
+            )
+    else:
+        if "" not in sys.path:  # `python -m` looks there, a console script does not
+            sys.path.append("")
+        name, _, attribute = path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(name), attribute)
+        except (Exception, SystemExit) as error:  # the module is code of others
+            raise UserError(
+                f"{key} names {path!r}, which cannot be imported ({described(error)}); it must be "
+                + (f"one of {', '.join(ours)}, " if ours else "")
+                + "an import path module.function, or a function of a file, ./file.py:function."
+            ) from error
+    if not callable(found):
+        raise UserError(f"{key} names {path!r}, which is a {type(found).__name__}, not a function.")
+    function: Callable[..., Any] = found
     return function
+
+
+def imported_file(typed: str, key: str, path: str) -> ModuleType:
+    """The module that a file holds; functions of one file share it, and a changed file is another module.
+
+    The file may import its neighbours. Raises UserError for a file that is not there or that cannot be imported.
+    """
+    file = Path(typed).expanduser().resolve()
+    if not file.is_file():
+        raise UserError(
+            f"{key} names {path!r}, but there is no file '{file}'; a path is relative to the working folder."
+        )
+    if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
+        raise UserError(
+            f"{key} names {path!r}, whose path cannot be logged; it must be of letters, digits, spaces and `_-./`, "
+            "without // and /../ within."
+        )
+    name = f"{file.stem}_{hashlib.sha256(f'{file} {content_hash(file)}'.encode()).hexdigest()[:10]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except (Exception, SystemExit) as error:  # the file is code of others
+            del sys.modules[name]
+            raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {described(error)}.") from error
+    return sys.modules[name]
 
 
 def call_arguments(rollout: Rollout) -> dict[str, list[Any]]:
@@ -85,24 +185,27 @@ def call_arguments(rollout: Rollout) -> dict[str, list[Any]]:
     """
     names = {str(key): key for example in rollout.examples for key in example.columns}
     columns = {name: [example.columns.get(key) for example in rollout.examples] for name, key in names.items()}
-    ids, lengths = rollout.sequences.completion_ids.tolist(), rollout.sequences.mask.sum(1).tolist()
     return columns | {
         "prompts": list(rollout.prompts),
         "completions": list(rollout.completions),
         "answer": [example.answer for example in rollout.examples],
-        "completion_ids": [row[:length] for row, length in zip(ids, lengths, strict=True)],
+        "completion_ids": [ids for ids, _ in rollout.sequences.written()],
     }
 
 
-def as_scores(label: str, returned: Any, count: int) -> list[float]:
-    """A score for each completion; raises UserError that names the function, the completion and what it got."""
+def as_scores(label: str, returned: Any, count: int) -> list[float | None]:
+    """A score for each completion, None where the function does not apply to it.
+
+    Raises UserError that names the function, the completion and what it got.
+    """
     scores = []
     for index, score in enumerate(entries(label, returned, count)):
         try:
-            scores.append(as_number(score))
+            scores.append(None if score is None else as_number(score))
         except ValueError as error:
             raise UserError(
-                f"{label} returned {shown(score)} for completion {index}; it must be a finite number, of 32 bits."
+                f"{label} returned {shown(score)} for completion {index}; it must be a finite number, of 32 bits, or "
+                "None where the function does not apply."
             ) from error
     return scores
 
@@ -124,6 +227,26 @@ def as_steps(label: str, returned: Any, count: int) -> list[Steps]:
                 ) from error
             found[-1].append((int(end), score))
     return found
+
+
+def as_values(label: str, returned: Any, count: int) -> dict[str, float]:
+    """A metric's values by name, in which the empty name is the metric's own; raises UserError as above.
+
+    A function returns a number, numbers by name, or a number for each completion, of which the value is the mean. None
+    among them is left out.
+    """
+    if isinstance(returned, Mapping):
+        names = [str(name) for name in returned]
+        for name in names:
+            if not re.fullmatch(r"[\w. -]+", name):
+                raise UserError(f"{label} returned the name {shown(name)}; it must be of letters, digits and `_-. `.")
+        numbers = as_scores(label, returned.values(), len(names))
+        return {name: number for name, number in zip(names, numbers, strict=True) if number is not None}
+    try:
+        return {"": as_number(returned)}
+    except ValueError:
+        scores = [score for score in as_scores(label, returned, count) if score is not None]
+        return {"": sum(scores) / len(scores)} if scores else {}
 
 
 def entries(label: str, returned: Any, count: int | None, wanted: str = "") -> list[Any]:

@@ -28,8 +28,8 @@ Scorer = Callable[..., Any]
 WORKERS = 4  # at most: scorers are quick, and every process of a sweep has its own
 START_S = 120.0  # time in which a worker must start, imports included
 REPLY_BYTES = 64 * 1024**2
-LIBRARIES = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
-OURS = str(Path(__file__).parents[1])
+STANDARD, *INSTALLED = (sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "purelib", "platlib"))
+OURS = str(Path(__file__).parents[1]) + os.sep
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 
@@ -55,11 +55,18 @@ def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
 
 
 def described(error: BaseException) -> str:
-    """`raised KeyError: 'level' (rewards.py:12)`, with the last line of code that belongs to no library."""
+    """`raised KeyError: 'level' (rewards.py:12)`, with the last line of code that belongs to no library.
+
+    Where there is none, it is the last line of a library, in which others may have installed their code.
+    """
     text = " ".join(traceback.format_exception_only(error)[-1].split())
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, OURS, "<"))]
-    return f"raised {text[:300]}" + (f" ({own[-1].filename}:{own[-1].lineno})" if own else "")
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    installed = [(file, line) for file, line in frames if file.startswith(tuple(INSTALLED))]
+    own = [each for each in frames if each not in installed and not each[0].startswith((STANDARD, OURS, "<"))]
+    place = (own or installed or [None])[-1]
+    return f"raised {text[:300]}" + (f" ({place[0]}:{place[1]})" if place else "")
 
 
 class Workers:

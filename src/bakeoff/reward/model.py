@@ -28,11 +28,12 @@ class RewardModel:
     def raw(self, sequences: Sequences) -> Tensor:
         """Scores [S] before normalisation; carries gradient."""
         # One more column lets the pass read the last token: hidden states are those before each token.
+        one, prompt, shown = torch.ones_like(sequences.mask[:, :1]), sequences.prompt_width, sequences.attention
         longer = replace(
             sequences,
             ids=pad_columns(sequences.ids, right=1),
-            attention=pad_columns(sequences.attention, right=1),
-            mask=torch.cat([torch.ones_like(sequences.mask[:, :1]), sequences.mask], 1),
+            attention=torch.cat([shown[:, :prompt], one, shown[:, prompt:]], 1),
+            mask=torch.cat([one, sequences.mask], 1),
         )
         states = completion_hidden(self.network.trunk, longer).states
         last = longer.mask.sum(1).cumsum(0) - 1

@@ -9,7 +9,7 @@ from itertools import accumulate
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.ranges import count, number, rate, seed
-from bakeoff.task.jsonl import read_rows
+from bakeoff.task.table import read_rows
 from bakeoff.task.task import Task, as_read
 
 

@@ -1,4 +1,4 @@
-"""Score of a completion: the task's verifier, a learned model, a user's functions, or a weighted sum of several.
+"""Score of a completion: a weighted sum of rewards of ours and of a user's functions.
 
 Verifiers and functions of others are called in workers (isolation.py): on text of a policy they may hang, raise, or do
 what the text says.
@@ -6,10 +6,12 @@ what the text says.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,59 +21,28 @@ from bakeoff.batch import Example, Rollout, Scores, StepRewards
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.ranges import VAST, number
+from bakeoff.reward.builtin import Completed, Format, Length, learned, verified_steps, verifier
 from bakeoff.reward.distortion import Distortion
-from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments
+from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments, shown
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
-from bakeoff.task.task import Task, Verdict
+from bakeoff.task.task import Message, Task, Verdict
 
-VERIFIER = "verifier"
+VERIFIER, ENVIRONMENT = "verifier", "environment"
 TRIED = 8  # number of completions: a function that has never worked, and fails on each of them alone, always fails
+FAILED = "{} on a completion, which scores 0; reward/failed counts all such failures"
 HINT = (
     "; it runs without network and may take {:g} s (reward.timeout_s) per completion; reward.isolated=false calls it "
     "in the run's own process, without limits."
 )
 
 
-@dataclass
-class Completed:
-    """A rollout with what a reward of ours may read.
-
-    judged     the task's verdict on each completion
-    failed     rows of completions that have no score of some function
-    learned    the reward model as a function of rollouts; none where no reward is learned
-    """
-
-    task: Task
-    rollout: Rollout
-    judged: list[Verdict]
-    learned: Callable[[Rollout], Tensor] | None
-    failed: set[int] = field(default_factory=set)
-
-    @property
-    def verdicts(self) -> list[float]:
-        """The verifier's score of each completion."""
-        return [verdict.score for verdict in self.judged]
-
-
-def verifier(completed: Completed) -> Sequence[float]:
-    """The task's own verifier."""
-    return completed.verdicts
-
-
-def learned(completed: Completed) -> Sequence[float]:
-    """The reward model."""
-    assert completed.learned is not None, "the reward model was not trained"
-    scores: list[float] = completed.learned(completed.rollout).tolist()
-    return scores
-
-
-def verified_steps(completed: Completed) -> list[Steps]:
-    """The task's own scores of steps."""
-    return [verdict.steps for verdict in completed.judged]
-
-
-REWARDS: dict[str, Callable[[Completed], Sequence[float]]] = {"verifier": verifier, "learned": learned}
+REWARDS: dict[str, Callable[[Completed], Sequence[float | None]]] = {
+    "verifier": verifier,
+    "learned": learned,
+    "format": Format(),
+    "length": Length(),
+}
 PROCESS_REWARDS: dict[str, Callable[[Completed], list[Steps]]] = {"verifier": verified_steps}
 
 
@@ -79,8 +50,11 @@ PROCESS_REWARDS: dict[str, Callable[[Completed], list[Steps]]] = {"verifier": ve
 class Reward:
     """Weighted sum of reward functions.
 
-    functions             weight by name; a name is one of REWARDS or an import path `module.function`
+    functions             weight by name; a name is one of REWARDS, an import path `module.function`, or a function in a
+                          file, `./file.py:function`, which is relative to the working folder
     process               the same for functions that score steps; names of ours are those of PROCESS_REWARDS
+    format                options of the reward `format`
+    length                options of the reward `length`
     missing_eos_penalty   subtracted from the score of a completion that does not end within its budget
     distortion            of the sum, before the method sees it; the true reward and the accuracies stay as they are
     isolated              code of others is called in workers, without network, and without writing outside of TMPDIR
@@ -90,6 +64,8 @@ class Reward:
 
     functions: dict[str, float] = number(dict, least=-VAST, most=VAST)
     process: dict[str, float] = number(dict, least=-VAST, most=VAST)
+    format: Format = field(default_factory=Format)
+    length: Length = field(default_factory=Length)
     missing_eos_penalty: float = number(0.0, least=0, most=VAST, unit="score")
     distortion: Distortion = field(default_factory=Distortion)
     isolated: bool = True
@@ -100,17 +76,25 @@ class Reward:
         if not self.functions and not self.process:
             raise UserError(
                 "reward.functions and reward.process are empty; one of them must name a reward, with a weight: "
-                f"{', '.join(REWARDS)} or an import path."
+                f"{', '.join(REWARDS)}, an import path or a function in a file."
             )
-        self._user: dict[str, UserFunction] = {}  # by label
+        self.report: Callable[[str], None] = lambda message: None
+        self._reported: set[str] = set()
+        self.user: dict[str, UserFunction] = {}  # by label
         self._functions = {name: self._find(name, "reward.functions", REWARDS, as_scores) for name in self.functions}
         self._process = {name: self._find(name, "reward.process", PROCESS_REWARDS, as_steps) for name in self.process}
+        for key, named in (("reward.functions", self.functions), ("reward.process", self.process)):
+            if len({self._term(name, key) for name in named}) < len(named):
+                raise UserError(
+                    f"{key} names {' and '.join(named)}, of which two would be logged under one name; rename a "
+                    "function or its file."
+                )
         self._worked: set[str] = set()
         self._workers: tuple[Task, Workers] | None = None
 
     def files(self) -> dict[str, str]:
         """The source files of the user's functions, by the key and name of each."""
-        named = {label.removeprefix("reward.").replace(": ", "."): each.source for label, each in self._user.items()}
+        named = {label.removeprefix("reward.").replace(": ", "."): each.source for label, each in self.user.items()}
         return {name: source for name, source in named.items() if source}
 
     @property
@@ -132,39 +116,76 @@ class Reward:
         completed = Completed(task, rollout, judged, learned)
         terms: dict[str, Tensor] = {}
         count = len(judged)
+        outcome = torch.zeros(count)
         for name, function in self._functions.items():
-            terms[name] = torch.tensor(as_scores(f"reward.functions: {name}", function(completed), count))
-        outcome = sum((weight * terms[name] for name, weight in self.functions.items()), torch.zeros(count))
+            scores = as_scores(f"reward.functions: {name}", function(completed), count)
+            term = torch.tensor([math.nan if score is None else score for score in scores])
+            if term.isnan().all():
+                self.report_once(name, "returned None for every completion of a rollout, to which it adds nothing")
+            outcome = outcome + torch.where(term.isnan(), 0.0, self.functions[name] * term)
+            terms[self._term(name, "reward.functions")] = term
         outcome = outcome - self.missing_eos_penalty * ~rollout.ended.to(HOST)
         outcome = self.distortion(outcome, rollout.prompts)
         found: list[StepRewards] = []
         for name, function in self._process.items():
             steps = to_token_steps(as_steps(f"reward.process: {name}", function(completed), count), rollout)
-            terms[f"{name}_steps"] = torch.zeros(count).index_add(0, steps.row, steps.score)
+            summed = torch.zeros(count).index_add(0, steps.row, steps.score)
+            terms[f"{self._term(name, 'reward.process')}_steps"] = summed
             found.append(replace(steps, score=self.process[name] * steps.score))
         true = torch.tensor([verdict.grade for verdict in judged])
         exact = torch.tensor(completed.verdicts) >= 1.0
-        failed = torch.tensor([verdict.failed or row in completed.failed for row, verdict in enumerate(judged)])
+        for who, reasons in completed.failed.items():
+            self.report_once(who, FAILED.format(next(iter(reasons.values()))))
+        without = set().union(*completed.failed.values())
+        failed = torch.tensor([verdict.failed or row in without for row, verdict in enumerate(judged)])
         return to_device(Scores(outcome, exact, true, failed, terms, merged(found)), rollout.ended.device)
 
     def judge(self, task: Task, completions: list[str], examples: list[Example]) -> list[Verdict]:
         """The task's verdict on each completion; where the verifier fails, it is one of zeros."""
-        scorer, calls = partial(judgement, task), list(zip(completions, examples, strict=True))
-        if self.isolated and task.foreign:
-            found = self._workers_of(task).map(VERIFIER, calls, self.timeout_s, seed=0, spread=True)
-        else:
-            found = [attempt(scorer, call) for call in calls]
+        found = self._ask(task, VERIFIER, list(zip(completions, examples, strict=True)))
+        if reason := next((each.reason for each in found if isinstance(each, Failure)), ""):
+            self.report_once("the verifier", FAILED.format(reason))
         return [Verdict(0.0, 0.0, [], failed=True) if isinstance(f, Failure) else Verdict(*f) for f in found]
+
+    def replies(self, task: Task, conversations: list[tuple[list[Message], Example]]) -> list[str | None]:
+        """The environment's reply to each conversation, none where it ends; raises UserError where the task fails."""
+        found = self._ask(task, ENVIRONMENT, conversations)
+        for each in found:
+            if each is not None and not (isinstance(each, str) and each):
+                did = each.reason if isinstance(each, Failure) else f"returned {shown(each)}"
+                raise UserError(
+                    f"the `reply` of the task {type(task).__name__} {did}; whatever the policy says, it must return a "
+                    "text, or None where the conversation ends."
+                )
+        return found
+
+    def _ask(self, task: Task, name: str, calls: list[Any]) -> list[Any]:
+        """What the task's verifier or environment returns for each of these arguments, or its Failure."""
+        if self.isolated and task.foreign:
+            return self._workers_of(task).map(name, calls, self.timeout_s, seed=0, spread=True)
+        return [attempt(scorers_of(task)[name], call) for call in calls]
 
     def _find(
         self, name: str, key: str, ours: dict[str, Callable[[Completed], Any]], read: Reader
     ) -> Callable[[Completed], Any]:
-        """The reward of that name: ours, or the user's function at that import path."""
+        """The reward of that name: ours, with the options that it has here, or the user's function."""
         if name in ours:
-            return ours[name]
+            configured: Callable[[Completed], Any] | None = getattr(self, name, None)
+            return configured if configured and isinstance(configured, type(ours[name])) else ours[name]
         function = UserFunction(name, key, read, tuple(ours))
-        self._user[function.label] = function
+        self.user[function.label] = function
         return partial(self._entries, function)
+
+    def _term(self, name: str, key: str) -> str:
+        """The name under which a reward is logged."""
+        function = self.user.get(f"{key}: {name}")
+        return function.name if function else name
+
+    def report_once(self, who: str, what: str) -> None:
+        """Reports the first thing of note that a scorer does."""
+        if who not in self._reported:
+            self._reported.add(who)
+            self.report(f"{who} {what}")
 
     def _entries(self, function: UserFunction, completed: Completed) -> list[Any]:
         """A function's entry for each completion.
@@ -181,12 +202,13 @@ class Reward:
         found = self._call(function, completed.task, alone[:TRIED])
         if function.label not in self._worked and all(isinstance(result, Failure) for result in found):
             raise UserError(
-                f"{function.label} ({function.place}) {whole.reason} on its first {count} completions; it is called "
+                f"{function.place} {whole.reason} on its first {count} completions; it is called "
                 f"with {', '.join(arguments)}, and must return a list with one entry per completion"
                 + (HINT.format(self.timeout_s) if self.isolated else ".")
             )
         found += self._call(function, completed.task, alone[TRIED:])
-        completed.failed.update(row for row, result in enumerate(found) if isinstance(result, Failure))
+        if failed := {row: result.reason for row, result in enumerate(found) if isinstance(result, Failure)}:
+            completed.failed[function.place] = failed
         return [function.nothing if isinstance(result, Failure) else result[0] for result in found]
 
     def _call(self, function: UserFunction, task: Task, calls: list[dict[str, list[Any]]]) -> list[Any]:
@@ -200,9 +222,19 @@ class Reward:
     def _workers_of(self, task: Task) -> Workers:
         """The workers that call the functions, and the task's verifier if it is code of others."""
         if self._workers is None or self._workers[0] is not task:
-            scorers: dict[str, Scorer] = {VERIFIER: partial(judgement, task)} if task.foreign else {}
-            self._workers = task, Workers(scorers | self._user, self.memory_mb)
+            scorers = scorers_of(task) if task.foreign else {}
+            self._workers = task, Workers(scorers | self.user, self.memory_mb)
         return self._workers[1]
+
+
+def scorers_of(task: Task) -> dict[str, Scorer]:
+    """The code of a task that reads a policy's text."""
+    return {VERIFIER: partial(judgement, task), ENVIRONMENT: partial(reply, task)}
+
+
+def reply(task: Task, messages: list[Message], example: Example) -> str | None:
+    """The task's reply."""
+    return task.reply(messages, example)
 
 
 def judgement(task: Task, completion: str, example: Example) -> tuple[float, float, Steps]:
@@ -213,20 +245,19 @@ def judgement(task: Task, completion: str, example: Example) -> tuple[float, flo
 
 def to_token_steps(said: list[Steps], rollout: Rollout) -> StepRewards:
     """Step scores on the tokens that end the steps, in the host's memory; an end past the text is the last token."""
-    sequences = rollout.sequences
-    ids, lengths = sequences.completion_ids.tolist(), sequences.mask.sum(1).tolist()
     found: list[tuple[int, int, float]] = []
-    for row, steps in enumerate(said):
-        tokens = ids[row][: lengths[row]]
+    for row, (steps, (tokens, columns)) in enumerate(zip(said, rollout.sequences.written(), strict=True)):
+        begins = [0, *(at for at in range(1, len(columns)) if columns[at] > columns[at - 1] + 1)]  # of each turn
 
-        def characters(token: int, tokens: list[int] = tokens) -> int:
-            return len(rollout.decode(tokens[: token + 1]))
+        def characters(token: int, tokens: list[int] = tokens, begins: list[int] = begins) -> int:
+            turns = pairwise([*(at for at in begins if at <= token), token + 1])
+            return len("\n".join(rollout.decode(tokens[at:end]) for at, end in turns))
 
         for end, score in steps:
             token = bisect_left(range(len(tokens)), end, key=characters)  # a long text is not decoded at every token
-            found.append((row, min(token, len(tokens) - 1), score))
+            found.append((row, columns[min(token, len(tokens) - 1)], score))
     table = torch.tensor(found, dtype=torch.float64).view(-1, 3)
-    return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(ids))
+    return StepRewards(table[:, 0].long(), table[:, 1].long(), table[:, 2].float(), len(said))
 
 
 def merged(found: list[StepRewards]) -> StepRewards | None:

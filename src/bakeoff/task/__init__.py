@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bakeoff.task.dataset import Dataset
 from bakeoff.task.gym import ReasoningGym
-from bakeoff.task.jsonl import Jsonl
 from bakeoff.task.largest import Largest
 from bakeoff.task.sort import Sort
+from bakeoff.task.sort_turns import SortTurns
 from bakeoff.task.task import Task
 
-TASKS: dict[str, type[Task]] = {"sort": Sort, "largest": Largest, "reasoning_gym": ReasoningGym, "jsonl": Jsonl}
+TASKS: dict[str, type[Task]] = {
+    **{"sort": Sort, "sort_turns": SortTurns, "largest": Largest},
+    **{"reasoning_gym": ReasoningGym, "dataset": Dataset},
+}

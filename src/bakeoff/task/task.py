@@ -15,6 +15,9 @@ from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.ranges import count
 
+Message = dict[str, str]  # role and content, as chat templates take them
+CONVERSATION = "conversation"  # the column of an example that has the messages of a completion of several turns
+
 
 def as_number(score: Any) -> float:
     """Whatever `float` takes, but text, as a float; raises ValueError for anything else than a finite float32."""
@@ -45,19 +48,21 @@ class Verdict:
 
 @dataclass
 class Task:
-    """Base of all tasks. Subclasses define `generate` and `verify`.
+    """Base of all tasks. Subclasses define `generate` and `verify`, those of several turns `reply` too.
 
     foreign          whether the verifier is code of others, which is then called in a worker; such a task is picklable
     scores_steps     whether the task defines `verify_steps`
     heldout          number of evaluation prompts: fixed by the task, the same for every seed, never trained on
     final            number of those of the last evaluation, which a run's configuration sets; 0: `heldout`
+    turns            largest number of the policy's turns, where the task defines `reply`
     shots            number of solved examples shown before every prompt
-    max_new_tokens   generation budget of a completion, EOS included
+    max_new_tokens   generation budget of a completion, or of each of its turns, EOS included
     """
 
-    foreign: ClassVar[bool] = False
+    foreign = False
     scores_steps: ClassVar[bool] = False
-    final = 0  # without an annotation it is no key of the task
+    final = 0  # without an annotation it is no key of the task, nor is `foreign`
+    turns = 8  # likewise; subclasses may make it one
 
     heldout: int = count(256, least=1, most=2**20, unit="prompts")
     shots: int = count(0, most=1000, unit="examples")
@@ -78,6 +83,25 @@ class Task:
         """The score of a completion in [0, 1]; 1 is an exact match."""
         raise NotImplementedError
 
+    def reply(self, messages: list[Message], example: Example) -> str | None:
+        """What an environment says to the policy's last message, none where the conversation ends.
+
+        `messages` are the prompt and all that was said since, the policy's as `assistant`, the environment's as `user`.
+        It is a function of its arguments alone, and raises nothing whatever the policy says. The verifier and reward
+        functions then get the policy's texts, a line for each turn; the messages are the column `conversation`.
+        """
+        return None
+
+    @property
+    def most_turns(self) -> int:
+        """Largest number of the policy's turns in a conversation: one where the task defines no `reply`."""
+        return 1 if type(self).reply is Task.reply else self.turns
+
+    @property
+    def max_tokens(self) -> int:
+        """Largest number of tokens that the policy writes in all of its turns."""
+        return self.most_turns * self.max_new_tokens
+
     def judge(self, completion: str, example: Example) -> Verdict:
         """Score, grade and steps of a completion; raises what the verifier raises, and ValueError for no number."""
         score = as_number(self.verify(completion, example))
@@ -92,9 +116,29 @@ class Task:
         """
         raise NotImplementedError
 
-    def demonstration(self, example: Example) -> str | None:
-        """A completion to imitate in supervised fine-tuning; none if the task has no demonstrations."""
+    def demonstration(self, example: Example) -> str | list[str] | None:
+        """A completion to imitate in supervised fine-tuning, or its turns; none if the task has no demonstrations."""
         return example.answer
+
+    def stops(self) -> tuple[str, ...]:
+        """Strings at which a completion ends, beside EOS; its text does not contain them."""
+        return ()
+
+    def prompt_bound(self) -> int:
+        """Number of tokens of the longest prompt that is used; 0: no bound."""
+        return 0
+
+    def leave_out(self, prompts: Set[str]) -> None:
+        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`."""
+        raise NotImplementedError
+
+    def sizes(self) -> str:
+        """Number of prompts to train on and to evaluate on, in words; empty where they are drawn without end."""
+        return ""
+
+    def hint(self, completions: list[str], examples: list[Example]) -> str:
+        """What to type where no held-out completion is right and another verifier would accept some; else empty."""
+        return ""
 
     def known_examples(self) -> list[Example]:
         """Examples that are at hand before training: every one of a file, or else the held-out ones."""

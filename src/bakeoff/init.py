@@ -1,0 +1,68 @@
+"""The command `bakeoff-init`: a folder for a question of the user's, in which every command works."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from bakeoff.errors import UserError, fail, refused
+from bakeoff.files import replace_text
+from bakeoff.paths import ANALYSIS
+
+PROBLEMS = 200
+
+
+def main() -> None:
+    """Writes the folder and prints what to type in it; exit code 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="bakeoff-init", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where to write task, reward, study, data, notebook and README")
+    folder = parser.parse_args().folder
+    try:
+        with refused():
+            write(folder)
+    except UserError as error:
+        fail(error, "bakeoff-init")
+    print(f"{folder / 'README.md'} says what to type. First: cd {folder} && bakeoff sweeps=my_study model=toy")
+
+
+def write(folder: Path) -> None:
+    """Writes the files of a project; raises UserError, and writes nothing, where one of them is there already."""
+    texts = dict(templates(files("bakeoff") / "project"))
+    texts["analysis/my_study.ipynb"] = (
+        (ANALYSIS / "methods.ipynb").read_text("utf-8").replace("reports/methods", "reports/my_study")
+    )
+    there = sorted(name for name in [*texts, "data/problems.jsonl"] if (folder / name).exists())
+    if there:
+        raise UserError(f"'{folder}' has {', '.join(there)} already, which bakeoff-init would replace; choose another.")
+    texts["data/problems.jsonl"] = "".join(json.dumps(row) + "\n" for row in problems())
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / name, text)
+
+
+def templates(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Path and text of every file below a folder of the package."""
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from templates(each, f"{prefix}{each.name}/")
+        else:  # code is a text here, so that no tool takes it for the package's
+            yield f"{prefix}{each.name.removesuffix('.txt')}", each.read_text("utf-8")
+
+
+def problems() -> list[dict[str, str]]:
+    """Word problems of grade-school maths, as reasoning-gym's gsm_symbolic draws them, with distinct texts of ASCII."""
+    import reasoning_gym
+
+    found: dict[str, str] = {}
+    for entry in reasoning_gym.create_dataset("gsm_symbolic", size=4 * PROBLEMS, seed=1):
+        if entry["question"].isascii() and len(found) < PROBLEMS:
+            found[entry["question"]] = str(entry["answer"])
+    return [{"prompt": question, "answer": answer} for question, answer in found.items()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""A data set of the user's: prompts by template or messages, answers by column, held-out prompts of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Set
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from bakeoff.batch import Example
+from bakeoff.errors import UserError
+from bakeoff.ranges import count, share
+from bakeoff.task.table import Format, Row, checked, read_table, shown
+from bakeoff.task.task import Task, Verdict, as_number, as_read
+from bakeoff.task.verify import COMPARED, Extract, Verify, hint, imported
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TextOf = Callable[[Row], str]  # raises ValueError where the row has no such text
+Message = dict[str, str]
+
+
+@dataclass
+class Dataset(Task):
+    """Prompts and answers from a file, a folder or the Hub. Every column beside them is handed to reward functions.
+
+    path                a JSONL, JSON, CSV or Parquet file, a folder of them or one saved by save_to_disk, or owner/name
+                        of a data set of the Hub
+    format              format of a file; auto: by its ending, JSONL for an unknown one
+    name                configuration of a data set of the Hub
+    split               split of a folder or of a data set of the Hub
+    revision            revision of a data set of the Hub; empty: the newest
+    prompt              column, or Jinja template over the columns; a column may hold the messages of a chat; empty: the
+                        column prompt or messages
+    answer              column or template of the right answer; empty: the column answer or completion, or the last
+                        message of an assistant
+    answer_pattern      regular expression whose last match in the answer is kept, of a group if it has one
+    solution            column or template of the worked answer, which fine-tuning imitates and solved examples show;
+                        empty: the answer
+    demonstrate         whether supervised fine-tuning may imitate the answers
+    system              system prompt, before every prompt
+    examples            solved examples before every prompt, each with the keys prompt and completion
+    heldout_path        file, folder or data set of held-out prompts; empty: they are drawn from `path`
+    heldout_split       split of held-out prompts, of heldout_path or of path
+    heldout_share       share of the prompts that is held out, chosen by a hash of the prompt; 0: `heldout` are drawn
+    max_prompt_tokens   prompts of more tokens are left out, template and solved examples counted; 0: no bound
+    stop                strings at which a completion ends; it does not contain them
+    verify              how an answer is compared with the right one
+    extract             part of a completion that is compared
+    after               regular expression after which the answer stands, for extract=after
+    function            module.function or file.py:function for verify=function, called with the extracted text, the
+                        answer, and every column by name; it returns a score from 0 to 1
+    """
+
+    path: str = MISSING
+    format: Format = Format.auto
+    name: str = ""
+    split: str = "train"
+    revision: str = ""
+    prompt: str = ""
+    answer: str = ""
+    answer_pattern: str = ""
+    solution: str = ""
+    demonstrate: bool = True
+    system: str = ""
+    examples: list[dict[str, str]] = field(default_factory=list)
+    heldout_path: str = ""
+    heldout_split: str = ""
+    heldout_share: float = share(0.0)
+    max_prompt_tokens: int = count(0, most=2**20, unit="tokens")
+    stop: list[str] = field(default_factory=list)
+    verify: Verify = Verify.exact  # type: ignore[assignment]  # the key; `judge` is the method
+    extract: Extract = Extract.whole
+    after: str = ""
+    function: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check()
+        self._score = self._verifier()
+        # code of others, math-verify and a user's pattern may take for ever
+        self.foreign = self.verify in (Verify.math, Verify.function) or self.extract is Extract.after
+        self._own: list[Example] | None = None
+        self._examples = self._read("path", self.path, self.split)
+        self._repeated = self._long = 0
+        if self.heldout_path or self.heldout_split:
+            key = "heldout_path" if self.heldout_path else "path"
+            held = self._read(key, self.heldout_path or self.path, self.heldout_split or self.split)
+        elif self.heldout_share:
+            held = [example for example in self._examples if hashed(example.prompt) < self.heldout_share]
+        else:
+            return
+        own = {as_read(example.prompt): example for example in held}
+        training = [example for example in self._examples if as_read(example.prompt) not in own]
+        self._repeated = 0 if self.heldout_share else len(self._examples) - len(training)
+        self._examples, self._own = training, list(own.values())
+        Random("heldout").shuffle(self._own)  # files are sorted, by difficulty or by subject
+        self._require_both("the held-out prompts leave")
+
+    def _check(self) -> None:
+        """Raises UserError for keys that do not go together, before anything is read."""
+        if self.heldout_share and (self.heldout_path or self.heldout_split):
+            raise UserError(
+                f"task.heldout_share is {self.heldout_share}, but task.heldout_path or task.heldout_split names the "
+                "held-out prompts already; one of them must be empty."
+            )
+        for key, pattern in (("answer_pattern", self.answer_pattern), ("after", self.after)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"task.{key} is {pattern!r}, which is no regular expression ({error}).") from error
+        if (self.extract is Extract.after) != bool(self.after):
+            raise UserError(
+                f"task.extract is {self.extract.value} and task.after {self.after!r}; the pattern must be set for "
+                "extract=after, and for it alone."
+            )
+        if (self.verify is Verify.function) != bool(self.function):
+            raise UserError(
+                f"task.verify is {self.verify.value} and task.function {self.function!r}; the function must be set for "
+                "verify=function, and for it alone."
+            )
+        if self.heldout_split and not self.heldout_path and Path(self.path).is_file():
+            raise UserError(
+                f"task.heldout_split is {self.heldout_split!r}, but task.path is the file '{self.path}', which has no "
+                "splits; task.heldout_path names another file, task.heldout_share a part of this one."
+            )
+        if "" in self.stop:
+            raise UserError(f"task.stop is {self.stop}; a string at which completions end must have a character.")
+        for shot in self.examples:
+            if set(shot) != {"prompt", "completion"}:
+                raise UserError(f"task.examples has {shown(shot)}; each must have the keys prompt and completion.")
+
+    def _verifier(self) -> Callable[[str, Example], Any]:
+        """(extracted text, example) → its score."""
+        if self.verify is Verify.function:
+            function = imported(self.function, "task.function")
+
+            def score(text: str, example: Example) -> Any:
+                return function(text, example.answer, **example.columns)
+
+            return score
+        if self.verify is Verify.math and importlib.util.find_spec("math_verify") is None:
+            raise UserError("task.verify is math, which needs a package: pip install 'math-verify[antlr4-9-3]'.")
+        compare = COMPARED[self.verify]
+        return lambda text, example: example.answer is not None and compare(text, example.answer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dataset:
+        copied = object.__new__(type(self))
+        own = {name: deepcopy(value, memo) for name, value in self.__getstate__().items()}
+        copied.__dict__.update(self.__dict__ | own)  # the data, which nothing changes, is shared
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs to judge: no data."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._score = self._verifier()
+        if self.verify is Verify.math:  # a worker imports it before the first completion, whose time is limited
+            COMPARED[Verify.math]("$1$", "1")
+
+    def files(self) -> dict[str, str]:
+        function = self.function.rpartition(":")[0]
+        named = {"path": self.path, "heldout_path": self.heldout_path, "function": function}
+        return {key: path for key, path in named.items() if path}
+
+    def generate(self, rng: Random) -> Example:
+        return rng.choice(self._examples)
+
+    def judge(self, completion: str, example: Example) -> Verdict:
+        score = as_number(self._score(self.extract(completion, self.after), example))
+        if not 0 <= score <= 1:
+            raise ValueError(f"{score} is no score from 0 to 1")
+        return Verdict(score, score, [])
+
+    def demonstration(self, example: Example) -> str | None:
+        return self._worked(example) if self.demonstrate else None
+
+    def _worked(self, example: Example) -> str | None:
+        return example.answer if example.solution is None else example.solution
+
+    def known_examples(self) -> list[Example]:
+        return [*self._examples, *(self._own or [])]
+
+    def shot_examples(self) -> list[Example]:
+        own = [Example(shot["prompt"], shot["completion"]) for shot in self.examples]
+        return own + [Example(each.prompt, self._worked(each)) for each in super().shot_examples()]
+
+    def stops(self) -> tuple[str, ...]:
+        return tuple(self.stop)
+
+    def prompt_bound(self) -> int:
+        return self.max_prompt_tokens
+
+    def leave_out(self, prompts: Set[str]) -> None:
+        """Drops prompts, as they are read, from training and from evaluation, and counts them."""
+        held, shots, excluded = self._reserve()
+        before = len(self.known_examples())
+
+        def kept(examples: list[Example]) -> list[Example]:
+            return [example for example in examples if as_read(example.prompt) not in prompts]
+
+        self._examples = kept(self._examples)
+        self._own = None if self._own is None else kept(self._own)
+        self._reserved = kept(held), shots, excluded
+        self._long += before - len(self.known_examples())
+        self._require_both(f"task.max_prompt_tokens is {self.max_prompt_tokens}, which leaves")
+
+    def _require_both(self, cause: str) -> None:
+        """Raises UserError where nothing is left to train on, or to evaluate on."""
+        for examples, purpose in ((self._examples, "train on"), (self._own, "evaluate on")):
+            if examples == []:
+                raise UserError(f"task.path is '{self.path}': {cause} no prompt to {purpose}.")
+
+    def sizes(self) -> str:
+        held, training = self.heldout_examples(), {as_read(example.prompt) for example in self._examples}
+        training -= self._reserve()[2]
+        source = self.heldout_path or self.heldout_split or "the same data"
+        final = f", {len(self.final_examples()):,} by the last" if self.final > self.heldout else ""
+        words = [
+            f"data: {len(training):,} training prompts of {self.path}",
+            f"{len(self._own or self._reserve()[0]):,} held-out prompts of {source}, of which an evaluation reads "
+            f"{len(held):,}{final}",
+        ]
+        if self._repeated:
+            words.append(f"{self._repeated:,} rows left out of training, whose prompts are held out")
+        if self._long:
+            words.append(f"{self._long:,} rows left out, with more than {self.max_prompt_tokens:,} tokens")
+        if all(example.answer is None for example in self._examples) and self.verify is not Verify.function:
+            words.append("no answers, so that accuracy is 0 unless task.verify=function judges")
+        return "; ".join(words)
+
+    def hint(self, completions: list[str], examples: list[Example]) -> str:
+        return hint(completions, examples) if self.verify is Verify.exact else ""
+
+    def _reserve(self) -> tuple[list[Example], list[Example], set[str]]:
+        if self._reserved is None:
+            shown = {as_read(shot["prompt"]) for shot in self.examples}
+            if self._own is None:
+                held, shots, excluded = super()._reserve()
+                self._reserved = held, shots, excluded | shown
+            else:
+                drawn: dict[str, Example] = {}
+                rng = Random("shots")
+                for example in rng.sample(self._examples, len(self._examples)) if self.shots else []:
+                    if len(drawn) < self.shots and self._worked(example) is not None:
+                        drawn.setdefault(as_read(example.prompt), example)
+                if len(drawn) < self.shots:
+                    raise UserError(
+                        f"task.shots is {self.shots}, but the data has {len(drawn)} prompts with an answer; it must be "
+                        "well below that number."
+                    )
+                held_out = {as_read(example.prompt) for example in self._own}
+                self._reserved = (
+                    self._own[: max(self.heldout, self.final)],
+                    list(drawn.values()),
+                    held_out | set(drawn) | shown,
+                )
+        return self._reserved
+
+    def _read(self, key: str, path: str, split: str) -> list[Example]:
+        """The examples of a table; raises UserError that names the row which cannot be used."""
+        revision = self.revision if path == self.path else ""
+        rows = read_table(f"task.{key}", path, self.format, self.name, split, revision)
+        columns: dict[str, None] = {column: None for row in rows for column in row.values}
+        make = self._maker(list(columns))
+        wanted = "be an object with a text for each of the keys prompt, answer"
+        if self.prompt or self.answer or self.solution:
+            wanted = "have a text for task.prompt, task.answer and task.solution"
+        found = []
+        for row in rows:
+            try:
+                found.append(make(row))
+            except (ValueError, TypeError) as error:
+                raise row.refused(f"task.{key}", wanted, error) from error
+        return found
+
+    def _maker(self, columns: list[str]) -> Callable[[Row], Example]:
+        """Row → Example, for a table with these columns."""
+        prompt = self.prompt or next((name for name in ("prompt", "messages") if name in columns), "prompt")
+        if not self.prompt and prompt not in columns:
+            raise UserError(
+                f"task.path is '{self.path}', which has no column prompt or messages; the columns are "
+                f"{', '.join(columns)}; task.prompt names one, or is a template such as '{{{{ question }}}}'."
+            )
+        answer = self.answer or next((name for name in ("answer", "completion") if name in columns), "")
+        solution = self.solution or ("completion" if answer != "completion" and "completion" in columns else "")
+        text = {"answer": answer, "solution": solution}
+        texts = {key: self._text(f"task.{key}", spec, columns) for key, spec in text.items() if spec}
+        prompt_text = None if prompt in columns else self._text("task.prompt", prompt, columns)
+        pattern = re.compile(self.answer_pattern) if self.answer_pattern else None
+        empty = dict.fromkeys(column for column in columns if column not in ("prompt", "answer"))
+
+        def make(row: Row) -> Example:
+            said = texts["answer"](row) if answer else None
+            worked = texts["solution"](row) if solution else None
+            if prompt_text is None and isinstance(row.values.get(prompt), list):
+                messages = as_messages(prompt, row.values[prompt])
+                if messages[-1]["role"] == "assistant" and prompt == "messages":
+                    last = messages.pop()["content"]
+                    said, worked = last if said is None else said, last if worked is None else worked
+            else:
+                content = row.text(prompt) if prompt_text is None else prompt_text(row)
+                messages = [{"role": "user", "content": content}]
+            if pattern is not None and said is not None:
+                said = last_match(pattern, said)
+            rest = {key: value for key, value in row.values.items() if key in empty}
+            return example_of(messages, said, worked, self.system, empty | rest)
+
+        return make
+
+    def _text(self, key: str, spec: str, columns: list[str]) -> TextOf:
+        """The text of a column or of a template in a row; raises UserError where `spec` is neither."""
+        if spec in columns:
+            return lambda row: column_text(row, spec)
+        if "{{" in spec or "{%" in spec:
+            return partial(rendered, compiled(key, spec), columns)
+        if spec in ("prompt", "answer"):  # a row says that it is missing, and its line
+            return lambda row: row.text(spec)
+        raise UserError(
+            f"{key} is {spec!r}, which is no column and no template; the columns are {', '.join(columns)}, and "
+            f"'{{{{ {columns[0] if columns else 'column'} }}}}' is a template."
+        )
+
+
+def hashed(prompt: str) -> float:
+    """A number in [0, 1) that only the prompt decides: what is held out stays so when the file grows."""
+    return int.from_bytes(hashlib.sha256(as_read(prompt).encode()).digest()[:7], "big") / 2**56
+
+
+def example_of(
+    messages: list[Message], answer: str | None, solution: str | None, system: str, columns: dict[str, Any]
+) -> Example:
+    """The example of a chat; its prompt is the text of the messages, by which prompts are told apart."""
+    if system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    turns = [message for message in messages if message["role"] != "system"]
+    if not turns or not turns[-1]["content"].strip():
+        raise ValueError("prompt is empty")
+    prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    if len(turns) == 1:
+        prompt = turns[0]["content"]
+    plain = len(messages) == 1 and messages[0]["role"] == "user"
+    return Example(prompt, answer, columns, solution, [] if plain else messages)
+
+
+def as_messages(column: str, value: list[Any]) -> list[Message]:
+    """The messages of a chat; raises ValueError where they are something else."""
+    found = []
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(f"{column} has {shown(message)}, which is no message with a text for role and content")
+        found.append({"role": checked(message["role"]), "content": checked(message["content"])})
+    if not found:
+        raise ValueError(f"{column} is empty")
+    return found
+
+
+def column_text(row: Row, column: str) -> str:
+    """The text of a column, or of the last message that it holds."""
+    value = row.values.get(column)
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        return as_messages(column, value)[-1]["content"]
+    return row.text(column)
+
+
+def last_match(pattern: re.Pattern[str], text: str) -> str:
+    """The last match of a pattern, or of its first group; raises ValueError where there is none."""
+    matches = list(pattern.finditer(text))
+    if not matches:
+        raise ValueError(f"task.answer_pattern {pattern.pattern!r} is not in {shown(text)}")
+    return (matches[-1][1] if pattern.groups else matches[-1][0]).strip()
+
+
+def compiled(key: str, source: str) -> Template:
+    """A Jinja template in the sandbox in which transformers compiles chat templates: data is text there, never code."""
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise UserError(f"{key} is {source!r}, which is no Jinja template ({error}).") from error
+
+
+def rendered(template: Template, columns: list[str], row: Row) -> str:
+    """The template's text for a row; raises ValueError where a column is missing or the template fails."""
+    try:
+        return checked(template.render(dict.fromkeys(columns) | row.values))
+    except Exception as error:  # whatever a template does to a value
+        raise ValueError(f"{type(error).__name__}: {error}; the columns are {', '.join(columns)}") from error

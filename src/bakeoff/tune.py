@@ -1,0 +1,172 @@
+"""The command `bakeoff-tune`: the learning rate of each method on a task, by equally many trials, as a file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from bakeoff.config import Config, config_id, digest, flatten, plain, register, task_id
+from bakeoff.errors import UserError, fail, refused
+from bakeoff.folder import read_config, read_record
+from bakeoff.paths import CONF, study_folders, use_folder
+from bakeoff.progress import read
+from bakeoff.tracking import LOG, commit, read_entries
+from bakeoff.validation import compose
+
+RATES = "1e-6:1e-3:7"
+RADIUS = 10  # a trust region has no rate; its radius is searched at this multiple of the rates
+METRIC = "eval/sampled_accuracy"
+
+
+def main() -> None:
+    """Tunes every method that is named, and writes its file; exit code 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="bakeoff-tune",
+        description=__doc__,
+        epilog="Takes the keys of `bakeoff`, as in: bakeoff-tune algorithm=ppo,grpo task=my_task model=smollm2_135m. "
+        "The file stands in conf/tuned of the working folder, under the name that runs look for.",
+    )
+    parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`; algorithm=a,b names the methods")
+    parser.add_argument("--rates", default=RATES, help=f"rates, or FIRST:LAST:NUMBER of them (default: {RATES})")
+    parser.add_argument("--seeds", default="100", help="tuning seeds, which a study must not report (default: 100)")
+    parser.add_argument("--name", default="", help="folder in conf/tuned (default: TASK_MODEL)")
+    parser.add_argument("--base", default="", help="folder in conf/tuned whose other values are kept")
+    parser.add_argument("--config-dir", "-cd", help="your folder of studies (default: the working one)")
+    arguments = parser.parse_args()
+    use_folder(arguments.config_dir)
+    command = shlex.join(["bakeoff-tune", *sys.argv[1:]])
+    try:
+        with refused():
+            register()
+            rates, seeds = numbers(arguments.rates), [int(seed) for seed in arguments.seeds.split(",")]
+            named = [each for each in arguments.overrides if each.startswith("algorithm=")]
+            rest = [each for each in arguments.overrides if each not in named]
+            for method in methods_of(named[-1] if named else "algorithm=grpo"):
+                name = f"{arguments.name or name_of(rest)}/{method}"
+                tune(method, name, arguments.base, rest, rates, seeds, command)
+    except UserError as error:
+        fail(error, "bakeoff-tune")
+
+
+def numbers(text: str) -> list[float]:
+    """`1e-5,1e-4` or `1e-6:1e-3:7`, equally spaced in the logarithm; raises UserError for anything else."""
+    try:
+        first, last, count = [*text.split(":"), "", ""][:3]
+        spaced = ":" in text
+        found = list(np.geomspace(float(first), float(last), int(count))) if spaced else map(float, text.split(","))
+        return [float(f"{value:.3g}") for value in found]
+    except ValueError as error:
+        raise UserError(f"--rates is {text!r}; it may be 1e-5,1e-4 or FIRST:LAST:NUMBER, as {RATES}.") from error
+
+
+def methods_of(override: str) -> list[str]:
+    """The methods of `algorithm=a,b`; `glob(*)` names every one of the package."""
+    value = override.removeprefix("algorithm=")
+    return sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")) if "glob" in value else value.split(",")
+
+
+def name_of(overrides: list[str]) -> str:
+    """TASK_MODEL, as a run looks for its tuned values."""
+    chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
+    return f"{chosen.get('task', 'sort')}_{chosen.get('model', 'tiny')}"
+
+
+def tune(
+    method: str, name: str, base: str, overrides: list[str], rates: list[float], seeds: list[int], command: str
+) -> None:
+    """Runs every rate with every seed, as one sweep that goes on where it stopped, and writes the best of them."""
+    path = study_folders()[0] / "conf" / "tuned" / f"{name}.yaml"
+    if path.parent.parent != CONF / "tuned" and (CONF / "tuned" / f"{name}.yaml").exists():
+        raise UserError(f"the package has the values {name}, which runs find first; choose another --name.")
+    places = [folder / "tuned" / base / path.name for folder in (study_folders()[0] / "conf", CONF)]
+    own = next((place for place in places if base and place.exists()), None)
+    common = [f"algorithm={method}", f"tuned={base}/{method}" if own else "tuned=none", *overrides]
+    config = compose(common)
+    whole = config.algorithm.optimizer.needs_whole_rollout
+    key, values = "algorithm.optimizer.lr", rates
+    if whole:
+        key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
+    folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
+    swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
+    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"])
+    tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
+    if len(tried) < len(values) or not any(map(any, tried.values())):
+        raise UserError(f"no rate of {method} reaches an accuracy above 0; see the runs in {folder}.")
+    values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
+    write(path, name, key, tried, seeds, command, config, values_kept)
+
+
+def launch(overrides: list[str]) -> None:
+    """Runs a sweep in this process; a rate that diverges is an outcome."""
+    from bakeoff.__main__ import main as bakeoff
+
+    GlobalHydra.instance().clear()
+    sys.argv[1:] = ["-m", *overrides]
+    try:
+        bakeoff()
+    except SystemExit as ended:
+        if ended.code != 2:
+            raise
+
+
+def accuracies(folder: Path, key: str) -> dict[float, list[float]]:
+    """The last sampled accuracy of every run by its value, in the order of seeds; 0 of one that did not finish."""
+    found: dict[float, dict[int, float]] = defaultdict(dict)
+    for job in sorted(folder.glob("*/")):
+        record = read_record(job)
+        if record is None:
+            continue
+        points = [
+            point for entry in read_entries(job / LOG) for point in entry.get("metrics", []) if point[0] == METRIC
+        ]
+        done = (read(job) or {}).get("state") == "done"
+        found[flatten(read_config(job))[key]][record.seed] = points[-1][1] if done and points else 0.0
+    return {value: [of_seed[seed] for seed in sorted(of_seed)] for value, of_seed in sorted(found.items())}
+
+
+def write(
+    path: Path,
+    name: str,
+    key: str,
+    tried: dict[float, list[float]],
+    seeds: list[int],
+    command: str,
+    config: Config,
+    kept: Any,
+) -> None:
+    """The method's file: its values, the search behind them, and what each trial reached."""
+    chosen = max(tried, key=lambda value: statistics.mean(tried[value]))
+    method = path.stem
+    OmegaConf.update(kept, key.removeprefix("algorithm."), chosen, force_add=True)
+    means = ", ".join(f"{value:.3g}: {statistics.mean(each):.3f}" for value, each in tried.items())
+    record: dict[str, Any] = {
+        "name": name,
+        "command": command,
+        "trials": sum(map(len, tried.values())),
+        "seeds": seeds,
+        "accuracies": [round(each, 3) for each in tried[chosen]],
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "task": task_id(config),
+        "note": f"Mean sampled accuracy by {key}: {means}. The accuracies are those of the chosen value.",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = OmegaConf.to_yaml(OmegaConf.create({"tuned": record, "algorithm": kept}))
+    path.write_text(f"# @package _global_\n# {method} on {plain(config)['task']['_option_']}, by bakeoff-tune.\n{text}")
+    edge = chosen in (min(tried), max(tried)) and len(tried) > 1
+    more = " It is at an end of the rates that were tried: try more (--rates), for every method." if edge else ""
+    print(f"{name}: {key} {chosen:.3g}, accuracy {statistics.mean(tried[chosen]):.3f} ({means}); in {path}.{more}")
+
+
+if __name__ == "__main__":
+    main()

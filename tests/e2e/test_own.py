@@ -1,0 +1,87 @@
+"""A question of a user's, in a folder outside the checkout: every step is a command that the project's README names."""
+
+import sys
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bakeoff.init import main as init
+from bakeoff.paths import ANALYSIS
+from tests.commands import call
+
+TOY = ("model=toy", "task=my_task")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with a finished study of two methods."""
+    folder = tmp_path_factory.mktemp("own") / "project"
+    assert call("bakeoff.init", (str(folder),), folder.parent).returncode == 0
+    ran = call("bakeoff.__main__", ("sweeps=my_study", "model=toy", "seed=1", "hydra.sweep.dir=sweep"), folder)
+    assert ran.returncode == 0, ran.stderr
+    assert "bakeoff-report my_study" in ran.stdout
+    return folder
+
+
+def test_the_project_is_short_and_nothing_in_it_is_replaced(project, monkeypatch, capsys):
+    assert len((project / "data" / "problems.jsonl").read_text().splitlines()) == 200
+    assert len((project / "README.md").read_text().splitlines()) <= 12
+    assert "reports/my_study" in (project / "analysis" / "my_study.ipynb").read_text()
+    assert (ANALYSIS / "methods.ipynb").is_file()
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    monkeypatch.setattr(sys, "argv", ["bakeoff-init", str(project)])
+    with pytest.raises(SystemExit):
+        init()
+    assert "README.md" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_its_study_has_a_page_without_code_of_its_own(project, report, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+    listed = report()
+    assert "bakeoff-report my_study" in listed.stdout, listed.stderr
+    assert report("no_such").returncode == 2
+    # from another folder, which holds no file of the study: the store is enough
+    made = report("--latest")
+    assert made.returncode == 0, made.stderr
+    assert "my_study.html" in made.stdout
+
+
+@pytest.mark.parametrize("what", ["sweep/0", "sweep/0/actor"])
+def test_what_a_run_leaves_is_scored(project, what):
+    scored = call("bakeoff.evaluate", (what, "--samples", "4"), project)
+    assert scored.returncode == 0, scored.stderr
+    assert all(word in scored.stdout for word in ("16 held-out prompts", "greedy", "sampled", "pass@4"))
+
+
+def test_a_checkpoint_and_an_adapter_are_scored_and_open_in_transformers(project):
+    small = (*TOY, "algorithm=grpo", "model.lora.rank=2", "checkpoint={every: 1, adapter: true}", "hydra.run.dir=lora")
+    ran = call("bakeoff.__main__", (*small, "sft.steps=1", "sft.batch=2"), project)
+    assert ran.returncode == 0, ran.stderr
+    for what in ("lora/actor", "lora/checkpoints/update_000001"):
+        scored = call("bakeoff.evaluate", (what, "--samples", "2"), project)
+        assert scored.returncode == 0, scored.stderr
+    assert (project / "lora" / "actor" / "adapter_config.json").is_file()
+    assert AutoModelForCausalLM.from_pretrained(project / "lora" / "actor").num_parameters()
+    assert AutoTokenizer.from_pretrained(project / "lora" / "actor")("1 + 1")["input_ids"]
+
+
+def test_rates_are_tuned_with_equal_trials_and_then_used(project):
+    easy = ["task.digits=2", "task.max_new_tokens=3", "task.heldout=8", "sft={steps: 60, batch: 32, accuracy: 0}"]
+    short = [*easy, "batch={prompts: 4, group_size: 4}", "budget={unit: updates, limit: 1}"]
+    search = ("algorithm=ppo,grpo", *short, "--rates", "1e-4,1e-3", "--seeds", "100,101")
+    refused = call("bakeoff.tune", search, project)
+    assert "the package has the values sort_tiny/ppo" in refused.stderr
+    tuned = call("bakeoff.tune", (*search, "--name", "mine"), project)
+    assert tuned.returncode == 0, tuned.stderr
+    methods = ("ppo", "grpo")
+    files = [yaml.safe_load((project / "conf" / "tuned" / "mine" / f"{each}.yaml").read_text()) for each in methods]
+    for file in files:
+        record = file["tuned"]
+        assert (record["trials"], record["seeds"], len(record["accuracies"])) == (4, [100, 101], 2)
+        assert record["command"].startswith("bakeoff-tune algorithm=ppo,grpo")
+        assert all(record[key] for key in ("date", "commit", "task"))
+        assert file["algorithm"]["optimizer"]["lr"] in (1e-4, 1e-3)
+    ran = call("bakeoff.__main__", ("algorithm=grpo", *short, "tuned=mine/grpo"), project)
+    assert "tuned, mine/grpo" in ran.stdout, ran.stderr

@@ -1,0 +1,257 @@
+"""What a person sees: the one screen, completion, the live views at 80 columns, interrupts, and the UI's addresses."""
+
+import fcntl
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from bakeoff.configuration import every_key
+from bakeoff.progress import HEAD, Row, RunProgress, Standing, sweep_table
+from bakeoff.tracking import start_run
+from tests.commands import store_of
+from tests.stored import tracking
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    *("batch.prompts=4", "batch.group_size=2", "sft.steps=2", "task.heldout=8", "threads=1"),
+    *("checkpoint.every=0", "evaluation.every=2", "budget={unit: updates, limit: 3}"),
+]
+
+
+def bakeoff(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, which has imported nothing."""
+    command = [sys.executable, *environment.pop("python", "").split(), "-m", "bakeoff", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+
+
+def on_a_terminal(*arguments: str, cwd: Path, until: str = "") -> tuple[int, str]:
+    """Exit code and output of `bakeoff …` on a terminal of 80 columns; Ctrl-C is typed when it shows `until`."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(cwd)
+        os.environ.pop("COLUMNS", None)
+        os.execve(sys.executable, [sys.executable, "-m", "bakeoff", *arguments], os.environ | {"TERM": "xterm"})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shown, deadline = b"", time.monotonic() + 300
+    try:
+        while time.monotonic() < deadline:
+            if select.select([terminal], [], [], 1.0)[0]:
+                try:
+                    shown += os.read(terminal, 65536)
+                except OSError:  # the command has ended
+                    break
+                if until and until in shown.decode(errors="replace"):
+                    os.write(terminal, b"\x03")
+                    until = ""
+    finally:
+        if time.monotonic() >= deadline:
+            os.kill(process, signal.SIGKILL)
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode(errors="replace")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_the_command_alone_and_its_help_answer_on_one_screen_without_torch(arguments):
+    shown = bakeoff(*arguments, python="-X importtime")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) < 80
+    for word in (
+        "algorithm=grpo",
+        "sweeps=methods",
+        "resume=",
+        "--help all",
+        "budget.limit",
+        "  task ",
+        "bakeoff-report",
+    ):
+        assert word in shown.stdout
+    assert "torch.nn" not in shown.stderr
+
+
+def test_every_key_and_choice_is_printed_with_its_meaning_on_request():
+    shown = bakeoff("--help", "all")
+    assert shown.returncode == 0, shown.stderr
+    words = " ".join(shown.stdout.split())
+    for name, _, _, _, meaning in every_key():
+        assert f"{name.strip('`')}=" in words
+        assert " ".join(meaning.split()) in words
+    some = bakeoff("--help", "group_size").stdout
+    assert "batch.group_size=" in some
+    assert "batch.prompts" not in some
+    assert "bakeoff --help all" in bakeoff("--help", "nonsense").stdout
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert bakeoff("--version").stdout == f"bakeoff {version('bakeoff')}\n"
+
+
+def test_completion_imports_no_torch_and_knows_groups_keys_and_studies():
+    def completed(line: str) -> set[str]:
+        shown = bakeoff("-sc", "query=bash", python="-X importtime", COMP_LINE=line, COMP_POINT=str(len(line)))
+        assert "torch.nn" not in shown.stderr
+        return set(shown.stdout.split())
+
+    assert {"algorithm=grpo", "algorithm=grpo_process"} <= completed("bakeoff algorithm=gr")
+    assert {"algorithm/objective=clip", "algorithm/objective=clip_higher"} <= completed(
+        "bakeoff algorithm/objective=cl"
+    )
+    assert "batch.group_size=" in completed("bakeoff batch.gr")
+    assert "sweeps=methods" in completed("bakeoff sweeps=me")
+
+
+def test_a_run_shows_itself_on_a_terminal_and_an_interrupt_names_the_command_that_resumes_it(tmp_path):
+    store_of(tmp_path)
+    endless = [each for each in SHORT if not each.startswith(("budget", "checkpoint"))]
+    arguments = ["algorithm=grpo", *endless, "tracking.show_completion=true", "hydra.run.dir=out"]
+    code, shown = on_a_terminal(*arguments, cwd=tmp_path, until="grpo seed 0")
+    assert code == 130
+    assert "loading torch" in shown
+    assert HEAD in shown
+    assert "grpo seed 0" in shown
+    assert "Traceback" not in shown
+    folder = shown.partition("bakeoff resume=")[2].split()[0]
+    assert Path(folder) == tmp_path / "out"
+    resumed = subprocess.run(
+        [sys.executable, "-m", "bakeoff", f"resume={folder}", "budget={unit: updates, limit: 2}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_an_interrupt_while_libraries_load_prints_no_traceback(tmp_path):
+    code, shown = on_a_terminal("algorithm=grpo", cwd=tmp_path, until="loading torch")
+    assert code == 130
+    assert "bakeoff: interrupted." in shown
+    assert "Traceback" not in shown
+
+
+def test_lines_of_a_run_and_its_completion_fit_80_columns(tmp_path, capsys):
+    progress = RunProgress(tmp_path, "grpo seed 1", quiet=False, console=Console(width=80))
+    progress.begin(0, 0.0)
+    progress.step(
+        Standing(99_999, 1.0, -12.345, 0.123, 9_999_999.0, 123.45, 0.999, 123_456.0, "why?\n\x1b[2J" + "x" * 999)
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == HEAD
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 10, "a long completion is cut"
+    assert "\x1b[2J" not in "".join(lines), "a completion does not steer the terminal"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("jobs", [3, 60])
+def test_a_sweep_of_any_size_fits_the_screen_and_each_job_keeps_number_arm_and_seed(jobs, width, capsys):
+    values = {"state": "running", "share": 0.5, "reward": 0.5, "held_out": 0.5, "kl": 12.0}
+    values |= {"tokens_per_second": 12_345.0, "memory_mb": 12_345.0, "left": 4000.0}
+    name = "reinforce_pp seed 1 prompts=4 group_size=4 lr=0.00123 limit=100000"
+    rows = [Row(str(n), name, values if n < 3 else None) for n in range(jobs)]
+    Console(width=width).print(sweep_table(rows, 10.0, 0, width, 24))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert len(lines) <= 24
+    shown = [line for line in lines if "reinforce_pp seed 1" in line]
+    assert len(shown) == min(jobs, 19)
+    assert all(line.split()[0] == str(n) for n, line in enumerate(shown))
+    assert "12,345" in shown[0]
+
+
+LAUNCHER = """
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+
+
+class Absent(Launcher):
+    def setup(self, **given): ...
+
+    def launch(self, overrides, initial_job_idx):
+        raise RuntimeError("Could not detect srun, are you indeed on a slurm cluster?\\nmore\\nlines")
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="absent", node={"_target_": "hydra_plugins.absent.Absent"})
+"""
+
+
+def test_a_launcher_that_starts_nothing_says_why(tmp_path):
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "absent.py").write_text(LAUNCHER)
+    store_of(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-m", "bakeoff", "-m", "algorithm=grpo,rloo", "hydra/launcher=absent", *SHORT],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    (sentence,) = ran.stderr.strip().splitlines()
+    assert sentence.startswith("bakeoff: hydra/launcher is absent, which started no job: Could not detect srun")
+    assert sentence.endswith("hydra/launcher=joblib")
+
+
+def test_the_actor_is_registered_and_datasets_are_logged_where_they_are_asked_for(command, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    ran = command("algorithm=grpo", *SHORT, "tracking.register_model=sorter", "tracking.system_metrics=true")
+    assert ran.returncode == 0, ran.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"])
+    assert f"/#/experiments/1/runs/{run.info.run_id}?workflowType=machine_learning" in ran.stdout
+    assert len(run.info.run_name) <= 48
+    contexts = {(each.dataset.name, each.tags[0].value) for each in run.inputs.dataset_inputs}
+    assert contexts == {("sort training", "training"), ("sort evaluation", "evaluation")}
+    (version,) = client.search_model_versions("name = 'sorter'")
+    assert version.run_id == run.info.run_id
+    AutoModelForCausalLM.from_pretrained(client.download_artifacts(run.info.run_id, "actor"))
+    refused = command("algorithm=grpo", "tracking.register_model=my/sorter")
+    assert refused.returncode == 2
+    assert "tracking.register_model is 'my/sorter'" in refused.stderr
+
+
+def test_curves_by_arm_have_an_address(tmp_path):
+    store_of(tmp_path)
+    tracker = start_run(tracking(tmp_path), "sweep", {}, tmp_path)
+    address = tracker.charts()
+    key = address.partition("viewStateShareKey=")[2].partition("&")[0]
+    (tag,) = [
+        value
+        for name, value in tracker.client.get_experiment(tracker.experiment).tags.items()
+        if name == f"mlflow.sharedViewState.{key}"
+    ]
+    assert tracker.run_id in tag
+    assert '"groupByData": "arm"' in tag
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_make_installs_nothing_into_the_environment_of_another_checkout(tmp_path):
+    """And everything into an environment that is new or of this checkout."""
+
+    def steps(target: str, owner: str) -> str:
+        about = tmp_path / "lib" / "python3.12" / "site-packages" / "bakeoff-0.1.0.dist-info"
+        about.mkdir(parents=True, exist_ok=True)
+        (about / "direct_url.json").write_text(f'{{"dir_info": {{"editable": true}}, "url": "file://{owner}"}}')
+        return subprocess.run(
+            ["make", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+
+    for target in ("lint", "test", "docs"):
+        assert "pip install" not in steps(target, "/another/checkout")
+        assert f"{tmp_path}/bin/pip install" in steps(target, str(ROOT))
+    assert str(tmp_path) not in steps("clean", "/another/checkout").split()
