@@ -344,13 +344,13 @@ def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | 
     """
     rows, read = [], list[dict[str, Any]]()
     for part in parts:
-        verdicts, lengths = collector.judge(part), part.sequences.mask.sum(1).tolist()
+        verdicts, tokens = collector.judge(part), part.sequences.mask.sum(1).tolist()
         if kept is not None:
             kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
-        rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, lengths, strict=True)]
+        rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, tokens, strict=True)]
         read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
-    right, failed, tokens = torch.tensor(rows, dtype=torch.float32).T
-    return Judged(right, failed, tokens, read)
+    right, failed, lengths = torch.tensor(rows, dtype=torch.float32).T
+    return Judged(right, failed, lengths, read)
 
 
 def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +39,7 @@ def side_by_side(study: Study) -> str:
 
 def prompt_table(rows: pd.DataFrame, arms: list[str]) -> str:
     """The answers to one prompt."""
-    cells = {(row.name, row.update): cell(row) for row in rows.itertuples(index=False)}
+    cells = {(row["name"], row["update"]): cell(row) for row in rows.to_dict("records")}
     updates = sorted(rows["update"].unique())
     head = "".join(f"<th>update {update}</th>" for update in updates)
     body = "".join(
@@ -52,12 +54,10 @@ def prompt_table(rows: pd.DataFrame, arms: list[str]) -> str:
     )
 
 
-def cell(row: object) -> str:
+def cell(row: Mapping[Hashable, Any]) -> str:
     """A completion with its reward, and whether it was cut off."""
-    given: dict[str, object] = row._asdict()  # type: ignore[attr-defined]
-    cut = "" if str(given["ended"]) == "True" else ", not ended"
-    reward = number(float(str(given["reward"])))
-    return f"<td>{text(given['completion'])}<br><small>reward {reward}{cut}</small></td>"
+    cut = "" if str(row["ended"]) == "True" else ", not ended"
+    return f"<td>{text(row['completion'])}<br><small>reward {number(float(row['reward']))}{cut}</small></td>"
 
 
 def text(value: object) -> str:
