@@ -12,7 +12,7 @@ ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "randomness", "rows", "ranges", "standin"},
     {"paths", "files", "regime", "overrides"},
-    {"tracking", "device", "arms"},
+    {"tracking", "device", "arms", "user_code"},
     {"batch", "attribution"},
     {"measure"},
     {"hardware"},

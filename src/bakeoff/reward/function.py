@@ -10,31 +10,22 @@ step. An `end` past the text means the EOS token; use it to score missing steps.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import posixpath
 import re
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bakeoff.batch import Rollout
 from bakeoff.errors import UserError
-from bakeoff.files import content_hash
-from bakeoff.reward.isolation import described
 from bakeoff.task.task import as_number
+from bakeoff.user_code import FILE, anywhere, defined_at, load
 
 Steps = list[tuple[int, float]]
 Reader = Callable[[str, Any, int], Any]
 
 
-FILE = re.compile(r"(?P<file>.*\.py)(?::(?P<name>.*))?")
 ALWAYS = ("prompts", "completions", "answer", "completion_ids")  # arguments of every call
 
 
@@ -55,8 +46,7 @@ class UserFunction:
         self.nothing: Any = [] if read is as_steps else 0.0
         self._function = load(path, key, ours)
         self._signature = signature(self._function, self.label)
-        at = f"{Path(in_file['file']).expanduser().resolve()}:{in_file['name']}" if in_file else path
-        self._arguments = (at, key, read, ours)
+        self._arguments = (anywhere(path), key, read, ours)
         self.place = self.label + (f" ({place})" if (place := defined_at(self._function)) else "")
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
@@ -103,79 +93,6 @@ def signature(function: Callable[..., Any], label: str) -> dict[str, bool] | Non
         return None
     by_name = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     return {each.name: each.default is each.empty for each in by_name}
-
-
-def defined_at(function: Callable[..., Any]) -> str:
-    """File and line of a definition, empty where Python does not know them."""
-    try:
-        found: Any = inspect.unwrap(function)
-        while isinstance(found, partial):
-            found = found.func
-        found = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
-        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
-    except (OSError, TypeError):
-        return ""
-
-
-def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
-    """The function at an import path, in the current folder too, or in a file; raises UserError where there is none."""
-    in_file = FILE.fullmatch(path)
-    if in_file:
-        module, attribute = imported_file(in_file["file"], key, path), in_file["name"] or ""
-        found = vars(module).get(attribute)
-        if found is None:
-            functions = [n for n, each in vars(module).items() if inspect.isfunction(each) and not n.startswith("_")]
-            raise UserError(
-                f"{key} names {path!r}, but '{module.__file__}' has no function {attribute!r}; write "
-                f"{in_file['file']}:NAME, with a function of the file: {', '.join(functions) or 'it has none'}."
-            )
-    else:
-        if "" not in sys.path:  # `python -m` looks there, a console script does not
-            sys.path.append("")
-        name, _, attribute = path.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(name), attribute)
-        except (Exception, SystemExit) as error:  # the module is code of others
-            raise UserError(
-                f"{key} names {path!r}, which cannot be imported ({described(error)}); it must be "
-                + (f"one of {', '.join(ours)}, " if ours else "")
-                + "an import path module.function, or a function of a file, ./file.py:function."
-            ) from error
-    if not callable(found):
-        raise UserError(f"{key} names {path!r}, which is a {type(found).__name__}, not a function.")
-    function: Callable[..., Any] = found
-    return function
-
-
-def imported_file(typed: str, key: str, path: str) -> ModuleType:
-    """The module that a file holds; functions of one file share it, and a changed file is another module.
-
-    The file may import its neighbours. Raises UserError for a file that is not there or that cannot be imported.
-    """
-    file = Path(typed).expanduser().resolve()
-    if not file.is_file():
-        raise UserError(
-            f"{key} names {path!r}, but there is no file '{file}'; a path is relative to the working folder."
-        )
-    if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
-        raise UserError(
-            f"{key} names {path!r}, whose path cannot be logged; it must be of letters, digits, spaces and `_-./`, "
-            "without // and /../ within."
-        )
-    name = f"{file.stem}_{hashlib.sha256(f'{file} {content_hash(file)}'.encode()).hexdigest()[:10]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        if str(file.parent) not in sys.path:
-            sys.path.append(str(file.parent))
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except (Exception, SystemExit) as error:  # the file is code of others
-            del sys.modules[name]
-            raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {described(error)}.") from error
-    return sys.modules[name]
 
 
 def call_arguments(rollout: Rollout) -> dict[str, list[Any]]:

@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.errors import UserError
+from bakeoff.user_code import described
 
 Scorer = Callable[..., Any]
 
 WORKERS = 4  # at most: scorers are quick, and every process of a sweep has its own
 START_S = 120.0  # time in which a worker must start, imports included
 REPLY_BYTES = 64 * 1024**2
-STANDARD, *INSTALLED = (sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "purelib", "platlib"))
-OURS = str(Path(__file__).parents[1]) + os.sep
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 
@@ -52,20 +49,6 @@ def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
         raise
     except (Exception, SystemExit) as error:
         return Failure(described(error))
-
-
-def described(error: BaseException) -> str:
-    """`raised KeyError: 'level' (rewards.py:12)`, with the last line of code that belongs to no library.
-
-    Where there is none, it is the last line of a library, in which others may have installed their code.
-    """
-    text = " ".join(traceback.format_exception_only(error)[-1].split())
-    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        frames.append((error.filename, error.lineno))
-    installed = [(file, line) for file, line in frames if file.startswith(tuple(INSTALLED))]
-    own = [each for each in frames if each not in installed and not each[0].startswith((STANDARD, OURS, "<"))]
-    return f"raised {text[:300]}" + "".join(f" ({file}:{line})" for file, line in (own or installed)[-1:])
 
 
 class Workers:

@@ -20,7 +20,8 @@ from bakeoff.errors import UserError
 from bakeoff.ranges import count, share
 from bakeoff.task.table import Format, Row, checked, read_table, shown
 from bakeoff.task.task import Task, Verdict, as_number, as_read
-from bakeoff.task.verify import COMPARED, Extract, Verify, hint, imported
+from bakeoff.task.verify import COMPARED, Extract, Verify, hint
+from bakeoff.user_code import anywhere, load
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -142,7 +143,7 @@ class Dataset(Task):
     def _verifier(self) -> Callable[[str, Example], Any]:
         """(extracted text, example) → its score."""
         if self.verify is Verify.function:
-            function = imported(self.function, "task.function")
+            function = load(self.function, "task.function", ())
 
             def score(text: str, example: Example) -> Any:
                 return function(text, example.answer, **example.columns)
@@ -161,7 +162,7 @@ class Dataset(Task):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs to judge: no data."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"function": anywhere(self.function)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

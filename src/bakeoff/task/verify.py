@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import re
-import sys
 from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from bakeoff.batch import Example
-from bakeoff.errors import UserError
 from bakeoff.task.number import last_number, number_of
 
 
@@ -168,29 +163,3 @@ def hint(completions: list[str], examples: list[Example]) -> str:
     if pairs and all(number_of(answer) is not None for _, answer in pairs):
         return f"{none}, and the answers are numbers; task.verify=number task.extract=last_number compares numbers."
     return ""
-
-
-def imported(path: str, key: str) -> Callable[..., Any]:
-    """The function at `module.function` or `file.py:function`; raises UserError where there is none."""
-    wanted = f"{key} is {path!r}; it must be module.function, or file.py:function"
-    file, _, name = path.rpartition(":") if ".py:" in path else ("", "", "")
-    try:
-        if file:
-            source = Path(file).expanduser().resolve()
-            spec = importlib.util.spec_from_file_location(source.stem, source)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            if "" not in sys.path:  # `python -m` looks there, a console script does not
-                sys.path.append("")
-            place, _, name = path.rpartition(".")
-            module = importlib.import_module(place)
-        found = getattr(module, name)
-    except (Exception, SystemExit) as error:  # the module is code of others
-        raise UserError(f"{wanted} ({type(error).__name__}: {error}).") from error
-    if not callable(found):
-        raise UserError(f"{wanted}, and what it names is a {type(found).__name__}.")
-    function: Callable[..., Any] = found
-    return function

@@ -1,0 +1,119 @@
+"""Code of a user, in a module or in a file: found, imported, and named where it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import posixpath
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bakeoff.errors import UserError
+from bakeoff.files import content_hash
+
+FILE = re.compile(r"(?P<file>.*\.py)(?::(?P<name>.*))?")
+STANDARD, *INSTALLED = (sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "purelib", "platlib"))
+OURS = str(Path(__file__).parents[0]) + os.sep
+
+
+def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
+    """The function at an import path, in the current folder too, or in a file; raises UserError where there is none."""
+    in_file = FILE.fullmatch(path)
+    if in_file:
+        module, attribute = imported_file(in_file["file"], key, path), in_file["name"] or ""
+        found = vars(module).get(attribute)
+        if found is None:
+            functions = [n for n, each in vars(module).items() if inspect.isfunction(each) and not n.startswith("_")]
+            raise UserError(
+                f"{key} names {path!r}, but '{module.__file__}' has no function {attribute!r}; write "
+                f"{in_file['file']}:NAME, with a function of the file: {', '.join(functions) or 'it has none'}."
+            )
+    else:
+        if "" not in sys.path:  # `python -m` looks there, a console script does not
+            sys.path.append("")
+        name, _, attribute = path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(name), attribute)
+        except (Exception, SystemExit) as error:  # the module is code of others
+            raise UserError(
+                f"{key} names {path!r}, which cannot be imported ({described(error)}); it must be "
+                + (f"one of {', '.join(ours)}, " if ours else "")
+                + "an import path module.function, or a function of a file, ./file.py:function."
+            ) from error
+    if not callable(found):
+        raise UserError(f"{key} names {path!r}, which is a {type(found).__name__}, not a function.")
+    function: Callable[..., Any] = found
+    return function
+
+
+def imported_file(typed: str, key: str, path: str) -> ModuleType:
+    """The module that a file holds; functions of one file share it, and a changed file is another module.
+
+    The file may import its neighbours. Raises UserError for a file that is not there or that cannot be imported.
+    """
+    file = Path(typed).expanduser().resolve()
+    if not file.is_file():
+        raise UserError(
+            f"{key} names {path!r}, but there is no file '{file}'; a path is relative to the working folder."
+        )
+    if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
+        raise UserError(
+            f"{key} names {path!r}, whose path cannot be logged; it must be of letters, digits, spaces and `_-./`, "
+            "without // and /../ within."
+        )
+    name = f"{file.stem}_{hashlib.sha256(f'{file} {content_hash(file)}'.encode()).hexdigest()[:10]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except (Exception, SystemExit) as error:  # the file is code of others
+            del sys.modules[name]
+            raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {described(error)}.") from error
+    return sys.modules[name]
+
+
+def anywhere(path: str) -> str:
+    """The path of a function as a process with another working folder finds it: that of a file is absolute."""
+    in_file = FILE.fullmatch(path)
+    return f"{Path(in_file['file']).expanduser().resolve()}:{in_file['name']}" if in_file else path
+
+
+def defined_at(function: Callable[..., Any]) -> str:
+    """File and line of a definition, empty where Python does not know them."""
+    try:
+        found: Any = inspect.unwrap(function)
+        while isinstance(found, partial):
+            found = found.func
+        found = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
+        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
+    except (OSError, TypeError):
+        return ""
+
+
+def described(error: BaseException) -> str:
+    """`raised KeyError: 'level' (rewards.py:12)`, with the last line of code that belongs to no library.
+
+    Where there is none, it is the last line of a library, in which others may have installed their code.
+    """
+    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    installed = [(file, line) for file, line in frames if file.startswith(tuple(INSTALLED))]
+    own = [each for each in frames if each not in installed and not each[0].startswith((STANDARD, OURS, "<"))]
+    return f"raised {text[:300]}" + "".join(f" ({file}:{line})" for file, line in (own or installed)[-1:])
