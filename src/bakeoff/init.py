@@ -61,7 +61,7 @@ def problems() -> list[dict[str, str]]:
     for entry in reasoning_gym.create_dataset("gsm_symbolic", size=4 * PROBLEMS, seed=1):
         if entry["question"].isascii() and len(found) < PROBLEMS:
             found[entry["question"]] = str(entry["answer"])
-    return [{"prompt": question, "answer": answer} for question, answer in found.items()]
+    return [{"question": question, "answer": f"#### {answer}"} for question, answer in found.items()]
 
 
 if __name__ == "__main__":
