@@ -139,7 +139,7 @@ class Hasty(SortTurns):
 def test_a_conversation_does_not_depend_on_when_others_end(engine):
     loop = loop_for("grpo", "sampling.temperature=0.7")
     plain = rolled_out(loop, engine=engine())
-    hasty = rolled_out(loop, Hasty(digits=2, max_new_tokens=7, ends="48="), engine())
+    hasty = rolled_out(loop, Hasty(digits=2, heldout=4, max_new_tokens=7, ends="48="), engine())
     assert hasty.completions[2:] == plain.completions[2:]
     assert hasty.completions[:2] == [text.split("\n")[0] for text in plain.completions[:2]]
     assert any("\n" in text for text in plain.completions[:2])
@@ -147,16 +147,16 @@ def test_a_conversation_does_not_depend_on_when_others_end(engine):
 
 def test_a_conversation_ends_where_the_model_has_no_position_for_a_reply_and_a_turn():
     loop = loop_for("grpo", "task.max_new_tokens=40")
-    rollout = rolled_out(loop, SortTurns(digits=2, turns=8, max_new_tokens=40), prompts=["48="] * 4)
+    rollout = rolled_out(loop, SortTurns(digits=2, heldout=4, turns=8, max_new_tokens=40), prompts=["48="] * 4)
     assert rollout.sequences.attention.sum(1).max() <= 128
-    with_no_room = Talkative(max_new_tokens=40)
+    with_no_room = Talkative(heldout=4, max_new_tokens=40)
     rollout = rolled_out(loop, with_no_room, prompts=["48="] * 8)
     assert not rollout.ended.any()
     assert all(len(example.columns[CONVERSATION]) == 2 for example in rollout.examples)
 
 
 @dataclass
-class Talkative(Task):
+class Talkative(SortTurns):
     """Replies by 200 digits."""
 
     def reply(self, messages, example):
@@ -180,7 +180,7 @@ def test_code_of_others_replies_in_a_worker():
 
 def test_steps_end_on_the_tokens_of_their_turns():
     loop = loop_for("grpo_process")
-    task = SortTurns(digits=2, max_new_tokens=7)
+    task = SortTurns(digits=2, heldout=4, max_new_tokens=7)
     rollout = rolled_out(loop, task)
     example = task.generate(Random(0))
     steps = to_token_steps([task.verify_steps(text, example) for text in rollout.completions], rollout)
