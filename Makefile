@@ -29,7 +29,7 @@ league: $(READY)  ## every method at equal samples: twenty minutes or so, and th
 	$(BIN)/bakeoff sweeps=all_methods
 	$(BIN)/bakeoff-report all_methods
 
-arena: $(READY)  ## methods x regimes x seeds: an hour or so on two cores, goes on where it stopped; its page says which to choose
+arena: $(READY)  ## methods x regimes x seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dapo,maxrl regime=sparse,mixed,explore
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=importance_sampling,cispo,dppo regime=reuse,costly
@@ -42,7 +42,7 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
 	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
 
-mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes or so, goes on where it stopped
+mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes or so, resumes where it stopped
 	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch
 	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch regime=plain algorithm/correction=none
 	$(BIN)/bakeoff-report mismatch
@@ -130,7 +130,7 @@ wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch
 
-smollm2-study: smollm2  ## the arena's question on SmolLM2-135M: two and a half hours or so on two cores, goes on where it stopped
+smollm2-study: smollm2  ## the arena's question on SmolLM2-135M: two and a half hours or so on two cores, resumes where it stopped
 	$(BIN)/bakeoff sweeps=smollm2 hydra.sweep.dir=outputs/smollm2
 	$(BIN)/bakeoff-report smollm2
 
