@@ -136,7 +136,7 @@ class Checkpoint:
 
     every     number of updates between checkpoints; 0: none
     keep      number of latest checkpoints that are kept
-    adapter   the finished actor of model.lora is an adapter of its base; else it is merged into the base
+    adapter   save the finished actor of model.lora as an adapter; otherwise it is merged into its base
     """
 
     every: int = count(20, unit="updates")
@@ -175,7 +175,7 @@ class Tuned:
     accuracies   final held-out greedy accuracies of the command's runs, in its order
     date         day of the search, as year-month-day
     commit       commit of the search
-    task         hash of the task and the model that it was on
+    task         hash of the task, the model and the reward of the search
     note         what the other fields cannot say
     """
 
@@ -195,7 +195,7 @@ class Lengths:
     """Lengths that a prediction assumes.
 
     prompt       tokens of the longest prompt; 0: those of the task's prompts, where the model's tokenizer is at hand
-    completion   tokens of the longest completion; 0: task.max_new_tokens, of each turn, without replies
+    completion   tokens of the longest completion; 0: task.max_new_tokens for each turn, without replies
     """
 
     prompt: int = count(0, most=2**20, unit="tokens")
@@ -248,7 +248,7 @@ class Config:
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
     price             price of an hour of the hardware, for a prediction; 0: not stated
     reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
-    lag               number of updates that the weights of the sampler are old, as where rollouts and steps overlap
+    lag               age of the sampler's weights, in updates, as where rollouts and steps overlap
     lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
                       seeds is one over rates too; empty: 1
     arm               name of the arm in the study's file, empty where the study has none

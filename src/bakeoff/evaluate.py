@@ -31,7 +31,7 @@ def main() -> None:
         prog="bakeoff-evaluate",
         description=__doc__,
         epilog="For example: bakeoff-evaluate outputs/runs/… --samples 16; bakeoff-evaluate Qwen/Qwen2.5-0.5B-Instruct "
-        "task=my_task. A run's own task, model and sampling are used where no key sets others.",
+        "task=my_task. Without such keys, task, model and sampling are the run's own.",
     )
     parser.add_argument("model", help="a run's folder, a checkpoint in it, an actor, or a Hugging Face name")
     parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`, as task=my_task or sampling.temperature=0.6")
@@ -68,7 +68,7 @@ def chosen(name: str, overrides: list[str]) -> tuple[Config, Policy]:
     folder = path.parent.parent if checkpoint else path.parent if (path.parent / "run.json").is_file() else path
     if read_record(folder) is None:
         if not any(each.startswith("task=") for each in overrides):
-            raise UserError(f"'{name}' is no run, which would have a task; task=NAME says what to ask it.")
+            raise UserError(f"'{name}' is not a run, so its task is unknown; add task=NAME.")
         model = [] if any(each.startswith("model=") for each in overrides) else ["model=hf"]
         config = compose([*model, f"model.name='{name}'", "tuned=none", "sft.steps=0", *overrides])
         return config, usable(config.model, config, prepare(config).device)
@@ -92,9 +92,7 @@ def of_run(folder: Path, overrides: list[str]) -> Config:
     saved = read_config(folder)
     groups = [each for each in overrides if "." not in each.split("=")[0]]
     parsed = OverridesParser.create().parse_overrides([each for each in overrides if each not in groups])
-    if isinstance(
-        saved.get("reward"), dict
-    ):  # the verifier judges; functions of the user's are not asked, nor imported
+    if isinstance(saved.get("reward"), dict):  # the verifier judges; the user's functions are not imported
         saved["reward"] |= {"functions": {"verifier": 1.0}, "process": {}}
     if groups:
         config_of_groups = compose(["tuned=none", *overrides])

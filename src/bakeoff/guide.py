@@ -1,4 +1,4 @@
-"""What can be done next, on one screen; and on request every choice and key, with its meaning from the docstrings."""
+"""The help of `bakeoff`: the first commands on one screen, or every choice and key, with its docstring's meaning."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bakeoff.configuration import every_key
 from bakeoff.paths import CONF, study_folders, study_names
 
 EXAMPLES = """bakeoff: methods that train language models, compared under equal conditions
-  bakeoff algorithm=grpo                  a run, of a tiny model that sorts
+  bakeoff algorithm=grpo                  a run: a tiny model learns to sort
   bakeoff sweeps=methods seed=5,6         a study of methods, on these seeds
   bakeoff -m algorithm=ppo,grpo seed=1,2  a comparison of your own
-  bakeoff resume=outputs/runs/…           continues a run
+  bakeoff resume=outputs/runs/…           resumes a run
   bakeoff-report methods                  the report of a study
   bakeoff-init my_project                 a project with your data and reward"""
 MORE = """All choices and keys: bakeoff --help all; some: bakeoff --help algorithm
@@ -35,7 +35,8 @@ def guide(words: list[str]) -> str:
     lines += [line(group, 9, f"{meaning}: {', '.join(listed[group])}") for group, meaning in meanings().items()]
     lines += ["Values, as KEY=VALUE:", *(line(key, 22, rows[key][-1]) for key in KEYS)]
     names = sorted(each.name for each in entry_points(group="console_scripts") if each.value.startswith("bakeoff."))
-    return "\n".join([*lines, textwrap.shorten(f"Commands: {', '.join(names)}", SCREEN, placeholder=" …"), MORE])
+    others = [each.removeprefix("bakeoff") for each in names if each != "bakeoff"]
+    return "\n".join([*lines, textwrap.shorten(f"Also: bakeoff{', '.join(others)}", SCREEN, placeholder=" …"), MORE])
 
 
 def line(name: str, width: int, text: str) -> str:
@@ -74,4 +75,4 @@ def every_choice_and_key(words: list[str]) -> str:
         if wanted(key):
             of = "" if unit == "–" else f", {unit}"
             lines.append(f"{key}={default}\n{wrapped(f'{meaning} ({span}{of})')}")
-    return "\n".join(lines) or f"no group or key holds {' or '.join(words)}; bakeoff --help all lists every one."
+    return "\n".join(lines) or f"no group or key contains {' or '.join(words)}; bakeoff --help all lists all of them."

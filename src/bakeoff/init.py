@@ -1,4 +1,4 @@
-"""The command `bakeoff-init`: a folder for a question of the user's, in which every command works."""
+"""The command `bakeoff-init`: writes a project for a question of your own, in which every command works."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> None:
             write(folder)
     except UserError as error:
         fail(error, "bakeoff-init")
-    print(f"{folder / 'README.md'} says what to type. First: cd {folder} && bakeoff sweeps=my_study model=toy")
+    print(f"{folder / 'README.md'} lists the commands. First: cd {folder} && bakeoff sweeps=my_study model=toy")
 
 
 def write(folder: Path) -> None:
@@ -37,7 +37,9 @@ def write(folder: Path) -> None:
     )
     there = sorted(name for name in [*texts, "data/problems.jsonl"] if (folder / name).exists())
     if there:
-        raise UserError(f"'{folder}' has {', '.join(there)} already, which bakeoff-init would replace; choose another.")
+        raise UserError(
+            f"'{folder}' already has {', '.join(there)}, which bakeoff-init would replace; choose another folder."
+        )
     texts["data/problems.jsonl"] = "".join(json.dumps(row) + "\n" for row in problems())
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -148,13 +148,14 @@ def refuse_another(
     found = newest_whole(folder / "checkpoints", lambda message: None) if changes else None
     if found and read_run(found)["training_id"] != training_id(config):
         raise UserError(
-            f"'{found}' is of a run with other values than the folder's; move it away, or choose another folder."
+            f"the checkpoint '{found}' is of a run with other values than the folder's; move it, or choose another "
+            "folder."
         )
 
 
 @contextmanager
 def kept_if_refused(before: dict[Path, str]) -> Iterator[None]:
-    """Puts back what the files of an earlier run were, by path, where the one that follows cannot start."""
+    """Restores the files of an earlier run, given as text by path, if the run that follows cannot start."""
     try:
         yield
     except UserError:
@@ -186,7 +187,7 @@ def start_job(
     if found:
         if read_run(found) != identity:
             raise UserError(
-                f"'{found}' is of another run or of other start weights; move it away, or choose another folder."
+                f"the checkpoint '{found}' is of another run or other start weights; move it, or choose another folder."
             )
         loop = replace(loop, learner=load_checkpoint(found, loop.learner))
         progress.report(f"resumed after update {loop.learner.counters.updates}")
@@ -202,16 +203,16 @@ def start_job(
 
 
 def rates(config: Config) -> str:
-    """The learning rates of a run, and where they are from."""
+    """The learning rates of a run, and their source."""
     algorithm = method_of(config)
     used = f"learning rate {algorithm.optimizer.lr:.3g}"
     if isinstance(algorithm.critic, OwnStep):
         used += f", the critic's {algorithm.critic.optimizer.lr:.3g}"
     if not config.tuned.name:
-        return f"{used}: not tuned on this task and model; `bakeoff-tune` with these keys searches it"
+        return f"{used}; not tuned on this task and model: `bakeoff-tune` with the same keys tunes it"
     if config.tuned.task not in ("", task_id(config)):
-        return f"{used}: of {config.tuned.name}, which was tuned on another version of this task, model or reward"
-    return f"{used}: tuned, {config.tuned.name}"
+        return f"{used}; tuned values of {config.tuned.name}, from another version of this task, model or reward"
+    return f"{used}; tuned values of {config.tuned.name}"
 
 
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:

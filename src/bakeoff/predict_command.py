@@ -82,7 +82,7 @@ def largest_of(overrides: list[str]) -> str:
     config = compose(["mode=predict", *overrides])
     room = config.hardware.memory_gb * 1e9
     if not room:
-        raise UserError("--fit needs hardware=NAME, which states its memory; conf/hardware has some.")
+        raise UserError("--fit needs hardware=NAME, a device with a stated memory; choose one of conf/hardware.")
 
     def fits(override: str) -> bool:
         rest = [each for each in overrides if each.split("=")[0] != override.split("=")[0]]
@@ -95,8 +95,8 @@ def largest_of(overrides: list[str]) -> str:
     group = largest(GROUPS, lambda size: fits(f"batch.group_size={size}"))
     length = largest(COMPLETIONS, lambda tokens: fits(f"lengths.completion={tokens}"))
     return (
-        f"{config.hardware.name} ({config.hardware.memory_gb:g} GB) takes, among powers of two and with all else as it "
-        f"is, batch.group_size={group} at most, or completions of {length} tokens at most."
+        f"On {config.hardware.name} ({config.hardware.memory_gb:g} GB) the largest powers of two that fit, with all "
+        f"else unchanged, are batch.group_size={group}, or completions of {length} tokens."
     )
 
 

@@ -43,8 +43,8 @@ def resume(folder: Path, arguments: list[str]) -> float:
     for key, (old, new) in differences(saved, plain(before)).items():
         if key.endswith(HASH) and old != new:
             raise UserError(
-                f"what {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; put it back as it "
-                "was, or start another run."
+                f"the file that {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; restore "
+                "it, or start another run."
             )
     if (config_id(before), before.seed) != (record.config_id, record.seed):
         raise UserError(
@@ -59,7 +59,7 @@ def resume(folder: Path, arguments: list[str]) -> float:
     if refused:
         raise UserError(
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
-            f"{', '.join(MAY_CHANGE)} may change, but for evaluation.final."
+            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final."
         )
     new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
     settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
@@ -72,7 +72,7 @@ def holding(folder: Path) -> str:
     if not jobs:
         return "it must be the output folder of a run"
     return (
-        f"it holds {len(jobs)} of them: resume={jobs[0]} resumes one, and a sweep resumes by its own command with "
+        f"it holds {len(jobs)} runs: resume={jobs[0]} resumes one; to resume a sweep, repeat its command with "
         f"hydra.sweep.dir={folder}"
     )
 
@@ -135,14 +135,14 @@ def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) 
 
 
 def allowing(name: str, named: Any) -> str:
-    """The value of a key that allows a function, as the folder's configuration has it."""
+    """The value that a key needs to allow a function, from the folder's configuration."""
     if isinstance(named, dict):
         return f"{{{name}: {named[name]}}}"
     return f"[{', '.join(map(str, named))}]" if isinstance(named, list) else name
 
 
 def names_in(value: Any) -> list[str]:
-    """The names of functions in the value of a key: it is one, or a list or a dict of them."""
+    """The names of functions in the value of a key, which is one name, or a list or a dict of names."""
     if isinstance(value, dict | list):
         return [str(name) for name in value]
     return [str(value)] if value else []

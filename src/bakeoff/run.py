@@ -84,8 +84,8 @@ def train(run: Run) -> float:
     if still(rewards, largest_kl):
         lr = config.algorithm.optimizer.lr
         run.progress.report(
-            f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
-            f"reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or `bakeoff-tune`"
+            f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise "
+            f"in reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or `bakeoff-tune`"
         )
     save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     if config.tracking.register_model:
@@ -157,7 +157,7 @@ def checkpoint(run: Run) -> None:
         except Exception as error:
             if not (fault := disk_fault(error)):
                 raise
-            run.progress.report(f"the checkpoint cannot be written ({fault}); training goes on without it")
+            run.progress.report(f"the checkpoint cannot be written ({fault}); training continues without it")
     run.tracker.metrics(phase_metrics(phases.take()), learner.counters.updates)
 
 

@@ -257,7 +257,7 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     tracker = start_run(config.tracking, title, tags, folder, resumes, command=finishing(folder))
     tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
     if earlier and tracker.new:
-        Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep: it starts over there")
+        Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep, which starts anew there")
     replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied))))
     return tracker
 

@@ -1,4 +1,4 @@
-"""The command `bakeoff-tune`: the learning rate of each method on a task, by equally many trials, as a file."""
+"""The command `bakeoff-tune`: the learning rate of each method on a task, by equally many trials, in a file."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ METRIC = "eval/sampled_accuracy"
 
 
 def main() -> None:
-    """Tunes every method that is named, and writes its file; exit code 2 for a user's mistake."""
+    """Tunes every named method, and writes its file; exit code 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="bakeoff-tune",
         description=__doc__,
         epilog="Takes the keys of `bakeoff`, as in: bakeoff-tune algorithm=ppo,grpo task=my_task model=smollm2_135m. "
-        "The file stands in conf/tuned of the working folder, under the name that runs look for.",
+        "Writes conf/tuned/TASK_MODEL/METHOD.yaml in the working folder, where runs on that task and model find it.",
     )
     parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`; algorithm=a,b names the methods")
-    parser.add_argument("--rates", default=RATES, help=f"rates, or FIRST:LAST:NUMBER of them (default: {RATES})")
+    parser.add_argument("--rates", default=RATES, help=f"list of rates, or FIRST:LAST:NUMBER (default: {RATES})")
     parser.add_argument("--seeds", default="100", help="tuning seeds, which a study must not report (default: 100)")
     parser.add_argument("--name", default="", help="folder in conf/tuned (default: TASK_MODEL)")
     parser.add_argument("--base", default="", help="folder in conf/tuned whose other values are kept")
@@ -66,7 +66,9 @@ def numbers(text: str) -> list[float]:
         found = list(np.geomspace(float(first), float(last), int(count))) if spaced else map(float, text.split(","))
         return [float(f"{value:.3g}") for value in found]
     except ValueError as error:
-        raise UserError(f"--rates is {text!r}; it may be 1e-5,1e-4 or FIRST:LAST:NUMBER, as {RATES}.") from error
+        raise UserError(
+            f"--rates is {text!r}; it must be a list, as 1e-5,1e-4, or FIRST:LAST:NUMBER, as {RATES}."
+        ) from error
 
 
 def methods_of(override: str) -> list[str]:
@@ -84,10 +86,12 @@ def name_of(overrides: list[str]) -> str:
 def tune(
     method: str, name: str, base: str, overrides: list[str], rates: list[float], seeds: list[int], command: str
 ) -> None:
-    """Runs every rate with every seed, as one sweep that goes on where it stopped, and writes the best of them."""
+    """Runs every rate with every seed, as one sweep that resumes where it stopped, and writes the best rate."""
     path = study_folders()[0] / "conf" / "tuned" / f"{name}.yaml"
     if path.parent.parent != CONF / "tuned" and (CONF / "tuned" / f"{name}.yaml").exists():
-        raise UserError(f"the package has the values {name}, which runs find first; choose another --name.")
+        raise UserError(
+            f"the package already has tuned values {name}, which runs would read instead; choose another --name."
+        )
     places = [folder / "tuned" / base / path.name for folder in (study_folders()[0] / "conf", CONF)]
     own = next((place for place in places if base and place.exists()), None)
     common = [f"algorithm={method}", f"tuned={base}/{method}" if own else "tuned=none", *overrides]
@@ -101,7 +105,7 @@ def tune(
     launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"])
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) or not any(map(any, tried.values())):
-        raise UserError(f"no rate of {method} reaches an accuracy above 0; see the runs in {folder}.")
+        raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
     values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
     write(path, name, key, tried, seeds, command, config, values_kept)
 
@@ -120,7 +124,7 @@ def launch(overrides: list[str]) -> None:
 
 
 def accuracies(folder: Path, key: str) -> dict[float, list[float]]:
-    """The last sampled accuracy of every run by its value, in the order of seeds; 0 of one that did not finish."""
+    """The last sampled accuracy of every run by its value, in the order of seeds; 0 for a run that did not finish."""
     found: dict[float, dict[int, float]] = defaultdict(dict)
     for job in sorted(folder.glob("*/")):
         record = read_record(job)
@@ -158,13 +162,13 @@ def write(
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "task": task_id(config),
-        "note": f"Mean sampled accuracy by {key}: {means}. The accuracies are those of the chosen value.",
+        "note": f"Mean sampled accuracy by {key}: {means}. The accuracies are of the chosen value.",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     text = OmegaConf.to_yaml(OmegaConf.create({"tuned": record, "algorithm": kept}))
     path.write_text(f"# @package _global_\n# {method} on {plain(config)['task']['_option_']}, by bakeoff-tune.\n{text}")
     edge = chosen in (min(tried), max(tried)) and len(tried) > 1
-    more = " It is at an end of the rates that were tried: try more (--rates), for every method." if edge else ""
+    more = " It is the smallest or largest rate tried; widen --rates, for every method." if edge else ""
     print(f"{name}: {key} {chosen:.3g}, accuracy {statistics.mean(tried[chosen]):.3f} ({means}); in {path}.{more}")
 
 

@@ -36,7 +36,7 @@ def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
             functions = [n for n, each in vars(module).items() if inspect.isfunction(each) and not n.startswith("_")]
             raise UserError(
                 f"{key} names {path!r}, but '{module.__file__}' has no function {attribute!r}; write "
-                f"{in_file['file']}:NAME, with a function of the file: {', '.join(functions) or 'it has none'}."
+                f"{in_file['file']}:NAME with one of its functions ({', '.join(functions) or 'it has none'})."
             )
     else:
         if "" not in sys.path:  # `python -m` looks there, a console script does not
@@ -48,10 +48,10 @@ def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
             raise UserError(
                 f"{key} names {path!r}, which cannot be imported ({described(error)}); it must be "
                 + (f"one of {', '.join(ours)}, " if ours else "")
-                + "an import path module.function, or a function of a file, ./file.py:function."
+                + "an import path module.function, or a function in a file, ./file.py:function."
             ) from error
     if not callable(found):
-        raise UserError(f"{key} names {path!r}, which is a {type(found).__name__}, not a function.")
+        raise UserError(f"{key} names {path!r}, which is of type {type(found).__name__}, not a function.")
     function: Callable[..., Any] = found
     return function
 
@@ -64,12 +64,12 @@ def imported_file(typed: str, key: str, path: str) -> ModuleType:
     file = Path(typed).expanduser().resolve()
     if not file.is_file():
         raise UserError(
-            f"{key} names {path!r}, but there is no file '{file}'; a path is relative to the working folder."
+            f"{key} names {path!r}, but there is no file '{file}'; write its path relative to the working folder."
         )
     if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
         raise UserError(
-            f"{key} names {path!r}, whose path cannot be logged; it must be of letters, digits, spaces and `_-./`, "
-            "without // and /../ within."
+            f"{key} names {path!r}, whose path cannot be logged; it may have letters, digits, spaces and `_-./`, "
+            "but neither // nor /../."
         )
     name = f"{file.stem}_{hashlib.sha256(f'{file} {content_hash(file)}'.encode()).hexdigest()[:10]}"
     if name not in sys.modules:

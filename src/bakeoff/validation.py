@@ -106,17 +106,17 @@ def impossible_values(config: Config) -> Iterator[str]:
         optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
     if set(config.tracking.register_model) & set("/:"):
         yield (
-            f"tracking.register_model is '{config.tracking.register_model}', but the name of a registered model has no "
-            "'/' and no ':'; choose another."
+            f"tracking.register_model is '{config.tracking.register_model}', but the name of a registered model must "
+            "have no '/' and no ':'; choose another name."
         )
     if config.price and not config.hardware.name:
         yield f"price is {config.price}, but hardware is none, which has no hours to pay for; choose hardware=NAME."
     if config.checkpoint.adapter and not config.model.lora.rank:
-        yield "checkpoint.adapter is true, but model.lora.rank is 0, so that there is no adapter; set model.lora.rank."
+        yield "checkpoint.adapter is true, but model.lora.rank is 0: there is no adapter; set model.lora.rank."
     if config.checkpoint.adapter and config.model.name == SCRATCH and not config.sft.steps:
         yield (
-            "checkpoint.adapter is true, but model.name is 'scratch' and sft.steps is 0, so that the adapter's base is "
-            "saved nowhere; set checkpoint.adapter to false."
+            "checkpoint.adapter is true, but model.name is 'scratch' and sft.steps is 0, so the adapter's base is "
+            "not saved; set checkpoint.adapter=false."
         )
     for key, option in optimizers.items():
         if option.minibatches > batch.prompts:
@@ -195,8 +195,8 @@ def impossible_methods(config: Config) -> Iterator[str]:
     if config.sampling.truncates and not algorithm.correction.corrects and config.mode is Mode.train:
         yield (
             f"sampling.top_k is {config.sampling.top_k} and sampling.top_p {config.sampling.top_p:g}: samples are not "
-            "the policy's, and what is cut off biases its gradient; choose algorithm/correction=truncate, which "
-            "weights them, or sampling.top_k=0 sampling.top_p=1."
+            "the policy's, and the truncation biases its gradient; choose algorithm/correction=truncate, which "
+            "weights samples, or sampling.top_k=0 sampling.top_p=1."
         )
     if isinstance(config.engine, Rounded) and config.model.lora.rank:
         yield (
@@ -204,7 +204,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
             "engine=embedded or model.lora.rank=0."
         )
     if config.lag and config.offload:
-        yield f"lag is {config.lag}, whose older weights stay on the device, but offload is true; set one of them only."
+        yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set one of them only."
     yield from impossible_teachers(config)
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (
@@ -270,12 +270,12 @@ def impossible_turns(config: Config) -> Iterator[str]:
     name = type(config.task).__name__
     if config.reward.is_learned:
         yield (
-            f"reward.functions names `learned`, but the task {name} has several turns, and preferences are of "
-            "completions of one; choose reward=verifier, or a task of one turn."
+            f"reward.functions names `learned`, but the task {name} has several turns, and a reward model "
+            "scores completions of one turn; choose reward=verifier, or a task of one turn."
         )
     if config.mode is Mode.advantage_quality:
         yield (
-            f"mode is advantage_quality, which completes a completion from each of its tokens, but the task {name} has "
+            f"mode is advantage_quality, which continues a completion from each of its tokens, but the task {name} has "
             "several turns; choose mode=gradient_quality, or a task of one turn."
         )
 

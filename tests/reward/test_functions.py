@@ -133,11 +133,11 @@ def test_a_function_without_columns_receives_the_arguments_that_it_names(rollout
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("./no.py:f", r"no file '.*/no.py'; a path is relative to the working folder"),
-        ("./rewards_of_mine.py:brevty", r"no function 'brevty'; write ./rewards_of_mine.py:NAME, .*: brevity, named"),
+        ("./no.py:f", r"no file '.*/no.py'; write its path relative to the working folder"),
+        ("./rewards_of_mine.py:brevty", r"no function 'brevty'; write ./rewards_of_mine.py:NAME .*\(brevity, named"),
         ("./rewards_of_mine.py", r"no function ''; write ./rewards_of_mine.py:NAME"),
         ("./rewards_of_mine.py:", r"no function ''; write ./rewards_of_mine.py:NAME"),
-        ("./rewards_of_mine.py:PI", "which is a int, not a function"),
+        ("./rewards_of_mine.py:PI", "which is of type int, not a function"),
         ("./rewards_of_mine.py:by_position", "takes 'completions' by position"),
         ("./wrong.py:f", r"raised SyntaxError: .* \(.*/wrong.py:1\)"),
         ("./fails.py:f", r"raised KeyError: 'level' \(.*/fails.py:2\)"),
@@ -156,7 +156,7 @@ def test_a_function_that_cannot_be_found_is_refused_with_what_to_type(name, word
 
 
 def test_two_functions_of_one_name_are_refused():
-    with pytest.raises(UserError, match="two would be logged under one name"):
+    with pytest.raises(UserError, match="two of which would share a metric"):
         Reward({"./rewards_of_mine.py:brevity": 1.0, "rewards_of_mine.brevity": 1.0})
     with pytest.raises(UserError, match=r"measure\.functions names two functions brevity"):
         compose("measure.functions=[./rewards_of_mine.py:brevity, rewards_of_mine.brevity]")

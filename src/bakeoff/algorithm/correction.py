@@ -1,4 +1,4 @@
-"""How samples are weighted where the sampler is not π_old: an engine that rounds, truncates, or has older weights.
+"""Weights of samples where the sampler is not π_old: an engine that rounds, truncates, or has older weights.
 
 The ratio of `ratio.py` is π_θ/π_old and moves with the update. A correction is π_old/π_sampler, fixed for a rollout,
 and multiplies the objective; a token of weight zero stays in the denominator of the aggregation.
@@ -44,7 +44,7 @@ class Correction:
         return torch.ones_like(behaviour)
 
     def bounded(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        """[S, T] bool: tokens whose weight is not π_old/π_sampler, since it is truncated or zero."""
+        """[S, T] bool: tokens whose weight is not π_old/π_sampler, because it is truncated or zero."""
         return torch.zeros_like(mask)
 
 
@@ -52,8 +52,8 @@ class Correction:
 class Weighted(Correction):
     """c = π_old/π_sampler, which the subclasses bound.
 
-    level   tokens that share a weight: each its own (token), or all of a completion the product (sequence) or the
-            geometric mean (sequence_mean) of its tokens' ratios
+    level   tokens that share a weight: none, each has its own (token); or all of a completion, whose weight is the
+            product (sequence) or the geometric mean (sequence_mean) of their ratios
     """
 
     corrects: ClassVar[bool] = True
@@ -89,8 +89,8 @@ class Truncate(Weighted):
 class Mask(Weighted):
     """c where α ≤ c ≤ β, and zero elsewhere: masked importance sampling, Liu et al. 2025; IcePop, Ling Team 2025.
 
-    least   α, below which a weight is zero; 0 is ours
-    most    β, above which a weight is zero; 2 is ours
+    least   α: smaller weights become zero; 0 is ours
+    most    β: larger weights become zero; 2 is ours
     """
 
     least: float = number(0.0, least=0, most=VAST)
@@ -115,7 +115,7 @@ class Gate(Weighted):
     The divergence is that of DPPO (Qi et al. 2026, arXiv:2602.04879): the total variation of the sampled token against
     all others, which a rare token's ratio of two tiny probabilities does not inflate. δ and C are ours.
 
-    delta   δ, the difference of a token's probabilities beyond which it is dropped
+    delta   δ: a token with a larger difference of its two probabilities has weight zero
     cap     C, the largest weight
     """
 

@@ -30,7 +30,7 @@ class Rounding(Enum):
 class Rounded(Embedded):
     """Decodes with a rounded copy of the weights, which `load` makes.
 
-    rounding   of its weights, and with bfloat16 of its passes too
+    rounding   precision of the copied weights, and with bfloat16 of the passes too
     """
 
     rounding: Rounding = Rounding.bfloat16

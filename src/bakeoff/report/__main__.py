@@ -42,13 +42,11 @@ def main() -> None:
         "study",
         nargs="?",
         default="",
-        help=f"a study, `{AD_HOC}` for the newest sweep without one, or `{CLAIMS}`; without it, lists what there is",
+        help=f"a study, `{AD_HOC}` for the newest sweep without one, or `{CLAIMS}`; default: lists the stored studies",
     )
     parser.add_argument("--latest", action="store_true", help="the newest sweep, whatever its study")
     parser.add_argument("--all", action="store_true", help="every study that the store holds")
-    parser.add_argument(
-        "--config-dir", "-cd", help="folder with sweeps/ and pages/ of yours (default: the working one)"
-    )
+    parser.add_argument("--config-dir", "-cd", help="your folder with sweeps/ and pages/ (default: the working folder)")
     parser.add_argument("--where", default="", help="""select runs, such as "seed < 3 and algorithm != 'trpo'" """)
     parser.add_argument(
         "--sweeps", type=int, default=1, help="number of the study's newest sweeps to read as one (default: 1)"
@@ -102,7 +100,7 @@ def main() -> None:
 
 
 def stored_sweeps() -> list[tuple[str, Run]]:
-    """Study and MLflow run of every sweep in the store, the newest first; a study's name is one of a file's."""
+    """Study and MLflow run of every sweep in the store, the newest first; names that no file can have are left out."""
     client, experiment = open_store(default_tracking())
     newest_first = "attributes.start_time DESC"
     found = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=[newest_first], max_results=MOST)
@@ -111,7 +109,7 @@ def stored_sweeps() -> list[tuple[str, Run]]:
 
 
 def list_sweeps(console: Console) -> None:
-    """Prints the sweeps of the store, with the command that reports each study; raises UserError without one."""
+    """Prints the studies in the store, with the command of each report; raises UserError if there are none."""
     sweeps = stored_sweeps()
     if not sweeps:
         raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")

@@ -60,7 +60,7 @@ RULES = [
         lambda values: float(values.max()) if len(values) >= 9 else math.inf,
         lambda most: most < 0.01,
         "the policy of {arm} hardly moves: its KL to the start is at most {value} nats per completion; its learning "
-        "rate may be too low, and `bakeoff-tune` searches one",
+        "rate may be too low; tune it with `bakeoff-tune`",
     ),
     Rule(
         "policy/clip_fraction",

@@ -61,9 +61,9 @@ def verified_steps(completed: Completed) -> list[Steps]:
 class Format:
     """1 for a completion of the wanted format, 0 for any other.
 
-    tags      names of tags that make up the completion in this order, each once, as `<think>…</think>`; there is only
-              white space between and around them
-    pattern   regular expression that the whole completion matches, in the place of tags; `.` matches line ends too
+    tags      names of the tags, each once and in this order, as `<think>…</think>`, with only white space between and
+              around them
+    pattern   regular expression that the whole completion must match, in place of the tags; `.` matches line ends too
     """
 
     tags: list[str] = field(default_factory=lambda: ["think", "answer"])
@@ -77,7 +77,9 @@ class Format:
         try:
             self._pattern = regex.compile(self.pattern or "".join([r"\s*", *parts]), regex.DOTALL)
         except regex.error as error:
-            raise UserError(f"reward.format.pattern is {self.pattern!r}, no regular expression: {error}.") from error
+            raise UserError(
+                f"reward.format.pattern is {self.pattern!r}, no regular expression: {error}; mend the pattern."
+            ) from error
 
     def __call__(self, completed: Completed) -> list[float]:
         return [self._matches(text, row, completed) for row, text in enumerate(completed.rollout.completions)]

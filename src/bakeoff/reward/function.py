@@ -73,7 +73,7 @@ class UserFunction:
         if needed:
             raise UserError(
                 f"{self.place} needs the argument {', '.join(needed)}, but is called with {', '.join(there)}; name one "
-                "of these, or give it a default."
+                "of these, or give the argument a default."
             )
 
 
@@ -121,8 +121,8 @@ def as_scores(label: str, returned: Any, count: int) -> list[float | None]:
             scores.append(None if score is None else as_number(score))
         except ValueError as error:
             raise UserError(
-                f"{label} returned {shown(score)} for completion {index}; it must be a finite number, of 32 bits, or "
-                "None where the function does not apply."
+                f"{label} returned {shown(score)} for completion {index}; it must be a finite float32, or None where "
+                "the function does not apply."
             ) from error
     return scores
 

@@ -64,7 +64,7 @@ class UserMetrics:
                 raise UserError(f"{fault.rstrip('.')}; it is called with {', '.join(arguments)}.")
             if name not in self._reported:
                 self._reported.add(name)
-                self._report(f"{fault.rstrip('.')}; the metric has no value where that happens")
+                self._report(f"{fault.rstrip('.')}; the metric has no value there")
         return values
 
     def _call(self, function: UserFunction, arguments: Scored) -> Any:

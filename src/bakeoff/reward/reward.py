@@ -86,8 +86,8 @@ class Reward:
         for key, named in (("reward.functions", self.functions), ("reward.process", self.process)):
             if len({self._term(name, key) for name in named}) < len(named):
                 raise UserError(
-                    f"{key} names {' and '.join(named)}, of which two would be logged under one name; rename a "
-                    "function or its file."
+                    f"{key} names {' and '.join(named)}, two of which would share a metric; rename a function or "
+                    "its file."
                 )
         self._worked: set[str] = set()
         self._workers: tuple[Task, Workers] | None = None
@@ -154,8 +154,8 @@ class Reward:
             if each is not None and not (isinstance(each, str) and each):
                 did = each.reason if isinstance(each, Failure) else f"returned {shown(each)}"
                 raise UserError(
-                    f"the `reply` of the task {type(task).__name__} {did}; whatever the policy says, it must return a "
-                    "text, or None where the conversation ends."
+                    f"the `reply` of the task {type(task).__name__} {did}; whatever the policy writes, it must return "
+                    "a text, or None to end the conversation."
                 )
         return found
 

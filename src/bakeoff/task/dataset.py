@@ -32,7 +32,7 @@ Message = dict[str, str]
 
 @dataclass
 class Dataset(Task):
-    """Prompts and answers from a file, a folder or the Hub. Every column beside them is handed to reward functions.
+    """Prompts and answers from a file, a folder or the Hub. Reward functions receive every other column.
 
     path                a JSONL, JSON, CSV or Parquet file, a folder of them or one saved by save_to_disk, or owner/name
                         of a data set of the Hub
@@ -44,7 +44,7 @@ class Dataset(Task):
                         column prompt or messages
     answer              column or template of the right answer; empty: the column answer or completion, or the last
                         message of an assistant
-    answer_pattern      regular expression whose last match in the answer is kept, of a group if it has one
+    answer_pattern      regular expression; its last match, or the group in it, replaces the answer
     solution            column or template of the worked answer, which fine-tuning imitates and solved examples show;
                         empty: the answer
     demonstrate         whether supervised fine-tuning may imitate the answers
@@ -52,9 +52,9 @@ class Dataset(Task):
     examples            solved examples before every prompt, each with the keys prompt and completion
     heldout_path        file, folder or data set of held-out prompts; empty: they are drawn from `path`
     heldout_split       split of held-out prompts, of heldout_path or of path
-    heldout_share       share of the prompts that is held out, chosen by a hash of the prompt; 0: `heldout` are drawn
-    max_prompt_tokens   prompts of more tokens are left out, template and solved examples counted; 0: no bound
-    stop                strings at which a completion ends; it does not contain them; \\n is a line feed
+    heldout_share       share of held-out prompts, chosen by a hash of the prompt; 0: `heldout` prompts are drawn
+    max_prompt_tokens   number of tokens, with template and solved examples, above which prompts are left out; 0: none
+    stop                strings that end a completion and are not part of it; \\n is a line feed
     verify              how an answer is compared with the right one
     extract             part of a completion that is compared
     after               regular expression after which the answer stands, for extract=after
@@ -112,30 +112,32 @@ class Dataset(Task):
         if self.heldout_share and (self.heldout_path or self.heldout_split):
             raise UserError(
                 f"task.heldout_share is {self.heldout_share}, but task.heldout_path or task.heldout_split names the "
-                "held-out prompts already; one of them must be empty."
+                "held-out prompts already; set one of them only."
             )
         for key, pattern in (("answer_pattern", self.answer_pattern), ("after", self.after)):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"task.{key} is {pattern!r}, which is no regular expression ({error}).") from error
+                raise UserError(
+                    f"task.{key} is {pattern!r}, which is no regular expression ({error}); mend the pattern."
+                ) from error
         if (self.extract is Extract.after) != bool(self.after):
             raise UserError(
-                f"task.extract is {self.extract.value} and task.after {self.after!r}; the pattern must be set for "
-                "extract=after, and for it alone."
+                f"task.extract is {self.extract.value} and task.after is {self.after!r}; task.extract=after needs the "
+                "pattern, and no other value takes it."
             )
         if (self.verify is Verify.function) != bool(self.function):
             raise UserError(
-                f"task.verify is {self.verify.value} and task.function {self.function!r}; the function must be set for "
-                "verify=function, and for it alone."
+                f"task.verify is {self.verify.value} and task.function is {self.function!r}; task.verify=function "
+                "needs the function, and no other value takes it."
             )
         if self.heldout_split and not self.heldout_path and Path(self.path).is_file():
             raise UserError(
                 f"task.heldout_split is {self.heldout_split!r}, but task.path is the file '{self.path}', which has no "
-                "splits; task.heldout_path names another file, task.heldout_share a part of this one."
+                "splits; set task.heldout_path to another file, or task.heldout_share to a part of this one."
             )
         if "" in self.stop:
-            raise UserError(f"task.stop is {self.stop}; a string at which completions end must have a character.")
+            raise UserError(f"task.stop is {self.stop}; a stop string must have a character.")
         for shot in self.examples:
             if set(shot) != {"prompt", "completion"}:
                 raise UserError(f"task.examples has {shown(shot)}; each must have the keys prompt and completion.")
@@ -239,7 +241,7 @@ class Dataset(Task):
         if self._long:
             words.append(f"{self._long:,} rows left out, with more than {self.max_prompt_tokens:,} tokens")
         if all(example.answer is None for example in self._examples) and self.verify is not Verify.function:
-            words.append("no answers, so that accuracy is 0 unless task.verify=function judges")
+            words.append("no answers, so accuracy is 0 unless task.verify=function judges")
         return "; ".join(words)
 
     def hint(self, completions: list[str], examples: list[Example]) -> str:

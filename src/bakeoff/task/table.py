@@ -172,7 +172,7 @@ def read_csv(file: Path, key: str) -> Iterator[Row]:
     try:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), start=1):
             if None in row or None in row.values():
-                raise ValueError(f"row {number} has another number of values than the header")
+                raise ValueError(f"row {number} has more or fewer values than the header")
             yield Row(f"row {number} of '{file}'", row, row)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{key} is '{file}', which must be a CSV file with a header ({error}).") from error

@@ -83,7 +83,7 @@ def by_method(study: Study) -> pd.DataFrame:
 
 
 def verdict(study: Study) -> str:
-    """What each sampler costs without a correction, and the corrections that are worth it or harm."""
+    """The cost of each sampler without a correction, and the corrections that gain or lose accuracy."""
     frame = finals(study)
     costs, worth = [], []
     for sampler in samplers(frame):
@@ -95,14 +95,16 @@ def verdict(study: Study) -> str:
         decided = family(study, frame, sampler)
         higher = [each.a for each in decided.comparisons if each.higher == each.a]
         lower = [each.a for each in decided.comparisons if each.higher == NONE]
-        said = [f"{' and '.join(names)} {verb}" for names, verb in ((higher, "gains"), (lower, "loses")) if names]
+        said = [
+            f"{' and '.join(a)} {verb}{'s' * (len(a) == 1)}" for a, verb in ((higher, "gain"), (lower, "lose")) if a
+        ]
         worth.append(f"with {sampler}, {' and '.join(said) or 'no correction is told apart from none'}")
     seeds = counted(frame["seed"].nunique(), "seed")
     return (
         f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run is without a mismatch'}.\n\n"
         f"{'; '.join(worth).capitalize()}.\n\nMeans are over {counted(frame['method'].nunique(), 'method')} and "
-        f"{seeds}; intervals are over pairs of method and seed, of which those of a seed share their start; "
-        "results are corrected for the corrections of a sampler (Holm). All is of one small model and one task."
+        f"{seeds}; intervals are over pairs of method and seed, and those with one seed share their start; "
+        "results are corrected for the number of corrections of a sampler (Holm). One small model, one task."
     )
 
 
