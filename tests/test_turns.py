@@ -245,7 +245,7 @@ def test_a_reply_in_a_chat_is_what_the_template_writes_between_two_turns(tiny):
     ("overrides", "message"),
     [
         (["reward=learned"], "reward.functions names `learned`, but the task SortTurns has several turns"),
-        (["mode=advantage_quality"], "mode is advantage_quality, which completes"),
+        (["mode=advantage_quality"], "mode is advantage_quality, which continues"),
     ],
 )
 def test_what_reads_a_completion_as_one_text_is_refused(overrides, message):

@@ -72,7 +72,7 @@ def test_rates_are_tuned_with_equal_trials_and_then_used(project):
     short = [*easy, "batch={prompts: 4, group_size: 4}", "budget={unit: updates, limit: 1}"]
     search = ("algorithm=ppo,grpo", *short, "--rates", "1e-4,1e-3", "--seeds", "100,101")
     refused = call("bakeoff.tune", search, project)
-    assert "the package has the values sort_tiny/ppo" in refused.stderr
+    assert "the package already has tuned values sort_tiny/ppo" in refused.stderr
     tuned = call("bakeoff.tune", (*search, "--name", "mine"), project)
     assert tuned.returncode == 0, tuned.stderr
     methods = ("ppo", "grpo")
@@ -84,4 +84,4 @@ def test_rates_are_tuned_with_equal_trials_and_then_used(project):
         assert all(record[key] for key in ("date", "commit", "task"))
         assert file["algorithm"]["optimizer"]["lr"] in (1e-4, 1e-3)
     ran = call("bakeoff.__main__", ("algorithm=grpo", *short, "tuned=mine/grpo"), project)
-    assert "tuned, mine/grpo" in ran.stdout, ran.stderr
+    assert "tuned values of mine/grpo" in ran.stdout, ran.stderr
