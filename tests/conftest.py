@@ -110,6 +110,9 @@ class Noted:
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
         pass
 
+    def page(self) -> str:
+        return "nowhere"
+
 
 def loop_of(config: Config) -> Loop:
     """The loop of a configuration, started as the command starts it."""

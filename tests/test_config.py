@@ -21,7 +21,7 @@ def test_an_algorithm_names_a_choice_on_each_axis_in_order_and_its_source(path):
     text = path.read_text()
     assert re.findall(r"^  - (\w+): \w+", text, re.MULTILINE) == list(AXES)
     assert re.match(r"# .*\d{4}", text), "the first line says what it is and from which paper"
-    assert len(text.splitlines()) <= 16, "values stay with the option"
+    assert len(text.splitlines()) <= 17, "values stay with the option"
 
 
 def test_the_distance_between_methods_is_what_the_design_says():

@@ -51,7 +51,7 @@ def rolled_out(loop, task=None, engine=None, prompts=("48=", "91=", "70="), comp
     collector, policy = loop.collector, loop.learner.actor
     collector = replace(collector, task=task or collector.task, engine=engine or collector.engine, **overrides)
     collector.engine.load(policy)
-    examples = [Example(prompt, "", {"arrivals": [prompt[:-1], "12", "34"]}) for prompt in prompts]
+    examples = [Example(prompt, "", {"arrivals": [prompt[:-1], *["12", "34"] * 4]}) for prompt in prompts]
     return collector.roll_out(policy, collector.prompts(policy, examples), completions, "test")
 
 
@@ -208,7 +208,7 @@ def test_the_digits_of_all_turns_are_sorted_and_each_turn_is_a_step():
 
 
 def test_a_demonstration_is_read_with_its_replies_and_learned_without(tiny):
-    task = SortTurns(digits=2)
+    task = SortTurns(digits=2, heldout=4)
     shown = [Example("31=", "13\n0139\n001399", {"arrivals": ["31", "90", "09"]}), task.generate(Random(0))]
     sequences = demonstrations(tiny, task, shown)
     written = [tiny.tokenizer.decode(ids) for ids, _ in sequences.written()]

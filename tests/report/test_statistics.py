@@ -221,7 +221,7 @@ def test_performance_profile_by_hand():
         ((0.95283, 0.9291, 0.9769), "0.953 [0.929, 0.977]"),
         ((0.0498, -0.0312, 0.1308), "0.05 [-0.03, 0.13]"),
         ((4.63, 1.08, 19.8), "5 [1, 20]"),
-        ((1234.5, 1100.0, 1369.0), "1234 [1100, 1369]"),
+        ((1234.5, 1100.0, 1369.0), "1230 [1100, 1370]"),
         ((0.5, 0.5, 0.5), "0.500 [0.500, 0.500]"),
         ((0.5, math.nan, math.nan), "0.500"),
         ((math.nan, math.nan, math.nan), "–"),
@@ -321,7 +321,7 @@ def test_the_league_has_accuracies_costs_and_distances_from_the_best():
     distances = table["difference from ppo [95 %]"].tolist()
     assert distances == ["–", "-0.100 [-0.100, -0.100]", "-0.1 [-1.4, +1.2]"]
     assert table[methods.RESULT].tolist() == ["best mean", "lower", "not told apart"]
-    assert table.loc["grpo", "seconds"] == pytest.approx(30)
+    assert float(table.loc["grpo", "seconds"]) == pytest.approx(30)
     lines = markdown(methods.table(data)).splitlines()
     assert lines[0].startswith("| method")
     assert len(lines) == 5
