@@ -11,7 +11,19 @@ from bakeoff.report.statistics import counted
 from bakeoff.report.study import Study, outcome
 from bakeoff.report.tables import in_html
 
-MUST_MATCH = ["task", "model", "sft", "reward", "preferences", "engine", "batch", "sampling", "lag", "budget", "evaluation"]
+MUST_MATCH = [
+    "task",
+    "model",
+    "sft",
+    "reward",
+    "preferences",
+    "engine",
+    "batch",
+    "sampling",
+    "lag",
+    "budget",
+    "evaluation",
+]
 STARTS = {"model", "task", "sft"}  # keys that a start depends on
 TAGS = ["commit", "device", "torch"]  # of a run, which must match too
 NAMED = 6  # arms that a sentence names
