@@ -27,6 +27,7 @@ from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_s
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
 from bakeoff.task.task import Message, Task, Verdict
+from bakeoff.user_code import require_loggable
 
 VERIFIER, ENVIRONMENT = "verifier", "environment"
 TRIED = 8  # number of completions: a function that has never worked, and fails on each of them alone, always fails
@@ -173,6 +174,7 @@ class Reward:
             configured: Callable[[Completed], Any] | None = getattr(self, name, None)
             return configured if configured and isinstance(configured, type(ours[name])) else ours[name]
         function = UserFunction(name, key, read, tuple(ours))
+        require_loggable(name, key)
         self.user[function.label] = function
         return partial(self._entries, function)
 
