@@ -63,7 +63,7 @@ def test_a_split_of_a_saved_table_is_cut_and_may_not_be_empty(tmp_path):
     datasets.Dataset.from_list(WORDS).save_to_disk(tmp_path / "d")
     some = Dataset(path=str(tmp_path / "d"), split="train[5:25]", **GSM)
     assert [e.columns["level"] for e in some.known_examples()] == list(range(505, 525))
-    with pytest.raises(UserError, match=r"^task.path is .*which is empty"):
+    with pytest.raises(UserError, match=r"^task.path is .*(which is empty|out of range)"):
         Dataset(path=str(tmp_path / "d"), split="train[60:]", **GSM)
 
 
