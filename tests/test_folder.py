@@ -10,12 +10,15 @@ import sys
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from bakeoff import validation
 from bakeoff.__main__ import main
 from bakeoff.algorithm import AXES
 from bakeoff.config import config_id, plain, training_id
 from bakeoff.errors import MISTAKES, UserError
+from bakeoff.evaluate import of_run
 from bakeoff.folder import (
     CONFIG,
     RECORD,
@@ -27,7 +30,7 @@ from bakeoff.folder import (
     resume_command,
     write_record,
 )
-from bakeoff.resume import restored, resume
+from bakeoff.resume import refuse_code, restored, resume
 from bakeoff.tracking import start_run
 from bakeoff.validation import to_config
 from tests.commands import store_of
@@ -160,6 +163,50 @@ def test_a_folder_imports_no_code_that_the_command_line_does_not_name(key, tmp_p
             resume(tmp_path / "out", others)
     assert "theirs" not in sys.modules
     assert not (tmp_path / "hacked").exists()
+
+
+THEIRS = "open('hacked', 'w')\ndef f(*texts, **_):\n    return 1\n"
+
+
+@pytest.mark.parametrize("name", ["theirs.f", "./theirs.py:f"])
+@pytest.mark.parametrize("key", ["task.function", "measure.functions", "reward.functions"])
+def test_a_folder_that_is_scored_imports_no_code_of_its_own(key, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    (tmp_path / "d.jsonl").write_text("".join(f'{{"prompt": "{n}=", "answer": "{n}"}}\n' for n in range(9)))
+    run_in(tmp_path / "out", "task=dataset", "task.path=d.jsonl", "task.heldout=2", "sft.steps=0")
+    values = read_config(tmp_path / "out")
+    group, leaf = key.split(".")
+    values[group] |= {leaf: {"task": name, "measure": [name], "reward": {name: 1.0}}[group]}
+    values["task"] |= {"verify": "function"} if group == "task" else {}
+    (tmp_path / "out" / CONFIG).write_text(yaml.safe_dump(values))
+    if group == "task":
+        with pytest.raises(UserError, match=r"imports '.*' \(task.function\); to allow that, add 'task.function="):
+            of_run(tmp_path / "out", [])
+        assert of_run(tmp_path / "out", ["task=sort"]).task.digits
+    else:
+        assert of_run(tmp_path / "out", ["task.heldout=3"]).task.heldout == 3
+    assert not (tmp_path / "hacked").exists()
+    if group == "task":
+        assert of_run(tmp_path / "out", [f"task.function={name}"]).task.function == name
+
+
+def test_the_command_that_resumes_names_every_function_of_theirs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    (tmp_path / "d.jsonl").write_text("".join(f'{{"prompt": "{n}=", "answer": "{n}"}}\n' for n in range(9)))
+    data = ["task=dataset", "task.path=d.jsonl", "task.heldout=2", "task.verify=function", "sft.steps=0"]
+    named = ["task.function=./theirs.py:f", "measure.functions=[./theirs.py:f]", "reward.functions={./theirs.py:f: 1}"]
+    GlobalHydra.instance().clear()
+    config = validation.compose([*data, *named])
+    _, _, *asked = shlex.split(resume_command(tmp_path, config))
+    assert {each.split("=")[0] for each in asked} == {each.split("=")[0] for each in named}
+    refuse_code(plain(config), OverridesParser.create().parse_overrides(asked), tmp_path)
+    for left_out in range(3):
+        others = OverridesParser.create().parse_overrides([each for n, each in enumerate(asked) if n != left_out])
+        with pytest.raises(UserError, match=r"imports './theirs.py:f'"):
+            refuse_code(plain(config), others, tmp_path)
 
 
 @pytest.mark.parametrize(

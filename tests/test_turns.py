@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -10,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bakeoff.algorithm import AXES
-from bakeoff.batch import Example
+from bakeoff.batch import Example, Sequences
 from bakeoff.engine.conversation import reply_ids
 from bakeoff.engine.embedded import Embedded
+from bakeoff.engine.engine import turn_text
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import demonstrations
 from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step
@@ -29,6 +31,7 @@ from bakeoff.task.task import CONVERSATION, Task
 from tests.conftest import compose, known, loop_of, update_of
 from tests.engine.test_contract import Uncached
 from tests.reward.scorers import Broken, Echo
+from tests.reward.test_reward import rollout as rolled  # noqa: F401
 
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 SIZES = [
@@ -192,6 +195,27 @@ def test_steps_end_on_the_tokens_of_their_turns():
         for turn, _ in enumerate(turns):
             if all(turns[: turn + 1]):
                 assert "".join(turns[: turn + 1]) in shown
+
+
+@pytest.mark.parametrize("stop", [(), (";;",), ("ab", ";;;;")], ids=str)
+def test_a_step_ends_in_its_turn_whatever_ends_the_turn(rolled, stop):  # noqa: F811
+    draw = Random(0)
+    for _ in range(60):
+        texts = ["".join(draw.choices("cde", k=draw.randint(1, 4))) for _ in range(draw.randint(1, 3))]
+        ids, mask, expected = [], [], []
+        for number, text in enumerate(texts):
+            turn = [*map(ord, text), *map(ord, draw.choice(stop or ("\0",)))]
+            reply = [ord("r")] * (2 if number else 0)
+            expected.append(len(ids) + len(reply) + len(text) - 1)
+            ids, mask = ids + reply + turn, mask + [False] * len(reply) + [True] * len(turn)
+        row = torch.tensor([[0, *ids]])
+        sequences = Sequences(row, torch.ones_like(row).bool(), torch.tensor([mask]))
+        decode = partial(turn_text, lambda ids: "".join(map(chr, ids)).replace("\0", ""), stop)
+        ends = [len("\n".join(texts[: number + 1])) for number in range(len(texts))]
+        steps = to_token_steps(
+            [[(end, 1.0) for end in [*ends, ends[-1] + 1]]], replace(rolled, sequences=sequences, decode=decode)
+        )
+        assert steps.token.tolist() == [*expected, len(ids) - 1]
 
 
 def test_the_digits_of_all_turns_are_sorted_and_each_turn_is_a_step():

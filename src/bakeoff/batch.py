@@ -159,7 +159,7 @@ class Rollout:
                        engine does not compute it
     ended              [S] bool, true where the completion reached EOS, or its last turn did
     max_tokens         generation budget of a completion in all of its turns, EOS included
-    decode             token ids → their text
+    decode             token ids of a turn → their text, without a stop string and what follows
     """
 
     examples: list[Example]

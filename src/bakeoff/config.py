@@ -31,6 +31,7 @@ from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
+from bakeoff.user_code import require_loggable
 
 HASH = "_sha256"
 
@@ -120,6 +121,7 @@ class Measure:
         self.user: dict[str, UserFunction] = {}  # by the name under which it is logged
         for path in self.functions:
             function = UserFunction(path, "measure.functions", as_values, ())
+            require_loggable(path, "measure.functions")
             name = function.name.rpartition(".")[2]
             if name in self.user:
                 raise UserError(f"measure.functions names two functions {name}; rename one, as each is logged by name.")

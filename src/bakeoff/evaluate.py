@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from bakeoff.config import Config, Sft, register
+from bakeoff.config import Config, Sft, plain, register
 from bakeoff.errors import UserError, fail, refused
 from bakeoff.folder import read_config, read_record
 from bakeoff.learner.checkpoint import STATE, damage_of, load_checkpoint
@@ -20,7 +20,7 @@ from bakeoff.loop import held_out_of
 from bakeoff.model.config import Lora
 from bakeoff.model.policy import Policy
 from bakeoff.progress import plain_table
-from bakeoff.resume import apply, restored
+from bakeoff.resume import apply, refuse_code, restored
 from bakeoff.start import collector_of, prepare, start
 from bakeoff.validation import compose, validate
 
@@ -86,23 +86,29 @@ def chosen(name: str, overrides: list[str]) -> tuple[Config, Policy]:
 
 
 def of_run(folder: Path, overrides: list[str]) -> Config:
-    """The configuration of the run in a folder, with other values, and with a task that `task=NAME` chooses."""
+    """The configuration of the run in a folder, with other values, and with a task that `task=NAME` chooses.
+
+    Raises UserError where the run's own task names code that the command line does not name.
+    """
     record = read_record(folder)
     assert record is not None
     saved = read_config(folder)
-    groups = [each for each in overrides if "." not in each.split("=")[0]]
-    parsed = OverridesParser.create().parse_overrides([each for each in overrides if each not in groups])
-    if isinstance(saved.get("reward"), dict):  # the verifier judges; the user's functions are not imported
-        saved["reward"] |= {"functions": {"verifier": 1.0}, "process": {}}
-    if groups:
-        config_of_groups = compose(["tuned=none", *overrides])
+    groups = {key: each for each in overrides if "." not in (key := each.split("=")[0])}
+    parsed = OverridesParser.create().parse_overrides([each for each in overrides if each not in groups.values()])
+    composed = plain(compose(["tuned=none", *overrides])) if groups else {}
+    for key, typed in groups.items():
+        if key not in composed:
+            raise UserError(f"{typed} chooses no part of a configuration; those are {', '.join(composed)}.")
+        saved[key] = composed[key]
+    # the verifier judges; functions of the user's are not asked, nor imported
+    for key, without in (("reward", {"functions": {"verifier": 1.0}, "process": {}}), ("measure", {"functions": []})):
+        if isinstance(saved.get(key), dict):
+            saved[key] |= without
+    refuse_code({key: value for key, value in saved.items() if key not in groups}, parsed, folder)
     node = restored(saved)
     for override in parsed:
         apply(node, override, record)
     config: Any = OmegaConf.to_object(node)
-    for each in groups:
-        key = each.split("=")[0]
-        config = replace(config, **{key: getattr(config_of_groups, key)})
     validate(config)
     return config  # type: ignore[no-any-return]
 

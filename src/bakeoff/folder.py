@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
+from bakeoff.task.countdown import solves
 from bakeoff.tracking import NOT_IN_CONFIG_ID, has_run, open_store, store_uri
 
 RECORD, CONFIG, LOCK = "run.json", Path(".hydra", "config.yaml"), ".lock"
@@ -27,6 +28,13 @@ MAY_CHANGE = (
     *("budget", "evaluation", "checkpoint", "tracking"),
     *("device", "threads", "deterministic", "memory_limit_mb"),
 )
+# keys that name code, which is imported, and the names of ours there
+CODE: dict[str, Collection[str]] = {
+    "reward.functions": REWARDS,
+    "reward.process": PROCESS_REWARDS,
+    "measure.functions": (),
+    "task.function": (f"{solves.__module__}.{solves.__name__}",),
+}
 LARGEST = 1_000_000  # bytes of a file that a folder may have us read
 SHOWN = 5  # differences that a message names
 
@@ -156,17 +164,40 @@ def result_of(folder: Path, config: Config) -> float | None:
     return float(last["result"]) if has_run(client, record.mlflow_run) else None
 
 
+def their_code(values: dict[str, Any]) -> dict[str, Any]:
+    """What a plain configuration imports that is not ours, by key: a name, a list of names, or weights by name."""
+    found: dict[str, Any] = {}
+    for key, ours in CODE.items():
+        group, _, leaf = key.partition(".")
+        within = values.get(group)
+        named = within.get(leaf) if isinstance(within, dict) else None
+        theirs = [name for name in names_in(named) if name not in ours]
+        if theirs and isinstance(named, dict):
+            found[key] = {name: weight for name, weight in named.items() if str(name) in theirs}
+        elif theirs:
+            found[key] = theirs if isinstance(named, list) else theirs[0]
+    return found
+
+
+def names_in(value: Any) -> list[str]:
+    """The names of functions in the value of a key: it is one, or a list or a dict of them."""
+    if isinstance(value, dict | list):
+        return [str(name) for name in value]
+    return [str(value)] if value else []
+
+
+def allowing(key: str, named: Any) -> str:
+    """The override that names these functions."""
+    if isinstance(named, dict):
+        return f"{key}={{{', '.join(f'{name}: {weight}' for name, weight in named.items())}}}"
+    return f"{key}=[{', '.join(map(str, named))}]" if isinstance(named, list) else f"{key}={named}"
+
+
 def resume_command(folder: Path, config: Config) -> str:
     """What to type to resume the run in a folder, with what that leaves out: the names of the user's functions.
 
     ADDRESS stands for an address with a password, which is written nowhere.
     """
     hidden = redacted(config.tracking.uri) != config.tracking.uri != os.environ.get("MLFLOW_TRACKING_URI")
-    words = [f"resume={folder}"]
-    for key, ours in (("functions", REWARDS), ("process", PROCESS_REWARDS)):
-        theirs = {name: weight for name, weight in getattr(config.reward, key).items() if name not in ours}
-        if theirs:
-            words.append(f"reward.{key}={{{', '.join(f'{name}: {weight}' for name, weight in theirs.items())}}}")
-    if config.measure.functions:
-        words.append(f"measure.functions=[{', '.join(config.measure.functions)}]")
+    words = [f"resume={folder}", *(allowing(key, named) for key, named in their_code(plain(config)).items())]
     return "MLFLOW_TRACKING_URI=ADDRESS " * hidden + shlex.join(["bakeoff", *words])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -26,11 +27,14 @@ def main() -> None:
             write(folder)
     except UserError as error:
         fail(error, "bakeoff-init")
-    print(f"{folder / 'README.md'} lists the commands. First: cd {folder} && bakeoff sweeps=my_study model=toy")
+    there = shlex.quote(str(folder))
+    print(f"{folder / 'README.md'} lists the commands. First: cd {there} && bakeoff sweeps=my_study model=toy")
 
 
 def write(folder: Path) -> None:
     """Writes the files of a project; raises UserError, and writes nothing, where one of them is there already."""
+    if next((each for each in (folder, *folder.parents) if each.exists()), folder).is_file():
+        raise UserError(f"'{folder}' is a file, or below one; choose a folder.")
     texts = dict(templates(files("bakeoff") / "project"))
     texts["analysis/my_study.ipynb"] = (
         (ANALYSIS / "methods.ipynb").read_text("utf-8").replace("reports/methods", "reports/my_study")

@@ -219,7 +219,7 @@ def log_configuration(config: Config, choices: dict[str, str], folder: Path, tra
     """Logs every parameter, the chosen options, the composed file and the lock."""
     values = plain(config)
     tracker.params(flatten(values) | {f"choice/{group}": choice for group, choice in choices.items()})
-    files = ", ".join(config.task.files().values()) if hasattr(config.task, "files") else ""
+    files = ", ".join(config.task.files().values())
     for context in ("training", "evaluation"):  # by what is in its files, as the identity of a configuration is
         identity = digest({context: by_content(values["task"])})
         tracker.dataset(f"{choices.get('task', '')} {context}", identity, files or "generated", context)

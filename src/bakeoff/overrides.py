@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 COLON = re.compile(r"(\.py):(?=\s*\w+\s*:)")
+OF_FUNCTIONS = re.compile(r"\+{0,2}reward\.(functions|process)=")
 ADDS = re.compile(r"^(?=reward\.(functions|process)=\s*\{)")
 
 
@@ -17,6 +18,8 @@ def written(override: str) -> str:
     A key within braces may be a function in a file, `{./rewards.py:brevity: 0.1}`: the grammar has no colon in a key.
     Functions that a dictionary names are added to those that are there, which Hydra's `++` does.
     """
+    if not OF_FUNCTIONS.match(override):
+        return override
     return ADDS.sub("++", COLON.sub(r"\1\\:", override))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -47,7 +48,7 @@ def megabytes(size: float) -> str:
 
 def plain_table(title: str, names: Iterable[str], numbers: Iterable[str] = (), wraps: bool = False) -> Table:
     """A table without lines, of columns of names and then of columns of numbers, whose heads may wrap."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for column in names:
         table.add_column(column, no_wrap=True)
     for column in numbers:
@@ -126,11 +127,12 @@ class RunProgress:
     def report(self, message: str) -> None:
         """Reports a message between the updates."""
         self._write(state=message)
-        self.show(f"[dim]{message}[/]", highlight=False, soft_wrap=True)
+        self.show(Text(message, style="dim"), soft_wrap=True)
 
     def show(self, table: RenderableType, **how: Any) -> None:
-        """Shows a table or a text, and records nothing; a terminal that is gone, or a full file, ends no run."""
-        self._draw(lambda: self.console.print(table, **how))
+        """Shows a table, or a text as it stands, and records nothing; a terminal that is gone or full ends no run."""
+        shown = Text(table) if isinstance(table, str) else table
+        self._draw(lambda: self.console.print(shown, **how))
 
     def _draw(self, drawing: Callable[[], None]) -> None:
         if self.quiet:
@@ -145,7 +147,7 @@ class RunProgress:
     def begin(self, updates: int, share: float) -> None:
         """Starts the clock of the loop, after this number of updates and with this share of the budget used."""
         self.updates, self._started, self._first = updates, time.monotonic(), share
-        self.show(f"[dim]{HEAD}[/]", highlight=False)
+        self.show(Text(HEAD, style="dim"))
         if self.console.is_terminal and not self.quiet:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._draw(self._live.start)
@@ -161,7 +163,7 @@ class RunProgress:
         self._write(state="running")
         if share >= 1 or share >= self._printed + 0.1:
             self._printed = share
-            self.show(self._line(), highlight=False)
+            self.show(self._line())
             if self._sample and self._live is None:
                 self.show(shortened(self._sample, self.console.width))
         if self._live is not None:
@@ -320,7 +322,7 @@ def watching(names: list[str], folders: list[Path], console: Console) -> Iterato
                     held_out = row.report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
                     done = f"{len(names) - len(waiting)}/{len(names)}"
-                    console.print(f"{done}  job {row.number}  {row.name}: {row.state}{suffix}", highlight=False)
+                    console.print(Text(f"{done}  job {row.number}  {row.name}: {row.state}{suffix}"))
 
     thread = threading.Thread(target=watch_table if console.is_terminal else watch_lines, daemon=True)
     thread.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
 
@@ -15,10 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.config import HASH, Config, config_id, plain
 from bakeoff.errors import HIDDEN, UserError
-from bakeoff.folder import MAY_CHANGE, RECORD, Record, described, differences, may_change, read_config, read_record
+from bakeoff.folder import (
+    MAY_CHANGE,
+    RECORD,
+    Record,
+    allowing,
+    described,
+    differences,
+    may_change,
+    names_in,
+    read_config,
+    read_record,
+    their_code,
+)
 from bakeoff.job import run_job
-from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
-from bakeoff.task.countdown import solves
 from bakeoff.validation import to_config
 
 
@@ -110,42 +119,14 @@ def refuse_code(saved: dict[str, Any], overrides: list[Override], folder: Path) 
 
     A folder may come from anyone, and a reward function is imported by its name.
     """
-    ours: dict[str, Iterable[str]] = {
-        "reward.functions": REWARDS,
-        "reward.process": PROCESS_REWARDS,
-        "measure.functions": (),
-        "task.function": (f"{solves.__module__}.{solves.__name__}",),
-    }
-    for key, known in ours.items():
-        group, _, leaf = key.partition(".")
-        within = saved.get(group)
-        named = within.get(leaf) if isinstance(within, dict) else None
-        asked = {
-            name
-            for override in overrides
-            if override.get_key_element().lstrip("+") == key
-            for name in names_in(override.value())
-        }
+    for key, named in their_code(saved).items():
+        values = [each.value() for each in overrides if each.get_key_element().lstrip("+") == key]
+        asked = {name for value in values for name in names_in(value)}
         for name in names_in(named):
-            if name not in known and name not in asked:
+            if name not in asked:
                 raise UserError(
-                    f"the run in '{folder}' imports {name!r} ({key}); to allow that, add "
-                    f"'{key}={allowing(name, named)}'."
+                    f"the run in '{folder}' imports {name!r} ({key}); to allow that, add '{allowing(key, named)}'."
                 )
-
-
-def allowing(name: str, named: Any) -> str:
-    """The value that a key needs to allow a function, from the folder's configuration."""
-    if isinstance(named, dict):
-        return f"{{{name}: {named[name]}}}"
-    return f"[{', '.join(map(str, named))}]" if isinstance(named, list) else name
-
-
-def names_in(value: Any) -> list[str]:
-    """The names of functions in the value of a key, which is one name, or a list or a dict of names."""
-    if isinstance(value, dict | list):
-        return [str(name) for name in value]
-    return [str(value)] if value else []
 
 
 def apply(node: DictConfig, override: Override, record: Record) -> None:

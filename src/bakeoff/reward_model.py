@@ -54,7 +54,7 @@ def run(config: Config, console: Console) -> PairQuality:
     """Trains the reward model and measures its quality, tracked as an MLflow run of its own."""
 
     def report(message: str) -> None:
-        console.print(f"[dim]{message}[/]", highlight=False)
+        console.print(message, style="dim", highlight=False, markup=False)
 
     phases = prepare(config)
     with divergence_named(config, phases):

@@ -82,10 +82,12 @@ def train(run: Run) -> float:
             raise SystemExit(128 + run.signals[0])
     assert heldout is not None
     if still(rewards, largest_kl):
-        lr = config.algorithm.optimizer.lr
+        optimizer = config.algorithm.optimizer
+        key = "max_kl" if optimizer.needs_whole_rollout else "lr"
+        step = getattr(optimizer, key)
         run.progress.report(
-            f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise "
-            f"in reward. algorithm.optimizer.lr={lr:.3g} may be too low: try {30 * lr:.3g}, or `bakeoff-tune`"
+            f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
+            f"reward. algorithm.optimizer.{key}={step:.3g} may be too low: try {30 * step:.3g}, or `bakeoff-tune`"
         )
     save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     if config.tracking.register_model:

@@ -19,6 +19,8 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from bakeoff.arms import Job, job_names, varied_keys
 from bakeoff.config import Config, config_id, plain
@@ -69,11 +71,11 @@ def run_sweep(
     if any("sweep.subdir" in override for override in config.hydra.overrides.hydra):
         raise UserError("hydra.sweep.subdir is set, but the jobs of a sweep have numbered folders; leave it out.")
     check_study(study)
-    console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {folder}", highlight=False)
+    console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {escape(str(folder))}", highlight=False)
     configs = composed(loader, config, jobs)
     first = configs[0]
     if first.study.question:
-        console.print(first.study.question, highlight=False)
+        console.print(Text(first.study.question))
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, 1):
         search = bool(config.hydra.sweeper.search)  # it numbers its trials itself
@@ -92,8 +94,8 @@ def run_sweep(
             result = launch([]) if search else None
             if not search:
                 launch_each(overrides, launch, tracker)
-        console.print(f"its report: {reporting(study)}", highlight=False, soft_wrap=True)
-        console.print(f"curves by arm: make ui, then {tracker.charts()}", highlight=False, soft_wrap=True)
+        console.print(Text(f"its report: {reporting(study)}"), soft_wrap=True)
+        console.print(Text(f"curves by arm: make ui, then {tracker.charts()}"), soft_wrap=True)
         return result
 
 
@@ -257,7 +259,8 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     tracker = start_run(config.tracking, title, tags, folder, resumes, command=finishing(folder))
     tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
     if earlier and tracker.new:
-        Console().print(f"the store {redacted(config.tracking.uri)} does not hold this sweep, which starts anew there")
+        store = redacted(config.tracking.uri)
+        Console().print(f"the store {store} does not hold this sweep: it starts over there", markup=False)
     replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied))))
     return tracker
 

@@ -48,7 +48,7 @@ def main() -> None:
     try:
         with refused():
             register()
-            rates, seeds = numbers(arguments.rates), [int(seed) for seed in arguments.seeds.split(",")]
+            rates, seeds = numbers(arguments.rates), seeds_of(arguments.seeds)
             named = [each for each in arguments.overrides if each.startswith("algorithm=")]
             rest = [each for each in arguments.overrides if each not in named]
             for method in methods_of(named[-1] if named else "algorithm=grpo"):
@@ -69,6 +69,14 @@ def numbers(text: str) -> list[float]:
         raise UserError(
             f"--rates is {text!r}; it must be a list, as 1e-5,1e-4, or FIRST:LAST:NUMBER, as {RATES}."
         ) from error
+
+
+def seeds_of(text: str) -> list[int]:
+    """`100,101`; raises UserError for anything else."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds is {text!r}; it must be whole numbers, as 100,101.") from error
 
 
 def methods_of(override: str) -> list[str]:

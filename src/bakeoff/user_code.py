@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -66,11 +67,14 @@ def imported_file(typed: str, key: str, path: str) -> ModuleType:
         raise UserError(
             f"{key} names {path!r}, but there is no file '{file}'; write its path relative to the working folder."
         )
+<<<<<<< HEAD
     if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
         raise UserError(
             f"{key} names {path!r}, whose path cannot be logged; it may have letters, digits, spaces and `_-./`, "
             "but neither // nor /../."
         )
+=======
+>>>>>>> review19
     name = f"{file.stem}_{hashlib.sha256(f'{file} {content_hash(file)}'.encode()).hexdigest()[:10]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
@@ -85,6 +89,67 @@ def imported_file(typed: str, key: str, path: str) -> ModuleType:
             del sys.modules[name]
             raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {described(error)}.") from error
     return sys.modules[name]
+
+
+def require_loggable(path: str, key: str) -> None:
+    """Raises UserError where the file of a path, which is part of a parameter's name, is no such name for MLflow."""
+    in_file = FILE.fullmatch(path)
+    typed = in_file["file"] if in_file else "f"
+    if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
+        raise UserError(
+            f"{key} names {path!r}, whose path cannot be logged; it must be of letters, digits, spaces and `_-./`, "
+            "without // and /../ within."
+        )
+
+
+@dataclass
+class Signature:
+    """The arguments of a function beside the first ones, which it gets by position.
+
+    must     whether it needs it, by each argument that it names
+    others   whether it takes every other one too
+    first    names of the first ones
+    """
+
+    must: dict[str, bool]
+    others: bool
+    first: list[str]
+
+    def takes(self, name: str) -> bool:
+        """Whether it may be called with this argument by name."""
+        return name in self.must or (self.others and name not in self.first)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """The arguments that it needs, but which are not among the names."""
+        return [name for name, must in self.must.items() if must and name not in names]
+
+
+def signature(function: Callable[..., Any], label: str, given: int = 0) -> Signature:
+    """The signature of a function that gets this number of arguments by position, and all others by name.
+
+    Raises UserError for another argument without a default that cannot be passed by name.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return Signature({}, True, [])
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    for each in positional[given:]:
+        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
+            raise UserError(f"{label} takes {each.name!r} by position; it must take its arguments by name.")
+    by_name = [each for each in positional[given:] if each.kind is each.POSITIONAL_OR_KEYWORD]
+    by_name += [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return Signature(
+        must={each.name: each.default is each.empty for each in by_name},
+        others=any(each.kind is each.VAR_KEYWORD for each in parameters),
+        first=[each.name for each in positional[:given]],
+    )
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """The file of a definition, empty where Python does not know it, and for one of ours, whose version is logged."""
+    file = defined_at(function).rpartition(":")[0]
+    return "" if file.startswith(OURS) else file
 
 
 def anywhere(path: str) -> str:

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.init import main as init
 from bakeoff.paths import ANALYSIS
+from bakeoff.tune import main as tune
 from tests.commands import call
 
 TOY = ("model=toy", "task=my_task")
@@ -35,6 +36,24 @@ def test_the_project_is_short_and_nothing_in_it_is_replaced(project, monkeypatch
         init()
     assert "README.md" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_is_no_place_for_a_project(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["bakeoff-init", str(tmp_path / folder)])
+    with pytest.raises(SystemExit):
+        init()
+    assert "is a file, or below one" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seeds", ["a,b", "", "1.5"])
+def test_tuning_seeds_are_whole_numbers(seeds, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bakeoff-tune", "algorithm=grpo", f"--seeds={seeds}"])
+    with pytest.raises(SystemExit):
+        tune()
+    assert "it must be whole numbers" in capsys.readouterr().err
 
 
 def test_its_study_has_a_page_without_code_of_its_own(project, report, monkeypatch):

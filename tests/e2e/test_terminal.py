@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from bakeoff.configuration import every_key
-from bakeoff.progress import HEAD, Row, RunProgress, Standing, sweep_table
+from bakeoff.progress import HEAD, Row, RunProgress, Standing, plain_table, sweep_table, watching
 from bakeoff.tracking import start_run
 from tests.commands import store_of
 from tests.stored import tracking
@@ -134,6 +134,21 @@ def test_a_run_shows_itself_on_a_terminal_and_an_interrupt_names_the_command_tha
         text=True,
     )
     assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize("text", ["f raised ValueError: [/INST] (f.py:3)", "stop is [a, b]", "[bold]", r"a\[b]", "[/]"])
+def test_what_a_message_quotes_is_never_markup(text, tmp_path, capsys):
+    progress = RunProgress(tmp_path, text, quiet=False, console=Console(width=80))
+    progress.report(text)
+    progress.show(text)
+    progress.show(plain_table(text, ("",)))
+    shown = capsys.readouterr().out
+    assert shown.count(text) == 2
+    names, folders = [text], [tmp_path]
+    progress.end("done")
+    with watching(names, folders, Console(width=80)):
+        pass
+    assert text in capsys.readouterr().out
 
 
 def test_an_interrupt_while_libraries_load_prints_no_traceback(tmp_path):

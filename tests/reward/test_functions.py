@@ -1,5 +1,6 @@
 """Functions of a user: in a file, with the arguments that they name, None where they do not apply, and their faults."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -54,6 +55,10 @@ def inner(text):
 
 
 def needs(completions, difficulty, weight=1):
+    return [0.0] * len(completions)
+
+
+def needs_beside_others(completions, difficulty, **columns):
     return [0.0] * len(completions)
 
 
@@ -115,6 +120,17 @@ def test_an_isolated_worker_finds_the_file_wherever_the_run_has_gone(rollout, tm
     reward = Reward({"./rewards_of_mine.py:brevity": 2.0}, timeout_s=20)
     monkeypatch.chdir("/")
     assert reward(Sort(digits=2), rollout).total.tolist() == pytest.approx([-0.4, -0.2, -0.4, 0])
+
+
+@pytest.mark.parametrize("folder", ["a+b", "a@b", "my project (2)", "münchen ✓", "a~b,c=d", "it's"])
+def test_the_working_folder_of_a_file_may_have_any_name(folder, tmp_path, monkeypatch):
+    (there := tmp_path / folder).mkdir()
+    (there / "rewards_here.py").write_text("def f(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    monkeypatch.chdir(there)
+    for function in (*Reward({"./rewards_here.py:f": 1.0}).user.values(), user("./rewards_here.py:f")):
+        assert pickle.loads(pickle.dumps(function))({"completions": ["a", "b"]}) == [1.0, 1.0]
+    with pytest.raises(UserError, match="whose path cannot be logged"):
+        Reward({f"{there}/rewards_here.py:f": 1.0})
 
 
 def test_a_changed_file_is_read_anew_and_functions_of_one_file_share_its_module():
@@ -208,8 +224,9 @@ def test_none_leaves_a_completion_out_of_the_sum_and_of_the_metric(rollout):  # 
     ]
 
 
-def test_an_argument_that_the_examples_lack_is_refused_before_anything_is_trained():
-    config = compose(*SMALL, "sft.steps=1000", "reward.functions={./rewards_of_mine.py:needs: 1}")
+@pytest.mark.parametrize("name", ["needs", "needs_beside_others"])
+def test_an_argument_that_the_examples_lack_is_refused_before_anything_is_trained(name):
+    config = compose(*SMALL, "sft.steps=1000", f"reward.functions={{./rewards_of_mine.py:{name}: 1}}")
     with pytest.raises(UserError, match=r"needs the argument difficulty, but is called with prompts, completions, ans"):
         loop_of(config)
 
@@ -235,6 +252,14 @@ def test_an_argument_that_the_examples_lack_is_refused_before_anything_is_traine
 )
 def test_a_file_may_be_a_key_on_the_command_line(override, functions):
     assert compose(override).reward.functions == functions
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("task.system", "run main.py:f : then"), ("task.prompt", "see x.py:main: {{ q }}")]
+)
+def test_any_other_text_that_names_a_file_stays_as_it_is(key, text):
+    (parsed,) = OverridesParser.create().parse_overrides([f"{key}='{text}'"])
+    assert parsed.value() == text
 
 
 def test_sweeps_keep_the_file_in_their_values():

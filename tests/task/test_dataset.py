@@ -57,6 +57,16 @@ def test_every_format_gives_the_same_examples(tmp_path, name):
     assert len(task.known_examples()) == len(WORDS)
 
 
+def test_a_split_of_a_saved_table_is_cut_and_may_not_be_empty(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(WORDS).save_to_disk(tmp_path / "d")
+    some = Dataset(path=str(tmp_path / "d"), split="train[5:25]", **GSM)
+    assert [e.columns["level"] for e in some.known_examples()] == list(range(505, 525))
+    with pytest.raises(UserError, match=r"^task.path is .*(which is empty|out of range)"):
+        Dataset(path=str(tmp_path / "d"), split="train[60:]", **GSM)
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_folder_has_splits(tmp_path, saved):
     import datasets
@@ -143,13 +153,22 @@ def test_nothing_that_stands_in_data_is_executed(tmp_path):
         ({"prompt": "{{ question"}, r"task.prompt is .*which is no Jinja template"),
         ({**GSM, "answer_pattern": "####("}, r"task.answer_pattern is '####\(', which is no regular expression"),
         ({**GSM, "answer_pattern": "@@ (.*)"}, r"task.path: line 1 of .*answer_pattern '@@ \(.\*\)' is not in"),
+<<<<<<< HEAD
         ({**GSM, "extract": Extract.after}, r"task.extract is after and task.after is ''"),
         ({**GSM, "verify": Verify.function}, r"task.verify is function and task.function is ''"),
         ({**GSM, "verify": Verify.function, "function": "os.nothing"}, r"task.function names 'os.nothing', which"),
         ({**GSM, "verify": Verify.function, "function": "./no.py:f"}, r"task.function names './no.py:f', but"),
+=======
+        ({**GSM, "extract": Extract.after}, r"task.extract is after and task.after ''"),
+        ({**GSM, "verify": Verify.function}, r"task.verify is function and task.function ''"),
+        ({**GSM, "verify": Verify.function, "function": "os.nothing"}, r"task.function names 'os.nothing'"),
+        ({**GSM, "verify": Verify.function, "function": "./no.py:f"}, r"task.function names './no.py:f', but there"),
+>>>>>>> review19
         ({**GSM, "stop": ["\n", ""]}, r"task.stop is .* must have a character"),
         ({**GSM, "examples": [{"prompt": "x"}]}, r"task.examples has .*the keys prompt and completion"),
         ({**GSM, "heldout_split": "test"}, r"task.heldout_split is 'test', but task.path is the file .*no splits"),
+        ({**GSM, "split": "train[:9]"}, r"task.split is 'train\[:9\]', but task.path is the file .*task.split=train"),
+        ({**GSM, "answer_pattern": r"(\?)|\d*"}, r"line 1 of .*answer_pattern .* is not in"),
         ({**GSM, "heldout_path": "a/b", "heldout_share": 0.1}, r"task.heldout_share is 0.1, but task.heldout_path"),
         ({**GSM, "heldout_share": 1.0}, r"the held-out prompts leave no prompt to train on"),
     ],
@@ -158,6 +177,83 @@ def test_keys_that_do_not_fit_are_refused_in_a_sentence(tmp_path, keys, sentence
     path = write(tmp_path / "d.jsonl", WORDS)
     with pytest.raises(UserError, match=sentence):
         Dataset(path=path, **keys)
+
+
+@pytest.mark.parametrize("pattern", [r"####.*", r"(\d[\d,]*)|(\?)", r".*", r"[\d,]*", r"#### (.*)|$"])
+def test_an_answer_is_the_last_match_that_has_a_text(tmp_path, pattern):
+    task = Dataset(path=write(tmp_path / "d.jsonl", WORDS), **GSM | {"answer_pattern": pattern})
+    assert all(each.answer.endswith(f"{int(each.columns['level']) * 2:,}") for each in task.known_examples())
+
+
+@pytest.mark.parametrize("rows", [[{"q": "1"}, {"q": None}], [{"q": "1"}, {"other": "2"}]], ids=["null", "missing"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_a_template_never_writes_a_value_that_is_not_there(tmp_path, rows, ending):
+    path = write(tmp_path / f"d.{ending}", rows)
+    with pytest.raises(UserError, match=r"task.path: (line|row) 2 of .*missing or null"):
+        Dataset(path=path, prompt="Q: {{ q }}")
+    task = Dataset(path=path, prompt="Q: {% if q %}{{ q }}{% else %}?{% endif %}")
+    assert [example.prompt for example in task.known_examples()] == ["Q: 1", "Q: ?"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "ends"),
+    [(r"\nuser:", "\nuser:"), (r"\n\n", "\n\n"), (r"\neq", r"\neq"), ("\nuser", "\nuser"), (r"\nA", "\nA")],
+)
+def test_a_line_feed_in_a_stop_string_is_one_before_any_letter(tmp_path, typed, ends):
+    assert ends in Dataset(path=write(tmp_path / "d.jsonl", WORDS), stop=[typed], **GSM).stops()
+
+
+def test_prompts_that_are_all_too_long_or_without_answers_are_named_by_their_set(tmp_path, tiny):
+    rows = [{"prompt": "1" * n + "=", "answer": "1"} for n in range(1, 41)]
+    task = Dataset(path=write(tmp_path / "d.jsonl", rows), heldout=2, max_prompt_tokens=30)
+    task.max_prompt_tokens = min(len(each.prompt) for each in task.heldout_examples()) - 1
+    with pytest.raises(UserError, match="leaves no prompt to evaluate on"):
+        leave_out_long_prompts(tiny, task)
+    held = write(tmp_path / "held.jsonl", [{"prompt": "5+5="}])
+    assert "no answers to held-out prompts" in Dataset(path=task.path, heldout_path=held).sizes()
+    held = write(tmp_path / "held.jsonl", [{"question": "5+5="}])
+    with pytest.raises(UserError, match=r"task.heldout_path is '.*held.jsonl', which has no column prompt"):
+        Dataset(path=task.path, heldout_path=held)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns"),
+    [
+        *(("text, answer, **columns", 4), ("completion, level, /, **columns", 3), ("text, answer", 0), ("*both", 0)),
+        *(("completion, answer, *, level", 1), ("wrote, answer, level, spare=1", 1), ("said, answer, **columns", 5)),
+    ],
+)
+def test_a_function_gets_the_columns_that_it_takes_whatever_they_are_called(tmp_path, monkeypatch, arguments, columns):
+    names = arguments.replace("/, ", "").replace("*, ", "").replace(", spare=1", "").split(", ")[2:]
+    given = " + ".join(["0", *("len(columns)" if "*" in name else f"({name} == 3)" for name in names)])
+    (tmp_path / "own.py").write_text(f"def score({arguments}):\n    return ({given}) / 10\n")
+    extra = {"answer": "1", "completion": "1", "text": "2", "level": 3, "more": 4, "messages": []}
+    monkeypatch.chdir(tmp_path)
+    keys = {"verify": Verify.function, "function": "./own.py:score", "prompt": "{{ prompt }}"}
+    task = Dataset(path=write(tmp_path / "d.jsonl", [{"prompt": f"{n}"} | extra for n in range(4)]), heldout=1, **keys)
+    example = task.known_examples()[0]
+    assert set(example.columns) == {"completion", "text", "level", "more", "messages"}
+    assert task.judge("1", example).score * 10 == columns
+    assert pickle.loads(pickle.dumps(task)).judge("1", example).score * 10 == columns
+
+
+def test_a_function_that_needs_a_column_which_the_data_lack_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "own_verifier.py").write_text("def score(text, answer, difficulty, **columns):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path / "d.jsonl", WORDS)
+    for function in (f"{tmp_path}/own_verifier.py:score", "own_verifier.score"):
+        with pytest.raises(UserError, match=r"needs the argument difficulty, but .* columns question, level; name one"):
+            Dataset(path=path, **GSM, verify=Verify.function, function=function)
+
+
+def test_a_function_of_a_module_is_part_of_the_tasks_files_as_one_of_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "my_verifier.py").write_text("def score(text, answer):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for function in (f"{tmp_path}/my_verifier.py:score", "my_verifier.score"):
+        keys = {**GSM, "verify": Verify.function, "function": function}
+        task = Dataset(path=write(tmp_path / "d.jsonl", WORDS), **keys)
+        assert task.files()["function"] == f"{tmp_path}/my_verifier.py"
+        assert deepcopy(task).function == function
 
 
 def test_a_data_set_that_is_nowhere_is_refused_by_its_name():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,11 +133,12 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
     longest, *lengths = torch.cat([mask.sum(1).max()[None], mask.sum(1)]).tolist()
     ids, mask, is_end = ids[:, :longest], mask[:, :longest], is_end[:, :longest]
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
+    as_text = partial(turn_text, decode, request.stop)
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     return Rollout(
         examples=[example for example in prompts.examples for _ in range(completions)],
         prompts=[text for text in prompts.texts for _ in range(completions)],
-        completions=[before_stop(decode(row), request.stop) for row in rows],
+        completions=[as_text(row) for row in rows],
         sequences=Sequences(
             ids=torch.cat([prompts.ids.repeat_interleave(completions, 0), ids], 1),
             attention=torch.cat([prompts.attention.repeat_interleave(completions, 0), mask], 1),
@@ -147,12 +149,13 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
         entropy=None if generated.entropy is None else torch.where(mask, generated.entropy[:, :longest], 0.0),
         ended=is_end.any(1),
         max_tokens=request.max_tokens,
-        decode=decode,
+        decode=as_text,
     )
 
 
-def before_stop(text: str, stop: tuple[str, ...]) -> str:
-    """The text up to the first of the strings."""
+def turn_text(decode: Callable[[list[int]], str], stop: tuple[str, ...], tokens: list[int]) -> str:
+    """The text of tokens up to the first of the stop strings."""
+    text = decode(tokens)
     return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
 
 

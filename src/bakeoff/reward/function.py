@@ -10,7 +10,6 @@ step. An `end` past the text means the EOS token; use it to score missing steps.
 
 from __future__ import annotations
 
-import inspect
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 from bakeoff.batch import Rollout
 from bakeoff.errors import UserError
 from bakeoff.task.task import as_number
-from bakeoff.user_code import FILE, anywhere, defined_at, load
+from bakeoff.user_code import FILE, anywhere, defined_at, load, signature, source_of
 
 Steps = list[tuple[int, float]]
 Reader = Callable[[str, Any, int], Any]
@@ -54,7 +53,7 @@ class UserFunction:
 
         Raises what the function raises, and UserError for something else.
         """
-        taken = arguments if self._signature is None else {k: v for k, v in arguments.items() if k in self._signature}
+        taken = {name: value for name, value in arguments.items() if self._signature.takes(name)}
         return self._read(self.place, self._function(**taken), len(arguments["completions"]))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,36 +62,17 @@ class UserFunction:
 
     @property
     def source(self) -> str:
-        """The file of the definition, empty where Python does not know it."""
-        return defined_at(self._function).rpartition(":")[0]
+        """The file of the definition; see `source_of`."""
+        return source_of(self._function)
 
     def require(self, columns: Iterable[str]) -> None:
         """Raises UserError where the function needs an argument that neither every call nor the examples have."""
         there = [*ALWAYS, *(name for name in columns if name not in ALWAYS)]
-        needed = [name for name, must in (self._signature or {}).items() if must and name not in there]
-        if needed:
+        if needed := self._signature.missing(there):
             raise UserError(
                 f"{self.place} needs the argument {', '.join(needed)}, but is called with {', '.join(there)}; name one "
                 "of these, or give the argument a default."
             )
-
-
-def signature(function: Callable[..., Any], label: str) -> dict[str, bool] | None:
-    """Whether a function must have it, by the argument that it names; none where it takes every argument.
-
-    Raises UserError for an argument without a default that cannot be passed by name.
-    """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    for each in parameters:
-        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
-            raise UserError(f"{label} takes {each.name!r} by position; it must take its arguments by name.")
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return None
-    by_name = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    return {each.name: each.default is each.empty for each in by_name}
 
 
 def call_arguments(rollout: Rollout) -> dict[str, list[Any]]:

@@ -7,11 +7,11 @@ what the text says.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_s
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
 from bakeoff.task.task import Message, Task, Verdict
+from bakeoff.user_code import require_loggable
 
 VERIFIER, ENVIRONMENT = "verifier", "environment"
 TRIED = 8  # number of completions: a function that has never worked, and fails on each of them alone, always fails
@@ -173,6 +174,7 @@ class Reward:
             configured: Callable[[Completed], Any] | None = getattr(self, name, None)
             return configured if configured and isinstance(configured, type(ours[name])) else ours[name]
         function = UserFunction(name, key, read, tuple(ours))
+        require_loggable(name, key)
         self.user[function.label] = function
         return partial(self._entries, function)
 
@@ -248,10 +250,14 @@ def to_token_steps(said: list[Steps], rollout: Rollout) -> StepRewards:
     found: list[tuple[int, int, float]] = []
     for row, (steps, (tokens, columns)) in enumerate(zip(said, rollout.sequences.written(), strict=True)):
         begins = [0, *(at for at in range(1, len(columns)) if columns[at] > columns[at - 1] + 1)]  # of each turn
+        lengths = [len(rollout.decode(tokens[at:end])) for at, end in pairwise([*begins, len(tokens)])]
+        before = list(accumulate((length + 1 for length in lengths), initial=0))  # each turn is on a line of its own
 
-        def characters(token: int, tokens: list[int] = tokens, begins: list[int] = begins) -> int:
-            turns = pairwise([*(at for at in begins if at <= token), token + 1])
-            return len("\n".join(rollout.decode(tokens[at:end]) for at, end in turns))
+        def characters(token: int, read: tuple[list[int], ...] = (tokens, begins, lengths, before)) -> int:
+            tokens, begins, lengths, before = read
+            turn = bisect_right(begins, token) - 1
+            # a part of a stop string is decoded too
+            return before[turn] + min(len(rollout.decode(tokens[begins[turn] : token + 1])), lengths[turn])
 
         for end, score in steps:
             token = bisect_left(range(len(tokens)), end, key=characters)  # a long text is not decoded at every token

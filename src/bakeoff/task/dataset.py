@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Set
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from bakeoff.ranges import count, share
 from bakeoff.task.table import Format, Row, checked, read_table, shown
 from bakeoff.task.task import Task, Verdict, as_number, as_read
 from bakeoff.task.verify import COMPARED, Extract, Verify, hint
-from bakeoff.user_code import anywhere, load
+from bakeoff.user_code import Signature, anywhere, load, signature, source_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -87,11 +88,20 @@ class Dataset(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check()
+        self._source = ""
+        self._signature: Signature | None = None
         self._score = self._verifier()
         # code of others, math-verify and a user's pattern may take for ever
         self.foreign = self.verify in (Verify.math, Verify.function) or self.extract is Extract.after
         self._own: list[Example] | None = None
         self._examples = self._read("path", self.path, self.split)
+        columns = self._examples[0].columns
+        missing = self._signature.missing(columns) if self._signature else None
+        if missing:
+            raise UserError(
+                f"task.function: {self.function} needs the argument {', '.join(missing)}, but is called with the "
+                f"text, the answer and the columns {', '.join(columns)}; name one of these, or give it a default."
+            )
         self._repeated = self._long = 0
         if self.heldout_path or self.heldout_split:
             key = "heldout_path" if self.heldout_path else "path"
@@ -131,11 +141,22 @@ class Dataset(Task):
                 f"task.verify is {self.verify.value} and task.function is {self.function!r}; task.verify=function "
                 "needs the function, and no other value takes it."
             )
+<<<<<<< HEAD
         if self.heldout_split and not self.heldout_path and Path(self.path).is_file():
             raise UserError(
                 f"task.heldout_split is {self.heldout_split!r}, but task.path is the file '{self.path}', which has no "
                 "splits; set task.heldout_path to another file, or task.heldout_share to a part of this one."
             )
+=======
+        held = "" if self.heldout_path else self.heldout_split
+        for key, split, default in (("split", self.split, type(self).split), ("heldout_split", held, "")):
+            if split != default and os.path.isfile(os.path.expanduser(self.path)):
+                raise UserError(
+                    f"task.{key} is {split!r}, but task.path is the file '{self.path}', which has no splits; set "
+                    f"task.{key}={default}. task.heldout_path names another file, task.heldout_share a part of this "
+                    "one."
+                )
+>>>>>>> review19
         if "" in self.stop:
             raise UserError(f"task.stop is {self.stop}; a stop string must have a character.")
         for shot in self.examples:
@@ -146,9 +167,12 @@ class Dataset(Task):
         """(extracted text, example) → its score."""
         if self.verify is Verify.function:
             function = load(self.function, "task.function", ())
+            called = self._signature = signature(function, f"task.function: {self.function}", given=2)
+            self._source = self.function.rpartition(":")[0] or source_of(function)
 
             def score(text: str, example: Example) -> Any:
-                return function(text, example.answer, **example.columns)
+                columns = {name: value for name, value in example.columns.items() if called.takes(name)}
+                return function(text, example.answer, **columns)
 
             return score
         if self.verify is Verify.math and importlib.util.find_spec("math_verify") is None:
@@ -158,7 +182,7 @@ class Dataset(Task):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dataset:
         copied = object.__new__(type(self))
-        own = {name: deepcopy(value, memo) for name, value in self.__getstate__().items()}
+        own = {name: deepcopy(getattr(self, name), memo) for name in self.__dataclass_fields__}
         copied.__dict__.update(self.__dict__ | own)  # the data, which nothing changes, is shared
         return copied
 
@@ -173,8 +197,7 @@ class Dataset(Task):
             COMPARED[Verify.math]("$1$", "1")
 
     def files(self) -> dict[str, str]:
-        function = self.function.rpartition(":")[0]
-        named = {"path": self.path, "heldout_path": self.heldout_path, "function": function}
+        named = {"path": self.path, "heldout_path": self.heldout_path, "function": self._source}
         return {key: path for key, path in named.items() if path}
 
     def generate(self, rng: Random) -> Example:
@@ -200,8 +223,10 @@ class Dataset(Task):
         return own + [Example(each.prompt, self._worked(each)) for each in super().shot_examples()]
 
     def stops(self) -> tuple[str, ...]:
-        # a command line keeps the two characters that YAML reads as a line feed; LaTeX's commands stay
-        return tuple(re.sub(r"\\n(?![a-z])", "\n", each) for each in self.stop)
+        # a command line keeps the two characters that YAML reads as a line feed; before a letter, as in \nuser and in
+        # LaTeX's \neq, they may be either
+        both = ((each.replace("\\n", "\n"), re.sub(r"\\n(?![a-z])", "\n", each)) for each in self.stop)
+        return tuple(dict.fromkeys(chain.from_iterable(both)))
 
     def prompt_bound(self) -> int:
         return self.max_prompt_tokens
@@ -222,7 +247,8 @@ class Dataset(Task):
 
     def _require_both(self, cause: str) -> None:
         """Raises UserError where nothing is left to train on, or to evaluate on."""
-        for examples, purpose in ((self._examples, "train on"), (self._own, "evaluate on")):
+        held = self._own if self._reserved is None else self._reserved[0]
+        for examples, purpose in ((self._examples, "train on"), (held, "evaluate on")):
             if examples == []:
                 raise UserError(f"task.path is '{self.path}': {cause} no prompt to {purpose}.")
 
@@ -240,8 +266,14 @@ class Dataset(Task):
             words.append(f"{self._repeated:,} rows left out of training, whose prompts are held out")
         if self._long:
             words.append(f"{self._long:,} rows left out, with more than {self.max_prompt_tokens:,} tokens")
+<<<<<<< HEAD
         if all(example.answer is None for example in self._examples) and self.verify is not Verify.function:
             words.append("no answers, so accuracy is 0 unless task.verify=function judges")
+=======
+        for examples, kind in ((self._examples, "training"), (held, "held-out")):
+            if all(example.answer is None for example in examples) and self.verify is not Verify.function:
+                words.append(f"no answers to {kind} prompts, all of which score 0 unless task.verify=function judges")
+>>>>>>> review19
         return "; ".join(words)
 
     def hint(self, completions: list[str], examples: list[Example]) -> str:
@@ -277,7 +309,7 @@ class Dataset(Task):
         revision = self.revision if path == self.path else ""
         rows = read_table(f"task.{key}", path, self.format, self.name, split, revision)
         columns: dict[str, None] = {column: None for row in rows for column in row.values}
-        make = self._maker(list(columns))
+        make = self._maker(f"task.{key} is '{path}'", list(columns))
         wanted = "be an object with a text for each of the keys prompt, answer"
         if self.prompt or self.answer or self.solution:
             wanted = "have a text for task.prompt, task.answer and task.solution"
@@ -289,12 +321,12 @@ class Dataset(Task):
                 raise row.refused(f"task.{key}", wanted, error) from error
         return found
 
-    def _maker(self, columns: list[str]) -> Callable[[Row], Example]:
-        """Row → Example, for a table with these columns."""
+    def _maker(self, table: str, columns: list[str]) -> Callable[[Row], Example]:
+        """Row → Example, for a table with these columns; `table` names it in an error."""
         prompt = self.prompt or next((name for name in ("prompt", "messages") if name in columns), "prompt")
         if not self.prompt and prompt not in columns:
             raise UserError(
-                f"task.path is '{self.path}', which has no column prompt or messages; the columns are "
+                f"{table}, which has no column prompt or messages; the columns are "
                 f"{', '.join(columns)}; task.prompt names one, or is a template such as '{{{{ question }}}}'."
             )
         answer = self.answer or next((name for name in ("answer", "completion") if name in columns), "")
@@ -379,11 +411,12 @@ def column_text(row: Row, column: str) -> str:
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str:
-    """The last match of a pattern, or of its first group; raises ValueError where there is none."""
-    matches = list(pattern.finditer(text))
-    if not matches:
+    """The last match that has a text, of a pattern or of its first group; raises ValueError where there is none."""
+    matches = [(match[1] if pattern.groups else match[0]) or "" for match in pattern.finditer(text)]
+    found = [match.strip() for match in matches if match.strip()]
+    if not found:
         raise ValueError(f"task.answer_pattern {pattern.pattern!r} is not in {shown(text)}")
-    return (matches[-1][1] if pattern.groups else matches[-1][0]).strip()
+    return found[-1]
 
 
 def compiled(key: str, source: str) -> Template:
@@ -392,12 +425,19 @@ def compiled(key: str, source: str) -> Template:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=written
     )
     try:
         return environment.from_string(source)
     except TemplateError as error:
         raise UserError(f"{key} is {source!r}, which is no Jinja template ({error}).") from error
+
+
+def written(value: Any) -> Any:
+    """A value that a template writes; raises ValueError for a column without one, which would be the text None."""
+    if value is None:
+        raise ValueError("it writes a column that is missing or null here; {% if column %} leaves it out")
+    return value
 
 
 def rendered(template: Template, columns: list[str], row: Row) -> str:

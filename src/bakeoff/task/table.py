@@ -74,11 +74,12 @@ def read_table(key: str, path: str, form: Format, name: str, split: str, revisio
     Only folders and the Hub have names and splits.
     """
     file, is_dataset = found(path, key)
-    if form is Format.auto and is_dataset:
-        return read_dataset(key, path, file, name, split, revision)
-    if form is Format.auto:
+    if form is Format.auto and not is_dataset:
         form = next((each for each in Format if file.suffix.lower() == f".{each.value}"), Format.jsonl)
-    rows = list(READERS[form](file, key))
+    if form is Format.auto:
+        rows = read_dataset(key, path, file, name, split, revision)
+    else:
+        rows = list(READERS[form](file, key))
     if not rows:
         unit = "JSON object per line" if form is Format.jsonl else "row per example"
         raise UserError(f"{key} is '{file}', which is empty; it must have one {unit}.")
@@ -204,11 +205,12 @@ def read_dataset(key: str, path: str, folder: Path, name: str, split: str, revis
             found = datasets.load_dataset(str(folder), name if (folder / "README.md").is_file() and name else None)
         else:
             found = datasets.load_dataset(path, name or None, split=split, revision=revision or None)
-        if isinstance(found, dict):
+        if folder.is_dir():
             parts, _, part = split.partition("[")
-            if parts not in found:
+            if isinstance(found, dict) and parts not in found:
                 raise ValueError(f"its splits are {', '.join(found)}, not {parts}")
-            found = found[parts] if not part else cut(found[parts], part)
+            found = found[parts] if isinstance(found, dict) else found
+            found = cut(found, part) if part else found
     except Exception as error:  # whatever reading, downloading and unpacking may raise
         kind = "a folder" if folder.is_dir() else "no file here, and a data set of the Hub"
         raise UserError(
