@@ -67,14 +67,6 @@ def imported_file(typed: str, key: str, path: str) -> ModuleType:
         raise UserError(
             f"{key} names {path!r}, but there is no file '{file}'; write its path relative to the working folder."
         )
-<<<<<<< HEAD
-    if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":
-        raise UserError(
-            f"{key} names {path!r}, whose path cannot be logged; it may have letters, digits, spaces and `_-./`, "
-            "but neither // nor /../."
-        )
-=======
->>>>>>> review19
     name = f"{file.stem}_{hashlib.sha256(f'{file} {content_hash(file)}'.encode()).hexdigest()[:10]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)

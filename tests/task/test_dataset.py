@@ -153,17 +153,10 @@ def test_nothing_that_stands_in_data_is_executed(tmp_path):
         ({"prompt": "{{ question"}, r"task.prompt is .*which is no Jinja template"),
         ({**GSM, "answer_pattern": "####("}, r"task.answer_pattern is '####\(', which is no regular expression"),
         ({**GSM, "answer_pattern": "@@ (.*)"}, r"task.path: line 1 of .*answer_pattern '@@ \(.\*\)' is not in"),
-<<<<<<< HEAD
         ({**GSM, "extract": Extract.after}, r"task.extract is after and task.after is ''"),
         ({**GSM, "verify": Verify.function}, r"task.verify is function and task.function is ''"),
         ({**GSM, "verify": Verify.function, "function": "os.nothing"}, r"task.function names 'os.nothing', which"),
         ({**GSM, "verify": Verify.function, "function": "./no.py:f"}, r"task.function names './no.py:f', but"),
-=======
-        ({**GSM, "extract": Extract.after}, r"task.extract is after and task.after ''"),
-        ({**GSM, "verify": Verify.function}, r"task.verify is function and task.function ''"),
-        ({**GSM, "verify": Verify.function, "function": "os.nothing"}, r"task.function names 'os.nothing'"),
-        ({**GSM, "verify": Verify.function, "function": "./no.py:f"}, r"task.function names './no.py:f', but there"),
->>>>>>> review19
         ({**GSM, "stop": ["\n", ""]}, r"task.stop is .* must have a character"),
         ({**GSM, "examples": [{"prompt": "x"}]}, r"task.examples has .*the keys prompt and completion"),
         ({**GSM, "heldout_split": "test"}, r"task.heldout_split is 'test', but task.path is the file .*no splits"),

@@ -141,13 +141,6 @@ class Dataset(Task):
                 f"task.verify is {self.verify.value} and task.function is {self.function!r}; task.verify=function "
                 "needs the function, and no other value takes it."
             )
-<<<<<<< HEAD
-        if self.heldout_split and not self.heldout_path and Path(self.path).is_file():
-            raise UserError(
-                f"task.heldout_split is {self.heldout_split!r}, but task.path is the file '{self.path}', which has no "
-                "splits; set task.heldout_path to another file, or task.heldout_share to a part of this one."
-            )
-=======
         held = "" if self.heldout_path else self.heldout_split
         for key, split, default in (("split", self.split, type(self).split), ("heldout_split", held, "")):
             if split != default and os.path.isfile(os.path.expanduser(self.path)):
@@ -156,7 +149,6 @@ class Dataset(Task):
                     f"task.{key}={default}. task.heldout_path names another file, task.heldout_share a part of this "
                     "one."
                 )
->>>>>>> review19
         if "" in self.stop:
             raise UserError(f"task.stop is {self.stop}; a stop string must have a character.")
         for shot in self.examples:
@@ -266,14 +258,9 @@ class Dataset(Task):
             words.append(f"{self._repeated:,} rows left out of training, whose prompts are held out")
         if self._long:
             words.append(f"{self._long:,} rows left out, with more than {self.max_prompt_tokens:,} tokens")
-<<<<<<< HEAD
-        if all(example.answer is None for example in self._examples) and self.verify is not Verify.function:
-            words.append("no answers, so accuracy is 0 unless task.verify=function judges")
-=======
         for examples, kind in ((self._examples, "training"), (held, "held-out")):
             if all(example.answer is None for example in examples) and self.verify is not Verify.function:
                 words.append(f"no answers to {kind} prompts, all of which score 0 unless task.verify=function judges")
->>>>>>> review19
         return "; ".join(words)
 
     def hint(self, completions: list[str], examples: list[Example]) -> str:
