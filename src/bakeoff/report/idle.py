@@ -73,15 +73,23 @@ RULES = [
 
 
 def idle(study: Study) -> list[str]:
-    """A sentence on each arm and rule that applies."""
+    """A sentence on each rule that applies and the arms of each method that it applies to."""
     found = []
+    methods = study.runs.drop_duplicates("name").set_index("name")["algorithm"]
     for rule in RULES:
         values = grouped(study, rule.metric).agg(rule.measured).groupby("name").mean()
         having = study.params[study.params["key"].str.startswith(rule.param)]
         arms = set(study.runs["name"][study.runs["run"].isin(having["run"])]) if rule.param else set(study.arms)
-        found += [
-            rule.sentence.format(arm=arm, value=f"{values[arm]:.2g}", share=percent(values[arm]))
-            for arm in study.arms
-            if arm in values and arm in arms and rule.idle(values[arm])
-        ]
+        named = [arm for arm in study.arms if arm in values and arm in arms and rule.idle(values[arm])]
+        for method, own in values[named].groupby(methods[named], sort=False):
+            every = int((methods == method).sum())
+            arm = str(own.index[0]) if len(own) == 1 else f"{method} (in {len(own)} of its {every} arms)"
+            value = between(own, lambda each: f"{each:.2g}")
+            found.append(rule.sentence.format(arm=arm, value=value, share=between(own, percent)))
     return found
+
+
+def between(values: pd.Series, text: Callable[[float], str]) -> str:
+    """The smallest and the largest value as text, or one where both read alike."""
+    ends = dict.fromkeys([text(float(values.min())), text(float(values.max()))])
+    return " to ".join(ends)
