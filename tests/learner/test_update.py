@@ -142,7 +142,7 @@ def test_the_actor_runs_again_only_where_the_engine_is_not_exact_or_values_are_n
         _, experience, statistics = prepared(*overrides)
         assert float(statistics.reference_exact) == pytest.approx(0, abs=1e-6)
         assert torch.equal(experience.behaviour_logprobs, experience.reference_logprobs)
-        assert statistics.sampler_mismatch < 0.1
+        assert statistics.sampler.mismatch < 0.1
 
 
 def test_sampled_entropy_is_that_of_the_training_forward():
