@@ -32,6 +32,7 @@ from bakeoff.report.statistics import (
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import number
 
+KINDS = ("none is higher, significantly", "avoid: one is higher")
 SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
 VERDICTS = ("as predicted", "against the prediction", "undecided", "not tested")
 
@@ -87,17 +88,18 @@ def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """A row for each regime: the highest mean score, and the methods to choose and to avoid, highest first."""
-    frame = scores(study)
-    rows = [
-        {
-            "regime": each.regime,
-            "highest": f"{wide(frame, each.regime).mean().max():.2f}",
-            "choose: none is higher": ", ".join(each.choose),
-            "avoid: one is higher": ", ".join(each.avoid) or "–",
+    """A row for each regime: the method of the highest mean score, those not told apart from it, and those to avoid."""
+    frame, rows = scores(study), []
+    for each in choices(study):
+        means = wide(frame, each.regime).mean()
+        top = str(means.idxmax())
+        named = {
+            kind: [f"{m} {means[m]:.2f}" for m in own if m != top] for kind, own in zip(KINDS, each[2:], strict=True)
         }
-        for each in choices(study)
-    ]
+        rows.append(
+            {"regime": each.regime, "highest mean": f"{top} {means[top]:.2f}"}
+            | {kind: ", ".join(own) or "–" for kind, own in named.items()}
+        )
     return pd.DataFrame(rows)
 
 
