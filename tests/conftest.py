@@ -30,6 +30,8 @@ from tests.commands import call
 
 register()
 settings.register_profile("fuzz")  # of `make fuzz`; tests/test_ranges.py reads its name
+settings.register_profile("tests", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("tests")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests run: the tests themselves fill the cores
 os.environ["HF_HUB_OFFLINE"] = "1"  # read on import; where there is no network, asking the hub takes a minute
