@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from bakeoff.config import register
 from bakeoff.errors import UserError, fail, refused, sentence
-from bakeoff.paths import CONF, use_folder
+from bakeoff.paths import CONF, refuse_shadowed, use_folder
 from bakeoff.validation import to_config
 
 register()
@@ -95,6 +95,7 @@ def command(arguments: list[str]) -> None:
             folder = resumed(arguments)
             if folder is None:
                 use_config_dir(arguments)
+                refuse_shadowed()
                 app()
             else:
                 from bakeoff.resume import resume

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,7 +32,7 @@ from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
-from bakeoff.user_code import require_loggable
+from bakeoff.user_code import import_named, require_loggable
 
 HASH = "_sha256"
 
@@ -296,7 +297,11 @@ class Config:
 
 
 def register() -> None:
-    """Registers with Hydra the schemas, and the folders of configurations and studies. Idempotent."""
+    """Registers with Hydra the schemas, and the folders of configurations and studies. Idempotent.
+
+    The modules of the user's that $BAKEOFF_IMPORT names are imported first: they may add options, tasks and engines.
+    """
+    import_named(os.environ.get("BAKEOFF_IMPORT", ""), "$BAKEOFF_IMPORT")
     extend_grammar()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)

@@ -64,6 +64,17 @@ def page_file(study: str, own: Path | None = None) -> Path | None:
     return only_one([study_folders()[0] / "pages" / name, PAGES / name])
 
 
+def refuse_shadowed() -> None:
+    """Raises UserError for a file in the user's conf/ with the name of one of ours, which Hydra reads in its place."""
+    for conf in {folder / "conf" for folder in study_folders()} - {CONF}:
+        for path in conf.glob("*/**/*.yaml"):
+            ours = CONF / path.relative_to(conf)
+            if ours.is_file() and ours.read_bytes() != path.read_bytes():
+                raise UserError(
+                    f"'{path}' has the name of a file of bakeoff, which is read in its place; rename yours."
+                )
+
+
 def use_folder(folder: str | None) -> None:
     """Makes a folder the user's folder of studies, also in a launcher's processes."""
     if folder:

@@ -22,6 +22,7 @@ from bakeoff.measure.memory import keep_freed_memory
 from bakeoff.measure.phase import Phases
 from bakeoff.model.weights import weights_hash
 from bakeoff.reward.measure import SCORED, UserMetrics
+from bakeoff.task.task import CONVERSATION
 
 
 def prepare(config: Config) -> Phases:
@@ -71,6 +72,7 @@ def require_arguments(config: Config) -> None:
     rewards, metrics = config.reward.user.values(), config.measure.user.values()
     if rewards or metrics:
         columns = {str(name): None for example in config.task.heldout_examples() for name in example.columns}
+        columns |= {CONVERSATION: None} if config.task.most_turns > 1 else {}
         for function in (*rewards, *metrics):
             function.require([*columns, *(SCORED if function in metrics else ())])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, fail
 from bakeoff.files import content_hash
 
 FILE = re.compile(r"(?P<file>.*\.py)(?::(?P<name>.*))?")
@@ -142,6 +142,20 @@ def source_of(function: Callable[..., Any]) -> str:
     """The file of a definition, empty where Python does not know it, and for one of ours, whose version is logged."""
     file = defined_at(function).rpartition(":")[0]
     return "" if file.startswith(OURS) else file
+
+
+def import_named(modules: str, key: str) -> None:
+    """Imports the modules that a comma-separated list names, in the current folder too.
+
+    A module that cannot be imported ends the process with one sentence.
+    """
+    if modules and "" not in sys.path:  # `python -m` looks there, a console script does not
+        sys.path.append("")
+    for name in filter(None, map(str.strip, modules.split(","))):
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # the module is code of others
+            fail(UserError(f"{key} names {name!r}, which cannot be imported ({described(error)})."))
 
 
 def anywhere(path: str) -> str:

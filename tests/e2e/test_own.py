@@ -1,5 +1,7 @@
 """A question of a user's, in a folder outside the checkout: every step is a command that the project's README names."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -104,3 +106,45 @@ def test_rates_are_tuned_with_equal_trials_and_then_used(project):
         assert file["algorithm"]["optimizer"]["lr"] in (1e-4, 1e-3)
     ran = call("bakeoff.__main__", ("algorithm=grpo", *short, "tuned=mine/grpo"), project)
     assert "tuned values of mine/grpo" in ran.stdout, ran.stderr
+
+
+OPTION = '''
+from dataclasses import dataclass
+
+from bakeoff.algorithm import AXES
+from bakeoff.algorithm.objective import RatioObjective
+
+
+@dataclass
+class Mine(RatioObjective):
+    """My own objective."""
+
+
+AXES["objective"]["mine"] = Mine()
+'''
+
+
+def bare(folder, *arguments, **environment):
+    """`bakeoff` in a process of its own, which imports what the environment says."""
+    command = [sys.executable, "-m", "bakeoff", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_an_option_of_the_users_is_imported_from_the_working_folder(tmp_path):
+    (tmp_path / "my_objective.py").write_text(OPTION)
+    chosen = ["--cfg", "job", "-p", "algorithm.objective", "algorithm/objective=mine"]
+    there = bare(tmp_path, *chosen, BAKEOFF_IMPORT="my_objective")
+    assert there.returncode == 0, there.stderr
+    missing = bare(tmp_path, *chosen, BAKEOFF_IMPORT="my_objectives")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
+    assert "$BAKEOFF_IMPORT names 'my_objectives', which cannot be imported" in missing.stderr
+
+
+def test_a_file_of_the_users_with_a_name_of_ours_is_refused(tmp_path):
+    (tmp_path / "conf" / "algorithm").mkdir(parents=True)
+    (tmp_path / "conf" / "algorithm" / "grpo.yaml").write_text("defaults: [{objective: ratio}]\n")
+    refused = bare(tmp_path, "algorithm=grpo")
+    assert refused.returncode == 2
+    assert "grpo.yaml' has the name of a file of bakeoff, which is read in its place; rename yours." in refused.stderr
