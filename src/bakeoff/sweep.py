@@ -95,7 +95,8 @@ def run_sweep(
             if not search:
                 launch_each(overrides, launch, tracker)
         console.print(Text(f"its report: {reporting(study)}"), soft_wrap=True)
-        console.print(Text(f"curves by arm: make ui, then {tracker.charts()}"), soft_wrap=True)
+        ui = f"mlflow ui --backend-store-uri {redacted(configs[0].tracking.uri)}"
+        console.print(Text(f"curves by arm: `{ui}`, then {tracker.charts()}"), soft_wrap=True)
         return result
 
 

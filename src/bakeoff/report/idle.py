@@ -57,7 +57,7 @@ RULES = [
     ),
     Rule(
         "kl/reference_k3_per_sequence",
-        lambda values: float(values.max()) if len(values) >= 9 else math.inf,
+        lambda values: float(values.max()) if len(values) >= 3 else math.inf,  # that of the first update is 0
         lambda most: most < 0.01,
         "the policy of {arm} hardly moves: its KL to the start is at most {value} nats per completion; its learning "
         "rate may be too low; tune it with `bakeoff-tune`",
