@@ -95,7 +95,7 @@ def run_sweep(
             if not search:
                 launch_each(overrides, launch, tracker)
         console.print(Text(f"its report: {reporting(study)}"), soft_wrap=True)
-        ui = f"mlflow ui --backend-store-uri {redacted(configs[0].tracking.uri)}"
+        ui = f"mlflow ui --backend-store-uri {redacted(first.tracking.uri)}"
         console.print(Text(f"curves by arm: `{ui}`, then {tracker.charts()}"), soft_wrap=True)
         return result
 
