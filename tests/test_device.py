@@ -133,6 +133,7 @@ def test_every_reward_has_the_cpus_numbers(reward):
 def test_every_precision_has_the_cpus_numbers(precision):
     """Sampling is truncated, the critic is an adapter on the actor's base, and inexact log-probs are computed again."""
     shared = ["algorithm/critic=adapter", "model.lora.rank=2", "sampling.top_k=5", "sampling.top_p=0.9"]
+    shared += ["algorithm/correction=truncate"]
     check(composed("algorithm=ppo", f"model.precision={precision}", *shared))
 
 
