@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from scipy import stats
 
 from bakeoff.regime import START, Prediction, parsed
 from bakeoff.report.claim import Claim
@@ -137,11 +138,12 @@ def overall(frame: pd.DataFrame, method: str, common: list[str]) -> Estimate:
 
 
 def ranked(frame: pd.DataFrame) -> list[str]:
-    """Methods by their mean score over the shared regimes; those that lack one come last."""
+    """Methods by the interquartile mean of their scores over the shared regimes; those that lack one come last."""
     common = shared(frame)
-    means = frame[frame["regime"].isin(common)].pivot_table(index="method", columns="regime", values=SCORE)
-    complete = means.dropna().mean(axis=1).sort_values(ascending=False)
-    return [*complete.index, *(name for name in frame["method"].unique() if name not in complete.index)]
+    own = frame[frame["regime"].isin(common)].groupby("method", sort=False)
+    means = {name: stats.trim_mean(each[SCORE], 0.25) for name, each in own if set(each["regime"]) == set(common)}
+    complete = sorted(means, key=lambda name: -means[name])
+    return [*complete, *(name for name in frame["method"].unique() if name not in means)]
 
 
 def verdicts(study: Study) -> list[Verdict]:
