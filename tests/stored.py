@@ -10,6 +10,7 @@ from mlflow.entities import Run
 
 from bakeoff.measure import NOT_REPRODUCIBLE
 from bakeoff.report import store
+from bakeoff.report.study import Study
 from bakeoff.tracking import Tracking
 
 
@@ -39,3 +40,21 @@ def history(folder: Path) -> pd.Series:
     frame = frame.astype({"metric": str})  # categories include metrics of time and memory, which may differ
     frame = frame[~frame["metric"].str.startswith(NOT_REPRODUCIBLE)]
     return frame.set_index(["metric", "step"])["value"].sort_index()
+
+
+def study_of(name: str, runs: list[dict], params: list[tuple], metrics: list[tuple]) -> Study:
+    """A study as its page reads it.
+
+    A parameter is (run, key, value), a metric (run, metric, step, value, name, seed).
+    """
+    frame = pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
+    return Study(
+        name=name,
+        question="",
+        run="",
+        runs=pd.DataFrame(runs),
+        unfinished=pd.DataFrame(),
+        params=pd.DataFrame(params, columns=["run", "key", "value"]),
+        metrics=frame.astype({"run": "category", "metric": "category", "name": "category"}),
+        completions=pd.DataFrame(),
+    )

@@ -24,7 +24,13 @@ from bakeoff.files import content_hash
 
 FILE = re.compile(r"(?P<file>.*\.py)(?::(?P<name>.*))?")
 STANDARD, *INSTALLED = (sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "purelib", "platlib"))
-OURS = str(Path(__file__).parents[0]) + os.sep
+OURS = str(Path(__file__).parent) + os.sep
+
+
+def look_in_working_folder() -> None:
+    """Lets imports find modules of the working folder: `python -m` looks there, a console script does not."""
+    if "" not in sys.path:
+        sys.path.append("")
 
 
 def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
@@ -40,8 +46,7 @@ def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
                 f"{in_file['file']}:NAME with one of its functions ({', '.join(functions) or 'it has none'})."
             )
     else:
-        if "" not in sys.path:  # `python -m` looks there, a console script does not
-            sys.path.append("")
+        look_in_working_folder()
         name, _, attribute = path.rpartition(".")
         try:
             found = getattr(importlib.import_module(name), attribute)
@@ -149,8 +154,8 @@ def import_named(modules: str, key: str) -> None:
 
     A module that cannot be imported ends the process with one sentence.
     """
-    if modules and "" not in sys.path:  # `python -m` looks there, a console script does not
-        sys.path.append("")
+    if modules:
+        look_in_working_folder()
     for name in filter(None, map(str.strip, modules.split(","))):
         try:
             importlib.import_module(name)

@@ -3,12 +3,11 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from bakeoff.regime import ACCURACY
 from bakeoff.report.pages import arena
-from bakeoff.report.study import Study
+from tests.stored import study_of
 from tests.test_regimes import config
 
 SEEDS = range(11, 17)
@@ -42,17 +41,7 @@ def study(finals=None, spread=0.002):
             last = final + spread * rng.standard_normal()
             for metric, values in {ACCURACY: (START, last), "kl": (0.0, 1.0 if method == "b" else 0.5)}.items():
                 metrics += [(run, metric, step, value, name, seed) for step, value in zip((0, 40), values, strict=True)]
-    frame = pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
-    return Study(
-        name="arena",
-        question="",
-        run="",
-        runs=pd.DataFrame(runs),
-        unfinished=pd.DataFrame(),
-        params=pd.DataFrame(params, columns=["run", "key", "value"]),
-        metrics=frame.astype({"run": "category", "metric": "category", "name": "category"}),
-        completions=pd.DataFrame(),
-    )
+    return study_of("arena", runs, params, metrics)
 
 
 def test_the_score_is_zero_at_the_start_and_one_where_every_answer_is_right():

@@ -1,10 +1,10 @@
 """The page of mismatch from runs whose answer is known."""
 
 import numpy as np
-import pandas as pd
 
 from bakeoff.report.pages import mismatch
-from bakeoff.report.study import SAMPLED, Study
+from bakeoff.report.study import SAMPLED
+from tests.stored import study_of
 
 METHODS, SEEDS = ("a", "b", "c"), (1, 2)
 FINALS = {  # by sampler and correction
@@ -26,17 +26,7 @@ def study():
                 runs.append({"run": run, "name": name, "algorithm": method, "seed": seed})
                 params += [(run, mismatch.SAMPLER, sampler), (run, mismatch.CORRECTION, correction)]
                 metrics.append((run, SAMPLED, 40, final + 0.01 * rng.standard_normal(), name, seed))
-    frame = pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
-    return Study(
-        name="mismatch",
-        question="",
-        run="",
-        runs=pd.DataFrame(runs),
-        unfinished=pd.DataFrame(),
-        params=pd.DataFrame(params, columns=["run", "key", "value"]),
-        metrics=frame.astype({"run": "category", "metric": "category", "name": "category"}),
-        completions=pd.DataFrame(),
-    )
+    return study_of("mismatch", runs, params, metrics)
 
 
 def test_a_correction_is_judged_against_none_with_the_same_sampler():

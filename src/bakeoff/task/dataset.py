@@ -20,7 +20,7 @@ from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.ranges import count, share
 from bakeoff.task.table import Format, Row, checked, read_table, shown
-from bakeoff.task.task import Task, Verdict, as_number, as_read
+from bakeoff.task.task import Message, Task, Verdict, as_number, as_read
 from bakeoff.task.verify import COMPARED, Extract, Verify, hint
 from bakeoff.user_code import Signature, anywhere, load, signature, source_of
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TextOf = Callable[[Row], str]  # raises ValueError where the row has no such text
-Message = dict[str, str]
 
 
 @dataclass
