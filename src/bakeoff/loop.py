@@ -6,7 +6,7 @@ This module opens every phase of an update: it places the models that the phase 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -306,8 +306,7 @@ def held_out_of(
 ) -> HeldOut:
     """The accuracy of a policy on these examples; `number` is that of the update, which decides the draws."""
     collector.engine.load(actor)
-    answers = list(collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
-    greedy, texts = judged(collector, answers), [text for part in answers for text in part.completions]
+    greedy = judged(collector, collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
     kept: list[Scored] | None = [] if user_metrics else None
     sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
     return HeldOut(
@@ -318,7 +317,7 @@ def held_out_of(
         greedy_length=float(greedy.lengths.mean()),
         right_length=mean_where(sampled.right == 1, sampled.lengths),
         wrong_length=mean_where(sampled.right == 0, sampled.lengths),
-        hint="" if greedy.right.any() else collector.task.hint(texts, examples),
+        hint="" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
         read=greedy.read,
         user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
     )
@@ -328,29 +327,31 @@ def held_out_of(
 class Judged:
     """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens.
 
-    `read` has the first READ of them as rows.
+    `texts` are theirs; `read` has the first READ of them as rows.
     """
 
     right: Tensor
     failed: Tensor
     lengths: Tensor
+    texts: list[str]
     read: list[dict[str, Any]]
 
 
-def judged(collector: Collector, parts: Iterable[Rollout], kept: list[Scored] | None = None) -> Judged:
+def judged(collector: Collector, parts: Iterator[Rollout], kept: list[Scored] | None = None) -> Judged:
     """The judgement of every completion; right are those with full marks.
 
     `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
     """
-    rows, read = [], list[dict[str, Any]]()
+    rows, texts, read = [], list[str](), list[dict[str, Any]]()
     for part in parts:
         verdicts, tokens = collector.judge(part), part.sequences.mask.sum(1).tolist()
         if kept is not None:
             kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
         rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, tokens, strict=True)]
+        texts += part.completions
         read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
     right, failed, lengths = torch.tensor(rows, dtype=torch.float32).T
-    return Judged(right, failed, lengths, read)
+    return Judged(right, failed, lengths, texts, read)
 
 
 def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:
