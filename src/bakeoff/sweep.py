@@ -178,7 +178,7 @@ def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
 def refuse_another_sweep(
     jobs: list[Job], configs: list[Config], records: dict[Path, Record], folder: Path, known: Set[str]
 ) -> None:
-    """Raises UserError if a new job differs from an earlier one in a key that neither launch of the sweep varies.
+    """Raises UserError if a new job differs from an earlier one in a key that neither launch nor the study varies.
 
     `known` are the identities of jobs that continue an earlier one. Two jobs of one method or arm are compared in every
     key, two others in the keys that were typed.
@@ -187,6 +187,7 @@ def refuse_another_sweep(
     new = {config_id(c): (c, typed(job.settings)) for job, c in zip(jobs, configs, strict=True)}
     saved = {path: read_config(path) for path, _ in earlier.values()}
     varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
+    varied |= {key for config in configs for key in config.study.varies}  # what an option, as a regime, sets by itself
     for config, settings in (new[identity] for identity in new.keys() - earlier - known):
         for path, others in earlier.values():
             retyped = differing([settings, others])
