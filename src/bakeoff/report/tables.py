@@ -39,6 +39,18 @@ def by_seed(study: Study, metric: str, name: str) -> pd.Series:
     return values[values.index.get_level_values("name") == name].droplevel("name")
 
 
+def ends(study: Study, metric: str, **parameters: str) -> pd.DataFrame:
+    """A row for each run that has a metric and some parameters (column=key), in the study's order.
+
+    The columns are method, seed, the parameters, and the first and the last value of the metric.
+    """
+    values = study.of(metric).astype({"run": str}).groupby("run", sort=False)["value"].agg(["first", "last"])
+    runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
+    by_run = {key: own.set_index("run")["value"] for key, own in study.params.groupby("key")}
+    columns = {name: runs["run"].map(by_run.get(key, pd.Series(dtype=str))) for name, key in parameters.items()}
+    return runs.assign(**columns).join(values, on="run").dropna(ignore_index=True).drop(columns="run")
+
+
 def start_accuracy(study: Study) -> float:
     """Mean held-out accuracy of the runs before their first update; NaN where none logged it."""
     rows = study.of(ACCURACY)

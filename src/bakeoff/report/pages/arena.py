@@ -31,7 +31,7 @@ from bakeoff.report.statistics import (
     stratified_iqm,
 )
 from bakeoff.report.study import SAMPLED, Study
-from bakeoff.report.tables import number
+from bakeoff.report.tables import ends, number
 
 KINDS = ("none is higher, significantly", "avoid: one is higher")
 SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
@@ -59,13 +59,8 @@ class Choice(NamedTuple):
 
 def scores(study: Study, metric: str = SAMPLED) -> pd.DataFrame:
     """A row for each run: regime, method, seed, first and last value of a metric, and the score between start and 1."""
-    rows = study.of(metric).astype({"run": str})
-    runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
-    names = study.params[study.params["key"] == "regime.name"].set_index("run")["value"]
-    ends = rows.groupby("run", sort=False)["value"].agg(["first", "last"])
-    frame = runs.assign(regime=runs["run"].map(names)).join(ends, on="run").dropna(subset=["regime", "last"])
-    frame[SCORE] = (frame["last"] - frame["first"]) / (1 - frame["first"])
-    return frame[["regime", "method", "seed", "first", "last", SCORE]].reset_index(drop=True)
+    frame = ends(study, metric, regime="regime.name")
+    return frame.assign(**{SCORE: (frame["last"] - frame["first"]) / (1 - frame["first"])})
 
 
 def regimes(study: Study) -> pd.DataFrame:
