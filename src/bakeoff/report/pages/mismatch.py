@@ -10,7 +10,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.statistics import Estimate, counted, mean_interval
 from bakeoff.report.study import SAMPLED, Study
-from bakeoff.report.tables import ends
+from bakeoff.report.tables import ends, unmoved
 
 SAMPLER, CORRECTION, NONE, SAME = "regime.name", "choice/algorithm/correction", "none", "plain"
 
@@ -51,7 +51,8 @@ def losses(frame: pd.DataFrame, sampler: str) -> pd.Series:
 def family(study: Study, frame: pd.DataFrame, sampler: str) -> Family:
     """The comparisons of every correction with none under one sampler, over methods and seeds."""
     found = {(each, NONE): gains(frame, sampler, each) for each in corrections(frame) if each != NONE}
-    return Family({pair: own for pair, own in found.items() if len(own)}, study.margin)
+    still = unmoved(study, frame[frame["sampler"] == sampler], "correction")
+    return Family({pair: own for pair, own in found.items() if len(own)}, study.margin, still)
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -119,7 +120,7 @@ def plot(study: Study) -> Figure:
         axes.tick_params(axis="x", rotation=45)
     every[0].legend(fontsize=7)
     every[0].set_ylabel("sampled accuracy")
-    return finished(figure)
+    return finished(figure, "Sampled accuracy with each sampler and correction: means.", study)
 
 
 def gain(sampler: str, correction: str) -> Claim:
