@@ -381,7 +381,10 @@ def test_the_report_of_all_studies_has_every_page(report, store, tmp_path, monke
         assert page.count('<details class="made">') >= figures, name
         texts = [html.unescape(text) for text in re.findall(r'<img alt="([^"]*)"', page)]
         assert len(texts) == page.count("<img"), name
-        assert all(re.match(r"[A-ZÀ-Ž].*\. .*(Across|Up|Panels|Rows)", text, re.DOTALL) for text in texts), (name, texts)
+        assert all(re.match(r"[A-ZÀ-Ž].*\. .*(Across|Up|Panels|Rows)", text, re.DOTALL) for text in texts), (
+            name,
+            texts,
+        )
         assert f"bakeoff-report {name}" in page, name
         assert len(list((tmp_path / "reports" / name).glob("*.png"))) >= figures, name
         assert (tmp_path / "reports" / f"{name}.md").read_text().startswith("|"), name

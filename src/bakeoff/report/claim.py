@@ -66,9 +66,9 @@ def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Esti
     """The paired difference of a final metric between two arms; none between arms that have not moved."""
 
     def of(study: Study) -> Estimate:
-        return (
-            Estimate() if {a, b} <= unmoved(study) else paired_difference(*(by_seed(study, metric, n) for n in (a, b)))
-        )
+        if {a, b} <= unmoved(study):
+            return Estimate()
+        return paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
 
     return of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,9 +61,9 @@ def days(study: Study) -> list[str]:
 
 
 def filled(text: str, run: Params) -> str:
-    """A text with `{group_key}` filled in from a run's parameters; empty where it lacks one."""
+    """A text with each `{group.key}` filled in from a run's parameters; empty where it lacks one."""
     try:
-        return text.format_map({key.replace(".", "_"): plain(value) for key, value in run.items()})
+        return re.sub(r"\{([\w.]+)\}", lambda key: plain(run[key[1]]), text)
     except KeyError:
         return ""
 
@@ -75,31 +76,40 @@ def plain(value: str) -> str:
         return value
 
 
+def positive(run: Params, key: str) -> bool:
+    """Whether a parameter is a number above 0; one that is missing or damaged is not."""
+    try:
+        return float(run[key]) > 0
+    except (KeyError, ValueError):
+        return False
+
+
 def budget(run: Params) -> str:
     """`65,536 sequences`."""
-    return filled("{budget_limit} {budget_unit}", run)
+    return filled("{budget.limit} {budget.unit}", run)
 
 
 def batch(run: Params) -> str:
     """`64 prompts × 4 completions of at most 14 tokens, temperature 1`."""
-    text = "{batch_prompts} prompts × {batch_group_size} completions of at most {task_max_new_tokens} tokens"
-    return filled(f"{text}, temperature {{sampling_temperature}}", run)
+    text = "{batch.prompts} prompts × {batch.group_size} completions of at most {task.max_new_tokens} tokens"
+    return filled(text + ", temperature {sampling.temperature}", run)
 
 
 def start(run: Params) -> str:
     """The supervised stage, if there is one."""
-    if run.get("sft.steps", "0") == "0":
+    if not positive(run, "sft.steps"):
         return ""
-    text = "{sft_steps} supervised steps"
-    accuracy = float(run.get("sft.accuracy", 0))
-    return filled(f"at most {text}, until {{sft_accuracy}} of its samples are right" if accuracy else text, run)
+    text = "{sft.steps} supervised steps"
+    return filled(
+        f"at most {text}, until {{sft.accuracy}} of its samples are right" if positive(run, "sft.accuracy") else text,
+        run,
+    )
 
 
 def drawn(run: Params) -> str:
-    """The held-out prompts of a task whose prompts are drawn without end."""
-    final = run.get("evaluation.final", "0")
-    more = "" if final == "0" else ", {evaluation_final} by the last evaluation"
-    return filled(f"drawn without end; {{task_heldout}} held-out prompts{more}", run)
+    """The held-out prompts of a task that makes its prompts."""
+    more = ", {evaluation.final} by the last evaluation" if positive(run, "evaluation.final") else ""
+    return filled("generated; {task.heldout} held-out prompts" + more, run)
 
 
 def files(run: Params) -> str:
@@ -124,21 +134,22 @@ def reward(run: Params) -> str:
         terms += [f"{plain(weight)} × {name}{of}" for name, weight in own.items() if not name.endswith(HASH)]
     about = {"reward.format.pattern": "format", "reward.format.tags": "format", "reward.length.margin_share": "length"}
     values = [f"{key.split('.')[-1]} {run[key]}" for key, name in about.items() if run.get(key) and name in str(terms)]
-    if float(run.get("reward.missing_eos_penalty", 0)):
-        values.append(filled("−{reward_missing_eos_penalty} without EOS", run))
+    if positive(run, "reward.missing_eos_penalty"):
+        values.append(filled("−{reward.missing_eos_penalty} without EOS", run))
     return "; ".join([" + ".join(terms), *values] if terms else [])
 
 
 def rates(study: Study, own: list[Params]) -> str:
     """The learning rate of each arm, or the radius of its trust region, and the search that found it."""
     found: dict[str, str] = {}
-    for name, tuned, run in zip(study.runs["name"], study.runs.get("tuned", ""), own, strict=True):
+    tags = study.runs["tuned"] if "tuned" in study.runs else [""] * len(own)
+    for name, tuned, run in zip(study.runs["name"], tags, own, strict=True):
         key = "algorithm.optimizer.max_kl" if "algorithm.optimizer.max_kl" in run else "algorithm.optimizer.lr"
         if name not in found and key in run:
             used = f"KL at most {plain(run[key])}" if key.endswith("max_kl") else plain(run[key])
             critic = run.get("algorithm.critic.optimizer.lr")
             used += f", critic {plain(critic)}" if critic else ""
-            trials = filled(", {tuned_trials} trials, {tuned_date}", run)
+            trials = filled(", {tuned.trials} trials, {tuned.date}", run)
             found[name] = f"{used} ({'not tuned' if tuned in ('untuned', '') else f'tuned in {tuned}{trials}'})"
     return "; ".join(shortened([f"{name} {text}" for name, text in found.items()], MOST))
 

@@ -124,7 +124,7 @@ def all_against_one(study: Study, metric: str = ACCURACY) -> str:
     return (
         f"{best} has the highest mean of final held-out {PRIMARY[metric]} accuracy, {scores[best].text()}. "
         f"Lower than {against}: {named['lower']}.{higher} Equivalent to it (within ±{study.margin:g}): "
-        f"{named[EQUIVALENT]}. {f'As {against}, since not both moved: {still}. ' if still else ''}"
+        f"{named[EQUIVALENT]}. {f'Without a verdict, since not both moved: {still}. ' if still else ''}"
         f"{of_undecided(found)}: {named[UNDECIDED]}. {found.note}"
     )
 

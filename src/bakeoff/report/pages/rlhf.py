@@ -64,11 +64,8 @@ def verdict(study: Study, window: int = WINDOW) -> str:
     own = {name: runs[runs["method"] == name].set_index("seed") for name in study.arms}
     found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin, unmoved(study))
     for each in found.comparisons:
-        same = (
-            f"stands still, since {each.unmoved},"
-            if each.still
-            else f"is at its end {found.result(each)} from its start"
-        )
+        moved = f"is at its end {found.result(each)} from its start"
+        same = f"stands still, since {each.unmoved}," if each.still else moved
         direction = {"end": "rises", each.b: "falls"}.get(each.higher, same)
         sentences.append(
             f"Under {each.b} the true reward {direction} ({each.change.text('+')} from start to end) and ends "
