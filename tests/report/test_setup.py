@@ -9,6 +9,7 @@ from bakeoff.report.study import provenance
 from tests.conftest import compose
 from tests.stored import study_of
 
+SEEDS = "study.tuning_seeds=[100]"
 REWARDS = "def brief(completions, **columns):\n    return [0.0 for _ in completions]\n"
 
 
@@ -23,7 +24,6 @@ def of_configurations(tuned="untuned", **configurations):
         for name, config in configurations.items()
         for key, value in flatten(plain(config)).items()
     ]
-    params += [(name, "study.tuning_seeds", "[100]") for name in configurations]
     return study_of("mine", runs, params, [])
 
 
@@ -36,21 +36,21 @@ def words(tmp_path):
         *("task=dataset", f"task.path={tmp_path / 'train.jsonl'}", "task.heldout=1", "task.verify=number"),
         *("task.extract=after", "'task.after=\"answer {0}<b>\"'", "tuned=none", "batch.prompts=2"),
         f"reward.functions={{{tmp_path / 'mine.py'}:brief: 0.5, format: 0.2}}",
-        *("reward.missing_eos_penalty=1", "'reward.format.pattern=\".*{1}\"'"),
+        *("reward.missing_eos_penalty=1", "'reward.format.pattern=\".{1}\"'"),
     ]
 
 
 def test_the_set_up_has_rewards_verifier_data_and_rates(words, tmp_path):
     words = [each.strip("'") for each in words]
     study = of_configurations(
-        ppo=compose(*words, "algorithm=ppo", "algorithm.optimizer.lr=1e-5"),
-        trpo=compose(*words, "algorithm=trpo", "algorithm.optimizer.max_kl=0.02"),
+        ppo=compose(*words, SEEDS, "algorithm=ppo", "algorithm.optimizer.lr=1e-5"),
+        trpo=compose(*words, SEEDS, "algorithm=trpo", "algorithm.optimizer.max_kl=0.02"),
     )
     found = setup(study)
     assert found["verifier"] == "verify=number extract=after after=answer {0}<b>"
     assert (
         found["reward"]
-        == f"1 × verifier + 0.5 × {tmp_path}/mine.py:brief + 0.2 × format; pattern .*{{1}}; −1 without EOS"
+        == f"1 × verifier + 0.5 × {tmp_path}/mine.py:brief + 0.2 × format; pattern .{{1}}; −1 without EOS"
     )
     assert f"{tmp_path}/train.jsonl " in found["files (SHA-256)"]
     assert f"{tmp_path}/mine.py:brief " in found["files (SHA-256)"]
@@ -63,7 +63,7 @@ def test_the_set_up_has_rewards_verifier_data_and_rates(words, tmp_path):
 
 
 def test_the_set_up_of_a_task_without_end_and_its_start_and_tuning():
-    config = compose("algorithm=grpo", "evaluation.final=1024")
+    config = compose(SEEDS, "algorithm=grpo", "evaluation.final=1024")
     found = setup(of_configurations(tuned="sort_tiny/grpo", grpo=config))
     assert found["data"] == "generated; 512 held-out prompts, 1,024 by the last evaluation"
     assert found["start"] == "at most 400 supervised steps, until 0.36 of its samples are right"

@@ -232,7 +232,8 @@ class Dataset(Task):
 
         self._examples = kept(self._examples)
         self._own = None if self._own is None else kept(self._own)
-        self._reserved = kept(held), shots, excluded
+        held = kept(held) if self._own is None else self._own[: max(self.heldout, self.final)]
+        self._reserved = held, shots, excluded
         self._long += before - len(self.known_examples())
         self._require_both(f"task.max_prompt_tokens is {self.max_prompt_tokens}, which leaves")
 
