@@ -72,6 +72,7 @@ def test_every_accepted_combination_takes_two_updates(method, critic, task, pair
     assert metrics["progress/sequences"] >= 16
     unknown = [m for m in metrics if not any(known(m, pattern) for pattern in DEFINITIONS)]
     assert not unknown, "a metric that docs/metrics.md does not explain"
+    assert metrics["reward/quantile_10"] <= metrics["reward/median"] <= metrics["reward/quantile_90"]
     assert ("critic/value_loss" in metrics) == (critic != "none")
 
 

@@ -19,7 +19,7 @@ from bakeoff.algorithm.critic import CRITIC_LR, FACTOR, OwnStep
 from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
-from bakeoff.files import content_hash
+from bakeoff.files import HASH, content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
 from bakeoff.overrides import extend_grammar
@@ -32,9 +32,7 @@ from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
-from bakeoff.user_code import import_named, require_loggable
-
-HASH = "_sha256"
+from bakeoff.user_code import code_hash, import_named, require_loggable
 
 
 @dataclass
@@ -342,7 +340,8 @@ def searchpath() -> list[str]:
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as nested plain values, option classes named under `_option_`.
 
-    Beside a key that names a file or a folder stands the hash of its content, as `path_sha256` beside `path`.
+    Beside a key that names a file, a folder or a data set stands the hash of its content, as `path_sha256` beside
+    `path`; to code belong the modules beside it that it imports.
     """
 
     def of(value: Any) -> Any:
@@ -352,7 +351,8 @@ def plain(config: Config) -> dict[str, Any]:
             named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
             for key, path in value.files().items() if hasattr(value, "files") else ():
                 if path and (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
-                    named[key + HASH] = content_hash(found)
+                    named[key + HASH] = code_hash(found) if found.suffix == ".py" else content_hash(found)
+            named |= {key + HASH: each for key, each in value.fingerprints().items()} if isinstance(value, Task) else {}
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):
             return {str(k): of(v) for k, v in value.items()}

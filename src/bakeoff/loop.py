@@ -268,6 +268,7 @@ class HeldOut:
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    by_difficulty  sampled accuracy on the prompts of each difficulty, empty where all are of one
     hint           what to type where no greedy completion is right and another verifier would accept some
     user           values of the user's metrics on the sampled completions, by name
     read           the greedy completions of the first READ prompts, as rows of a table for a person to read
@@ -283,6 +284,7 @@ class HeldOut:
     hint: str = ""
     read: list[dict[str, Any]] = field(default_factory=list)
     user: dict[str, float] = field(default_factory=dict)
+    by_difficulty: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -320,7 +322,15 @@ def held_out_of(
         hint="" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
         read=greedy.read,
         user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
+        by_difficulty=by_difficulty([collector.task.difficulty(each) for each in examples], sampled.right, samples),
     )
+
+
+def by_difficulty(levels: list[str], right: Tensor, samples: int) -> dict[str, float]:
+    """The mean of `right` over the completions of each level's prompts, empty where all are of one level."""
+    of_prompt, different = right.view(-1, samples).mean(1), sorted(set(levels))
+    chosen = {level: torch.tensor([each == level for each in levels]) for level in different}
+    return {level: float(of_prompt[rows].mean()) for level, rows in chosen.items()} if len(different) > 1 else {}
 
 
 @dataclass

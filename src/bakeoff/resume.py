@@ -52,8 +52,8 @@ def resume(folder: Path, arguments: list[str]) -> float:
     for key, (old, new) in differences(saved, plain(before)).items():
         if key.endswith(HASH) and old != new:
             raise UserError(
-                f"the file that {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; restore "
-                "it, or start another run."
+                f"what {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; restore it, or "
+                "start another run."
             )
     if (config_id(before), before.seed) != (record.config_id, record.seed):
         raise UserError(

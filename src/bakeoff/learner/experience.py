@@ -144,6 +144,7 @@ def make_experience(
     entropy = rollout.entropy
     if entropy is None and algorithm.entropy.adapts:
         entropy = policy_entropy(learner, sequences)
+    weights = correction(behaviour, rollout.sampler_logprobs, mask) if correction.corrects else None
     experience = Experience(
         sequences=sequences,
         behaviour_logprobs=behaviour,
@@ -151,16 +152,15 @@ def make_experience(
         max_tokens=rollout.max_tokens,
         entropy=entropy,
         chosen=algorithm.objective.choose(advantages, behaviour, mask, draws),
-        correction=correction(behaviour, rollout.sampler_logprobs, mask) if correction.corrects else None,
+        correction=None if weights is None else weights.weight,
         reference_logprobs=passes.reference_logprobs,
         values=passes.values,
         returns=returns,
     )
     statistics = experience_statistics(experience, rollout, passes, shaped)
-    if experience.correction is not None:
-        bounded = correction.bounded(behaviour, rollout.sampler_logprobs, mask)
-        statistics.correction_mean = masked_mean(experience.correction, mask)
-        statistics.correction_bounded = masked_mean(bounded.float(), mask)
+    if weights is not None:
+        statistics.correction_mean = masked_mean(weights.weight, mask)
+        statistics.correction_bounded = masked_mean(weights.bounded.float(), mask)
     return experience, statistics
 
 

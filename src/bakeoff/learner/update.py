@@ -12,7 +12,7 @@ from torch import Tensor
 from bakeoff.algorithm.critic import OwnStep, Shared, ValueLoss
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.kl import KLEstimates, estimate_kl
-from bakeoff.algorithm.loss import PolicyLoss, policy_loss, value_loss
+from bakeoff.algorithm.loss import CriticLoss, PolicyLoss, policy_loss, value_loss
 from bakeoff.algorithm.optimizer import Optimizer, StepStatistics, Subproblem
 from bakeoff.attribution import attributed
 from bakeoff.batch import Experience, Tokens, masked_mean, micro_batches
@@ -32,8 +32,9 @@ Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
 class ActorLoss:
     """Scalars of a minibatch's loss, most of them metrics `policy/…`, which metrics.py defines.
 
-    ratio_error   largest |ratio − 1|: 0 in the first minibatch of a rollout
-    value_loss    of a value head on the actor's trunk; none without one
+    ratio_error           largest |ratio − 1|: 0 in the first minibatch of a rollout
+    value_loss            of a value head on the actor's trunk; none without one
+    value_clip_fraction   of that loss; none without a clip
     """
 
     loss: Scalar
@@ -43,6 +44,7 @@ class ActorLoss:
     effective_sample_size: Scalar
     clip_fraction: Scalar
     value_loss: Scalar | None
+    value_clip_fraction: Scalar | None
 
 
 @dataclass
@@ -57,7 +59,7 @@ class ActorStep:
 class CriticStep:
     """One step of a critic of its own."""
 
-    value_loss: Scalar
+    minibatch: CriticLoss
     step: StepStatistics
 
 
@@ -139,12 +141,13 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
         loss = result.loss
         if isinstance(critic, Shared) and values is not None:
             critic_loss = minibatch_value_loss(critic, part, values, mask.sum())
-            loss = loss + critic.coefficient * critic_loss
-            value_losses.append(critic_loss.detach())
+            loss = loss + critic.coefficient * critic_loss.value_loss
+            value_losses.append(critic_loss)
         loss.backward()
         results.append(replace(result, loss=result.loss.detach()))
     ratio = torch.cat([result.ratio for result in results])
     clipped = torch.cat([result.clipped for result in results])
+    of_values = added(value_losses) if value_losses else None
     return ActorLoss(
         loss=torch.stack([result.loss for result in results]).sum(),
         ratio_mean=masked_mean(ratio, mask),
@@ -152,7 +155,8 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
         ratio_error=torch.where(mask, ratio - 1, 0).abs().max(),
         effective_sample_size=masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask),
         clip_fraction=masked_mean(clipped.float(), mask),
-        value_loss=torch.stack(value_losses).sum() if value_losses else None,
+        value_loss=of_values and of_values.value_loss,
+        value_clip_fraction=of_values and of_values.value_clip_fraction,
     )
 
 
@@ -179,19 +183,26 @@ def minibatch_loss(
     return policy_loss(learner.algorithm, tokens, weights, part.reference_logprobs, learner.betas)
 
 
-def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) -> Tensor:
+def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) -> CriticLoss:
     """Leaves the gradient of the minibatch's value loss on a critic of its own; returns that loss."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
     for rows in micro_batches(minibatch.sequences, learner.forward.micro_tokens):
         part = select(minibatch, rows)
         loss = minibatch_value_loss(critic, part, completion_values(learner.critic, part.sequences), mask.sum())
-        loss.backward()
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
+        loss.value_loss.backward()
+        losses.append(loss)
+    return added(losses)
 
 
-def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, tokens: Tensor) -> Tensor:
+def added(parts: list[CriticLoss]) -> CriticLoss:
+    """The loss of a minibatch from those of its micro-batches, without gradient."""
+    clipped = [part.value_clip_fraction for part in parts if part.value_clip_fraction is not None]
+    loss = torch.stack([part.value_loss.detach() for part in parts]).sum()
+    return CriticLoss(loss, torch.stack(clipped).sum() if clipped else None)
+
+
+def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, tokens: Tensor) -> CriticLoss:
     """The critic's loss on a (micro-)batch, divided by the minibatch's number of tokens."""
     assert part.values is not None
     assert part.returns is not None
