@@ -36,7 +36,7 @@ def main() -> None:
         if not arguments or given & HELP:
             from bakeoff.guide import guide
 
-            say(guide([argument for argument in arguments if argument not in HELP]))
+            say(guide(arguments))
             return
         if "--version" in given:
             from importlib.metadata import version

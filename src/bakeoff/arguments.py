@@ -10,11 +10,19 @@ from hydra._internal.utils import get_args_parser
 
 from bakeoff.errors import UserError
 from bakeoff.nearest import did_you_mean, nearest
-from bakeoff.paths import CONF
+from bakeoff.paths import CONF, use_folder
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of `bakeoff` that names the user's folder of studies."""
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="your folder of studies (default: the working one)")
 
 
 def read(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, those of this process by default; raises UserError for an option that there is not."""
+    """The arguments, those of this process by default; raises UserError for an option that there is not.
+
+    `--config-dir` makes its folder the user's.
+    """
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; {parser.prog} --help lists the options.")
@@ -24,6 +32,7 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
     for each in left:
         option = each.split("=")[0]
         raise UserError(f"unknown option {option}{did_you_mean(nearest(option, parser._option_string_actions))}")
+    use_folder(getattr(found, "config_dir", None))  # also in a launcher's processes
     for each in getattr(found, "overrides", []):
         if "=" not in each and not each.startswith("~"):
             raise UserError(f"'{each}' is no KEY=VALUE{did_you_mean(choosing(each))}")

@@ -20,7 +20,7 @@ from bakeoff.arguments import of_hydra
 from bakeoff.config import register
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering, fail, refused, sentence
-from bakeoff.paths import CONF, refuse_shadowed, use_folder
+from bakeoff.paths import CONF, refuse_shadowed
 from bakeoff.validation import to_config
 
 register()
@@ -89,7 +89,6 @@ def check(arguments: list[str]) -> None:
     """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
     if resumed(arguments) is None:
         given, _ = of_hydra(arguments)
-        use_folder(given.config_dir)
         refuse_shadowed()
         check_overrides(given.overrides, given.config_dir, given.multirun)
 
@@ -99,8 +98,7 @@ def command(arguments: list[str]) -> None:
     with answering("bakeoff"):
         folder = resumed(arguments)
         if folder is None:
-            given, sys.argv[1:] = of_hydra(arguments)
-            use_folder(given.config_dir)  # also in a launcher's processes
+            _, sys.argv[1:] = of_hydra(arguments)
             refuse_shadowed()
             app()
         else:

@@ -278,7 +278,8 @@ def user_metrics(values: dict[str, float]) -> dict[str, float]:
 
 def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
     """Metrics of an evaluation."""
-    plain = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list | str)}
+    single = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list)}
+    plain = {name: each for name, each in single.items() if not callable(each)}
     plain |= {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
     return plain | {f"eval/{name}": value for name, value in user_metrics(heldout.user).items()}
 

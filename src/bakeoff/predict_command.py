@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bakeoff.arguments import read
+from bakeoff.arguments import add_config_dir, read
 from bakeoff.arms import Job, arms_of, grid, job_names, overrides_of
 from bakeoff.attribution import ROLES
 from bakeoff.config import Config, register
@@ -187,6 +187,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--fit", action="store_true", help="also the largest group and completion that fit hardware=NAME"
     )
+    add_config_dir(parser)
     return read(parser, arguments)
 
 

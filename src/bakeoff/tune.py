@@ -15,12 +15,13 @@ import numpy as np
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from bakeoff.arguments import add_config_dir
 from bakeoff.arguments import read as read_arguments
 from bakeoff.config import Config, config_id, digest, flatten, plain, register, task_id
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
-from bakeoff.paths import CONF, study_folders, use_folder
+from bakeoff.paths import CONF, study_folders
 from bakeoff.progress import read
 from bakeoff.tracking import LOG, commit, read_entries
 from bakeoff.validation import compose
@@ -43,9 +44,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="100", help="tuning seeds, which a study must not report (default: 100)")
     parser.add_argument("--name", default="", help="folder in conf/tuned (default: TASK_MODEL)")
     parser.add_argument("--base", default="", help="folder in conf/tuned whose other values are kept")
-    parser.add_argument("--config-dir", "-cd", help="your folder of studies (default: the working one)")
+    add_config_dir(parser)
     found = read_arguments(parser, arguments)
-    use_folder(found.config_dir)
     found.rates, found.seeds = numbers(found.rates), seeds_of(found.seeds)
     return found
 

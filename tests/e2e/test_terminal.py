@@ -96,6 +96,12 @@ def test_every_key_and_choice_is_printed_with_its_meaning_on_request():
     assert "bakeoff --help all" in bakeoff("--help", "nonsense").stdout
 
 
+def test_help_lists_the_choices_of_the_users_folder(tmp_path):
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "my_task.yaml").write_text("defaults: [sort]\n")
+    assert "my_task" in bakeoff("--help", "task", "--config-dir", str(tmp_path)).stdout
+
+
 def test_the_version_is_that_of_the_package():
     from importlib.metadata import version
 

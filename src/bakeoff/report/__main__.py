@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bakeoff.arguments import read
+from bakeoff.arguments import add_config_dir, read
 from bakeoff.errors import UserError, answering, redacted
 from bakeoff.nearest import did_you_mean, nearest
-from bakeoff.paths import AD_HOC, ANALYSIS, study_names, use_folder
+from bakeoff.paths import AD_HOC, ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
 from bakeoff.report.detect import detect
 from bakeoff.report.output import replaced
@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--latest", action="store_true", help="the newest sweep, whatever its study")
     parser.add_argument("--all", action="store_true", help="every study that the store holds")
-    parser.add_argument("--config-dir", "-cd", help="your folder with sweeps/ and pages/ (default: the working folder)")
+    add_config_dir(parser)
     parser.add_argument("--where", default="", help="""select runs, such as "seed < 3 and algorithm != 'trpo'" """)
     parser.add_argument(
         "--sweeps", type=int, default=1, help="number of the study's newest sweeps to read as one (default: 1)"
@@ -64,7 +64,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     found = read(parser, arguments)
     if found.sweeps < 1:
         raise UserError(f"--sweeps is {found.sweeps}; it must be at least 1.")
-    use_folder(found.config_dir)
     return found
 
 
