@@ -59,7 +59,7 @@ def main() -> None:
 
 def other() -> None:
     """Runs the command by whose name it was called, such as `bakeoff-tune`."""
-    name = Path(sys.argv[0]).name
+    name = Path(sys.argv[0]).stem
     module, arguments = OTHERS[name], sys.argv[1:]
     if HELP & set(arguments):
         from bakeoff.standin import stand_in
