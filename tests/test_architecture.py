@@ -10,8 +10,10 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"errors", "randomness", "rows", "ranges", "standin"},
+    {"nearest"},
+    {"errors", "randomness", "rows", "ranges", "standin", "terminal"},
     {"paths", "files", "regime", "overrides"},
+    {"arguments"},
     {"tracking", "device", "arms", "user_code"},
     {"batch", "attribution"},
     {"measure"},
@@ -22,6 +24,7 @@ ORDER = [
     {"engine", "reward"},
     {"config", "collector"},
     {"validation", "configuration"},
+    {"early"},
     {"learner"},
     {"loop"},
     {"start", "metrics", "quality"},
@@ -64,9 +67,8 @@ def test_a_module_imports_only_from_its_left(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "report").rglob("*.py")), ids=lambda p: p.name)
 def test_a_report_reads_the_store_and_waits_for_no_torch(path):
-    allowed = {
-        f"bakeoff.{name}" for name in ("attribution", "errors", "files", "paths", "tracking", "measure", "regime")
-    }
+    names = ("arguments", "attribution", "errors", "files", "measure", "nearest", "paths", "regime", "terminal")
+    allowed = {f"bakeoff.{name}" for name in (*names, "tracking")}
     own = {name for name in imports(path) if name.startswith("bakeoff.") and not name.startswith("bakeoff.report")}
     assert own <= allowed
     assert "torch" not in imports(path)

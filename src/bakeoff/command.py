@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
+import sys
 import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from bakeoff.arguments import of_hydra
 from bakeoff.config import register
-from bakeoff.errors import UserError, fail, refused, sentence
-from bakeoff.paths import CONF, refuse_shadowed, use_folder
+from bakeoff.early import check_overrides
+from bakeoff.errors import UserError, answering, fail, refused, sentence
+from bakeoff.paths import CONF, refuse_shadowed
 from bakeoff.validation import to_config
 
 register()
@@ -27,10 +30,10 @@ register()
 def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
-    from bakeoff.arms import arms_of, settings_of, unresolved
+    from bakeoff.arms import arms_of, check_files, settings_of, unresolved
     from bakeoff.job import ends_with, run_job
     from bakeoff.progress import RunProgress, read
-    from bakeoff.sweep import check_tuned, parent_run
+    from bakeoff.sweep import parent_run
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
@@ -43,7 +46,8 @@ def app(cfg: DictConfig) -> float:
     try:
         config = to_config(cfg)
         overrides = unresolved(job.overrides.task)
-        check_tuned(overrides, config)
+        if not in_sweep:  # whose jobs are checked before the first begins
+            check_files(overrides, GlobalHydra.instance().config_loader())
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
@@ -81,25 +85,23 @@ def resumed(arguments: list[str]) -> Path | None:
     return Path(folders[0]) if folders else None
 
 
-def use_config_dir(arguments: list[str]) -> None:
-    """Makes the folder of Hydra's `--config-dir` the user's folder of studies, also in a launcher's processes."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    use_folder(parser.parse_known_args(arguments)[0].config_dir)
+def check(arguments: list[str]) -> None:
+    """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
+    if resumed(arguments) is None:
+        given, _ = of_hydra(arguments)
+        refuse_shadowed()
+        check_overrides(given.overrides, given.config_dir, given.multirun)
 
 
 def command(arguments: list[str]) -> None:
     """Runs what the arguments say; a user's mistake ends it with one sentence and exit code 2."""
-    try:
-        with refused():
-            folder = resumed(arguments)
-            if folder is None:
-                use_config_dir(arguments)
-                refuse_shadowed()
-                app()
-            else:
-                from bakeoff.resume import resume
+    with answering("bakeoff"):
+        folder = resumed(arguments)
+        if folder is None:
+            _, sys.argv[1:] = of_hydra(arguments)
+            refuse_shadowed()
+            app()
+        else:
+            from bakeoff.resume import resume
 
-                resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])
-    except UserError as error:
-        fail(error)
+            resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])

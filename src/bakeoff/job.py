@@ -44,7 +44,7 @@ from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
-from bakeoff.predict import UNKNOWN_LENGTH, Prediction, predict
+from bakeoff.predict import Prediction, predict, sizes_of
 from bakeoff.progress import RunProgress, cost_table, ledger_table, megabytes
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
@@ -251,24 +251,8 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
     prediction = predict(config)
     tracker.tags({"kind": "prediction"})
     tracker.metrics(peak_metrics(prediction.peaks) | weight_metrics(prediction.weight_bytes), 0)
-    batch = config.batch
-    progress.show(
-        ledger_table(
-            prediction.peaks,
-            f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
-            f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}",
-        )
-    )
-    assumed = [
-        f"lengths.{name}"
-        for name in ("prompt", "completion")
-        if not getattr(config.lengths, name) and getattr(prediction, name) == UNKNOWN_LENGTH
-    ]
-    if assumed:
-        progress.show(
-            f"{' and '.join(assumed)}: {UNKNOWN_LENGTH} tokens are a guess, since the model's tokenizer is not on this "
-            "machine; set them to the lengths of your task."
-        )
+    title = f"{sizes_of(config, prediction)}; peak {megabytes(prediction.peak)}"
+    progress.show(ledger_table(prediction.peaks, title))
     if config.hardware.name:
         log_cost(config, prediction, tracker, progress)
     return prediction.peak / 1e6

@@ -281,7 +281,7 @@ class HeldOut:
     greedy_length: float
     right_length: float | None
     wrong_length: float | None
-    hint: str = ""
+    hint: Callable[[], str] = lambda: ""
     read: list[dict[str, Any]] = field(default_factory=list)
     user: dict[str, float] = field(default_factory=dict)
     by_difficulty: dict[str, float] = field(default_factory=dict)
@@ -319,7 +319,7 @@ def held_out_of(
         greedy_length=float(greedy.lengths.mean()),
         right_length=mean_where(sampled.right == 1, sampled.lengths),
         wrong_length=mean_where(sampled.right == 0, sampled.lengths),
-        hint="" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
+        hint=lambda: "" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
         read=greedy.read,
         user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
         by_difficulty=by_difficulty([collector.task.difficulty(each) for each in examples], sampled.right, samples),

@@ -291,7 +291,8 @@ def user_metrics(values: dict[str, float]) -> dict[str, float]:
 
 def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
     """Metrics of an evaluation."""
-    plain = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list | str)}
+    single = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list)}
+    plain = {name: each for name, each in single.items() if not callable(each)}
     plain |= {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
     plain |= {f"eval/sampled_accuracy_of_{level}": value for level, value in heldout.by_difficulty.items()}
     return plain | {f"eval/{name}": value for name, value in user_metrics(heldout.user).items()}

@@ -90,6 +90,22 @@ class Prediction:
         return largest_peak(self.peaks)
 
 
+def sizes_of(config: Config, prediction: Prediction) -> str:
+    """What a prediction is of, and what it assumes."""
+    batch = config.batch
+    sizes = (
+        f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
+        f"{prediction.completion} tokens"
+    )
+    guessed = [
+        f"lengths.{name}"
+        for name in ("prompt", "completion")
+        if not getattr(config.lengths, name) and getattr(prediction, name) == UNKNOWN_LENGTH
+    ]
+    why = "a guess, since the model's tokenizer is not on this machine; set them to the lengths of your task"
+    return f"{sizes} ({' and '.join(guessed)}: {why})" if guessed else sizes
+
+
 def predict(config: Config, limit: float = 0) -> Prediction:
     """The memory that a run of this configuration needs.
 

@@ -170,8 +170,8 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
     updates = run.loop.learner.counters.updates
     run.tracker.metrics(heldout_metrics(heldout), updates)
     run.tracker.table([{"update": updates, **row} for row in heldout.read], HELDOUT)
-    if heldout.hint and (last or updates == 0):
-        run.progress.report(heldout.hint)
+    if (last or updates == 0) and (hint := heldout.hint()):
+        run.progress.report(hint)
     return heldout
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from bakeoff.arms import Job, job_names, varied_keys
+from bakeoff.arms import Job, check_files, job_names, varied_keys
 from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
@@ -139,14 +139,14 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
         seeds = [override for override in job.overrides if override.startswith("seed=")]
         rest = tuple(override for override in job.overrides if override not in seeds)
         if rest not in known:
+            check_files(rest, loader)
             known[rest] = loader.load_sweep_config(config, list(rest))
             with open_dict(known[rest]):
                 del known[rest]["hydra"]
         of_seed = known[rest].copy()
         for seed in seeds:
             OmegaConf.update(of_seed, "seed", seed.removeprefix("seed="))
-        checked = configs[tuple(job.overrides)] = to_config(of_seed)
-        check_tuned(job.overrides, checked)
+        configs[tuple(job.overrides)] = to_config(of_seed)
     return [configs[tuple(job.overrides)] for job in jobs]
 
 
@@ -219,13 +219,6 @@ def typed(settings: list[str]) -> dict[str, str]:
 def covers(keys: set[str], key: str) -> bool:
     """Whether a key, or one above it, is among the keys."""
     return any(key == each or key.startswith(f"{each}.") for each in keys)
-
-
-def check_tuned(overrides: list[str], config: Config) -> None:
-    """Raises UserError for `tuned=NAME` without a file: the group is optional, so Hydra would go on without it."""
-    name = next((each.removeprefix("tuned=") for each in overrides if each.startswith("tuned=")), "none")
-    if name not in ("none", config.tuned.name) and "${" not in name:  # an arm's name may hold ${model}
-        raise UserError(f"unknown choice tuned={name}; choose a file of conf/tuned, or tuned=none for the defaults.")
 
 
 def check_study(study: str) -> None:

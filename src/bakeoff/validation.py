@@ -18,6 +18,7 @@ from bakeoff.engine.rounded import Rounded
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import SCRATCH, Precision
+from bakeoff.nearest import unknown
 from bakeoff.paths import CONF
 from bakeoff.ranges import Range
 
@@ -52,7 +53,7 @@ def faults(node: DictConfig, group: str = "") -> Iterator[str]:
     groups = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
     for name in node:
         if name not in schema:
-            yield f"unknown key {group}{name!s}; valid keys are {', '.join(schema)}."
+            yield unknown("key", str(name), schema, group)
     nested = {name for name in schema if name in node and is_dataclass(OmegaConf.get_type(node, name))}
     for name, field in sorted(schema.items(), key=lambda item: item[0] in nested):
         key = f"{group}{name}"

@@ -43,6 +43,19 @@ def test_a_prediction_for_a_device_states_seconds_hours_and_price(command, tmp_p
     assert hours == pytest.approx(4 * (sum(phases) - hours) / 3600)
 
 
+def test_methods_are_predicted_side_by_side(command, tmp_path):
+    side_by_side = ("algorithm=ppo,grpo", "hardware=l4", "price=3.5", *SMALL)
+    result = command(*side_by_side, module="bakeoff.predict_command")
+    assert result.returncode == 0, result.stderr
+    cells = {tuple(line.split()[:-2]): line.split()[-2:] for line in result.stdout.splitlines()}
+    assert ("ppo", "grpo") in [tuple(line.split()) for line in result.stdout.splitlines()]
+    for row in (("in", "all", "fits", "L4"), ("updates",), ("hours",), ("price",), ("seconds", "an", "update")):
+        assert len(cells[row]) == 2, row
+    assert float(cells["price",][0]) > float(cells["price",][1]), "a critic costs"
+    assert re.search(r"^ +critic +[\d.]+ MB *$", result.stdout, re.MULTILINE), "PPO's, and none of GRPO's"
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_an_unknown_model_is_refused_in_one_sentence(command):
     result = command("model=hf", "model.name=nowhere/nothing", "task=largest", module="bakeoff.predict_command")
     assert result.returncode == 2

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
@@ -222,7 +222,7 @@ class Dataset(Task):
     def prompt_bound(self) -> int:
         return self.max_prompt_tokens
 
-    def leave_out(self, prompts: Set[str]) -> None:
+    def leave_out(self, prompts: Mapping[str, int]) -> None:
         """Drops prompts, as they are read, from training and from evaluation, and counts them."""
         held, shots, excluded = self._reserve()
         before = len(self.known_examples())
@@ -235,7 +235,10 @@ class Dataset(Task):
         held = kept(held) if self._own is None else self._own[: max(self.heldout, self.final)]
         self._reserved = held, shots, excluded
         self._long += before - len(self.known_examples())
-        self._require_both(f"task.max_prompt_tokens is {self.max_prompt_tokens}, which leaves")
+        bound = f"task.max_prompt_tokens is {self.max_prompt_tokens}"
+        self._require_both(
+            f"{bound}, and the shortest longer prompt has {min(prompts.values(), default=0)}, which leaves"
+        )
 
     def _require_both(self, cause: str) -> None:
         """Raises UserError where nothing is left to train on, or to evaluate on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
@@ -136,8 +136,11 @@ class Task:
         """Number of tokens of the longest prompt that is used; 0: no bound."""
         return 0
 
-    def leave_out(self, prompts: Set[str]) -> None:
-        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`."""
+    def leave_out(self, prompts: Mapping[str, int]) -> None:
+        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`.
+
+        With each stands its number of tokens.
+        """
         raise NotImplementedError
 
     def sizes(self) -> str:
