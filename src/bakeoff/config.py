@@ -242,7 +242,9 @@ class Config:
 
     seed              seed of every draw of the run
     device            device of the run; auto: the first GPU, or the CPU where there is none
-    threads           number of CPU threads; 0: torch's choice
+    threads           number of CPU threads of a process; 0: torch's choice
+    processes         number of processes that make the run together, each with a GPU of its own where there are any;
+                      started by torchrun or srun, it is theirs
     micro_tokens      upper bound on the tokens that a forward pass reads at once, padding included; 0: none
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
@@ -276,6 +278,7 @@ class Config:
     seed: int = seed()
     device: str = "auto"
     threads: int = count(0, most=1024, unit="threads")
+    processes: int = count(1, least=1, most=2**16, unit="processes")
     micro_tokens: int = count(0, unit="tokens")
     logits_mb: float = number(0.0, least=0, most=VAST, unit="MB")
     offload: bool = False

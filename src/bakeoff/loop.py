@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
@@ -170,7 +171,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
             kl = measure_step(learner, experience, loop.kl_sequences)
         to_start = measure_start(learner, experience)
     tokens = experience.sequences.mask.sum()
-    kl, statistics, to_start, tokens = numbers((kl, statistics, to_start, tokens))
+    kl, statistics, to_start, tokens = processes.agreed(numbers((kl, statistics, to_start, tokens)))
     adapt_betas(learner, kl, statistics, len(experience))
     if not learner.reference_is_start:
         teacher = statistics.reference if algorithm.kl_to_reference.name else None
@@ -181,7 +182,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
         with loop.phase("renewal"):
             renew_reference(learner)
             renewal = loop.renew_reward(learner.actor, learner.counters.updates) if loop.renew_reward else None
-    update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, loop.phases.take())
+    measured = processes.agreed(loop.phases.take())
+    update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, measured)
     learner.counters.sequences += collected.sequences
     learner.counters.tokens += collected.tokens
     read = passes_over(algorithm, bool(actor)) * float(tokens)
@@ -227,7 +229,7 @@ def collect(loop: Loop, number: int) -> Collected:
             prompts = collector.prompts(actor, collector.task.training_examples(batch.prompts, prompt_draws))
             rollouts.append(collector.roll_out(actor, prompts, batch.group_size, f"rollout{stream}", number))
         with loop.phase("reward"):
-            scores.append(collector.reward(collector.task, rollouts[-1], learned))
+            scores.append(collector.score(rollouts[-1], learned))
             kept.append(group_filter(scores[-1].total.view(-1, batch.group_size)))
     every, all_scores = concatenate(rollouts), concatenate(scores)
     rollout, chosen = every, all_scores
@@ -252,7 +254,7 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
         answers = collector.roll_out(learner.actor, prompts, 1, "greedy", greedy=True)
     with loop.phase("reward"):
         shaped = learner.algorithm.shaping(answers.sequences.mask.sum(1), answers.max_tokens)
-        return answers, collector.reward(collector.task, answers, learned_scores(loop)).total + shaped
+        return answers, collector.score(answers, learned_scores(loop)).total + shaped
 
 
 def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
@@ -293,7 +295,8 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
     actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
     examples = collector.task.final_examples() if last else loop.heldout.examples
     with loop.phase("evaluation"):
-        return held_out_of(actor, collector, examples, samples, number, loop.user_metrics)
+        own = loop.user_metrics if processes.leads() else None
+        return held_out_of(actor, collector, examples, samples, number, own)
 
 
 def held_out_of(

@@ -28,6 +28,7 @@ from bakeoff.folder import (
     their_code,
 )
 from bakeoff.job import run_job
+from bakeoff.launch import launched, starts_processes
 from bakeoff.validation import to_config
 
 
@@ -70,6 +71,8 @@ def resume(folder: Path, arguments: list[str]) -> float:
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
             f"{', '.join(MAY_CHANGE)} may change, except evaluation.final."
         )
+    if starts_processes(after):
+        return launched(after, folder, [f"resume={folder}", *arguments])
     new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
     settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
     return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bakeoff import processes
 from bakeoff.config import Config
 from bakeoff.errors import disk_fault, redacted
 from bakeoff.learner.checkpoint import save_checkpoint
@@ -35,19 +36,26 @@ STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
 
 
+class Silent:
+    """Stands where a tracker and a progress are at a process that does not lead: nothing is written."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values, **named: None
+
+
 @dataclass
 class Run:
     """A loop with its configuration, its output folder, and where it reports.
 
     identity   identifies the run in its checkpoints
-    signals    the signals received so far; one of them ends the run after the update in progress
+    signals    the signals received so far; one of them, of any process, ends the run after the update in progress
     """
 
     config: Config
     folder: Path
     loop: Loop
-    tracker: Tracker
-    progress: RunProgress
+    tracker: Tracker | Silent
+    progress: RunProgress | Silent
     identity: dict[str, Any]
     signals: list[int]
 
@@ -71,15 +79,16 @@ def train(run: Run) -> float:
             heldout = evaluate_run(run, last)
         if last or counters.updates % config.tracking.completions_every == 0:
             run.tracker.table(completions_table(run, update.collected), COMPLETIONS)
-        due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
+        signals = [number for of_process in processes.every(run.signals) for number in of_process]
+        due = last or bool(signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
         now = standing(run, update, heldout)
         run.progress.step(now)
         rewards.append(now.reward)
         largest_kl = max(largest_kl, math.inf if now.kl is None else now.kl)
-        if run.signals:
-            raise SystemExit(128 + run.signals[0])
+        if signals:
+            raise SystemExit(128 + signals[0])
     assert heldout is not None
     if still(rewards, largest_kl):
         optimizer = config.algorithm.optimizer
@@ -89,7 +98,8 @@ def train(run: Run) -> float:
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
             f"reward. algorithm.optimizer.{key}={step:.3g} may be too low: try {30 * step:.3g}, or `bakeoff-tune`"
         )
-    save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+    if processes.leads():
+        save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     if config.tracking.register_model:
         run.progress.report(f"registering the actor as {config.tracking.register_model}")
         run.tracker.register(run.folder / "actor", config.tracking.register_model)
@@ -114,6 +124,8 @@ def still(rewards: list[float], kl: float) -> bool:
 
 def log_update(run: Run, update: Update) -> None:
     """Logs the metrics of an update."""
+    if not processes.leads():
+        return
     learner = run.loop.learner
     metrics = update_metrics(update, learner.counters) | resident_metrics(peak_resident_bytes())
     if run.loop.user_metrics:
@@ -155,7 +167,8 @@ def checkpoint(run: Run) -> None:
     run.tracker.flush()  # a resumed run repeats only what comes after this
     with run.loop.phase("checkpoint"):
         try:
-            save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
+            if processes.leads():
+                save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
         except Exception as error:
             if not (fault := disk_fault(error)):
                 raise

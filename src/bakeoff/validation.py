@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from bakeoff.algorithm import AXES
+from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep
+from bakeoff.algorithm.optimizer import Optimizer
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
 from bakeoff.engine.rounded import Rounded
@@ -19,6 +20,7 @@ from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import SCRATCH, Precision
 from bakeoff.paths import CONF
+from bakeoff.processes import place
 from bakeoff.ranges import Range
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
@@ -83,14 +85,16 @@ def outside(span: Range, key: str, value: Any) -> Iterator[str]:
 
 def validate(config: Config) -> None:
     """Raises UserError for the first settings that do not go together."""
-    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns):
+    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns, impossible_processes):
         for sentence in refusals(config):
             raise UserError(sentence)
     if config.model.architecture:
         from bakeoff.model.build import check_architecture  # 3 s, which other errors need not wait for
 
         check_architecture(config.model)
-    device = choose_device(config.device)
+    here = place()
+    others = config.processes - 1 if config.mode is not Mode.predict else 0
+    device = choose_device(config.device, here.local if here.size > 1 else others)
     if config.measure.memory_snapshot and not has_allocator(device):
         raise UserError(
             f"measure.memory_snapshot is true, but the device is {device}, whose allocator keeps no history; set it to "
@@ -98,12 +102,17 @@ def validate(config: Config) -> None:
         )
 
 
+def optimizers(algorithm: Algorithm) -> dict[str, Optimizer]:
+    """The options of step by their keys: the actor's, and that of a critic of its own."""
+    found: dict[str, Optimizer] = {"algorithm.optimizer": algorithm.optimizer}
+    if isinstance(algorithm.critic, OwnStep):
+        found["algorithm.critic.optimizer"] = algorithm.critic.optimizer
+    return found
+
+
 def impossible_values(config: Config) -> Iterator[str]:
     """Sizes that do not fit each other."""
     algorithm, batch = config.algorithm, config.batch
-    optimizers = {"algorithm.optimizer": algorithm.optimizer}
-    if isinstance(algorithm.critic, OwnStep):
-        optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
     if set(config.tracking.register_model) & set("/:"):
         yield (
             f"tracking.register_model is '{config.tracking.register_model}', but the name of a registered model must "
@@ -118,7 +127,7 @@ def impossible_values(config: Config) -> Iterator[str]:
             "checkpoint.adapter is true, but model.name is 'scratch' and sft.steps is 0, so the adapter's base is "
             "not saved; set checkpoint.adapter=false."
         )
-    for key, option in optimizers.items():
+    for key, option in optimizers(algorithm).items():
         if option.minibatches > batch.prompts:
             yield (
                 f"{key}.minibatches is {option.minibatches}, but a rollout has only {batch.prompts} groups "
@@ -278,6 +287,28 @@ def impossible_turns(config: Config) -> Iterator[str]:
             f"mode is advantage_quality, which continues a completion from each of its tokens, but the task {name} has "
             "several turns; choose mode=gradient_quality, or a task of one turn."
         )
+
+
+def impossible_processes(config: Config) -> Iterator[str]:
+    """Many processes for too few prompts, and what only one can do."""
+    algorithm, processes, here = config.algorithm, config.processes, place().size
+    if here > 1 and processes not in (1, here):
+        yield f"processes is {processes}, but {here} processes were started; leave processes out."
+    processes = max(processes, here)
+    if processes == 1:
+        return
+    for key, optimizer in optimizers(algorithm).items():
+        fewest = config.batch.prompts // optimizer.minibatches
+        if fewest < processes:
+            yield (
+                f"processes is {processes}, and every process needs a prompt of every minibatch, but one has {fewest}: "
+                f"batch.prompts is {config.batch.prompts}, and {key}.minibatches {optimizer.minibatches}; change one "
+                "of the three."
+            )
+    if config.mode in QUALITY:
+        yield f"mode is {config.mode.value}, which measures in one process, but processes is {processes}; set it to 1."
+    if ":" in config.device:
+        yield f"device is {config.device}, which is one GPU, but processes is {processes}; choose device=auto."
 
 
 def option(config: Config, axis: str) -> str:
