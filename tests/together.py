@@ -32,7 +32,9 @@ def curves(overrides: list[str]) -> dict[str, Tensor]:
     rows = [update_of(loop) for _ in range(UPDATES)]
     metrics = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if not name.startswith(CLOCKED)}
     trained = loop.learner.trained().items()
-    weights = {f"{m}/{n}": w.detach().clone().double() for m, named in trained for n, w in named.items()}
+    weights = {
+        f"{m}/{n}": processes.whole(w.detach()).double().clone() for m, named in trained for n, w in named.items()
+    }
     return metrics | weights
 
 

@@ -133,7 +133,8 @@ def follow() -> None:
     """
     with processes.following(), ends_with(processes.launcher()):
         processes.join()
-        config, folder = processes.agreed(None)  # type: ignore[misc]
+        received: Any = processes.agreed(None)
+        config, folder = received
         with termination() as signals:
             train(start_job(config, folder, prepare(config), Silent(), Silent(), signals))
 
@@ -270,12 +271,12 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
     prediction = predict(config)
     tracker.tags({"kind": "prediction"})
     tracker.metrics(peak_metrics(prediction.peaks) | weight_metrics(prediction.weight_bytes), 0)
-    batch = config.batch
+    batch, each = config.batch, f" on each of {config.processes} devices" if config.processes > 1 else ""
     progress.show(
         ledger_table(
             prediction.peaks,
             f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
-            f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}",
+            f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}{each}",
         )
     )
     assumed = [

@@ -25,9 +25,10 @@ from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import Learner, passes_over, renew_reference, sampling_policy, set_lr
-from bakeoff.learner.offload import place_for, visiting
+from bakeoff.learner.offload import STEPS, USES, place_for, visiting
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.sft import Supervised
+from bakeoff.learner.sharding import gathered
 from bakeoff.learner.update import ActorStep, CriticStep, measure_start, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
@@ -73,11 +74,14 @@ class Loop:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Places the models that a phase uses, measured as the phase `offload`, then measures the phase itself."""
+        """Places the models that a phase uses, measured as the phase `offload`, then measures the phase itself.
+
+        Weights that the processes hold in parts are whole in it; the passes of a step gather them themselves.
+        """
         if self.offload:
             with self.phases("offload"):
                 place_for(self.learner, name, self.phases.device)
-        with self.phases(name):
+        with self.phases(name), gathered(self.learner.shards, USES.get(name, ()) if name not in STEPS else ()):
             yield
 
     def traced(self, limit: int = 0) -> AbstractContextManager[None]:

@@ -50,7 +50,7 @@ class _Joined:
 
     place: Place
     objects: Any
-    store: dist.Store
+    store: Any
     alone: bool = False
 
 
@@ -81,7 +81,7 @@ def join() -> None:
     global _joined
     if _joined is None and place().size > 1:
         store, rank, size = next(rendezvous("env://"))
-        dist.init_process_group(backend(), store=dist.PrefixStore("passes", store), rank=rank, world_size=size)
+        dist.init_process_group(backend(), store=store, rank=rank, world_size=size)
         _joined = _Joined(place(), dist.new_group(backend="gloo", timeout=AGES), store)
 
 
@@ -152,6 +152,18 @@ def agreed(value: T) -> T:
     return led(lambda: value)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that the processes hold in parts, or this one where it is whole; every process must ask for it."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of the tensor that is in this process's memory: all of it where it is whole."""
+    found: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return found
+
+
 def add_gradients(parameters: Iterable[Tensor]) -> None:
     """Sums the gradients of all processes: each has that of its rows, with the weights of the whole minibatch."""
     if size() == 1:
@@ -214,7 +226,7 @@ def as_sent(error: Exception) -> Exception:
     return error if known else UserError(f"process {rank()} has failed: {type(error).__name__}: {first_line(error)}")
 
 
-def left_error(store: dist.Store) -> Exception | None:
+def left_error(store: Any) -> Exception | None:
     """The error that another process has left, none where it could not."""
     with suppress(Exception):
         store.wait([FAILED], timedelta(seconds=3))

@@ -98,8 +98,7 @@ def train(run: Run) -> float:
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
             f"reward. algorithm.optimizer.{key}={step:.3g} may be too low: try {30 * step:.3g}, or `bakeoff-tune`"
         )
-    if processes.leads():
-        save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+    save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     if config.tracking.register_model:
         run.progress.report(f"registering the actor as {config.tracking.register_model}")
         run.tracker.register(run.folder / "actor", config.tracking.register_model)
@@ -167,8 +166,7 @@ def checkpoint(run: Run) -> None:
     run.tracker.flush()  # a resumed run repeats only what comes after this
     with run.loop.phase("checkpoint"):
         try:
-            if processes.leads():
-                save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
+            save_checkpoint(run.folder / "checkpoints", learner, run.identity, run.config.checkpoint.keep)
         except Exception as error:
             if not (fault := disk_fault(error)):
                 raise

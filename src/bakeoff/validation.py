@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep
-from bakeoff.algorithm.optimizer import Optimizer
+from bakeoff.algorithm.optimizer import Adafactor, Optimizer, Trpo
 from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
+from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.rounded import Rounded
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
@@ -296,6 +297,8 @@ def impossible_processes(config: Config) -> Iterator[str]:
         yield f"processes is {processes}, but {here} processes were started; leave processes out."
     processes = max(processes, here)
     if processes == 1:
+        if config.shard:
+            yield "shard is true, but processes is 1: nobody holds the other parts; set processes, or shard=false."
         return
     for key, optimizer in optimizers(algorithm).items():
         fewest = config.batch.prompts // optimizer.minibatches
@@ -305,10 +308,32 @@ def impossible_processes(config: Config) -> Iterator[str]:
                 f"batch.prompts is {config.batch.prompts}, and {key}.minibatches {optimizer.minibatches}; change one "
                 "of the three."
             )
+    yield from impossible_shards(config)
     if config.mode in QUALITY:
         yield f"mode is {config.mode.value}, which measures in one process, but processes is {processes}; set it to 1."
     if ":" in config.device:
         yield f"device is {config.device}, which is one GPU, but processes is {processes}; choose device=auto."
+
+
+def impossible_shards(config: Config) -> Iterator[str]:
+    """What needs whole weights where processes hold parts of them."""
+    algorithm = config.algorithm
+    if not config.shard:
+        return
+    whole = {
+        f"model.lora.rank is {config.model.lora.rank}, whose base is frozen": config.model.lora.rank > 0,
+        "algorithm/critic is adapter, whose base is another model's": isinstance(algorithm.critic, Adapter),
+        "algorithm/optimizer is trpo, whose vectors are of whole weights": isinstance(algorithm.optimizer, Trpo),
+        "an optimizer is adafactor, whose state is of whole rows and columns": any(
+            isinstance(each, Adafactor) for each in optimizers(algorithm).values()
+        ),
+        "offload is true, which moves whole weights": config.offload,
+        f"lag is {config.lag}, which keeps whole old weights": config.lag > 0,
+        f"engine is {type(config.engine).__name__.lower()}, which copies whole weights": type(config.engine)
+        is not Embedded,
+    }
+    for reason in (reason for reason, holds in whole.items() if holds):
+        yield f"shard is true, but {reason}; set shard=false, or choose otherwise."
 
 
 def option(config: Config, axis: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from bakeoff.batch import Experience, Tokens, masked_mean, own_micro_batches
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
+from bakeoff.learner.sharding import in_turn, passed
 from bakeoff.model.forward import Hidden, completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, exact_kl, head_terms, policy_pass
 from bakeoff.model.policy import Policy, recomputes
@@ -131,11 +133,11 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     """Leaves the gradient of the minibatch's loss on the actor, whatever the size of a micro-batch."""
     critic, mask, weights = learner.algorithm.critic, minibatch.sequences.mask, token_weights(learner, minibatch)
     results, value_losses = [], []
-    for rows in own_micro_batches(minibatch.sequences, learner.forward.micro_tokens):
+    needs_entropy = learner.algorithm.entropy.needs_entropy
+    for rows in in_turn(learner.shards, "actor", own_micro_batches(minibatch.sequences, learner.forward.micro_tokens)):
         part = select(minibatch, rows)
-        logprobs, values, entropy = policy_pass(
-            learner.actor, learner.head, part.sequences, learner.forward, learner.algorithm.entropy.needs_entropy
-        )
+        make = partial(policy_pass, learner.actor, learner.head, part.sequences, learner.forward, needs_entropy)
+        logprobs, values, entropy = passed(learner.shards, "actor", make)
         result = minibatch_loss(learner, part, logprobs, weights[rows], entropy)
         loss = result.loss
         if isinstance(critic, Shared) and values is not None:
@@ -144,7 +146,8 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
             value_losses.append(critic_loss.detach()[None])
         loss.backward()
         results.append(replace(result, loss=result.loss.detach()[None]))
-    sum_gradients(learner.actor_optimizer)
+    if not learner.shards:
+        sum_gradients(learner.actor_optimizer)
     every = processes.joined(results, mask.device)
     ratio, clipped = every.ratio, every.clipped
     return ActorLoss(
@@ -190,13 +193,14 @@ def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) 
     """Leaves the gradient of the minibatch's value loss on a critic of its own; returns that loss."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in own_micro_batches(minibatch.sequences, learner.forward.micro_tokens):
+    for rows in in_turn(learner.shards, "critic", own_micro_batches(minibatch.sequences, learner.forward.micro_tokens)):
         part = select(minibatch, rows)
-        loss = minibatch_value_loss(critic, part, completion_values(learner.critic, part.sequences), mask.sum())
+        values = passed(learner.shards, "critic", partial(completion_values, learner.critic, part.sequences))
+        loss = minibatch_value_loss(critic, part, values, mask.sum())
         loss.backward()
         losses.append(loss.detach()[None])
-    assert learner.critic_optimizer is not None
-    sum_gradients(learner.critic_optimizer)
+    if not learner.shards and learner.critic_optimizer is not None:
+        sum_gradients(learner.critic_optimizer)
     return processes.joined(losses, mask.device).sum()
 
 
