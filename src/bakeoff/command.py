@@ -115,5 +115,6 @@ def command(arguments: list[str]) -> None:
                 from bakeoff.resume import resume
 
                 resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])
+        processes.leave()
     except UserError as error:
         fail(error)

@@ -137,6 +137,7 @@ def follow() -> None:
         config, folder = received
         with termination() as signals:
             train(start_job(config, folder, prepare(config), Silent(), Silent(), signals))
+        processes.leave()
 
 
 def names_run(key: str, varied: list[str] | None) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -223,13 +224,15 @@ def is_lost(error: BaseException) -> bool:
 def as_sent(error: Exception) -> Exception:
     """An error of a process as the leader may raise it: those of a kind that ends a run in a sentence as they are."""
     known = isinstance(error, UserError | ArithmeticError | torch.OutOfMemoryError)
-    return error if known else UserError(f"process {rank()} has failed: {type(error).__name__}: {first_line(error)}")
+    return error if known else UserError(f"process {rank()} has failed: {type(error).__name__}: {first_line(error)}.")
 
 
 def left_error(store: Any) -> Exception | None:
     """The error that another process has left, none where it could not."""
     with suppress(Exception):
-        store.wait([FAILED], timedelta(seconds=3))
-        error: Exception = pickle.loads(store.get(FAILED))
-        return error
+        for _ in range(30):  # of a tenth of a second: it leaves its error before its connections close
+            if store.check([FAILED]):
+                error: Exception = pickle.loads(store.get(FAILED))
+                return error
+            time.sleep(0.1)
     return None

@@ -148,7 +148,7 @@ def traced(run: Run) -> Iterator[None]:
     first = updates < TRACED or 0 <= updates - warmup < TRACED
     limit = 0 if has_allocator(loop.phases.device) else int(config.memory_limit_mb * 1e6)
     with ExitStack() as stack:
-        if config.measure.memory_snapshot and first:
+        if config.measure.memory_snapshot and first and processes.leads():
             path = run.folder / "memory_snapshot.pickle"
             stack.callback(lambda: run.tracker.artifact(path) if path.is_file() else None)
             stack.enter_context(allocation_history(path))

@@ -42,6 +42,7 @@ def to_config(cfg: DictConfig) -> Config:
         config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     validate(config)
+    config.processes = max(config.processes, place().size)
     return config
 
 
@@ -294,7 +295,7 @@ def impossible_processes(config: Config) -> Iterator[str]:
     """Many processes for too few prompts, and what only one can do."""
     algorithm, processes, here = config.algorithm, config.processes, place().size
     if here > 1 and processes not in (1, here):
-        yield f"processes is {processes}, but {here} processes were started; leave processes out."
+        yield f"processes is {processes}, but {here} processes were started; set processes={here}."
     processes = max(processes, here)
     if processes == 1:
         if config.shard:

@@ -10,6 +10,7 @@ import pytest
 
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints
+from bakeoff.predict import predict
 from tests.commands import PATIENCE_S, changed_update, start, store_of
 from tests.conftest import compose
 from tests.together import SMALL, difference, free_port, place, together
@@ -29,8 +30,23 @@ RUN = [*SMALL, "budget.unit=updates", "budget.limit=3", "evaluation.every=3", "c
 def test_two_processes_make_the_updates_of_one():
     leaders, others = together(CASES)
     for case, leader, other in zip(CASES, leaders, others, strict=True):
-        assert difference(other, leader) == (0.0, difference(other, leader)[1]), "what everyone has is the same"
+        assert difference(other, leader)[0] == 0.0, "what everyone has is the same"
         assert difference(leader, curves_here(case))[0] < 1e-5, case
+
+
+def test_weights_in_parts_make_the_updates_of_whole_ones():
+    cases = [["algorithm=grpo", *SMALL], ["algorithm=ppo", "micro_tokens=64", *SMALL]]
+    leaders, others = together([[*case, "processes=2", "shard=true"] for case in cases])
+    for case, leader, other in zip(cases, leaders, others, strict=True):
+        assert difference(other, leader)[0] == 0.0
+        assert difference(leader, curves_here(case))[0] < 1e-4, case
+
+
+def test_a_prediction_knows_processes_and_parts():
+    def peak(*overrides):
+        return predict(compose("algorithm=ppo", "mode=predict", *SMALL, "batch.prompts=16", *overrides)).peak
+
+    assert peak("processes=4", "shard=true") < peak("processes=4") < peak()
 
 
 @pytest.fixture
@@ -94,7 +110,7 @@ def test_a_signal_at_any_process_is_everyones_and_one_process_goes_on(pair, comm
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        (fail, "bakeoff: process 1 has failed: ValueError: a fault of the second process"),
+        (fail, "bakeoff: process 1 has failed: ValueError: a fault of the second process."),
         (kill, "bakeoff: another process of the run was killed, as by the system when memory runs out."),
     ],
 )
@@ -119,6 +135,10 @@ def test_bakeoff_starts_the_processes_itself(command, tmp_path):
         (["processes=0"], "processes is 0; it must be at least 1"),
         (["processes=9", "batch.prompts=8"], "batch.prompts is 8, and algorithm.optimizer.minibatches 1"),
         (["processes=2", "mode=gradient_quality"], "measures in one process"),
+        (["shard=true"], "processes is 1: nobody holds the other parts"),
+        (["processes=2", "shard=true", "model.lora.rank=2"], "model.lora.rank is 2, whose base is frozen"),
+        (["processes=2", "shard=true", "offload=true"], "offload is true, which moves whole weights"),
+        (["processes=2", "shard=true", "algorithm/optimizer=trpo"], "algorithm/optimizer is trpo"),
     ],
 )
 def test_what_processes_cannot_share_is_refused(overrides, words):

@@ -49,12 +49,16 @@ def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: i
         name: {f"{i}/{key}": v for i, values in state["state"].items() for key, v in values.items()}
         for name, state in states.items()
     }
+    fault: Exception | None = None
     for name, tensors in saved.items():  # copied to the host one model at a time
-        copies = {
-            key: processes.whole(tensor.detach()).to(HOST, copy=True).contiguous() for key, tensor in tensors.items()
-        }
-        if processes.leads():
-            save_file(copies, partial / f"{name}.safetensors")
+        copies = {key: processes.whole(x.detach()).to(HOST, copy=True).contiguous() for key, x in tensors.items()}
+        if processes.leads() and fault is None:
+            try:
+                save_file(copies, partial / f"{name}.safetensors")
+            except Exception as error:  # raised when every process has given its parts
+                fault = error
+    if fault is not None:
+        raise fault
     if not processes.leads():
         return target
     state = {"run": run, "counters": asdict(learner.counters), "betas": asdict(learner.betas), "groups": groups}
