@@ -19,7 +19,7 @@ ifneq ($(call others,$(VENV))$(call others,$(PEERS)),)
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -80,6 +80,9 @@ fuzz: $(READY)  ## 10 000 mutated configurations: each is refused in one sentenc
 
 chaos: $(READY)  ## kills, damaged files, outages, full disks, fuzz and hostile completions: what survived, in twenty minutes or so
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+processes: $(READY)  ## every method by two processes against one: the largest relative difference; METHODS=grpo tries one
+	$(BIN)/python -m tests.together $(if $(filter glob%,$(METHODS)),,$(METHODS))
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bakeoff import processes
 from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 
@@ -145,6 +146,15 @@ def micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
             start, widest = at, 0
         widest = max(widest, width)
     yield slice(start, count)
+
+
+def own_micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
+    """The same of the rows that this process passes over: whole groups, and all of them where it is alone."""
+    size = sequences.group_size
+    groups = processes.share(len(sequences) // size)
+    first, last = groups.start * size, groups.stop * size
+    for rows in micro_batches(select(sequences, slice(first, last)), tokens) if last > first else ():
+        yield slice(first + rows.start, first + rows.stop)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from bakeoff import processes
 from bakeoff.arguments import of_hydra
 from bakeoff.config import register
 from bakeoff.early import check_overrides
@@ -32,6 +33,7 @@ def app(cfg: DictConfig) -> float:
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.arms import arms_of, check_files, settings_of, unresolved
     from bakeoff.job import ends_with, run_job
+    from bakeoff.launch import launched, starts_processes
     from bakeoff.progress import RunProgress, read
     from bakeoff.sweep import parent_run
 
@@ -51,7 +53,11 @@ def app(cfg: DictConfig) -> float:
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
-        with ends_with(parent.process if parent else 0), refused():
+        if starts_processes(config):
+            own = [each for each in job.overrides.hydra if not each.startswith("hydra.run.dir=")]
+            return launched(config, folder, [*job.overrides.task, *own, f"hydra.run.dir='{folder}'"])
+        launcher = parent.process if parent else processes.launcher()
+        with ends_with(launcher), refused():
             run_id, varied = (parent.run_id, parent.varied) if parent else (None, None)
             return run_job(config, folder, choices, settings, run_id, quiet=in_sweep, varied=varied)
     except BaseException as error:
@@ -94,8 +100,16 @@ def check(arguments: list[str]) -> None:
 
 
 def command(arguments: list[str]) -> None:
-    """Runs what the arguments say; a user's mistake ends it with one sentence and exit code 2."""
+    """Runs what the arguments say; a user's mistake ends it with one sentence and exit code 2.
+
+    Of the processes of one run the first does so, and the others follow it.
+    """
     with answering("bakeoff"):
+        if processes.place().rank:
+            from bakeoff.job import follow
+
+            return follow()
+        processes.join()
         folder = resumed(arguments)
         if folder is None:
             _, sys.argv[1:] = of_hydra(arguments)
@@ -105,3 +119,4 @@ def command(arguments: list[str]) -> None:
             from bakeoff.resume import resume
 
             resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])
+        processes.leave()

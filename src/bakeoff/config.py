@@ -240,14 +240,17 @@ class Config:
 
     seed              seed of every draw of the run
     device            device of the run; auto: the first GPU, or the CPU where there is none
-    threads           number of CPU threads; 0: torch's choice
+    threads           number of CPU threads of a process; 0: torch's choice
+    processes         number of processes that make the run together, each with a GPU of its own where there are any;
+                      started by torchrun or srun, it is theirs
+    shard             each process holds a part of the weights and of what their optimisers keep
     micro_tokens      upper bound on the tokens that a forward pass reads at once, padding included; 0: none
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
-    price             price of an hour of the hardware, for a prediction; 0: not stated
+    price             price of an hour of the hardware of a process, for a prediction; 0: not stated
     reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
     lag               age of the sampler's weights, in updates, as where rollouts and steps overlap
     lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
@@ -274,6 +277,8 @@ class Config:
     seed: int = seed()
     device: str = "auto"
     threads: int = count(0, most=1024, unit="threads")
+    processes: int = count(1, least=1, most=2**16, unit="processes")
+    shard: bool = False
     micro_tokens: int = count(0, unit="tokens")
     logits_mb: float = number(0.0, least=0, most=VAST, unit="MB")
     offload: bool = False

@@ -16,20 +16,32 @@ HOST = torch.device("cpu")
 GPU_LOGITS_MB = 1024.0
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+def choose_device(name: str, number: int = 0) -> torch.device:
+    """The device of that name: `auto` (a GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+
+    `number` is that of the process on this machine, which takes the GPU of this number where the name leaves it open.
 
     A GPU always has its index, which many functions of torch.cuda require. Allocates no memory on any device. Raises
     UserError for a device that this machine does not have.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.device("cuda", index) for index in range(count)]
-    known = {"auto": gpus[0] if gpus else HOST, "cpu": HOST}
-    if gpus:
-        known |= {"cuda": gpus[0]} | {str(gpu): gpu for gpu in gpus}
+    if number >= count > 0 and name in ("auto", "cuda"):
+        raise UserError(
+            f"every process has a GPU of its own, but this machine has {count} GPUs for {number + 1} processes; lower "
+            "processes, or set device=cpu."
+        )
+    own = gpus[number : number + 1]
+    known = {"auto": own[0] if own else HOST, "cpu": HOST}
+    known |= ({"cuda": own[0]} if own else {}) | {str(gpu): gpu for gpu in gpus}
     if name not in known:
         raise UserError(f"device is {name!r}, but this machine has no such device; it may be {', '.join(known)}.")
     return known[name]
+
+
+def backend() -> str:
+    """How torch sends tensors between processes, by their device."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bakeoff import processes
 from bakeoff.algorithm.critic import OwnStep
 from bakeoff.arms import HEADS, job_name
 from bakeoff.config import Config, Mode, by_content, config_id, digest, flatten, plain, task_id, training_id
@@ -48,7 +49,7 @@ from bakeoff.predict import Prediction, predict, sizes_of
 from bakeoff.progress import RunProgress, cost_table, ledger_table, megabytes
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
-from bakeoff.run import Run, train
+from bakeoff.run import Run, Silent, train
 from bakeoff.start import prepare, start
 from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
@@ -116,12 +117,27 @@ def run_job(
                 if config.mode is Mode.predict:
                     result = log_prediction(config, tracker, progress)
                 else:
-                    with explained(config, phases, tracker, progress):
+                    with explained(config, phases, tracker, progress), processes.leading():
+                        processes.agreed((config, folder))
                         with kept_if_refused(before):
                             run = start_job(config, folder, phases, tracker, progress, signals)
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
+
+
+def follow() -> None:
+    """The part of a process that does not lead in the run that the leader starts: it shares passes, and writes nothing.
+
+    An error of it is the leader's to report.
+    """
+    with processes.following(), ends_with(processes.launcher()):
+        processes.join()
+        received: Any = processes.agreed(None)
+        config, folder = received
+        with termination() as signals:
+            train(start_job(config, folder, prepare(config), Silent(), Silent(), signals))
+        processes.leave()
 
 
 def names_run(key: str, varied: list[str] | None) -> bool:
@@ -174,7 +190,12 @@ def log_changes(
 
 
 def start_job(
-    config: Config, folder: Path, phases: Phases, tracker: Tracker, progress: RunProgress, signals: list[int]
+    config: Config,
+    folder: Path,
+    phases: Phases,
+    tracker: Tracker | Silent,
+    progress: RunProgress | Silent,
+    signals: list[int],
 ) -> Run:
     """The run at its start, or where its newest whole checkpoint left it."""
     loop = start(config, phases, progress.report)
@@ -183,7 +204,7 @@ def start_job(
     if sizes := config.task.sizes():
         progress.report(sizes)
         tracker.tags({"data": sizes})
-    found = newest_whole(folder / "checkpoints", progress.report)
+    found = processes.led(lambda: newest_whole(folder / "checkpoints", progress.report))
     if found:
         if read_run(found) != identity:
             raise UserError(
@@ -197,7 +218,7 @@ def start_job(
         tracker.metrics(peak_metrics(phases.take().peaks) | named("sft/", loop.supervised), 0)
         if loop.reward_quality is not None:
             tracker.metrics(pair_metrics(loop.reward_quality), 0)
-        if config.measure.memory_prediction:
+        if config.measure.memory_prediction and processes.leads():
             tracker.metrics(predicted_metrics(predict(config).peaks), 0)
     return Run(config, folder, loop, tracker, progress, identity, signals)
 
@@ -251,7 +272,8 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
     prediction = predict(config)
     tracker.tags({"kind": "prediction"})
     tracker.metrics(peak_metrics(prediction.peaks) | weight_metrics(prediction.weight_bytes), 0)
-    title = f"{sizes_of(config, prediction)}; peak {megabytes(prediction.peak)}"
+    each = f" on each of {config.processes} devices" if config.processes > 1 else ""
+    title = f"{sizes_of(config, prediction)}; peak {megabytes(prediction.peak)}{each}"
     progress.show(ledger_table(prediction.peaks, title))
     if config.hardware.name:
         log_cost(config, prediction, tracker, progress)

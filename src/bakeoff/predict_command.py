@@ -35,6 +35,7 @@ EXAMPLES = """for example:
   bakeoff-predict algorithm=ppo,grpo model=qwen2_5_7b hardware=h100 price=2.5 micro_tokens=4096
   bakeoff-predict model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
   bakeoff-predict model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
+  bakeoff-predict model=qwen2_5_14b processes=8 shard=true hardware=h100   by each of eight processes
   bakeoff-predict --fit model=qwen2_5_7b hardware=h100     also the largest group and the longest completion there
   bakeoff-predict --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
   bakeoff-predict --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model

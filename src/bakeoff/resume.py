@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from bakeoff import processes
 from bakeoff.config import HASH, Config, config_id, plain
 from bakeoff.errors import HIDDEN, UserError
 from bakeoff.folder import (
@@ -27,7 +28,8 @@ from bakeoff.folder import (
     read_record,
     their_code,
 )
-from bakeoff.job import run_job
+from bakeoff.job import ends_with, run_job
+from bakeoff.launch import launched, starts_processes
 from bakeoff.validation import to_config
 
 
@@ -70,9 +72,12 @@ def resume(folder: Path, arguments: list[str]) -> float:
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
             f"{', '.join(MAY_CHANGE)} may change, except evaluation.final."
         )
+    if starts_processes(after):
+        return launched(after, folder, [f"resume={folder}", *arguments])
     new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
     settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
-    return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)
+    with ends_with(processes.launcher()):
+        return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)
 
 
 def holding(folder: Path) -> str:

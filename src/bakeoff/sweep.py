@@ -28,6 +28,7 @@ from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
 from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
+from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
 from bakeoff.validation import to_config
@@ -146,7 +147,12 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
         of_seed = known[rest].copy()
         for seed in seeds:
             OmegaConf.update(of_seed, "seed", seed.removeprefix("seed="))
-        configs[tuple(job.overrides)] = to_config(of_seed)
+        checked = configs[tuple(job.overrides)] = to_config(of_seed)
+        if checked.processes > 1 or place().size > 1:
+            raise UserError(
+                f"processes is {max(checked.processes, place().size)}, but a sweep runs each job in one process; leave "
+                "processes out, or start the runs one by one."
+            )
     return [configs[tuple(job.overrides)] for job in jobs]
 
 

@@ -66,6 +66,8 @@ class Request:
     max_tokens    generation budget of a completion, EOS included
     greedy        the likeliest token is taken instead of drawing one
     stop          strings whose first one ends a completion; an engine may sample past it, which is then ignored
+    first         number of the first completion among those that share the seed: a part of a request generates what
+                  the whole would there
     """
 
     prompts: Prompts
@@ -75,6 +77,7 @@ class Request:
     seed: int = 0
     greedy: bool = False
     stop: tuple[str, ...] = ()
+    first: int = 0
 
 
 @dataclass
@@ -126,14 +129,13 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
     """Masks and decodes what an engine that has loaded the policy has generated."""
     prompts, completions, ids = request.prompts, request.completions, generated.ids
     is_end = torch.isin(ids, policy.eos_ids)
-    decode = decoder(policy)
     if request.stop:
-        is_end = is_end | stop_tokens(ids, is_end, request.stop, decode)
+        is_end = is_end | stop_tokens(ids, is_end, request.stop, decoder(policy))
     mask = is_end.long().cumsum(1) - is_end.long() == 0
     longest, *lengths = torch.cat([mask.sum(1).max()[None], mask.sum(1)]).tolist()
     ids, mask, is_end = ids[:, :longest], mask[:, :longest], is_end[:, :longest]
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
-    as_text = partial(turn_text, decode, request.stop)
+    as_text = reader(policy, request.stop)
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     return Rollout(
         examples=[example for example in prompts.examples for _ in range(completions)],
@@ -151,6 +153,11 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
         max_tokens=request.max_tokens,
         decode=as_text,
     )
+
+
+def reader(policy: Policy, stop: tuple[str, ...]) -> Callable[[list[int]], str]:
+    """Token ids of a turn → their text, without a stop string and what follows."""
+    return partial(turn_text, decoder(policy), stop)
 
 
 def turn_text(decode: Callable[[list[int]], str], stop: tuple[str, ...], tokens: list[int]) -> str:

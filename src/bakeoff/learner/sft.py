@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
@@ -99,9 +100,14 @@ def start_identity(config: Config) -> dict[str, Any]:
 def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Path:
     """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it.
 
-    A folder whose content has changed since is kept beside under another name, and made again. Raises UserError where
-    the cache cannot be written.
+    A folder whose content has changed since is kept beside under another name, and made again. Of several processes
+    the leader makes it and all read it. Raises UserError where the cache cannot be written.
     """
+    processes.led(lambda: _make_once(folder, make, report))
+    return folder
+
+
+def _make_once(folder: Path, make: Callable[[Path], None], report: Report) -> None:
     seal = folder.with_name(f"{folder.name}.sha256")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +128,6 @@ def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Pat
             f"the cache '{cache()}' cannot be written ({disk_fault(error) or error}); set BAKEOFF_CACHE to a folder "
             "that can."
         ) from error
-    return folder
 
 
 def usable(model: Model, config: Config, device: torch.device) -> Policy:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from bakeoff import processes
 from bakeoff.device import HOST
 from bakeoff.model.policy import Policy
 
@@ -37,8 +38,14 @@ def duplicate(module: M, device: torch.device | None = None) -> M:
 
 
 def save(policy: Policy, folder: Path, adapter: bool = False) -> None:
-    """Writes network and tokenizer so that `from_pretrained(folder)` opens them; an adapter is merged in, or alone."""
+    """Writes network and tokenizer so that `from_pretrained(folder)` opens them; an adapter is merged in, or alone.
+
+    Of several processes each gives its parts of the weights, and the leader writes.
+    """
     network = policy.network
+    state = {name: processes.whole(tensor) for name, tensor in network.state_dict().items()}
+    if not processes.leads():
+        return
     if policy.roles is not None and adapter:
         policy.tokenizer.save_pretrained(folder)
         policy.roles.model.save_pretrained(folder, selected_adapters=[policy.role])
@@ -49,7 +56,8 @@ def save(policy: Policy, folder: Path, adapter: bool = False) -> None:
     if policy.roles is not None:
         policy.roles.use(policy.role)
         network = duplicate(policy.roles.model, HOST).merge_and_unload(adapter_names=[policy.role])
-    network.save_pretrained(folder)
+        state = network.state_dict()
+    network.save_pretrained(folder, state_dict=state)
     policy.tokenizer.save_pretrained(folder)
 
 
