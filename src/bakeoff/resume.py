@@ -142,8 +142,8 @@ def apply(node: DictConfig, override: Override, record: Record) -> None:
     value = override.value()
     if isinstance(value, str) and record.choices.get(key) == value:
         return  # the option that the run has
-    if key == "engine" and value in ENGINES:
-        node.engine = OmegaConf.structured(ENGINES[value])
+    if key == "engine" and str(value) in ENGINES:
+        node.engine = OmegaConf.structured(ENGINES[str(value)])
         return
     if OmegaConf.is_dict(OmegaConf.select(node, key, throw_on_missing=False)) and not isinstance(value, dict):
         raise UserError(f"{override.input_line} chooses an option, but resume= keeps those of the run.")

@@ -100,8 +100,9 @@ def test_a_model_that_vllm_cannot_open_and_a_dead_vllm_are_one_sentence():
 
 @needs_vllm
 def test_a_prompt_that_the_cache_does_not_hold_is_refused_with_the_key():
-    with pytest.raises(UserError, match=r"engine.cache_mb is 1, which holds keys and values of \d+ tokens"):
-        completed(Vllm(cache_mb=0.05), policy_of(*HEADS), max_tokens=120)
+    policy = policy_of(*HEADS, "model.architecture.max_position_embeddings=1024")
+    with pytest.raises(UserError, match=r"engine.cache_mb is 0.5, which holds keys and values of \d+ tokens"):
+        completed(Vllm(cache_mb=0.5), policy, max_tokens=900)
 
 
 @needs_vllm

@@ -59,8 +59,10 @@ class Passes(Enum):
 class Vllm(Engine):
     """Decodes with vLLM, one in a process, which later runs of the process with the same model use too.
 
-    precision   precision of its weights and passes
-    cache_mb    memory of its keys and values; on a GPU they leave the device with its weights while the learner works
+    On a GPU its weights, keys and values leave the device while the learner works.
+
+    precision   precision of vLLM's weights and passes
+    cache_mb    memory of vLLM's keys and values
     """
 
     precision: Passes = Passes.policy
@@ -109,16 +111,18 @@ class Vllm(Engine):
                 f"engine.cache_mb is {self.cache_mb:g}, which holds keys and values of {room} tokens, but a prompt and "
                 f"its completion may have {longest}; raise engine.cache_mb."
             )
+        ends = policy.eos_ids.tolist()
+        copies = request.completions if request.greedy else 1  # vLLM takes one greedy completion of a prompt
         parameters = [
             SamplingParams(
-                n=request.completions,
+                n=request.completions // copies,
                 temperature=0.0 if request.greedy else sampling.temperature,
                 top_k=0 if request.greedy else sampling.top_k,
                 top_p=1.0 if request.greedy else sampling.top_p,
-                seed=derive(request.seed, "completions of prompt", number) >> 1,  # that of its n-th adds n
+                seed=derive(request.seed, "completions of a prompt", number) >> 1,  # to which the n-th of them adds n
                 max_tokens=request.max_tokens,
                 ignore_eos=True,  # which tokens end a completion is the policy's to say
-                stop_token_ids=policy.eos_ids.tolist(),
+                stop_token_ids=ends,
                 stop=list(request.stop) or None,
                 include_stop_str_in_output=True,
                 detokenize=bool(request.stop),
@@ -130,7 +134,7 @@ class Vllm(Engine):
         ]
         read = [ids[shown].tolist() for ids, shown in zip(prompts.ids, prompts.attention, strict=True)]
         with alive():
-            completions = self._server.complete(read, parameters)
+            completions = [each for each in self._server.complete(read, parameters) for _ in range(copies)]
         self.require_stops(completions, request.stop)
         shape = len(completions), max(len(each.token_ids) for each in completions)
         ids = torch.full(shape, policy.tokenizer.pad_token_id)
