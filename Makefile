@@ -8,6 +8,7 @@ NAME   ?= this
 METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
 SITE   := $(VENV)-site
+VLLM   := $(VENV)-vllm
 
 # An environment that another checkout set up is used as it is, with the code of this one: nothing is installed into it.
 others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
@@ -15,11 +16,12 @@ others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
 ready  = $(if $(call others,$(1)),,$(1)/.ready)
 READY       := $(call ready,$(VENV))
 READY_PEERS := $(call ready,$(PEERS))
-ifneq ($(call others,$(VENV))$(call others,$(PEERS)),)
+READY_VLLM  := $(call ready,$(VLLM))
+ifneq ($(call others,$(VENV))$(call others,$(PEERS))$(call others,$(VLLM)),)
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -130,6 +132,12 @@ wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for
 		$(foreach tag,2_34 2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
 		--requirement wheels/requirements.txt
 
+vllm: $(READY_VLLM)  ## an environment with vLLM for the CPU in .venv-vllm: there `bakeoff engine=vllm` works
+
+vllm-test: $(READY_VLLM)  ## the contract of an engine over vLLM, and SmolLM2 learns with it: ten minutes or so
+	$(VLLM)/bin/python -m bakeoff.model.fetch
+	$(VLLM)/bin/python -m pytest -n 0 -k "vllm" tests/engine
+
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch
 
@@ -148,7 +156,7 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS)) $(SITE) site
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS) $(READY_VLLM)) $(SITE) site
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
@@ -162,6 +170,15 @@ $(PEERS)/.ready: requirements-peers.lock requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.lock
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# vLLM is installed without its dependencies, among them torchvision, which the lock leaves out.
+$(VLLM)/.ready: requirements-vllm.lock pyproject.toml
+	@echo "setting up $(VLLM): about five minutes"
+	$(PYTHON) -m venv $(VLLM)
+	grep -v '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check -r /dev/stdin
+	grep '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(SITE)/.ready: requirements-site.lock

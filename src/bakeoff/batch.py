@@ -159,7 +159,7 @@ def own_micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
 
 @dataclass
 class Rollout:
-    """Completions of the policy π_old. Every field has one entry per sequence, but the last two, which all share.
+    """Completions of the policy π_old. Every field has one entry per sequence, but the last three, which all share.
 
     examples           the problem that each sequence answers; the G sequences of a group repeat it
     prompts            text of the prompt
@@ -170,6 +170,7 @@ class Rollout:
     ended              [S] bool, true where the completion reached EOS, or its last turn did
     max_tokens         generation budget of a completion in all of its turns, EOS included
     decode             token ids of a turn → their text, without a stop string and what follows
+    version            `weights_version` of the engine's copy of π_old; none where it has none of its own
     """
 
     examples: list[Example]
@@ -181,6 +182,7 @@ class Rollout:
     ended: Tensor
     max_tokens: int
     decode: Callable[[list[int]], str]
+    version: str | None = None
 
     @property
     def group_size(self) -> int:

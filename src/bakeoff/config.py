@@ -16,7 +16,8 @@ from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import CRITIC_LR, FACTOR, OwnStep
-from bakeoff.engine import ENGINES
+from bakeoff.engine import ENGINES, EQUIVALENT
+from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
 from bakeoff.files import HASH, content_hash
@@ -394,7 +395,13 @@ def training_id(config: Config) -> str:
     """Hash of what decides the updates of a run, its seed included, but not their number: a run may resume longer."""
     free = {*NOT_IN_CONFIG_ID, "budget", "evaluation"} - {"seed"}
     trained = {k: v for k, v in plain(config).items() if k not in free}
+    trained["engine"] = sampler(config, trained)
     return digest(trained | {"final": config.evaluation.final})  # prompts that are not trained on
+
+
+def sampler(config: Config, values: dict[str, Any]) -> Any:
+    """The engine among the plain values of a configuration; those that sample the policy itself count as one."""
+    return {"_option_": Embedded.__name__} if type(config.engine) in EQUIVALENT else values["engine"]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -202,6 +202,7 @@ def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, Experie
     learner, exact = loop.learner, loop.collector.exact_logprobs and not loop.learner.older
     draws = generator(learner.actor.device, loop.collector.seed, "objective", learner.counters.updates)
     with loop.phase("experience"):
+        loop.collector.engine.rest()
         return make_experience(learner, collected.rollout, collected.scores, collected.greedy, exact, draws)
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bakeoff import processes
 from bakeoff.config import HASH, Config, config_id, plain
+from bakeoff.engine import ENGINES, EQUIVALENT
 from bakeoff.errors import HIDDEN, UserError
 from bakeoff.folder import (
     MAY_CHANGE,
@@ -66,18 +67,22 @@ def resume(folder: Path, arguments: list[str]) -> float:
         apply(node, override, record)
     after = to_config(node)
     changes = differences(plain(before), plain(after))
-    refused = {key: values for key, values in changes.items() if not may_change(key)}
+    equivalent = type(before.engine) in EQUIVALENT and type(after.engine) in EQUIVALENT
+    free = {key for key in changes if may_change(key) or (equivalent and key.startswith("engine."))}
+    refused = {key: values for key, values in changes.items() if key not in free}
     if refused:
         raise UserError(
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
-            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final."
+            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final, and engine between embedded and vllm."
         )
     if starts_processes(after):
         return launched(after, folder, [f"resume={folder}", *arguments])
     new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
     settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
+    engine = next(name for name, option in ENGINES.items() if option is type(after.engine))
+    choices = record.choices | {"engine": engine}
     with ends_with(processes.launcher()):
-        return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)
+        return run_job(after, folder, choices, settings, record.parent, quiet=False, changes=changes)
 
 
 def holding(folder: Path) -> str:
@@ -142,6 +147,9 @@ def apply(node: DictConfig, override: Override, record: Record) -> None:
     value = override.value()
     if isinstance(value, str) and record.choices.get(key) == value:
         return  # the option that the run has
+    if key == "engine" and str(value) in ENGINES:
+        node.engine = OmegaConf.structured(ENGINES[str(value)])
+        return
     if OmegaConf.is_dict(OmegaConf.select(node, key, throw_on_missing=False)) and not isinstance(value, dict):
         raise UserError(f"{override.input_line} chooses an option, but resume= keeps those of the run.")
     OmegaConf.update(node, key, value)

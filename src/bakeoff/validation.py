@@ -17,6 +17,7 @@ from bakeoff.config import Config, Mode
 from bakeoff.device import choose_device
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.rounded import Rounded
+from bakeoff.engine.vllm import Vllm, require_vllm
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import SCRATCH, Precision
@@ -215,6 +216,8 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"engine is rounded, which copies all weights, but model.lora.rank is {config.model.lora.rank}; choose "
             "engine=embedded or model.lora.rank=0."
         )
+    if isinstance(config.engine, Vllm) and config.mode is not Mode.predict:
+        require_vllm()
     if config.lag and config.offload:
         yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set one of them only."
     yield from impossible_teachers(config)

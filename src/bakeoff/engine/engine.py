@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bakeoff.batch import Prompts, Rollout, Sequences
 from bakeoff.model.encode import decoder
+from bakeoff.model.weights import weights_version
 from bakeoff.ranges import count, number
 
 if TYPE_CHECKING:
@@ -87,11 +88,17 @@ class Generated:
     ids        [S, T] int64, the G completions of a prompt in consecutive rows
     logprobs   [S, T] log-prob of each token under the distribution that it was drawn from, truncation included
     entropy    [S, T] entropy in nats of each token's distribution, before truncation; none where it is not computed
+    version    `weights_version` of the policy that the engine has a copy of; none where it has none of its own
     """
 
     ids: Tensor
     logprobs: Tensor
     entropy: Tensor | None = None
+    version: str | None = None
+
+
+class StaleWeights(RuntimeError):
+    """An engine wrote completions with other weights than the policy's."""
 
 
 @dataclass
@@ -124,9 +131,20 @@ class Engine:
         An engine that decodes outside of this process does nothing here.
         """
 
+    def rest(self) -> None:
+        """Frees what only decoding needs, until the next `load`: the learner's passes come next."""
+
 
 def make_rollout(policy: Policy, request: Request, generated: Generated) -> Rollout:
-    """Masks and decodes what an engine that has loaded the policy has generated."""
+    """Masks and decodes what an engine that has loaded the policy has generated.
+
+    Raises StaleWeights where the policy has moved since the engine took its copy.
+    """
+    if generated.version is not None and generated.version != (now := weights_version(policy)):
+        raise StaleWeights(
+            f"weights {generated.version or 'of no version'} wrote the completions, but the policy has {now}; the "
+            "engine must load the policy after every step."
+        )
     prompts, completions, ids = request.prompts, request.completions, generated.ids
     is_end = torch.isin(ids, policy.eos_ids)
     if request.stop:
@@ -152,6 +170,7 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
         ended=is_end.any(1),
         max_tokens=request.max_tokens,
         decode=as_text,
+        version=generated.version,
     )
 
 
