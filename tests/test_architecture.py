@@ -26,7 +26,7 @@ ORDER = [
     {"loop"},
     {"start", "metrics", "quality"},
     {"progress", "predict"},
-    {"folder", "cost"},
+    {"folder", "cost", "launch"},
     {"run", "sweep", "outcome"},
     {"job"},
     {"reward_model", "resume", "init"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import traceback
 import warnings
 from contextlib import suppress
@@ -30,13 +31,14 @@ def app(cfg: DictConfig) -> float:
     from bakeoff.arms import arms_of, settings_of, unresolved
     from bakeoff.job import ends_with, run_job
     from bakeoff.progress import RunProgress, read
-    from bakeoff.sweep import check_tuned, parent_run
+    from bakeoff.sweep import check_tuned, parent_run, refuse_file
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
     parent = parent_run(folder.parent) if in_sweep else None
+    started = parent is not None and parent.started_this()
     if parent and parent.process != os.getpid():
         with suppress(ValueError):  # outside of a main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the sweep's own ends the jobs
@@ -44,17 +46,19 @@ def app(cfg: DictConfig) -> float:
         config = to_config(cfg)
         overrides = unresolved(job.overrides.task)
         check_tuned(overrides, config)
+        if parent and parent.host != socket.gethostname():
+            refuse_file(config.tracking.uri)
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
-        with ends_with(parent.process if parent else 0), refused():
+        with ends_with(parent.process if started else 0), refused():
             run_id, varied = (parent.run_id, parent.varied) if parent else (None, None)
             return run_job(config, folder, choices, settings, run_id, quiet=in_sweep, varied=varied)
     except BaseException as error:
         release(error)
         if in_sweep and read(folder) is None:  # the job failed before it could report
             RunProgress(folder, "", quiet=True).end("failed", sentence(error))
-        if isinstance(error, SystemExit) and parent and parent.process != os.getpid():
+        if isinstance(error, SystemExit) and started:
             raise UserError("ended by a signal") from error  # to this process alone: the launcher runs the other jobs
         if not in_sweep and not any(folder.iterdir()) and not any("run.dir" in each for each in job.overrides.hydra):
             folder.rmdir()  # Hydra made it for a run that was refused

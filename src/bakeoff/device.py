@@ -6,9 +6,15 @@ import gc
 import os
 import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from filelock import FileLock, Timeout
 
 from bakeoff.errors import UserError
 
@@ -30,6 +36,43 @@ def choose_device(name: str) -> torch.device:
     if name not in known:
         raise UserError(f"device is {name!r}, but this machine has no such device; it may be {', '.join(known)}.")
     return known[name]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names in CUDA_VISIBLE_DEVICES or else by their numbers."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
+_CLAIMED: list[FileLock] = []  # the lock of this process's GPU
+
+
+def claim_gpu(gpus: list[str], report: Callable[[str], None]) -> None:
+    """Locks a free one of these GPUs until this process ends, and hides all others from it; waits where none is free.
+
+    It counts among the processes of one user on one machine. It must come before CUDA starts, which reads its variable
+    once. `report` receives that none is free.
+    """
+    if _CLAIMED:
+        return
+    folder = Path(tempfile.gettempdir(), f"bakeoff_gpus_{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    locks = {gpu: FileLock(folder / gpu) for gpu in gpus}
+    reported = False
+    while True:
+        for gpu, lock in locks.items():
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            _CLAIMED.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return
+        if not reported:
+            report("waiting for a free GPU")
+        reported = True
+        time.sleep(1)
 
 
 def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: float) -> None:
