@@ -72,7 +72,7 @@ def test_a_launcher_that_is_not_installed_says_what_to_install(command, launcher
 
 
 def test_a_file_is_no_store_for_jobs_on_several_machines():
-    with pytest.raises(UserError, match="mlflow server .*MLFLOW_TRACKING_URI.*one_machine=true"):
+    with pytest.raises(UserError, match=r"mlflow server .*MLFLOW_TRACKING_URI.*one_machine=true"):
         refuse_file("sqlite:///mlflow.db")
     refuse_file("http://server:5000")
     refuse_file("postgresql://me@server/runs")

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from bakeoff.errors import UserError
 

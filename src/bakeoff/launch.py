@@ -24,7 +24,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
 from bakeoff.device import claim_gpu
-from bakeoff.errors import LAUNCHERS, UserError, not_installed
+from bakeoff.errors import UserError, not_installed
 from bakeoff.files import replace_text
 from bakeoff.progress import RunProgress, has_ended, read
 

@@ -249,9 +249,9 @@ def refuse_file(uri: str) -> None:
     """Raises UserError for a store that is a file, for jobs on several machines: their locks do not hold there."""
     if uri.startswith(SQLITE):
         raise UserError(
-            f"tracking.uri is '{uri}', a file, which jobs on several machines cannot write at once; start a server that "
-            "all of them reach (mlflow server --backend-store-uri postgresql://USER@HOST/NAME) and set "
-            "MLFLOW_TRACKING_URI to its address, or hydra.launcher.one_machine=true if every job runs on this machine."
+            f"tracking.uri is '{uri}', a file, which jobs on several machines cannot write at once; start a server "
+            "(mlflow server --backend-store-uri postgresql://USER@HOST/NAME) and set MLFLOW_TRACKING_URI to its "
+            "address, or set hydra.launcher.one_machine=true if all jobs run on this machine."
         )
 
 

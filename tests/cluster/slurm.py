@@ -106,7 +106,7 @@ def cluster() -> Iterator[Cluster]:
     key.chmod(0o400)
     host, cores = socket.gethostname(), os.cpu_count() or 1
     nodes = "\n".join(
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={17003 + n} CPUs={max(1, cores // 2)} State=UNKNOWN"
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={17003 + n} CPUs={max(1, cores // 2)}"
         for n, node in enumerate(NODES)
     )
     (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=host, port=17002, nodes=nodes))

@@ -84,7 +84,7 @@ def process_of(folder: Path) -> int:
 
 
 def same_report(one: Path, other: Path) -> None:
-    """Asserts that two working folders have the same curves, bit for bit, and the same report but for time and memory."""
+    """Asserts that two working folders have the same curves, bit for bit, and the same report."""
     equal(one, other)
     tables = []
     for cwd in (one, other):

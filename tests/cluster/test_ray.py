@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from tests.cluster.study import (
     STUDY,
     begun,
     descendants,
-    done,
     process_of,
     progress,
     running,
@@ -33,10 +34,8 @@ RAY = ("hydra/launcher=ray", f"hydra.launcher.address={ADDRESS}", "hydra.launche
 def node(*arguments: str) -> subprocess.Popen[bytes]:
     """A machine of the cluster, with one processor: all of it listens on loopback."""
     common = ("--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", "--block", "--disable-usage-stats")
-    ray = shutil.which("ray", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")
-    return subprocess.Popen(
-        [str(ray), "start", *common, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [Path(sys.executable).parent / "ray", "start", *common, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def end(machine: subprocess.Popen[bytes]) -> None:
@@ -58,6 +57,7 @@ def ray() -> Iterator[list[subprocess.Popen[bytes]]]:
             if ADDRESS in status or f"*:{port}" in status:
                 break
             assert machines[0].poll() is None
+            time.sleep(1)
         machines.append(node(f"--address={ADDRESS}"))
         yield machines
     finally:
@@ -67,17 +67,15 @@ def ray() -> Iterator[list[subprocess.Popen[bytes]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_killed_worker_a_preempted_job_and_a_dead_machine_change_no_curve(ray, tmp_path):
-    local, cwd = tmp_path / "local", tmp_path / "ray"
-    done(local, "bakeoff", *STUDY, "hydra/launcher=two_jobs")
-    command = begun(cwd, "bakeoff", *STUDY, *RAY)
+def test_a_killed_worker_a_preempted_job_and_a_dead_machine_change_no_curve(ray, undisturbed, tmp_path):
+    command = begun(tmp_path, "bakeoff", *STUDY, *RAY)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        folder = until(lambda: running(cwd), command)[0]
+        folder = until(lambda: running(tmp_path), command)[0]
         os.kill(process := process_of(folder), number)
         until(lambda p=process, f=folder: process_of(f) not in (0, p), command)
     on_other = set(descendants(ray[1].pid))
-    until(lambda: [each for each in running(cwd) if process_of(each) in on_other], command)
+    until(lambda: [each for each in running(tmp_path) if process_of(each) in on_other], command)
     end(ray[1])
-    assert command.wait(PATIENCE) == 0, (cwd / "stderr").read_text()
-    assert [progress(each)["state"] for each in sorted((cwd / "out").glob("[0-9]*"))] == ["done"] * 6
-    same_report(cwd, local)
+    assert command.wait(PATIENCE) == 0, (tmp_path / "stderr").read_text()
+    assert [progress(each)["state"] for each in sorted((tmp_path / "out").glob("[0-9]*"))] == ["done"] * 6
+    same_report(tmp_path, undisturbed)

@@ -21,14 +21,6 @@ def slurm():
         yield here
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """The working folder in which the local launcher has run the study."""
-    cwd = tmp_path_factory.mktemp("local")
-    done(cwd, "bakeoff", *STUDY, "hydra/launcher=two_jobs")
-    return cwd
-
-
 def job_in(here: Cluster, folder: Path) -> str:
     """The id of the job in the queue that runs in a folder of a sweep."""
     task = folder.name
