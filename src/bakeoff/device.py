@@ -50,14 +50,14 @@ _CLAIMED: list[FileLock] = []  # the lock of this process's GPU
 def claim_gpu(gpus: list[str], report: Callable[[str], None]) -> None:
     """Locks a free one of these GPUs until this process ends, and hides all others from it; waits where none is free.
 
-    It counts among the processes of one user on one machine. It must come before CUDA starts, which reads its variable
-    once. `report` receives that none is free.
+    The locks are those of one user on one machine. It must come before CUDA starts, which reads its variable once.
+    `report` receives a message when it waits.
     """
     if _CLAIMED:
         return
     folder = Path(tempfile.gettempdir(), f"bakeoff_gpus_{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    locks = {gpu: FileLock(folder / gpu) for gpu in gpus}
+    locks = {gpu: FileLock(folder / gpu.replace("/", "_")) for gpu in gpus}
     reported = False
     while True:
         for gpu, lock in locks.items():

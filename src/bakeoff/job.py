@@ -344,7 +344,7 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
 def termination() -> Iterator[list[int]]:
     """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once.
 
-    So does SIGUSR2 where a launcher handles it. The handlers of before then get the signal, when the state is saved.
+    So does SIGUSR2 where a launcher handles it. A launcher's own handler is called once the state is saved.
     """
     received: dict[int, float] = {}
     signals: list[int] = []

@@ -1,4 +1,7 @@
-"""A study on a real Ray cluster, by `make ray-test`: whatever happens to its jobs, its curves are the same."""
+"""A study on a real Ray cluster, by `make ray-test`: whatever happens to its jobs, its curves are the same.
+
+Ray listens on every interface, so the target gives the test a network of its own, which has loopback alone.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,12 +31,12 @@ from tests.cluster.study import (
 )
 
 pytestmark = pytest.mark.cluster
-ADDRESS = "127.0.0.1:16379"
+ADDRESS = "127.0.0.1:6399"
 RAY = ("hydra/launcher=ray", f"hydra.launcher.address={ADDRESS}", "hydra.launcher.one_machine=true")
 
 
 def node(*arguments: str) -> subprocess.Popen[bytes]:
-    """A machine of the cluster, with one processor: all of it listens on loopback."""
+    """A machine of the cluster, with one processor."""
     common = ("--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", "--block", "--disable-usage-stats")
     command = [Path(sys.executable).parent / "ray", "start", *common, *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -41,7 +45,8 @@ def node(*arguments: str) -> subprocess.Popen[bytes]:
 def end(machine: subprocess.Popen[bytes]) -> None:
     """Kills everything that runs on a machine, as one that loses its power."""
     for pid in [machine.pid, *descendants(machine.pid)]:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     machine.wait()
 
 
