@@ -9,6 +9,7 @@ METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
 SITE   := $(VENV)-site
 VLLM   := $(VENV)-vllm
+LAUNCHERS := $(VENV)-launchers
 
 # An environment that another checkout set up is used as it is, with the code of this one: nothing is installed into it.
 others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
@@ -21,7 +22,7 @@ ifneq ($(call others,$(VENV))$(call others,$(PEERS))$(call others,$(VLLM)),)
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test slurm-test ray-test server-test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -76,6 +77,16 @@ test: $(READY)  ## all tests
 
 ui-test: $(READY)  ## the MLflow UI in headless Chromium
 	$(BIN)/python -m pytest -m ui tests/ui
+
+slurm-test: $(LAUNCHERS)/.ready  ## as root on Debian: six jobs in a Slurm of two nodes on this machine, preempted, with a node killed: ten minutes or so
+	command -v slurmctld > /dev/null || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends slurm-wlm)
+	$(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_slurm.py
+
+ray-test: $(LAUNCHERS)/.ready  ## six jobs on a Ray cluster in a network of its own, with a worker and a node killed: five minutes or so
+	unshare --net --map-root-user sh -c 'ip link set lo up && exec $(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_ray.py'
+
+server-test: $(LAUNCHERS)/.ready  ## eight writers on `mlflow server` with PostgreSQL behind it: two minutes or so
+	$(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_server.py
 
 fuzz: $(READY)  ## 10 000 mutated configurations: each is refused in one sentence or sound; 1000 small ones take an update
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=fuzz tests/test_ranges.py
@@ -156,7 +167,7 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS) $(READY_VLLM)) $(SITE) site
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS) $(READY_VLLM)) $(SITE) $(LAUNCHERS) site
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
@@ -179,6 +190,13 @@ $(VLLM)/.ready: requirements-vllm.lock pyproject.toml
 	grep -v '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check -r /dev/stdin
 	grep '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(LAUNCHERS)/.ready: requirements-launchers.lock requirements.lock pyproject.toml
+	@echo "setting up $(LAUNCHERS): about two minutes"
+	$(PYTHON) -m venv $(LAUNCHERS)
+	$(LAUNCHERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-launchers.lock
+	$(LAUNCHERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(SITE)/.ready: requirements-site.lock

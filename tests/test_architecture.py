@@ -30,7 +30,7 @@ ORDER = [
     {"loop"},
     {"start", "metrics", "quality"},
     {"progress", "predict"},
-    {"folder", "cost"},
+    {"folder", "cost", "launch"},
     {"run", "sweep", "outcome"},
     {"launch"},
     {"job"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import traceback
 import warnings
@@ -32,16 +33,17 @@ def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.arms import arms_of, check_files, settings_of, unresolved
+    from bakeoff.elastic import launched, starts_processes
     from bakeoff.job import ends_with, run_job
-    from bakeoff.launch import launched, starts_processes
     from bakeoff.progress import RunProgress, read
-    from bakeoff.sweep import parent_run
+    from bakeoff.sweep import parent_run, refuse_file
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
     parent = parent_run(folder.parent) if in_sweep else None
+    started = parent is not None and parent.started_this()
     if parent and parent.process != os.getpid():
         with suppress(ValueError):  # outside of a main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the sweep's own ends the jobs
@@ -50,13 +52,15 @@ def app(cfg: DictConfig) -> float:
         overrides = unresolved(job.overrides.task)
         if not in_sweep:  # whose jobs are checked before the first begins
             check_files(overrides, GlobalHydra.instance().config_loader())
+        if parent and parent.host != socket.gethostname():
+            refuse_file(config.tracking.uri)
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
         if starts_processes(config):
             own = [each for each in job.overrides.hydra if not each.startswith("hydra.run.dir=")]
             return launched(config, folder, [*job.overrides.task, *own, f"hydra.run.dir='{folder}'"])
-        launcher = parent.process if parent else processes.launcher()
+        launcher = parent.process if parent and started else processes.launcher()
         with ends_with(launcher), refused():
             run_id, varied = (parent.run_id, parent.varied) if parent else (None, None)
             return run_job(config, folder, choices, settings, run_id, quiet=in_sweep, varied=varied)
@@ -64,7 +68,7 @@ def app(cfg: DictConfig) -> float:
         release(error)
         if in_sweep and read(folder) is None:  # the job failed before it could report
             RunProgress(folder, "", quiet=True).end("failed", sentence(error))
-        if isinstance(error, SystemExit) and parent and parent.process != os.getpid():
+        if isinstance(error, SystemExit) and started:
             raise UserError("ended by a signal") from error  # to this process alone: the launcher runs the other jobs
         if not in_sweep and not any(folder.iterdir()) and not any("run.dir" in each for each in job.overrides.hydra):
             folder.rmdir()  # Hydra made it for a run that was refused

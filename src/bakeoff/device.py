@@ -6,8 +6,13 @@ import gc
 import os
 import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from bakeoff.errors import UserError
@@ -42,6 +47,43 @@ def choose_device(name: str, number: int = 0) -> torch.device:
 def backend() -> str:
     """How torch sends tensors between processes, by their device."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names in CUDA_VISIBLE_DEVICES or else by their numbers."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
+_CLAIMED: list[FileLock] = []  # the lock of this process's GPU
+
+
+def claim_gpu(gpus: list[str], report: Callable[[str], None]) -> None:
+    """Locks a free one of these GPUs until this process ends, and hides all others from it; waits where none is free.
+
+    The locks are those of one user on one machine. It must come before CUDA starts, which reads its variable once.
+    `report` receives a message when it waits.
+    """
+    if _CLAIMED:
+        return
+    folder = Path(tempfile.gettempdir(), f"bakeoff_gpus_{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    locks = {gpu: FileLock(folder / gpu.replace("/", "_")) for gpu in gpus}
+    reported = False
+    while True:
+        for gpu, lock in locks.items():
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            _CLAIMED.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return
+        if not reported:
+            report("waiting for a free GPU")
+        reported = True
+        time.sleep(1)
 
 
 def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: float) -> None:

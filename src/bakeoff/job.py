@@ -7,6 +7,7 @@ import os
 import signal
 import textwrap
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,7 @@ from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI
+TOGETHER = 2.0  # seconds between two signals that are one event: Slurm sends a job's twice
 GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
 
 
@@ -346,22 +348,36 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
 
 @contextmanager
 def termination() -> Iterator[list[int]]:
-    """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once."""
-    received: list[int] = []
+    """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once.
+
+    So does SIGUSR2 where a launcher handles it. A launcher's own handler is called once the state is saved.
+    """
+    received: dict[int, float] = {}
+    signals: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if number in received and time.monotonic() - received[number] > TOGETHER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.setdefault(number, time.monotonic())
+        signals.append(number)
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    noted = [number for number, handler in handlers.items() if number == signal.SIGTERM or callable(handler)]
     try:
-        previous = signal.signal(signal.SIGTERM, note)
+        for number in noted:
+            signal.signal(number, note)
     except ValueError:  # not the main thread: the launcher handles signals
-        yield received
+        yield signals
         return
     try:
-        yield received
+        yield signals
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in noted:
+            signal.signal(number, handlers[number])
+        for number, handler in handlers.items():
+            if number in received and callable(handler):
+                handler(number, None)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bakeoff import processes
 from bakeoff.config import HASH, Config, config_id, plain
+from bakeoff.elastic import launched, starts_processes
 from bakeoff.engine import ENGINES, EQUIVALENT
 from bakeoff.errors import HIDDEN, UserError
 from bakeoff.folder import (
@@ -30,7 +31,6 @@ from bakeoff.folder import (
     their_code,
 )
 from bakeoff.job import ends_with, run_job
-from bakeoff.launch import launched, starts_processes
 from bakeoff.validation import to_config
 
 

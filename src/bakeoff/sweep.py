@@ -8,8 +8,9 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.markup import escape
@@ -30,7 +32,7 @@ from bakeoff.folder import Record, described, differences, held, longer, read_co
 from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
 from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
-from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
+from bakeoff.tracking import NOT_IN_CONFIG_ID, SQLITE, Tracker, commit, start_run
 from bakeoff.validation import to_config
 
 PARENT = "parent_run.json"
@@ -40,11 +42,22 @@ METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 @dataclass
 class Parent:
-    """The sweep of a folder: its MLflow run, the process id of its launch, and the keys in which its jobs differ."""
+    """The sweep of a folder.
+
+    run_id    its MLflow run
+    process   id of the process of its launch
+    varied    keys in which its jobs differ
+    host      name of the machine of its launch
+    """
 
     run_id: str
     process: int
     varied: list[str] = field(default_factory=list)
+    host: str = ""
+
+    def started_this(self) -> bool:
+        """Whether the sweep's process started this one, which then ends with it."""
+        return self.host == socket.gethostname() and self.process == os.getppid()
 
 
 def parent_run(folder: Path) -> Parent | None:
@@ -75,6 +88,9 @@ def run_sweep(
     console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {escape(str(folder))}", highlight=False)
     configs = composed(loader, config, jobs)
     first = configs[0]
+    if elsewhere(config.hydra.launcher):
+        for each in configs:
+            refuse_file(each.tracking.uri)
     if first.study.question:
         console.print(Text(first.study.question))
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,14 +117,18 @@ def run_sweep(
         return result
 
 
-def launch_each(overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Any], tracker: Tracker) -> None:
+def launch_each(
+    overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Sequence[JobReturn]], tracker: Tracker
+) -> None:
     """Launches jobs, given by folder. Where a process is killed, the jobs that ran are repeated, each alone.
 
     So it is known which job needs too much memory, and all others finish.
     """
     try:
-        if overrides:
-            launch(list(overrides.values()))
+        returned = launch(list(overrides.values())) if overrides else []
+        for folder, job in zip(overrides, returned, strict=True):
+            if job.status is JobStatus.FAILED and not has_ended(read(folder)):  # its process died elsewhere
+                end_killed(folder, tracker, "failed", sentence(job._return_value))
     except BrokenProcessPool:
         left = [folder for folder in overrides if not has_ended(read(folder))]
         if len(overrides) == 1:
@@ -227,6 +247,21 @@ def covers(keys: set[str], key: str) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
+def elsewhere(launcher: DictConfig) -> bool:
+    """Whether the jobs of a launcher may run on other machines than this one."""
+    return not launcher.get("one_machine", True) and launcher.get("address") != "local"
+
+
+def refuse_file(uri: str) -> None:
+    """Raises UserError for a store that is a file, for jobs on several machines: their locks do not hold there."""
+    if uri.startswith(SQLITE):
+        raise UserError(
+            f"tracking.uri is '{uri}', a file, which jobs on several machines cannot write at once; start a server "
+            "(mlflow server --backend-store-uri postgresql://USER@HOST/NAME) and set MLFLOW_TRACKING_URI to its "
+            "address, or set hydra.launcher.one_machine=true if all jobs run on this machine."
+        )
+
+
 def check_study(study: str) -> None:
     """Raises UserError if the name is a path, or if two studies have it."""
     if Path(study).name != study:
@@ -262,7 +297,7 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     if earlier and tracker.new:
         store = redacted(config.tracking.uri)
         Console().print(f"the store {store} does not hold this sweep: it starts over there", markup=False)
-    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied))))
+    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied, socket.gethostname()))))
     return tracker
 
 
