@@ -64,7 +64,7 @@ class Claim:
 
 def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Estimate]:
     """The paired difference of a final metric between two arms."""
-    return lambda study: paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
+    return lambda study: paired_difference(by_seed(study, metric, a), by_seed(study, metric, b), study.step(metric))
 
 
 def ratio(a: str, b: str, metric: str) -> Callable[[Study], Estimate]:

@@ -61,17 +61,19 @@ class Family:
 
     differences   a − b by seed, of each pair of arms
     margin        a difference that is too small to matter
+    step          of the values, 1 ÷ number of prompts for an accuracy: differences are known no better
     """
 
     differences: dict[tuple[str, str], pd.Series]
     margin: float
+    step: float = 0.0
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The comparison of every pair."""
-        corrected = holm([paired_p(own) for own in self.differences.values()])
+        corrected = holm([paired_p(own, self.step) for own in self.differences.values()])
         return [
-            Comparison(a, b, mean_interval(own), p, equivalent(own, self.margin))
+            Comparison(a, b, mean_interval(own, self.step), p, equivalent(own, self.margin, self.step))
             for ((a, b), own), p in zip(self.differences.items(), corrected, strict=True)
         ]
 
@@ -124,4 +126,4 @@ def family(study: Study, metric: str = ACCURACY) -> Family:
     others = [name for name in study.arms if name != baseline]
     chosen = [(name, baseline) for name in others] if baseline else list(itertools.combinations(study.arms, 2))
     values = {name: by_seed(study, metric, name) for name in study.arms}
-    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in chosen}, study.margin)
+    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in chosen}, study.margin, study.step(metric))

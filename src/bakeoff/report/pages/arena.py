@@ -85,7 +85,7 @@ def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
     """The comparisons of every pair of methods within a regime, in the final sampled accuracy."""
     values = wide(frame, regime, "last")
     pairs = itertools.combinations(values.columns, 2)
-    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in pairs}, study.margin)
+    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in pairs}, study.margin, study.step(SAMPLED))
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -160,10 +160,11 @@ def verdicts(study: Study) -> list[Verdict]:
     ]
     frames = {metric: scores(study, metric) for metric in {prediction.metric for _, prediction in stated}}
     found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
-    corrected = holm([paired_p(each) for *_, each in found])
+    steps = [study.step(each.metric) for _, each in stated]
+    corrected = holm([paired_p(own, step) for (*_, own), step in zip(found, steps, strict=True)])
     return [
-        Verdict(regime, prediction, mean_interval(own), len(own), judged(prediction, own, p, study.margin))
-        for (regime, prediction, own), p in zip(found, corrected, strict=True)
+        Verdict(regime, each, mean_interval(own, step), len(own), judged(each, own, p, study.margin))
+        for (regime, each, own), step, p in zip(found, steps, corrected, strict=True)
     ]
 
 

@@ -57,7 +57,7 @@ def losses(frame: pd.DataFrame, sampler: str) -> pd.Series:
 def family(study: Study, frame: pd.DataFrame, sampler: str) -> Family:
     """The comparisons of every correction with none under one sampler, over methods and seeds."""
     found = {(each, NONE): gains(frame, sampler, each) for each in corrections(frame) if each != NONE}
-    return Family({pair: own for pair, own in found.items() if len(own)}, study.margin)
+    return Family({pair: own for pair, own in found.items() if len(own)}, study.margin, study.step(SAMPLED))
 
 
 def table(study: Study) -> pd.DataFrame:
