@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from bakeoff.batch import Example
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, within
 from bakeoff.ranges import count, share
 from bakeoff.task.table import Format, Row, checked, read_table, shown
 from bakeoff.task.task import Message, Task, Verdict, as_number, as_read
@@ -27,6 +27,7 @@ from bakeoff.user_code import Signature, anywhere, load, signature, source_of
 if TYPE_CHECKING:
     from jinja2 import Template
 
+READING_S = 300.0  # seconds; 10 000 rows take less than one
 TextOf = Callable[[Row], str]  # raises ValueError where the row has no such text
 
 
@@ -294,6 +295,12 @@ class Dataset(Task):
         """The examples of a table; raises UserError that names the row which cannot be used."""
         revision = self.revision if path == self.path else ""
         rows = read_table(f"task.{key}", path, self.format, self.name, split, revision)
+        slow = f"task.{key}: the rows have not become examples within {READING_S:g} s; mend the template or pattern."
+        with within(READING_S, slow):
+            return self._made(key, path, rows)
+
+    def _made(self, key: str, path: str, rows: list[Row]) -> list[Example]:
+        """The examples of these rows."""
         columns: dict[str, None] = {column: None for row in rows for column in row.values}
         make = self._maker(f"task.{key} is '{path}'", list(columns))
         wanted = "be an object with a text for each of the keys prompt, answer"
