@@ -166,7 +166,9 @@ def postgres() -> Iterator[tuple[str, Callable[[str], None]]]:
         shutil.chown(folder, **user)
 
     def control(*words: str) -> None:
-        subprocess.run([str(POSTGRES / words[0]), "-D", f"{folder}/data", *words[1:]], cwd=folder, check=True, **HUSH, **user)
+        subprocess.run(
+            [str(POSTGRES / words[0]), "-D", f"{folder}/data", *words[1:]], cwd=folder, check=True, **HUSH, **user
+        )
 
     def server(action: str) -> None:
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
