@@ -74,10 +74,10 @@ def other() -> None:
 
 
 def say(text: str) -> None:
-    """Prints at once; a reader that has gone, as `head`, is no error."""
+    """Prints at once; a reader that has gone, as `head`, and a disk that is full are no error."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

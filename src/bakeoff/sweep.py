@@ -86,7 +86,8 @@ def run_sweep(
         raise UserError("hydra.sweep.subdir is set, but the jobs of a sweep have numbered folders; leave it out.")
     check_study(study)
     console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {escape(str(folder))}", highlight=False)
-    configs = composed(loader, config, jobs)
+    with console.status(f"checking the configurations of {len(jobs)} jobs"):
+        configs = composed(loader, config, jobs)
     first = configs[0]
     if elsewhere(config.hydra.launcher):
         for each in configs:

@@ -109,6 +109,21 @@ def test_a_paired_p_is_scipys_and_one_seed_has_none():
     assert paired_p(pd.Series([0.1, 0.1])) == 0
 
 
+@pytest.mark.parametrize("prompts", [16, 64, 512])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_that_agree_to_the_prompt_are_no_certainty(prompts, seeds):
+    """One prompt more in every seed may be chance; all prompts more is none."""
+    one, every = pd.Series([1 / prompts] * seeds), pd.Series([1.0] * seeds)
+    mean, low, high = mean_interval(one, 1 / prompts)
+    assert low < mean < high
+    assert paired_p(one, 1 / prompts) > (0.05 if seeds < 4 else 0)
+    assert paired_p(every, 1 / prompts) < 0.05
+    assert equivalent(one, 1.1 / prompts)
+    assert not equivalent(one, 1.1 / prompts, 1 / prompts)
+    spread = pd.Series([0.1, 0.4, 0.2])
+    assert mean_interval(spread, 1 / prompts) == mean_interval(spread), "a spread beyond the rounding stands"
+
+
 def test_arms_are_equivalent_where_both_one_sided_tests_say_so():
     d = pd.Series([0.011, 0.006, 0.013, 0.009])
     below, above = (

@@ -68,7 +68,7 @@ def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Esti
     def of(study: Study) -> Estimate:
         if {a, b} <= unmoved(study):
             return Estimate()
-        return paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
+        return paired_difference(by_seed(study, metric, a), by_seed(study, metric, b), study.step(metric))
 
     return of
 

@@ -80,20 +80,22 @@ class Family:
 
     differences   a − b by seed, of each pair of arms
     margin        a difference that is too small to matter
+    step          of the values, 1 ÷ number of prompts for an accuracy: differences are known no better
     still         the arms whose policies have not moved
     """
 
     differences: dict[tuple[str, str], pd.Series]
     margin: float
+    step: float = 0.0
     still: frozenset[str] = frozenset()
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The comparison of every pair."""
-        corrected = holm([paired_p(own) for own in self.differences.values()])
+        corrected = holm([paired_p(own, self.step) for own in self.differences.values()])
         return [
             Comparison(
-                *(a, b, mean_interval(own), p, equivalent(own, self.margin)),
+                *(a, b, mean_interval(own, self.step), p, equivalent(own, self.margin, self.step)),
                 still=tuple(each for each in (a, b) if each in self.still),
             )
             for ((a, b), own), p in zip(self.differences.items(), corrected, strict=True)
@@ -151,4 +153,5 @@ def family(study: Study, metric: str = ACCURACY) -> Family:
     others = [name for name in study.arms if name != baseline]
     chosen = [(name, baseline) for name in others] if baseline else list(itertools.combinations(study.arms, 2))
     values = {name: by_seed(study, metric, name) for name in study.arms}
-    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in chosen}, study.margin, unmoved(study))
+    differences = {(a, b): (values[a] - values[b]).dropna() for a, b in chosen}
+    return Family(differences, study.margin, study.step(metric), unmoved(study))

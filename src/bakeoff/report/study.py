@@ -86,6 +86,12 @@ class Study:
         """The difference in accuracy that is too small to matter."""
         return float(self.declared("margin") or 0.02)
 
+    def step(self, metric: str) -> float:
+        """The step of a final accuracy: 1 ÷ number of prompts. 0 for another metric, or where it is not known."""
+        keys = ("task.heldout", "evaluation.final")
+        sizes = pd.to_numeric(self.params["value"][self.params["key"].isin(keys)], errors="coerce")
+        return 1 / float(sizes.max()) if metric in PRIMARY and sizes.max() > 0 else 0.0
+
     @cached_property
     def last(self) -> pd.DataFrame:
         """The last row of every metric of every run."""

@@ -17,13 +17,15 @@ from typing import Any
 from omegaconf import MISSING
 
 from bakeoff.batch import Example
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, within
 from bakeoff.ranges import count, share
 from bakeoff.task.examples import Reading, examples_of
 from bakeoff.task.table import Format, read_table, rows_hash, shown
 from bakeoff.task.task import Task, Verdict, as_number, as_read
 from bakeoff.task.verify import COMPARED, Extract, Verify, hint
 from bakeoff.user_code import Signature, anywhere, load, signature, source_of
+
+READING_S = 300.0  # seconds; 10 000 rows take less than one
 
 
 @dataclass
@@ -301,7 +303,9 @@ class Dataset(Task):
         if not Path(path).expanduser().exists():  # of the Hub
             self._fingerprints[key] = rows_hash(rows)
         reading = Reading(self.prompt, self.answer, self.answer_pattern, self.solution, self.system)
-        return examples_of(rows, reading, f"task.{key}", path)
+        slow = f"task.{key}: the rows have not become examples within {READING_S:g} s; mend the template or pattern."
+        with within(READING_S, slow):
+            return examples_of(rows, reading, f"task.{key}", path)
 
 
 def hashed(prompt: str) -> float:

@@ -82,7 +82,8 @@ def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
     values = wide(frame, regime, "last")
     pairs = itertools.combinations(values.columns, 2)
     still = unmoved(study, frame[frame["regime"] == regime], "method")
-    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in pairs}, study.margin, still)
+    differences = {(a, b): (values[a] - values[b]).dropna() for a, b in pairs}
+    return Family(differences, study.margin, study.step(SAMPLED), still)
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -172,12 +173,14 @@ def verdicts(study: Study) -> list[Verdict]:
     frame = scores(study)
     still = unmoved(study, frame.assign(at=list(zip(frame["method"], frame["regime"], strict=True))), "at")
     found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
-    corrected = holm([paired_p(each) for *_, each in found])
+    steps = [study.step(each.metric) for _, each in stated]
+    corrected = holm([paired_p(own, step) for (*_, own), step in zip(found, steps, strict=True)])
     return [
         Verdict(
-            regime, each, mean_interval(own), len(own), judged(each, own, p, study.margin, still >= arms(regime, each))
+            *(regime, each, mean_interval(own, step), len(own)),
+            judged(each, own, p, study.margin, still >= arms(regime, each)),
         )
-        for (regime, each, own), p in zip(found, corrected, strict=True)
+        for (regime, each, own), step, p in zip(found, steps, corrected, strict=True)
     ]
 
 

@@ -50,7 +50,7 @@ def verdict(study: Study) -> str:
     best = at_best(study)
     text = "At the best strength of each: " + ", ".join(f"{way} {own.mean():.3f}" for way, own in best.items()) + ". "
     pairs = {("clip", way): (best["clip"] - best[way]).dropna() for way in best if way != "clip" and "clip" in best}
-    found = Family(pairs, study.margin, unmoved(study, runs_by_bound(study), "way"))
+    found = Family(pairs, study.margin, study.step(ACCURACY), unmoved(study, runs_by_bound(study), "way"))
     for each in found.comparisons:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:

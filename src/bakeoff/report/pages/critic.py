@@ -51,7 +51,7 @@ def dropping(study: Study, pairs: Mapping[str, tuple[str, str]]) -> str:
     peak = largest_peaks(study).set_index("name")["mb"]
     held = {(a, b): by_seed(study, ACCURACY, a) - by_seed(study, ACCURACY, b) for a, b in pairs.values()}
     held = {pair: own.dropna() for pair, own in held.items() if set(pair) <= set(peak.index)}
-    found = Family(held, study.margin, unmoved(study))
+    found = Family(held, study.margin, study.step(ACCURACY), unmoved(study))
     results = {each[:2]: dropped(each, found, peak) for each in found.comparisons}
     sentences = [f"{setting}{results.get(pair) or unanswered(*pair)}" for setting, pair in pairs.items()]
     return " ".join(sentences + ([found.note] if held else []))

@@ -53,7 +53,7 @@ def table(study: Study) -> pd.DataFrame:
 
 def from_arm(study: Study, name: str, other: str) -> Estimate:
     """The paired difference of an arm's final accuracy from another's."""
-    return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other))
+    return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other), study.step(ACCURACY))
 
 
 def against_one(study: Study, against: str, metric: str = ACCURACY) -> dict[str, str]:

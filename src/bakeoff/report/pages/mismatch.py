@@ -52,7 +52,8 @@ def family(study: Study, frame: pd.DataFrame, sampler: str) -> Family:
     """The comparisons of every correction with none under one sampler, over methods and seeds."""
     found = {(each, NONE): gains(frame, sampler, each) for each in corrections(frame) if each != NONE}
     still = unmoved(study, frame[frame["sampler"] == sampler], "correction")
-    return Family({pair: own for pair, own in found.items() if len(own)}, study.margin, still)
+    differences = {pair: own for pair, own in found.items() if len(own)}
+    return Family(differences, study.margin, study.step(SAMPLED), still)
 
 
 def table(study: Study) -> pd.DataFrame:

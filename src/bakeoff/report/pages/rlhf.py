@@ -62,7 +62,7 @@ def verdict(study: Study, window: int = WINDOW) -> str:
     runs, sentences = overoptimisation(study, window), []
     runs["gain"] = runs["true at end"] - runs["true at start"]
     own = {name: runs[runs["method"] == name].set_index("seed") for name in study.arms}
-    found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin, unmoved(study))
+    found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin, still=unmoved(study))
     for each in found.comparisons:
         moved = f"is at its end {found.result(each)} from its start"
         same = f"stands still, since {each.unmoved}," if each.still else moved
