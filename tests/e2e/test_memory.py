@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-SHORT = ["budget.limit=64", "evaluation.every=9", "task.heldout=8", "checkpoint.every=0", "sft.steps=1", "sft.batch=8"]
+SHORT = ["budget.limit=64", "evaluation.every=9", "task.heldout=8", "checkpoint.every=0"]
+SHORT += ["sft={steps: 1, batch: 8, accuracy: 0}"]
 SMALL = ["batch.prompts=4", "batch.group_size=4", *SHORT]
 
 
@@ -112,7 +113,8 @@ def test_predicted_memory_is_logged_beside_measured_memory(command, tmp_path):
 
 def test_the_critic_page_leads_with_the_cost_of_the_critic(command, report, tmp_path):
     """A small study of trained arms and predicted groups; its page states the cost of the critic first."""
-    short = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
+    short = ["batch.prompts=4", "batch.group_size=4", "task.heldout=16", "evaluation.every=1"]
+    short += ["sft={steps: 3, accuracy: 0}"]
     few = ["budget={unit: updates, limit: 2}", "micro_tokens=128", "hydra/launcher=basic"]
     few += ["++model.architecture.num_hidden_layers=1", "algorithm.optimizer.epochs=1"]
     ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, *few)
