@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling, make_rollout
 from bakeoff.errors import UserError
+from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import Precision
 from bakeoff.model.encode import decoder
 from bakeoff.randomness import derive
@@ -240,7 +241,7 @@ def started(policy: Policy, dtype: torch.dtype, cache_mb: float) -> Server:
         os.environ.setdefault(name, value)
     from vllm import LLM
 
-    folder, sleeps = tempfile.TemporaryDirectory(prefix="bakeoff_vllm_"), policy.device.type == "cuda"
+    folder, sleeps = tempfile.TemporaryDirectory(prefix="bakeoff_vllm_"), has_allocator(policy.device)
     config = copy.deepcopy(policy.network.config)
     config.architectures = [type(policy.network).__name__]
     config.save_pretrained(folder.name)
@@ -259,7 +260,6 @@ def started(policy: Policy, dtype: torch.dtype, cache_mb: float) -> Server:
                 enable_sleep_mode=sleeps,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
-                disable_log_stats=True,
             )
     finally:
         torch.set_num_threads = set_threads  # which it replaces on a CPU
