@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from bakeoff.tracking import Tracking, metric_history, start_run
 
 pytestmark = pytest.mark.cluster
-WRITERS, STEPS = 8, 200
+WRITERS, STEPS = 8, 50
 
 
 def free_port() -> int:
@@ -60,7 +60,7 @@ def server(postgresql, tmp_path) -> Iterator[str]:
     """The address of an MLflow server on loopback."""
     address = f"http://127.0.0.1:{(port := free_port())}"
     store = ("--backend-store-uri", postgresql, "--artifacts-destination", str(tmp_path / "artifacts"))
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *store], stdout=log, stderr=log)
     try:
@@ -84,7 +84,7 @@ def write(address: str, folder: Path, number: int) -> None:
         for step in range(STEPS):
             tracker.metrics({"reward/mean": number + step, "kl/reference": -float(step)}, step)
             tracker.flush()
-            if step % 50 == 0:
+            if step % 25 == 0:
                 tracker.table([{"update": step, "text": f"{number}"}], "completions.json")
 
 
