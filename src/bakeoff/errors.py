@@ -103,8 +103,8 @@ def sentence(error: BaseException) -> str:
     if tuned_key:
         return f"the tuned values set {tuned_key[1]}, which is no key of the chosen option; tuned=none leaves them out."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        typed = re.search(r"Could not override '([^']+)'", str(error))
-        return unknown_key(cause.full_key, cause.parent_node, typed[1] if typed else cause.full_key)
+        key, whole = str(cause.full_key), re.search(r"Could not override '([^']+)'", str(error))
+        return unknown_key(key, cause.parent_node, whole[1] if whole else key)
     if isinstance(cause, ValidationError) and "not Optional" in str(cause):
         return f"{cause.full_key} is null; it must have a value."
     if isinstance(cause, ValidationError) and "is not a subclass of" in str(cause):

@@ -303,7 +303,7 @@ def test_prompts_longer_than_the_bound_are_dropped_from_both_sets_and_counted(tm
         assert "11 rows left out, with more than 30 tokens" in task.sizes()
     task = Dataset(path=task.path, heldout=12, max_prompt_tokens=1)
     with pytest.raises(
-        UserError, match=r"is 1, and the shortest longer prompt has \d+, which leaves no prompt to train"
+        UserError, match=r"is 1 and the shortest prompt above it has \d+, which leaves no prompt to train"
     ):
         leave_out_long_prompts(tiny, task)
 

@@ -239,7 +239,7 @@ class Dataset(Task):
         self._long += before - len(self.known_examples())
         bound = f"task.max_prompt_tokens is {self.max_prompt_tokens}"
         self._require_both(
-            f"{bound}, and the shortest longer prompt has {min(prompts.values(), default=0)}, which leaves"
+            f"{bound} and the shortest prompt above it has {min(prompts.values(), default=0)}, which leaves"
         )
 
     def _require_both(self, cause: str) -> None:
