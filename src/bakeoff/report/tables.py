@@ -67,7 +67,7 @@ def unmoved(study: Study, runs: pd.DataFrame | None = None, column: str = "name"
     still = frozenset(most.index[most < STILL])
     if runs is None:
         return still
-    return frozenset(value for value, names in runs.groupby(column)["name"] if still.issuperset(names))
+    return frozenset(str(value) for value, names in runs.groupby(column)["name"] if still.issuperset(names))
 
 
 def start_accuracy(study: Study) -> float:

@@ -131,9 +131,11 @@ def by_difficulty(study: Study) -> pd.DataFrame:
     levels = [str(name) for name in study.metrics["metric"].unique() if str(name).startswith(BY_DIFFICULTY)]
     last = study.last[study.last["metric"].isin(levels)].astype({"name": str, "metric": str})
     means = last.pivot_table(index="name", columns="metric", values="value", sort=False)
-    means = means.rename(columns=lambda level: level.removeprefix(BY_DIFFICULTY))
-    means = means[sorted(means, key=lambda level: (len(level), level))]  # numbers in their order
-    return means.map(number).rename_axis("arm", columns=None).reset_index() if len(means) else pd.DataFrame()
+    if means.empty:
+        return means
+    means = means[sorted(levels, key=lambda level: (len(level), level))].map(number)  # numbers in their order
+    means = means.rename(columns=lambda level: str(level).removeprefix(BY_DIFFICULTY))
+    return means.rename_axis(index="arm", columns=None).reset_index()
 
 
 def shared(frame: pd.DataFrame) -> list[str]:
@@ -171,7 +173,7 @@ def verdicts(study: Study) -> list[Verdict]:
     ]
     frames = {metric: scores(study, metric) for metric in {prediction.metric for _, prediction in stated}}
     frame = scores(study)
-    still = unmoved(study, frame.assign(at=list(zip(frame["method"], frame["regime"], strict=True))), "at")
+    still = unmoved(study, frame.assign(at=frame["method"] + "@" + frame["regime"]), "at")
     found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
     steps = [study.step(each.metric) for _, each in stated]
     corrected = holm([paired_p(own, step) for (*_, own), step in zip(found, steps, strict=True)])
@@ -184,9 +186,10 @@ def verdicts(study: Study) -> list[Verdict]:
     ]
 
 
-def arms(regime: str, prediction: Prediction) -> set[tuple[str, str]]:
-    """Method and regime of both arms that a prediction compares."""
-    return {(prediction.left, prediction.left_in or regime), (prediction.right, prediction.right_in or regime)}
+def arms(regime: str, prediction: Prediction) -> set[str]:
+    """The two that a prediction compares, as `method@regime`."""
+    left, right = prediction.left_in or regime, prediction.right_in or regime
+    return {f"{prediction.left}@{left}", f"{prediction.right}@{right}"}
 
 
 def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Series:
