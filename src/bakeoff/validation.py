@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.config import Config, Mode
-from bakeoff.device import choose_device
+from bakeoff.device import HOST, choose_device
 from bakeoff.engine.rounded import Rounded
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
@@ -86,11 +86,16 @@ def validate(config: Config) -> None:
     for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns):
         for sentence in refusals(config):
             raise UserError(sentence)
+    device = choose_device(config.device)
+    if config.model.attention == "flex_attention" and device == HOST:
+        raise UserError(
+            f"model.attention is flex_attention, whose backward pass exists on GPUs alone, but the device is {device}; "
+            "set it to sdpa, or run on a GPU."
+        )
     if config.model.architecture:
         from bakeoff.model.build import check_architecture  # 3 s, which other errors need not wait for
 
         check_architecture(config.model)
-    device = choose_device(config.device)
     if config.measure.memory_snapshot and not has_allocator(device):
         raise UserError(
             f"measure.memory_snapshot is true, but the device is {device}, whose allocator keeps no history; set it to "
