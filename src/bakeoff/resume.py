@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bakeoff import processes
-from bakeoff.config import HASH, Config, config_id, plain
+from bakeoff.config import Config, config_id, plain
 from bakeoff.elastic import launched, starts_processes
 from bakeoff.engine import ENGINES, EQUIVALENT
 from bakeoff.errors import HIDDEN, UserError

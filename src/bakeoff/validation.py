@@ -14,7 +14,7 @@ from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.algorithm.optimizer import Adafactor, Optimizer, Trpo
 from bakeoff.config import Config, Mode
-from bakeoff.device import choose_device
+from bakeoff.device import HOST, choose_device
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.rounded import Rounded
 from bakeoff.engine.vllm import Vllm, require_vllm
@@ -92,13 +92,18 @@ def validate(config: Config) -> None:
     for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns, impossible_processes):
         for sentence in refusals(config):
             raise UserError(sentence)
+    here = place()
+    others = config.processes - 1 if config.mode is not Mode.predict else 0
+    device = choose_device(config.device, here.local if here.size > 1 else others)
+    if config.model.attention == "flex_attention" and device == HOST:
+        raise UserError(
+            f"model.attention is flex_attention, whose backward pass exists on GPUs alone, but the device is {device}; "
+            "set it to sdpa, or run on a GPU."
+        )
     if config.model.architecture:
         from bakeoff.model.build import check_architecture  # 3 s, which other errors need not wait for
 
         check_architecture(config.model)
-    here = place()
-    others = config.processes - 1 if config.mode is not Mode.predict else 0
-    device = choose_device(config.device, here.local if here.size > 1 else others)
     if config.measure.memory_snapshot and not has_allocator(device):
         raise UserError(
             f"measure.memory_snapshot is true, but the device is {device}, whose allocator keeps no history; set it to "
