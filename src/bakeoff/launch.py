@@ -67,8 +67,7 @@ class Task:
         with open_dict(job):
             job.hydra.job.id, job.hydra.job.num = str(number), number
         HydraConfig.instance().set_config(job)
-        dirs = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-        run_job(hydra_context=context, task_function=function, config=job, **dirs).return_value  # noqa: B018
+        run_job(function, job, "hydra.sweep.dir", "hydra.sweep.subdir", context).return_value  # noqa: B018
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit queues again when the job comes near its time limit: the same job, which resumes."""

@@ -17,6 +17,7 @@ from bakeoff.config import Config, config_id, plain
 from bakeoff.elastic import launched, starts_processes
 from bakeoff.engine import ENGINES, EQUIVALENT
 from bakeoff.errors import HIDDEN, UserError
+from bakeoff.files import HASH
 from bakeoff.folder import (
     MAY_CHANGE,
     RECORD,
