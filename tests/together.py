@@ -23,14 +23,15 @@ SMALL = [
 ]
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 UPDATES = 3
-CLOCKED = ("time/", "speed/", "memory/", "progress/seconds", "progress/cpu_seconds")  # what a clock or a ledger counts
+# what a clock or a ledger counts, and a number of exact zeros, which rounding decides
+APART = ("time/", "speed/", "memory/", "progress/seconds", "progress/cpu_seconds", "advantage/zero")
 
 
 def curves(overrides: list[str]) -> dict[str, Tensor]:
     """The metrics of each update, and the weights after the last one, by name; as this process finds them."""
     loop = loop_of(compose(*overrides))
     rows = [update_of(loop) for _ in range(UPDATES)]
-    metrics = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if not name.startswith(CLOCKED)}
+    metrics = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if not name.startswith(APART)}
     trained = loop.learner.trained().items()
     weights = {
         f"{m}/{n}": processes.whole(w.detach()).double().clone() for m, named in trained for n, w in named.items()

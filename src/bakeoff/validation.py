@@ -339,6 +339,7 @@ def impossible_shards(config: Config) -> Iterator[str]:
         ),
         "offload is true, which moves whole weights": config.offload,
         f"lag is {config.lag}, which keeps whole old weights": config.lag > 0,
+        "algorithm/kl_to_reference renews whole weights": algorithm.kl_to_reference.iteration_updates > 0,
         f"engine is {type(config.engine).__name__.lower()}, which copies whole weights": type(config.engine)
         is not Embedded,
     }

@@ -18,6 +18,7 @@ from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.model.weights import weights_version
 from bakeoff.randomness import derive
+from bakeoff.rows import select
 from tests.conftest import compose, loop_of, update_of
 from tests.passes import completion_logits
 
@@ -41,7 +42,7 @@ class Uncached(Engine):
         ids, logprobs = torch.zeros(2, len(prompts.texts) * completions, request.max_tokens)
         for row in range(len(ids)):
             read = prompts.ids[row // completions][prompts.attention[row // completions]].tolist()
-            draws = torch.Generator().manual_seed(derive(request.seed, "completion", row))
+            draws = torch.Generator().manual_seed(derive(request.seed, "completion", request.first + row))
             for step in range(request.max_tokens):
                 logits = self.network(input_ids=torch.tensor([read])).logits[:, -1] / sampling.temperature
                 weights = truncated(logits.softmax(-1), sampling.top_k, sampling.top_p)
@@ -87,6 +88,15 @@ def completed(engine, policy, **options):
     engine.load(policy)
     request = asked(policy, **options)
     return make_rollout(policy, request, engine.generate(request))
+
+
+def test_a_part_of_a_request_generates_what_the_whole_would_there(engine, policy):
+    engine.load(policy)
+    prompts = encode(policy, [Example(text, "") for text in TEXTS], [])
+    whole = Request(prompts, 3, Sampling(), 6, seed=1)
+    part = replace(whole, prompts=select(prompts, slice(1, 3)), first=3)
+    completions = [make_rollout(policy, each, engine.generate(each)).completions for each in (whole, part)]
+    assert completions[1] == completions[0][3:]
 
 
 def test_completions_of_a_prompt_are_consecutive_and_within_the_budget(engine, policy):

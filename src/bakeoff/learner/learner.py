@@ -237,6 +237,8 @@ def make_learner(
                 reference = replace(reference, roles=roles)
         if measures and start is None:
             start = frozen_copy(actor) if renewed or reference is None or reference is teacher else reference
+            if low and shards:
+                lower(start.network)
     held = in_shards(actor, head, critic, reference, low) if shards else {}
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
