@@ -239,7 +239,8 @@ def on_ray(
 
     environment = {key: value for key, value in os.environ.items() if key.startswith(INHERITED)}
     folders, lost = folders_of(launcher.config, jobs, first), {}  # type: ignore[attr-defined]
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, logging_level="error", **alone)
     try:
         shared = ray.put(task_of(launcher, environment, in_queue=False))
         gpus = min(1, ray.cluster_resources().get("GPU", 0)) if gpus is None else gpus
