@@ -67,8 +67,14 @@ class Task:
         with open_dict(job):
             job.hydra.job.id, job.hydra.job.num = str(number), number
         HydraConfig.instance().set_config(job)
-        dirs = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-        run_job(hydra_context=context, task_function=function, config=job, **dirs).return_value  # noqa: B018
+        ended = run_job(
+            hydra_context=context,
+            task_function=function,
+            config=job,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        ended.return_value  # noqa: B018  it raises
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit queues again when the job comes near its time limit: the same job, which resumes."""

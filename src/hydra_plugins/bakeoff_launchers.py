@@ -15,7 +15,7 @@ from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig, OmegaConf
 
 
-class PerGpuLauncher(JoblibLauncher):
+class PerGpuLauncher(JoblibLauncher):  # type: ignore[misc]
     """Runs as many jobs at a time as this machine has GPUs, each on one of its own; two where it has none."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -36,7 +36,8 @@ class _Elsewhere(Launcher):
     task_function: TaskFunction
 
     def __init__(self, one_machine: bool, **options: Any) -> None:
-        self.options = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
+        self.options: dict[str, Any] = values
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
