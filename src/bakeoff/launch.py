@@ -67,7 +67,8 @@ class Task:
         with open_dict(job):
             job.hydra.job.id, job.hydra.job.num = str(number), number
         HydraConfig.instance().set_config(job)
-        run_job(function, job, "hydra.sweep.dir", "hydra.sweep.subdir", context).return_value  # noqa: B018
+        ended = run_job(function, job, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        ended.return_value  # noqa: B018  it raises
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit queues again when the job comes near its time limit: the same job, which resumes."""
@@ -238,7 +239,8 @@ def on_ray(
 
     environment = {key: value for key, value in os.environ.items() if key.startswith(INHERITED)}
     folders, lost = folders_of(launcher.config, jobs, first), {}  # type: ignore[attr-defined]
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, logging_level="error", **alone)
     try:
         shared = ray.put(task_of(launcher, environment, in_queue=False))
         gpus = min(1, ray.cluster_resources().get("GPU", 0)) if gpus is None else gpus

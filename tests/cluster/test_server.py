@@ -77,6 +77,7 @@ def server(postgresql, tmp_path) -> Iterator[str]:
 
 def write(address: str, folder: Path, number: int) -> None:
     """Logs a run of some updates, as a job does."""
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "120"  # a busy machine is no fault of the server
     folder.mkdir()
     tracker = start_run(Tracking(uri=address), f"run {number}", {"writer": str(number)}, folder)
     with tracker.running():
