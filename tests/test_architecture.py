@@ -12,6 +12,7 @@ ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"errors", "randomness", "rows", "ranges", "standin"},
     {"paths", "files", "regime", "overrides"},
+    {"outbox"},
     {"tracking", "device", "arms", "user_code"},
     {"batch", "attribution"},
     {"measure"},

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from bakeoff.config import Config, config_id, digest, flatten, plain, register, task_id
 from bakeoff.errors import UserError, fail, refused
 from bakeoff.folder import read_config, read_record
+from bakeoff.outbox import LOG, read_entries
 from bakeoff.paths import CONF, study_folders, use_folder
 from bakeoff.progress import read
-from bakeoff.tracking import LOG, commit, read_entries
+from bakeoff.tracking import commit
 from bakeoff.validation import compose
 
 RATES = "1e-6:1e-3:7"
