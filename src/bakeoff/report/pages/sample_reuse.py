@@ -160,8 +160,8 @@ def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
 
 def clipped(study: Study, epochs: int) -> Estimate:
     """The paired difference of final accuracy between clipped and unbounded weights, at a number of epochs."""
-    both = (by_epochs(study, "accuracy", objective)[epochs] for objective in ("clip", "ratio"))
-    return paired_difference(*both, study.step(ACCURACY))
+    clip, ratio = (by_epochs(study, "accuracy", objective)[epochs] for objective in ("clip", "ratio"))
+    return paired_difference(clip, ratio, study.step(ACCURACY))
 
 
 STEP = "2 importance sampling"
