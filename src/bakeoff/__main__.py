@@ -1,18 +1,31 @@
-"""The command `bakeoff`. What takes time to import waits until it is needed: help and completion answer at once."""
+"""The commands. What takes time to import waits until it is needed: help and completion answer at once."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
+from pathlib import Path
+
+from bakeoff.early import reading
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole, and leave as one sentence
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 COMPLETION, HELP, SWEEP = {"-sc", "--shell-completion"}, {"-h", "--help"}, {"-m", "--multirun"}
 
+OTHERS = {
+    "bakeoff-init": "bakeoff.init",
+    "bakeoff-tune": "bakeoff.tune",
+    "bakeoff-predict": "bakeoff.predict_command",
+    "bakeoff-evaluate": "bakeoff.evaluate",
+    "bakeoff-report": "bakeoff.report.__main__",
+    "bakeoff-reward-model": "bakeoff.reward_model",
+}
+
 
 def main() -> None:
-    """Runs the command; an interrupt ends it with the command that goes on from there."""
+    """Runs `bakeoff`; an interrupt ends it with the command that goes on from there."""
     arguments = sys.argv[1:]
     given = set(arguments)
     try:
@@ -23,23 +36,41 @@ def main() -> None:
         if not arguments or given & HELP:
             from bakeoff.guide import guide
 
-            say(guide([argument for argument in arguments if argument not in HELP]))
+            say(guide(arguments))
             return
         if "--version" in given:
             from importlib.metadata import version
 
             say(f"bakeoff {version('bakeoff')}")
             return
+        read_early = reading("bakeoff", "bakeoff.command", arguments)
         if all(not argument.startswith("-") or argument in SWEEP for argument in arguments):
             say("loading torch, transformers and MLflow")
         from bakeoff.command import command
 
+        read_early()
         command(arguments)
     except (KeyboardInterrupt, SystemExit) as error:
         notes = getattr(error, "__notes__", [])
         if notes or isinstance(error, KeyboardInterrupt):
             print("bakeoff: interrupted.", *notes, file=sys.stderr)
         raise SystemExit(error.code if isinstance(error, SystemExit) else 130) from error
+
+
+def other() -> None:
+    """Runs the command by whose name it was called, such as `bakeoff-tune`."""
+    name = Path(sys.argv[0]).stem
+    module, arguments = OTHERS[name], sys.argv[1:]
+    if HELP & set(arguments):
+        from bakeoff.standin import stand_in
+
+        stand_in()
+        import_module(module).main()
+        return
+    read_early = reading(name, module, arguments)
+    run = import_module(module).main
+    read_early()
+    run()
 
 
 def say(text: str) -> None:

@@ -55,7 +55,7 @@ OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a 
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
     *("seed", "arm", "study", "tuned", "tracking", "checkpoint"),
-    *("device", "threads", "deterministic", "memory_limit_mb", "hardware", "price"),
+    *("device", "threads", "processes", "shard", "deterministic", "memory_limit_mb", "hardware", "price"),
 )
 
 for noisy in ("alembic", "mlflow"):

@@ -75,9 +75,8 @@ def leave_out_long_prompts(policy: Policy, task: Task) -> None:
         known, shots = task.known_examples(), task.shot_examples()
         start = 0 if policy.chat else len(start_ids(policy.tokenizer))
         rows = text_ids(policy, [render(policy, example, shots) for example in known], "prompt")
-        task.leave_out(
-            {as_read(each.prompt) for each, row in zip(known, rows, strict=True) if start + len(row) > bound}
-        )
+        tokens = {as_read(each.prompt): start + len(row) for each, row in zip(known, rows, strict=True)}
+        task.leave_out({prompt: number for prompt, number in tokens.items() if number > bound})
 
 
 def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Prompts:

@@ -52,6 +52,11 @@ def default_tracking() -> Tracking:
     return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}{near('mlflow.db')}"))
 
 
+def is_there(tracking: Tracking) -> bool:
+    """Whether the store exists, as far as its address alone says: reading it makes none."""
+    return not tracking.uri.startswith(SQLITE) or Path(tracking.uri.removeprefix(SQLITE)).exists()
+
+
 def find_study(folder: Path | str) -> Study:
     """A study for a notebook: from the folder of its report, else by the folder's name from the store; see `near`."""
     place = near(folder)
@@ -66,7 +71,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     """
     tracking = tracking or default_tracking()
     parents: list[Run] = []
-    if not tracking.uri.startswith(SQLITE) or Path(tracking.uri.removeprefix(SQLITE)).exists():  # it is not made here
+    if is_there(tracking):
         client, experiment = open_store(tracking)
         is_sweep, newest_first = f"tags.study = '{name}' and tags.kind = 'sweep'", "attributes.start_time DESC"
         parents = client.search_runs([experiment], is_sweep, order_by=[newest_first], max_results=sweeps)

@@ -139,11 +139,15 @@ def read_study(folder: Path | str) -> Study:
 
 def provenance(study: Study) -> str:
     """The number of seeds of an arm, and the seeds that its values were tuned on: printed on every figure."""
-    seeds = study.seeds
-    few = " (few)" if seeds < FEW_SEEDS else ""
-    tuned = study.param("study.tuning_seeds")
-    on = tuned.iloc[0].strip("[]") if len(tuned) else ""
-    return f"{counted(seeds, 'seed')}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
+    few = " (few)" if study.seeds < FEW_SEEDS else ""
+    on = tuning_seeds(study)
+    return f"{counted(study.seeds, 'seed')}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
+
+
+def tuning_seeds(study: Study) -> str:
+    """The seeds that values were tuned on, as the study declares them; empty where no run has tuned values."""
+    tuned = "tuned" not in study.runs or (study.runs["tuned"] != "untuned").any()
+    return study.declared("tuning_seeds").strip("[]") if tuned else ""
 
 
 def outcome(run: pd.Series) -> str:
