@@ -2,11 +2,17 @@
 
 import json
 
+import pytest
 from joblib import Parallel, delayed
 
+from bakeoff.arms import Job
+from bakeoff.config import config_id, register
+from bakeoff.errors import UserError
+from bakeoff.folder import Record, write_record
 from bakeoff.progress import read
-from bakeoff.sweep import launch_each
+from bakeoff.sweep import launch_each, placed
 from bakeoff.tracking import start_run
+from bakeoff.validation import compose
 from tests.commands import store_of
 from tests.stored import tracking
 
@@ -41,3 +47,29 @@ def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(tmp_path):
     states = [read(folder)["state"] for folder in folders]
     assert states == ["failed" if kind == "always" else "done" for kind in kinds]
     assert "its process was killed" in read(folders[1])["reason"]
+
+
+@pytest.mark.parametrize(
+    ("study", "first", "second"),
+    [
+        ("mismatch", "sampler_int8", "plain"),
+        ("mismatch", "plain", "sampler_lag_4"),
+        ("arena", "plain", "stale"),
+        ("arena", "proxy", "credit"),
+    ],
+)
+def test_a_folder_takes_every_regime_of_its_study_and_no_other_rate(tmp_path, study, first, second):
+    """A regime sets keys that no launch names; the study declares them as varied."""
+    register()
+
+    def job(regime, *more):
+        settings = [f"sweeps={study}", f"regime={regime}", "algorithm=grpo", "seed=13", *more]
+        return [Job(settings, settings)], [compose(settings)]
+
+    [[done], [config]] = job(first)
+    (tmp_path / "0").mkdir()
+    write_record(tmp_path / "0", Record(config_id(config), 13, "", "", {}, done.settings, None), config)
+    assert placed(*job(first), tmp_path) == [tmp_path / "0"]
+    assert placed(*job(second), tmp_path) == [tmp_path / "1"]
+    with pytest.raises(UserError, match=r"another sweep \(algorithm\.optimizer\.lr"):
+        placed(*job(second, "algorithm.optimizer.lr=0.5"), tmp_path)

@@ -68,7 +68,7 @@ def main() -> None:
 
 def other() -> None:
     """Runs the command by whose name it was called, such as `bakeoff-tune`."""
-    name = Path(sys.argv[0]).name
+    name = Path(sys.argv[0]).stem
     with interruptible(name):
         module, arguments = OTHERS[name], sys.argv[1:]
         if HELP & set(arguments):
@@ -84,10 +84,10 @@ def other() -> None:
 
 
 def say(text: str) -> None:
-    """Prints at once; a reader that has gone, as `head`, is no error."""
+    """Prints at once; a reader that has gone, as `head`, and a disk that is full are no error."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -18,7 +18,7 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="your folder of studies (default: the working one)")
 
 
-def read(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def read_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments, those of this process by default; raises UserError for an option that there is not.
 
     `--config-dir` makes its folder the user's.
@@ -49,7 +49,7 @@ def of_hydra(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments of `bakeoff` as Hydra reads them, and the same with its options first, where Hydra expects them."""
     parser = get_args_parser()
     parser.prog = "bakeoff"
-    found, options = read(parser, arguments), list(arguments)
+    found, options = read_arguments(parser, arguments), list(arguments)
     for override in found.overrides:
         options.remove(override)
     return found, [*options, *found.overrides]

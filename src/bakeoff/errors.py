@@ -65,6 +65,15 @@ def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
 
 GROUP = "{key} is a group, not a value; {key}.KEY=VALUE sets a key, {group}=NAME a choice."
 HIDDEN = "***"  # stands for a password
+# what to install for each launcher that comes with no package of ours
+LAUNCHERS = {
+    "slurm": "submitit",
+    "ray": "ray",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "ray_aws": "hydra-ray-launcher",
+    "rq": "hydra-rq-launcher",
+}
 
 
 def redacted(text: str) -> str:
@@ -75,6 +84,12 @@ def redacted(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error, without passwords."""
     return redacted(str(error).strip().split("\n")[0])[:300]
+
+
+def not_installed(launcher: str) -> str:
+    """What to type where a launcher's package is not there."""
+    package = LAUNCHERS[launcher]
+    return f"hydra/launcher={launcher} needs {package}, which is not installed; type: pip install {package}"
 
 
 def sentence(error: BaseException) -> str:
@@ -88,8 +103,8 @@ def sentence(error: BaseException) -> str:
     if tuned_key:
         return f"the tuned values set {tuned_key[1]}, which is no key of the chosen option; tuned=none leaves them out."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        typed = re.search(r"Could not override '([^']+)'", str(error))
-        return unknown_key(cause.full_key, cause.parent_node, typed[1] if typed else cause.full_key)
+        key, whole = str(cause.full_key), re.search(r"Could not override '([^']+)'", str(error))
+        return unknown_key(key, cause.parent_node, whole[1] if whole else key)
     if isinstance(cause, ValidationError) and "not Optional" in str(cause):
         return f"{cause.full_key} is null; it must have a value."
     if isinstance(cause, ValidationError) and "is not a subclass of" in str(cause):
@@ -101,6 +116,8 @@ def sentence(error: BaseException) -> str:
         return f"{cause.full_key}: {first}{did_you_mean(nearest(listed[1], listed[2].split(', ')) if listed else [])}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and choice in LAUNCHERS:
+            return not_installed(choice)
         return unknown("choice", choice, error.options, f"{group}=")
     module, variables = origin(error)
     if module == "hydra._internal.defaults_list" and isinstance(error, ValueError):  # which does not name the group

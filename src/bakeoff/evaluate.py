@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from bakeoff.arguments import add_config_dir, read
+from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.config import Config, Sft, plain, register
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`, as task=my_task or sampling.temperature=0.6")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions per prompt (default: 8)")
     add_config_dir(parser)
-    found = read(parser, arguments)
+    found = read_arguments(parser, arguments)
     if found.samples < 1:
         raise UserError(f"--samples is {found.samples}; it must be at least 1.")
     return found

@@ -10,7 +10,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from bakeoff.arguments import read
+from bakeoff.arguments import read_arguments
 from bakeoff.errors import UserError, answering
 from bakeoff.files import replace_text
 from bakeoff.paths import ANALYSIS
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bakeoff-init", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write task, reward, study, data, notebook and README")
     with answering("bakeoff-init"):
-        folder = read(parser).folder
+        folder = read_arguments(parser).folder
         write(folder)
     there = shlex.quote(str(folder))
     print(f"{folder / 'README.md'} lists the commands. First: cd {there} && bakeoff sweeps=my_study model=toy")

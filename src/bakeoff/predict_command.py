@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bakeoff.arguments import add_config_dir, read
+from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.arms import Job, arms_of, grid, job_names, overrides_of
 from bakeoff.attribution import ROLES
 from bakeoff.config import Config, register
@@ -35,6 +35,7 @@ EXAMPLES = """for example:
   bakeoff-predict algorithm=ppo,grpo model=qwen2_5_7b hardware=h100 price=2.5 micro_tokens=4096
   bakeoff-predict model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
   bakeoff-predict model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
+  bakeoff-predict model=qwen2_5_14b processes=8 shard=true hardware=h100   by each of eight processes
   bakeoff-predict --fit model=qwen2_5_7b hardware=h100     also the largest group and the longest completion there
   bakeoff-predict --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
   bakeoff-predict --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
@@ -46,7 +47,7 @@ MODELS = [
     *("smollm2_135m", "smollm2_360m", "qwen2_5_0_5b", "llama3_2_1b", "qwen2_5_1_5b"),
     *("qwen2_5_3b", "qwen2_5_7b", "qwen2_5_14b", "qwen2_5_32b", "llama3_1_70b"),
 ]
-FACTS = ("peak", "at the largest", "seconds", "whole")  # heads of a comparison, in their order
+FACTS = ("peak", "at the largest", "seconds", "in all")  # heads of a comparison, in their order
 GROUPS = [str(2**power) for power in range(1, 9)]
 COMPLETIONS = [str(2**power) for power in range(6, 15)]
 
@@ -117,14 +118,14 @@ def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     found |= {("at the largest", role.replace("_", " ")): megabytes(size) for role, size in roles.items() if size}
     room = config.hardware.memory_gb * 1e9
     if room:
-        found["whole", f"fits {config.hardware.name}"] = "yes" if prediction.peak <= room else "no"
+        found["in all", f"fits {config.hardware.name}"] = "yes" if prediction.peak <= room else "no"
     if config.hardware.name:
         cost = cost_of(config, prediction)
         found |= {("seconds", phase.replace("_", " ")): f"{value:,.3f}" for phase, value in cost.seconds.items()}
-        found["whole", "seconds an update"] = f"{cost.update:,.3f}"
-        found["whole", "updates"] = f"{cost.updates:,}"
-        found["whole", "hours"] = f"{cost.hours:,.3g}"
-        found |= {("whole", "price"): f"{cost.price:,.2f}"} if config.price else {}
+        found["in all", "seconds an update"] = f"{cost.update:,.3f}"
+        found["in all", "updates"] = f"{cost.updates:,}"
+        found["in all", "hours"] = f"{cost.hours:,.3g}"
+        found |= {("in all", "price"): f"{cost.price:,.2f}"} if config.price else {}
     return found
 
 
@@ -188,7 +189,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--fit", action="store_true", help="also the largest group and completion that fit hardware=NAME"
     )
     add_config_dir(parser)
-    return read(parser, arguments)
+    return read_arguments(parser, arguments)
 
 
 def check(arguments: list[str]) -> None:

@@ -314,15 +314,18 @@ def watching(names: list[str], folders: list[Path], console: Console) -> Iterato
         console.print(table(len(names) + 5))
 
     def watch_lines() -> None:
-        waiting, last = dict(zip(names, folders, strict=True)), False
+        ended: set[str] = set()
+        last = False
         while not last:
             last = stop.wait(1.0)
-            for row in rows_of(list(waiting), list(waiting.values())):
-                if row.report and has_ended(row.report):
-                    waiting = {name: folder for name, folder in waiting.items() if folder.name != row.number}
+            for row in rows_of(names, folders):
+                if not has_ended(row.report):
+                    ended.discard(row.number)  # Slurm and Ray run a job again that they have killed
+                elif row.report and row.number not in ended:
+                    ended.add(row.number)
                     held_out = row.report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
-                    done = f"{len(names) - len(waiting)}/{len(names)}"
+                    done = f"{len(ended)}/{len(names)}"
                     console.print(Text(f"{done}  job {row.number}  {row.name}: {row.state}{suffix}"))
 
     thread = threading.Thread(target=watch_table if console.is_terminal else watch_lines, daemon=True)

@@ -24,6 +24,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password of a server's address
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 take 12 minutes; what fails is sent later
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("PGCONNECT_TIMEOUT", "15")
+os.environ.setdefault("PGOPTIONS", "-c statement_timeout=15000")  # a table that is locked holds up no run
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +56,7 @@ OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a 
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
     *("seed", "arm", "study", "tuned", "tracking", "checkpoint"),
-    *("device", "threads", "deterministic", "memory_limit_mb", "hardware", "price"),
+    *("device", "threads", "processes", "shard", "deterministic", "memory_limit_mb", "hardware", "price"),
 )
 
 for noisy in ("alembic", "mlflow"):

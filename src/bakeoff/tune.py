@@ -15,8 +15,7 @@ import numpy as np
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from bakeoff.arguments import add_config_dir
-from bakeoff.arguments import read as read_arguments
+from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.config import Config, config_id, digest, flatten, plain, register, task_id
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering

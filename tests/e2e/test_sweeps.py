@@ -21,6 +21,7 @@ from tests.stored import tracking
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
+    "sft.accuracy=0",  # whose measurement takes longer than the steps
     "++model.architecture.num_hidden_layers=1",
 ]
 
@@ -252,7 +253,7 @@ def test_a_report_on_an_unknown_study_lists_what_there_is(report):
 
 
 def test_the_reward_models_stage_alone(command, tmp_path):
-    few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3", "sft.steps=3"]
+    few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3", "sft={steps: 3, accuracy: 0}"]
     ran = command(*few, module="bakeoff.reward_model")
     assert ran.returncode == 0, ran.stderr
     assert "of 16 held-out pairs right" in ran.stdout
@@ -304,7 +305,8 @@ def test_optuna_searches_a_rate(command, tmp_path):
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
 
 
-FEW = ["mode=predict", "model=tiny", "task=sort", "batch.prompts=4", "batch.group_size=2", "hydra/launcher=basic"]
+SMALL = ["mode=predict", "batch.prompts=4", "sft.steps=0", "++model.architecture.num_hidden_layers=1"]
+FEW = [*SMALL, "model=tiny", "task=sort", "batch.group_size=2", "hydra/launcher=basic"]
 
 
 def test_a_run_carries_its_arm_and_how_its_values_were_tuned(command, tmp_path):
@@ -354,7 +356,7 @@ def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command
     if how == "variable":
         monkeypatch.setenv("BAKEOFF_STUDIES", str(folder))
     arguments = ["--config-dir", str(folder)] if how == "--config-dir" else []
-    ran = command(*arguments, "sweeps=mine", "mode=predict", "batch.prompts=4", "hydra/launcher=basic")
+    ran = command(*arguments, "sweeps=mine", *SMALL, "hydra/launcher=basic")
     assert ran.returncode == 0, ran.stderr
     _, runs = runs_in(tmp_path)
     assert {run.data.tags["study"] for run in runs} == {"mine"}

@@ -26,7 +26,7 @@ from tests.stored import tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
-    *("batch.prompts=4", "batch.group_size=2", "sft.steps=2", "task.heldout=8", "threads=1"),
+    *("batch.prompts=4", "batch.group_size=2", "sft={steps: 2, accuracy: 0}", "task.heldout=8", "threads=1"),
     *("checkpoint.every=0", "evaluation.every=2", "budget={unit: updates, limit: 3}"),
 ]
 

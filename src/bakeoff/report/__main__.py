@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bakeoff.arguments import add_config_dir, read
+from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.errors import UserError, answering, redacted
 from bakeoff.nearest import did_you_mean, nearest
 from bakeoff.paths import AD_HOC, ANALYSIS, study_names
@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="only say how many seeds show a difference D in accuracy, and add them",
     )
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
-    found = read(parser, arguments)
+    found = read_arguments(parser, arguments)
     if found.sweeps < 1:
         raise UserError(f"--sweeps is {found.sweeps}; it must be at least 1.")
     return found
@@ -135,7 +135,9 @@ def list_sweeps(console: Console) -> None:
     sweeps = stored_sweeps()
     if not sweeps:
         raise UserError(empty())
-    table = Table("newest sweep", "sweeps", "its report", box=None, pad_edge=False)
+    table = Words()
+    for head in ("newest sweep", "sweeps", "its report"):
+        table.add_column(head)
     numbers = Counter(name for name, _ in sweeps)
     for name in numbers:
         started = next(run.info.start_time for each, run in sweeps if each == name)

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from bakeoff.errors import UserError, first_line
+from bakeoff.errors import UserError, first_line, redacted
 from bakeoff.paths import near
 from bakeoff.report.complete import with_complete_runs
 from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
@@ -77,7 +77,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
         parents = client.search_runs([experiment], is_sweep, order_by=[newest_first], max_results=sweeps)
     if not parents:
         raise UserError(
-            f"the store '{tracking.uri}' holds no run of the study '{name}'; "
+            f"the store '{redacted(tracking.uri)}' holds no run of the study '{name}'; "
             f"`bakeoff sweeps={name}` makes one, and MLFLOW_TRACKING_URI selects another store."
         )
     found: list[Run] = []

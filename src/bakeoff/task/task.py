@@ -75,6 +75,10 @@ class Task:
         """Paths of the files that the task reads, by the key that names each."""
         return {}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the data that it has read from elsewhere, such as the Hub, by the key that names each."""
+        return {}
+
     def generate(self, rng: Random) -> Example:
         """One example, drawn with `rng`."""
         raise NotImplementedError
@@ -115,6 +119,10 @@ class Task:
         An `end` past the text means the EOS token. Scores add up to at most 1.
         """
         raise NotImplementedError
+
+    def difficulty(self, example: Example) -> str:
+        """The example's level, of few, by which an evaluation splits its accuracy; empty where a task has one alone."""
+        return ""
 
     def demonstration(self, example: Example) -> str | list[str] | None:
         """A completion to imitate in supervised fine-tuning, or its turns; none if the task has no demonstrations."""
