@@ -121,7 +121,7 @@ def tune(
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
     folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
-    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"])
+    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) or not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
@@ -129,16 +129,17 @@ def tune(
     write(path, name, key, tried, seeds, command, config, values_kept)
 
 
-def launch(overrides: list[str]) -> None:
-    """Runs a sweep in this process; a rate that diverges is an outcome."""
-    from bakeoff.__main__ import main as bakeoff
+def launch(overrides: list[str], typed: str) -> None:
+    """Runs a sweep in this process; a rate that diverges is an outcome. `typed` resumes one that is interrupted."""
+    from bakeoff.command import command
 
     GlobalHydra.instance().clear()
     sys.argv[1:] = ["-m", *overrides]
     try:
-        bakeoff()
-    except SystemExit as ended:
-        if ended.code != 2:
+        command(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if getattr(ended, "code", None) != 2:
+            ended.__notes__ = [f"To resume, type: {typed}"]  # in the place of the sweep's own command
             raise
 
 
