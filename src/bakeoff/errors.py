@@ -65,6 +65,7 @@ def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
 
 GROUP = "{key} is a group, not a value; {key}.KEY=VALUE sets a key, {group}=NAME a choice."
 HIDDEN = "***"  # stands for a password
+SECRET = r"(?i:(?:\b|[?&;]\w*)(?:password|passwd|pwd)|[?&;]\w*(?:token|secret))"  # a key of an address that holds one
 # what to install for each launcher that comes with no package of ours
 LAUNCHERS = {
     "slurm": "submitit",
@@ -77,8 +78,10 @@ LAUNCHERS = {
 
 
 def redacted(text: str) -> str:
-    """The text without passwords of addresses: `postgresql://me:***@host`."""
-    return re.sub(r"(password=)[^&\s'\"]+", rf"\1{HIDDEN}", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", rf"\1{HIDDEN}@", text))
+    """The text without passwords and tokens of addresses: `postgresql://me:***@host`, `https://***@host`."""
+    for secret in (r"(\w://[^:/@\s]*:)[^\s]+(?=@)", r"(https?://)[^:/@\s]+(?=@)", rf"({SECRET}=)[^&;\s'\"]+"):
+        text = re.sub(secret, rf"\1{HIDDEN}", text)
+    return text
 
 
 def first_line(error: BaseException) -> str:
@@ -165,7 +168,7 @@ def within(seconds: float, message: str) -> Iterator[None]:
         raise UserError(message)
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again and again: a library may swallow an error
     try:
         yield
     finally:

@@ -44,6 +44,7 @@ from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
+from bakeoff.outbox import LOG
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
 from bakeoff.predict import Prediction, predict, sizes_of
@@ -52,7 +53,7 @@ from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run, Silent, train
 from bakeoff.start import prepare, start
-from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
+from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI

@@ -20,9 +20,10 @@ from bakeoff.config import Config, config_id, digest, flatten, plain, register, 
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
+from bakeoff.outbox import LOG, read_entries
 from bakeoff.paths import CONF, study_folders
 from bakeoff.progress import read
-from bakeoff.tracking import LOG, commit, read_entries
+from bakeoff.tracking import commit
 from bakeoff.validation import compose
 
 RATES = "1e-6:1e-3:7"
@@ -120,7 +121,7 @@ def tune(
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
     folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
-    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"])
+    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) or not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
@@ -128,16 +129,17 @@ def tune(
     write(path, name, key, tried, seeds, command, config, values_kept)
 
 
-def launch(overrides: list[str]) -> None:
-    """Runs a sweep in this process; a rate that diverges is an outcome."""
-    from bakeoff.__main__ import main as bakeoff
+def launch(overrides: list[str], typed: str) -> None:
+    """Runs a sweep in this process; a rate that diverges is an outcome. `typed` resumes one that is interrupted."""
+    from bakeoff.command import command
 
     GlobalHydra.instance().clear()
     sys.argv[1:] = ["-m", *overrides]
     try:
-        bakeoff()
-    except SystemExit as ended:
-        if ended.code != 2:
+        command(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if getattr(ended, "code", None) != 2:
+            ended.__notes__ = [f"To resume, type: {typed}"]  # in the place of the sweep's own command
             raise
 
 
