@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from bakeoff.config import HASH, Config, config_id, plain
+from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import HIDDEN, UserError
+from bakeoff.files import HASH
 from bakeoff.folder import (
     MAY_CHANGE,
     RECORD,

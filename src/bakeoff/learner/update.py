@@ -155,8 +155,8 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
         ratio_error=torch.where(mask, ratio - 1, 0).abs().max(),
         effective_sample_size=masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask),
         clip_fraction=masked_mean(clipped.float(), mask),
-        value_loss=of_values and of_values.value_loss,
-        value_clip_fraction=of_values and of_values.value_clip_fraction,
+        value_loss=of_values.value_loss if of_values else None,
+        value_clip_fraction=of_values.value_clip_fraction if of_values else None,
     )
 
 

@@ -134,7 +134,10 @@ def reward(run: Params) -> str:
         terms += [f"{plain(weight)} × {name}{of}" for name, weight in own.items() if not name.endswith(HASH)]
     form = "reward.format.pattern" if run.get("reward.format.pattern") else "reward.format.tags"  # in place of the tags
     about = {"format": form, "length": "reward.length.margin_share"}
-    values = [f"{key.split('.')[-1]} {run[key]}" for name, key in about.items() if name in str(terms) and key in run]
+    own_values = [
+        key for name, key in about.items() if key in run and any(each.endswith(f"× {name}") for each in terms)
+    ]
+    values = [f"{key.split('.')[-1]} {run[key]}" for key in own_values]
     if positive(run, "reward.missing_eos_penalty"):
         values.append(filled("−{reward.missing_eos_penalty} without EOS", run))
     return "; ".join([" + ".join(terms), *values] if terms else [])
