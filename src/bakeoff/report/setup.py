@@ -132,8 +132,12 @@ def reward(run: Params) -> str:
     for group, of in (("reward.functions.", ""), ("reward.process.", " of steps")):
         own = {key.removeprefix(group): value for key, value in run.items() if key.startswith(group)}
         terms += [f"{plain(weight)} × {name}{of}" for name, weight in own.items() if not name.endswith(HASH)]
-    about = {"reward.format.pattern": "format", "reward.format.tags": "format", "reward.length.margin_share": "length"}
-    values = [f"{key.split('.')[-1]} {run[key]}" for key, name in about.items() if run.get(key) and name in str(terms)]
+    form = "reward.format.pattern" if run.get("reward.format.pattern") else "reward.format.tags"  # in place of the tags
+    about = {"format": form, "length": "reward.length.margin_share"}
+    own_values = [
+        key for name, key in about.items() if key in run and any(each.endswith(f"× {name}") for each in terms)
+    ]
+    values = [f"{key.split('.')[-1]} {run[key]}" for key in own_values]
     if positive(run, "reward.missing_eos_penalty"):
         values.append(filled("−{reward.missing_eos_penalty} without EOS", run))
     return "; ".join([" + ".join(terms), *values] if terms else [])

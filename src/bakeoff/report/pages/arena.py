@@ -133,8 +133,8 @@ def by_difficulty(study: Study) -> pd.DataFrame:
     means = last.pivot_table(index="name", columns="metric", values="value", sort=False)
     if means.empty:
         return means
-    means = means[sorted(levels, key=lambda level: (len(str(level)), level))].map(number)  # numbers in their order
-    means = means.rename(columns=lambda level: str(level).removeprefix(BY_DIFFICULTY))
+    in_order = sorted(levels, key=lambda level: (len(level), level))  # of numbers
+    means = means[in_order].map(number).rename(columns=lambda level: str(level).removeprefix(BY_DIFFICULTY))
     return means.rename_axis(index="arm", columns=None).reset_index()
 
 
