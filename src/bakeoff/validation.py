@@ -319,6 +319,8 @@ def impossible_processes(config: Config) -> Iterator[str]:
                 "of the three."
             )
     yield from impossible_shards(config)
+    if isinstance(config.engine, Vllm):
+        yield f"engine is vllm, which decodes for one process, but processes is {processes}; set engine=embedded."
     if config.mode in QUALITY:
         yield f"mode is {config.mode.value}, which measures in one process, but processes is {processes}; set it to 1."
     if ":" in config.device:

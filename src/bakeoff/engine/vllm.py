@@ -112,7 +112,7 @@ class Vllm(Engine):
                 f"engine.cache_mb is {self.cache_mb:g}, which holds keys and values of {room} tokens, but a prompt and "
                 f"its completion may have {longest}; raise engine.cache_mb."
             )
-        ends = policy.eos_ids.tolist()
+        ends, first = policy.eos_ids.tolist(), request.first // request.completions
         copies = request.completions if request.greedy else 1  # vLLM takes one greedy completion of a prompt
         parameters = [
             SamplingParams(
@@ -120,7 +120,7 @@ class Vllm(Engine):
                 temperature=0.0 if request.greedy else sampling.temperature,
                 top_k=0 if request.greedy else sampling.top_k,
                 top_p=1.0 if request.greedy else sampling.top_p,
-                seed=derive(request.seed, "completions of a prompt", number) >> 1,  # to which the n-th of them adds n
+                seed=derive(request.seed, "completions of a prompt", first + number) >> 1,  # the n-th adds n
                 max_tokens=request.max_tokens,
                 ignore_eos=True,  # which tokens end a completion is the policy's to say
                 stop_token_ids=ends,
