@@ -10,12 +10,9 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"nearest"},
-    {"errors", "randomness", "rows", "ranges", "standin", "terminal"},
+    {"errors", "randomness", "rows", "ranges", "standin"},
     {"paths", "files", "regime", "overrides"},
-    {"arguments", "outbox"},
     {"tracking", "device", "arms", "user_code"},
-    {"processes"},
     {"batch", "attribution"},
     {"measure"},
     {"hardware"},
@@ -25,13 +22,12 @@ ORDER = [
     {"engine", "reward"},
     {"config", "collector"},
     {"validation", "configuration"},
-    {"early"},
     {"learner"},
     {"loop"},
     {"start", "metrics", "quality"},
     {"progress", "predict"},
-    {"folder", "cost", "launch"},
-    {"run", "sweep", "outcome", "elastic"},
+    {"folder", "cost"},
+    {"run", "sweep", "outcome"},
     {"job"},
     {"reward_model", "resume", "init"},
     {"command", "guide"},
@@ -68,8 +64,7 @@ def test_a_module_imports_only_from_its_left(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "report").rglob("*.py")), ids=lambda p: p.name)
 def test_a_report_reads_the_store_and_waits_for_no_torch(path):
-    names = ("arguments", "attribution", "errors", "files", "measure", "nearest", "paths", "regime", "terminal")
-    allowed = {f"bakeoff.{name}" for name in (*names, "tracking")}
+    allowed = {f"bakeoff.{name}" for name in ("attribution", "errors", "paths", "tracking", "measure", "regime")}
     own = {name for name in imports(path) if name.startswith("bakeoff.") and not name.startswith("bakeoff.report")}
     assert own <= allowed
     assert "torch" not in imports(path)
