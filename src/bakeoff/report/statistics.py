@@ -149,19 +149,22 @@ def seeds_to_detect(difference: float, deviation: float, comparisons: int = 1) -
     return bisect_left(range(enough), True, 2, key=lambda n: detectable(deviation, n, comparisons) <= difference)
 
 
-def interquartile_mean(scores: pd.Series) -> Estimate:
-    """Mean of the middle half of the runs, with a percentile bootstrap interval: Agarwal et al. 2021
-    (arXiv:2108.13264) §4.1 and §4.3.
+# Mean of the middle half; a quarter, rounded down, is left out at each end. Agarwal et al. 2021, arXiv:2108.13264 §4.1.
+middle_mean = partial(stats.trim_mean, proportiontocut=0.25)
 
-    A quarter of the runs, rounded down, is left out at either end. All is NaN for fewer than FEWEST runs, of which
-    none, or too few, would be left out, and whose bootstrap is too narrow.
+
+def interquartile_mean(scores: pd.Series) -> Estimate:
+    """Mean of the middle half of the runs, with a percentile bootstrap interval: Agarwal et al. 2021 §4.1 and §4.3.
+
+    All is NaN for fewer than FEWEST runs, of which none, or too few, would be left out, and whose bootstrap is too
+    narrow.
     """
-    x, statistic = scores.to_numpy(), partial(stats.trim_mean, proportiontocut=0.25)
+    x = scores.to_numpy()
     if len(x) < FEWEST:
         return Estimate()
     options = {"confidence_level": CONFIDENCE, "method": "percentile", "n_resamples": RESAMPLES, "rng": 0}
-    drawn = stats.bootstrap((x,), statistic, **options)
-    return Estimate(float(statistic(x)), *map(float, drawn.confidence_interval))
+    drawn = stats.bootstrap((x,), middle_mean, **options)
+    return Estimate(float(middle_mean(x)), *map(float, drawn.confidence_interval))
 
 
 def probability_of_improvement(a: pd.Series, b: pd.Series) -> float:
@@ -183,7 +186,7 @@ def stratified_iqm(scores: pd.DataFrame) -> Estimate:
         return Estimate()
     rng = np.random.default_rng(0)
     every = np.concatenate([resampled(own, rng) for own in runs.values()], axis=1)
-    return bootstrapped(stats.trim_mean(every, 0.25, axis=1), [*runs.values()])
+    return bootstrapped(middle_mean(every, axis=1), [*runs.values()])
 
 
 def stratified_improvement(a: pd.DataFrame, b: pd.DataFrame) -> Estimate:

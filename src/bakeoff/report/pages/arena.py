@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from scipy import stats
 
 from bakeoff.regime import START, Prediction, parsed
 from bakeoff.report.claim import Claim
@@ -25,6 +25,7 @@ from bakeoff.report.statistics import (
     equivalent,
     holm,
     mean_interval,
+    middle_mean,
     paired_p,
     pooled_deviation,
     stratified_improvement,
@@ -131,19 +132,21 @@ def shared(frame: pd.DataFrame) -> list[str]:
     return list(methods[methods >= methods.max() / 2].index)
 
 
+def everywhere(frame: pd.DataFrame, method: str, common: list[str]) -> pd.DataFrame:
+    """The runs of a method in these regimes; no run where it lacks one of them."""
+    own = frame[(frame["method"] == method) & frame["regime"].isin(common)]
+    return own if set(own["regime"]) == set(common) else own.head(0)
+
+
 def overall(frame: pd.DataFrame, method: str, common: list[str]) -> Estimate:
     """The interquartile mean of a method over regimes and seeds; NaN where it lacks one of the regimes."""
-    own = frame[(frame["method"] == method) & frame["regime"].isin(common)]
-    return stratified_iqm(own) if set(own["regime"]) == set(common) else Estimate()
+    return stratified_iqm(everywhere(frame, method, common))
 
 
 def ranked(frame: pd.DataFrame) -> list[str]:
     """Methods by the interquartile mean of their scores over the shared regimes; those that lack one come last."""
-    common = shared(frame)
-    own = frame[frame["regime"].isin(common)].groupby("method", sort=False)
-    means = {name: stats.trim_mean(each[SCORE], 0.25) for name, each in own if set(each["regime"]) == set(common)}
-    complete = sorted(means, key=lambda name: -means[name])
-    return [*complete, *(name for name in frame["method"].unique() if name not in means)]
+    own = {name: everywhere(frame, name, shared(frame))[SCORE] for name in frame["method"].unique()}
+    return sorted(own, key=lambda name: -middle_mean(own[name]) if len(own[name]) else math.inf)
 
 
 def verdicts(study: Study) -> list[Verdict]:
