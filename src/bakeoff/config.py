@@ -153,7 +153,8 @@ class Study:
 
     question       what the study asks, in words
     tuning_seeds   seeds on which its values were chosen, apart from those that it reports
-    varies         keys that differ between arms on purpose; reports do not flag them as unmatched
+    varies         keys that differ between arms on purpose: reports do not flag them as unmatched, and a sweep's folder
+                   takes jobs that differ in them
     baseline       arm that the others are compared with; empty: every pair is compared, and corrected for their number
     margin         difference in accuracy within which arms count as equivalent
     threshold      held-out accuracy that runs are timed to; 0: half way between the start and 1
