@@ -8,6 +8,8 @@ NAME   ?= this
 METHODS ?= glob(*)
 WHEELS_PYTHON ?= 3.12
 SITE   := $(VENV)-site
+VLLM   := $(VENV)-vllm
+LAUNCHERS := $(VENV)-launchers
 
 # An environment that another checkout set up is used as it is, with the code of this one: nothing is installed into it.
 others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
@@ -15,11 +17,12 @@ others = $(filter-out $(CURDIR),$(shell sed -n 's|.*"file://\([^"]*\)".*|\1|p' \
 ready  = $(if $(call others,$(1)),,$(1)/.ready)
 READY       := $(call ready,$(VENV))
 READY_PEERS := $(call ready,$(PEERS))
-ifneq ($(call others,$(VENV))$(call others,$(PEERS)),)
+READY_VLLM  := $(call ready,$(VLLM))
+ifneq ($(call others,$(VENV))$(call others,$(PEERS))$(call others,$(VLLM)),)
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test fuzz chaos lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels smollm2 smollm2-study docs site lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning rlhf claims tuning report ui ui-test test slurm-test ray-test server-test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -75,11 +78,24 @@ test: $(READY)  ## all tests
 ui-test: $(READY)  ## the MLflow UI in headless Chromium
 	$(BIN)/python -m pytest -m ui tests/ui
 
+slurm-test: $(LAUNCHERS)/.ready  ## as root on Debian: six jobs in a Slurm of two nodes on this machine, preempted, with a node killed: ten minutes or so
+	command -v slurmctld > /dev/null || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends slurm-wlm)
+	$(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_slurm.py
+
+ray-test: $(LAUNCHERS)/.ready  ## six jobs on a Ray cluster in a network of its own, with a worker and a node killed: five minutes or so
+	unshare --net --map-root-user sh -c 'ip link set lo up && exec $(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_ray.py'
+
+server-test: $(LAUNCHERS)/.ready  ## eight writers on `mlflow server` with PostgreSQL behind it: two minutes or so
+	$(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_server.py
+
 fuzz: $(READY)  ## 10 000 mutated configurations: each is refused in one sentence or sound; 1000 small ones take an update
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=fuzz tests/test_ranges.py
 
 chaos: $(READY)  ## kills, damaged files, outages, full disks, fuzz and hostile completions: what survived, in twenty minutes or so
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+processes: $(READY)  ## every method by two processes against one: the largest relative difference; METHODS=grpo tries one
+	$(BIN)/python -m tests.together $(if $(filter glob%,$(METHODS)),,$(METHODS))
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -127,6 +143,12 @@ wheels: $(READY)  ## what `make gpu` needs on an offline machine with torch, for
 		$(foreach tag,2_34 2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
 		--requirement wheels/requirements.txt
 
+vllm: $(READY_VLLM)  ## an environment with vLLM for the CPU in .venv-vllm: there `bakeoff engine=vllm` works
+
+vllm-test: $(READY_VLLM)  ## the contract of an engine over vLLM, and SmolLM2 learns with it: ten minutes or so
+	$(VLLM)/bin/python -m bakeoff.model.fetch
+	$(VLLM)/bin/python -m pytest -n 0 -k "vllm" tests/engine
+
 smollm2: $(READY)  ## SmolLM2-135M-Instruct into the cache, checksum verified
 	$(BIN)/python -m bakeoff.model.fetch
 
@@ -145,7 +167,7 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS)) $(SITE) site
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS) $(READY_VLLM)) $(SITE) $(LAUNCHERS) site
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"
@@ -159,6 +181,22 @@ $(PEERS)/.ready: requirements-peers.lock requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.lock
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# vLLM is installed without its dependencies, among them torchvision, which the lock leaves out.
+$(VLLM)/.ready: requirements-vllm.lock pyproject.toml
+	@echo "setting up $(VLLM): about five minutes"
+	$(PYTHON) -m venv $(VLLM)
+	grep -v '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check -r /dev/stdin
+	grep '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(LAUNCHERS)/.ready: requirements-launchers.lock requirements.lock pyproject.toml
+	@echo "setting up $(LAUNCHERS): about two minutes"
+	$(PYTHON) -m venv $(LAUNCHERS)
+	$(LAUNCHERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-launchers.lock
+	$(LAUNCHERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(SITE)/.ready: requirements-site.lock

@@ -25,12 +25,7 @@ from bakeoff.tracking import make_database
 
 PATIENCE_S = 1200  # a process that takes longer hangs; a command on a busy machine takes minutes
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        *("bakeoff.__main__", "bakeoff.job", "bakeoff.predict_command", "bakeoff.reward_model"),
-        *("mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama"),
-    ]
-)
+SERVER.set_forkserver_preload(["bakeoff.__main__", "tests.warm"])
 
 
 def start(

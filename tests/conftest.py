@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -11,17 +12,23 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
+from omegaconf import DictConfig
 
 from bakeoff import validation
 from bakeoff.config import Config, register
+from bakeoff.errors import refused
 from bakeoff.loop import Loop, update_once
 from bakeoff.metrics import update_metrics
 from bakeoff.model.build import build
 from bakeoff.model.policy import Policy
+from bakeoff.paths import CONF
 from bakeoff.progress import RunProgress
 from bakeoff.report.__main__ import main as bakeoff_report
 from bakeoff.run import Run
@@ -37,12 +44,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests run: the tests
 os.environ["HF_HUB_OFFLINE"] = "1"  # read on import; where there is no network, asking the hub takes a minute
 os.environ["COLUMNS"] = "160"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+gc.set_threshold(20_000, 20, 20)  # with the default, a tenth of the time goes into looking for garbage
+
+
+def pytest_collection_finish() -> None:
+    """Takes what the libraries made, a million objects, out of the collector's sight."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of supervised starts for the whole session, away from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One cache of supervised starts for the whole session and all its processes, away from the user's."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["BAKEOFF_CACHE"] = str(folder)
     return folder
 
@@ -54,9 +69,25 @@ def compose(*overrides: str) -> Config:
 
 @functools.cache
 def composed(overrides: tuple[str, ...]) -> Config:
-    """Composed once, since that takes longer than most tests."""
+    """Composed once, since that takes longer than most tests; values are set in a copy of what the choices give.
+
+    A dotted key is a value. tests/test_config.py composes as a command does, and compares.
+    """
+    values = [each for each in overrides if "." in each.partition("=")[0] and not each.startswith("hydra.")]
+    if any("{" in each for each in overrides if each not in values):
+        values = []  # a group's values may follow one of its keys, or precede it
+    cfg = deepcopy(chosen(tuple(each for each in overrides if each not in values)))
+    with refused():
+        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+    return validation.to_config(cfg)
+
+
+@functools.cache
+def chosen(choices: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes of choices of groups."""
     GlobalHydra.instance().clear()
-    return validation.compose(overrides)
+    with refused(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides=list(choices))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.algorithm import AXES
@@ -11,9 +12,34 @@ from bakeoff.config import config_id, flatten, plain
 from bakeoff.errors import UserError
 from bakeoff.paths import CONF
 from bakeoff.task import TASKS
-from tests.conftest import compose
+from bakeoff.validation import compose as compose_anew
+from tests.conftest import composed
 
 TEACHER = ["algorithm/kl_to_reference=distillation", "algorithm.kl_to_reference.name=somewhere"]
+
+
+def compose(*overrides):
+    """As a command composes it; the other tests take `composed`, which composes each choice of groups once."""
+    GlobalHydra.instance().clear()
+    return compose_anew(overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (
+            "algorithm=ppo",
+            "algorithm/critic=adapter",
+            "tuned=none",
+            "model.lora.rank=2",
+            "++model.architecture.num_hidden_layers=1",
+        ),
+        ("reward.functions={format: 0.2, length: 0.1}", "~reward.functions.verifier", "seed=3"),
+        ("sft.steps=2", "sft={steps: 3, batch: 8}", "budget={unit: updates, limit: 2}", "budget.limit=3"),
+    ],
+)
+def test_the_configurations_of_the_tests_are_those_of_a_command(overrides):
+    assert composed(overrides) == compose(*overrides)
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda p: p.stem)
@@ -173,6 +199,7 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["model.architecture.num_key_value_heads=3"], "which cannot be built: The size of tensor a (4) must match"),
         (["+model.architecture.heads=4"], "which cannot be built: a llama has no heads."),
         (["+model.architecture.vocab_size=5"], "vocab_size is 5, but the tokenizer has 19 tokens."),
+        (["model.attention=flex_attention", "device=cpu"], "exists on GPUs alone, but the device is cpu"),
         (["model.characters=aa"], "model.characters is 'aa'; no character may be there twice."),
     ],
 )

@@ -5,7 +5,6 @@ metrics of a run on it must equal those of the run on the CPU bit for bit. The a
 independent of the ledger, must equal the ledger's.
 """
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,14 +40,6 @@ SMALL = [
     *("tuned=none", "batch.prompts=2", "batch.group_size=2", "sft.steps=0", "measure.kl_sequences=2"),
     *("task.digits=2", "task.max_new_tokens=3", "task.heldout=2", "++model.architecture.num_hidden_layers=1"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _little_garbage():
-    """Freezes what the tests import: a run on a GPU first collects garbage, which would take half a second."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def composed(*overrides: str) -> Config:

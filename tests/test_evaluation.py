@@ -94,3 +94,17 @@ def test_the_last_evaluation_alone_reads_more_prompts_and_reads_each_once(tmp_pa
     assert {times[prompt] for prompt in held} == {6}, "greedily and sampled, at the start, after one update, at the end"
     assert {times[prompt] for prompt in more - held} == {2}
     assert len(more) == 20
+
+
+def test_accuracy_is_split_by_the_difficulty_of_prompts():
+    loop = loop_of(compose(*FEW))
+    collector = replace(loop.collector, task=FirstDigit(heldout=12, max_new_tokens=11, digits=3, shortest=1))
+    loop = replace(loop, collector=collector)
+    loop = replace(loop, heldout=collector.prompts(loop.learner.actor, collector.task.heldout_examples()))
+    heldout = evaluate(loop, 4)
+    metrics = heldout_metrics(heldout)
+    lengths = Counter(len(example.answer) for example in loop.heldout.examples)
+    assert len(lengths) > 1
+    levels = {n: metrics[f"eval/sampled_accuracy_of_{n}"] for n in lengths}
+    assert sum(levels[n] * count for n, count in lengths.items()) / 12 == pytest.approx(heldout.sampled_accuracy)
+    assert evaluate(loop_of(compose(*FEW)), 2).by_difficulty == {}, "all have ten digits"

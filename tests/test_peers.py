@@ -9,7 +9,7 @@ from bakeoff.attribution import Label
 from bakeoff.batch import Example
 from bakeoff.config import register
 from benchmarks.peers import WORKS, even_ids, exact, ours, save_start
-from benchmarks.published import largest_batch, peak, trained, zero_2
+from benchmarks.published import DEPTHS, at_depth, largest_batch, peak, trained, zero_2
 
 
 def test_the_reward_that_trl_calls_is_our_verifier():
@@ -51,3 +51,9 @@ def test_sharding_divides_all_but_the_weights_and_frozen_models_are_left_out():
     assert divided == pytest.approx(14 / 4 / 2 * zero_2(1, 1, offload=True))
     cells = {Label("actor", "parameters"): 10**9, Label("reference", "parameters"): 2 * 10**9}
     assert peak(trained({"rollout": cells})) == 1
+
+
+def test_a_deeper_model_is_on_the_line_through_two_shallow_ones():
+    weights, logits = Label("actor", "parameters"), Label("actor", "logits")
+    few, many = ({"rollout": {weights: 10 * depth, logits: 7}} for depth in DEPTHS)
+    assert at_depth(few, many, 28) == {"rollout": {weights: 280, logits: 7}}

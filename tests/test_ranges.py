@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import string
+import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -36,13 +39,44 @@ TINY = [
     *("measure.kl_sequences=4", "preferences.pairs=8", "preferences.heldout=4", "preferences.batch=4"),
     *("preferences.steps=1", "preferences.renewal_steps=1", "preferences.renewal_pairs=4"),
 ]
+CODE = """
+def judge(text, answer, question):
+    return float(text == answer)
+
+def long(completions, **_):
+    return [len(text) for text in completions]
+
+def share(completions, **_):
+    return {"share": 1.0}
+"""
 READABLE = f"model.characters='{string.ascii_letters}{string.digits} ,.?:+-*=/()'"
+FOLDER = Path(tempfile.mkdtemp())
+DATA = [
+    *("task=dataset", f"task.path={FOLDER}/data.jsonl", "task.prompt='{{ question }}='", "task.answer=a", READABLE),
+    *("task.stop=[';']", "task.system='Add:'"),
+]
 BASES = [
     *([f"algorithm={method}", "task.digits=2"] for method in METHODS),
     *(["algorithm=ppo", "task.digits=2", f"algorithm/critic={critic}"] for critic in ("shared", "adapter")),
     ["algorithm=grpo", "task=reasoning_gym", READABLE],
     ["algorithm=rloo", "task=largest", "task.shots=0", READABLE],
     ["algorithm=grpo_iterative", "reward=learned", "task.digits=2"],
+    [
+        "algorithm=grpo",
+        "task.digits=2",
+        "engine=rounded",
+        "algorithm/correction=truncate",
+        "lag=1",
+        "lr_factors=[1, 2]",
+    ],
+    ["algorithm=ppo", "task=sort_turns", "regime=noise", "budget.unit=work", "reuse=2", "task.max_new_tokens=9"],
+    ["algorithm=rloo", *DATA, "task.verify=number", "task.extract=last_number", "task.heldout_share=0.3"],
+    ["algorithm=grpo", *DATA, "task.verify=choice", "task.shots=1", "evaluation.final=6", "task.max_prompt_tokens=90"],
+    [
+        *("algorithm=grpo", *DATA, "task.verify=function", f"task.function={FOLDER}/mine.py:judge"),
+        *("task.extract=after", "task.after='='", f"measure.functions=[{FOLDER}/mine.py:share]"),
+        f"reward.functions={{verifier: 1, {FOLDER}/mine.py:long: 0.5}}",
+    ],
 ]
 FUZZ = settings.get_current_profile_name() == "fuzz"  # make fuzz
 
@@ -88,6 +122,10 @@ def base(number: int) -> DictConfig:
     """A composed configuration of a tiny run, before it is checked and made."""
     import hydra
 
+    (FOLDER / "mine.py").write_text(CODE)
+    rows = [{"question": f"{n}+{n}", "a": f"{2 * n}"} for n in range(30)]
+    (FOLDER / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", overrides=[*TINY, *BASES[number]])
 
@@ -126,8 +164,9 @@ def mutated(draw: st.DrawFn) -> DictConfig:
         kind = draw(st.sampled_from(["value", "value", "near", "near", "unknown", "option"]))
         with refused():
             if kind == "option":
-                axis = draw(st.sampled_from(sorted(AXES)))
-                cfg.algorithm[axis] = AXES[axis][draw(st.sampled_from(sorted(AXES[axis])))]
+                axis = draw(st.sampled_from([*sorted(AXES), "engine"]))
+                options = AXES.get(axis, ENGINES)
+                (cfg if axis == "engine" else cfg.algorithm)[axis] = options[draw(st.sampled_from(sorted(options)))]
             elif kind == "unknown":
                 OmegaConf.update(cfg, f"{key}_", draw(VALUES), force_add=draw(st.booleans()))
             elif kind == "near" and span is not None:

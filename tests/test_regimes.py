@@ -13,6 +13,7 @@ from bakeoff.paths import CONF
 from bakeoff.regime import ACCURACY, START, Regime, parsed
 from bakeoff.validation import compose
 
+pytestmark = pytest.mark.xdist_group("regimes")  # one worker, so that each regime is composed once
 REGIMES = sorted(path.stem for path in (CONF / "regime").glob("*.yaml") if path.stem != "none")
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 

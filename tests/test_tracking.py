@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from bakeoff import tracking as module
+from bakeoff import outbox, tracking
 from bakeoff.errors import UserError, redacted
+from bakeoff.outbox import LOG, as_line, read_entries
 from bakeoff.report.store import run_metrics
-from bakeoff.tracking import LOG, Tracker, Tracking, open_store, read_entries, send_unsent, start_run
+from bakeoff.tracking import Tracker, Tracking, open_store, send_unsent, start_run
 from tests.commands import empty_store, store_of
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "RETRY", 0.0)
-    monkeypatch.setattr(module, "PATIENCE", 0.1)
-    monkeypatch.setattr(module, "LOCKED", 0.1)
+    monkeypatch.setattr(outbox, "RETRY", 0.0)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.1)
+    monkeypatch.setattr(tracking, "LOCKED", 0.1)
 
 
 @pytest.fixture
@@ -158,10 +159,14 @@ def test_a_store_that_a_kill_left_half_made_is_made_again(store):
 
 @pytest.mark.parametrize(
     "address",
-    ["http://me:{}@host:1/x", "postgresql://me:{}@host/db", "mysql+pymysql://u:{}@h:3306/d", "http://h/?password={}"],
+    [
+        *("http://me:{}@host:1/x", "postgresql://me:{}@host/db", "mysql+pymysql://u:{}@h:3306/d", "HTTPS://:{}@host"),
+        *("http://h/?password={}", "postgresql:///db?host=h&sslpassword={}", "mssql+pyodbc://h/d?x=1;PWD={}"),
+        *("https://h/mlflow?access_token={}", "host=h password={} user=me"),
+    ],
 )
-def test_passwords_of_addresses_are_written_nowhere(address, tmp_path):
-    for password in ("secret", "s:e@cret"):
+def test_passwords_of_addresses_are_written_nowhere(address):
+    for password in ("secret", "s:e@cret", "se/cret", "#cret", "%2Fcret", "cret" * 50):
         text = f"it is '{address.format(password)}', which fails"
         assert "cret" not in redacted(text), text
         assert "which fails" in redacted(text)
@@ -171,3 +176,50 @@ def test_an_address_that_does_not_answer_is_named_without_its_password(tmp_path)
     with pytest.raises(UserError, match=r"tracking.uri is 'http://me:\*\*\*@127.0.0.1:9'") as caught:
         start_run(Tracking(uri="http://me:secret@127.0.0.1:9"), "run", {}, tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_no_secret_stays():
+    for text in (
+        "postgresql://me@host/db",
+        "http://127.0.0.1:5000/#/experiments/1",
+        "eos_token=<|end|>",
+        "a@b.c 1:2@3",
+    ):
+        assert redacted(text) == text
+    assert redacted("https://hf_abc@host/x") == "https://***@host/x"
+
+
+def test_a_file_that_waited_is_sent_from_where_the_runs_folder_is_now(store, tmp_path, monkeypatch):
+    (first := tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tracker, _ = run_in(store, Path("first"))
+    (first / "a.txt").write_text("a")
+    end = lock(store)
+    with tracker.running():
+        tracker.artifact(Path("first/a.txt"), "kept")
+        log_steps(tracker, 0, 6)
+    end()
+    first.rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    assert send_unsent(store, tmp_path / "moved") == 0
+    assert [each.path for each in tracker.client.list_artifacts(tracker.run_id, "kept")] == ["kept/a.txt"]
+    assert held(tracker) == WHOLE
+
+
+def test_a_strangers_log_sends_no_file_from_outside_of_its_folder(store, tmp_path):
+    """Nor does it take the memory of the machine, nor end the run."""
+    (tmp_path / "secret").write_text("secret")
+    (folder := tmp_path / "run").mkdir()
+    (folder / "in").mkdir()
+    (folder / "in" / "link").symlink_to(tmp_path / "secret")
+    tracker, _ = run_in(store, folder)
+    paths = [str(tmp_path / "secret"), "../secret", "in", "in/link", "/", "/dev/zero", "\0"]
+    entries = [{"artifact": [path, None]} for path in paths]
+    entries += [{"artifact": 1}, {"metrics": [["a"]]}, {"unknown": 1}, [1], 1, {"params": [1]}, {}]
+    lines = [as_line(number, entry) for number, entry in enumerate(entries)]
+    lines += [as_line(10**15, {"tags": {}}), as_line(-1, {"tags": {}}), as_line("x", {"tags": {}})]
+    (folder / LOG).write_text("\n".join(lines) + "\n")
+    again, _ = run_in(store, folder, resume=tracker.run_id)
+    again.metrics({"b": 1.0}, 1)
+    again.flush(1)
+    assert tracker.client.list_artifacts(tracker.run_id) == []

@@ -38,7 +38,10 @@ SIZES = [
     *("batch.prompts=4", "batch.group_size=2", "task.heldout=4", "measure.kl_sequences=4"),
     "++model.architecture.num_hidden_layers=1",
 ]
-FEW = ["sft.steps=20", "sft.batch=32", "sft.lr=1e-2", "task.max_new_tokens=7", "task.digits=2"]
+FEW = [
+    *("sft.steps=20", "sft.accuracy=0", "sft.seed=0", "sft.batch=32", "sft.lr=1e-2"),
+    *("task.max_new_tokens=7", "task.digits=2"),
+]
 TURNS = ["task=sort_turns", "tuned=none", *SIZES, *FEW]  # a start that ends most of its turns
 
 

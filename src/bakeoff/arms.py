@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.errors import UserError
+from bakeoff.nearest import unknown
 
 Arms = Mapping[str, list[str]]
 HEADS = ("algorithm=", "arm=", "seed=")  # settings that every name of a job has
@@ -63,14 +64,35 @@ def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> lis
     return jobs
 
 
+def jobs_of(config: DictConfig, arguments: list[str], loader: ConfigLoader) -> list[Job]:
+    """The jobs of a sweep: a grid, or the trials of a search, without the values that it chooses."""
+    search = config.hydra.sweeper.search
+    return [Job(arguments, arguments)] * search.n_trials if search else grid(config.hydra.sweeper, arguments, loader)
+
+
+def check_files(overrides: Sequence[str], loader: ConfigLoader) -> None:
+    """Raises UserError for `tuned=NAME` or `protocol=NAME` without a file: Hydra goes on without an optional one."""
+    for typed in overrides:
+        group, _, name = typed.partition("=")
+        if group not in ("tuned", "protocol") or name == "none" or "${" in name:  # an arm's name may hold ${model}
+            continue
+        above, _, choice = typed.rpartition("/") if "/" in name else (group, "", name)
+        known = loader.get_group_options(above.replace("=", "/"), config_name="config")
+        if choice not in known and known:
+            raise UserError(unknown("choice", choice, known, typed.removesuffix(choice)))
+        if choice not in known:
+            raise UserError(f"unknown choice {typed}; choose a file of conf/{group}, or {group}=none.")
+
+
 def overrides_of(chosen: Mapping[str, str], arms: Arms) -> list[str]:
     """The overrides of the arm that a job names, none without one; raises UserError for an unknown arm."""
     if "arm" not in chosen:
         return []
     name = chosen["arm"].removeprefix("arm=")
     if name not in arms:
-        valid = f"valid arms are {', '.join(arms)}" if arms else "arms belong to a study, which sweeps=NAME chooses"
-        raise UserError(f"unknown arm {name}; {valid}.")
+        if not arms:
+            raise UserError(f"unknown arm {name}; arms belong to a study, which sweeps=NAME chooses.")
+        raise UserError(unknown("arm", name, arms))
     return arms[name]
 
 

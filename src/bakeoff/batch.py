@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bakeoff import processes
 from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 
@@ -147,9 +148,18 @@ def micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
     yield slice(start, count)
 
 
+def own_micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
+    """The same of the rows that this process passes over: whole groups, and all of them where it is alone."""
+    size = sequences.group_size
+    groups = processes.share(len(sequences) // size)
+    first, last = groups.start * size, groups.stop * size
+    for rows in micro_batches(select(sequences, slice(first, last)), tokens) if last > first else ():
+        yield slice(first + rows.start, first + rows.stop)
+
+
 @dataclass
 class Rollout:
-    """Completions of the policy π_old. Every field has one entry per sequence, but the last two, which all share.
+    """Completions of the policy π_old. Every field has one entry per sequence, but the last three, which all share.
 
     examples           the problem that each sequence answers; the G sequences of a group repeat it
     prompts            text of the prompt
@@ -160,6 +170,7 @@ class Rollout:
     ended              [S] bool, true where the completion reached EOS, or its last turn did
     max_tokens         generation budget of a completion in all of its turns, EOS included
     decode             token ids of a turn → their text, without a stop string and what follows
+    version            `weights_version` of the engine's copy of π_old; none where it has none of its own
     """
 
     examples: list[Example]
@@ -171,6 +182,7 @@ class Rollout:
     ended: Tensor
     max_tokens: int
     decode: Callable[[list[int]], str]
+    version: str | None = None
 
     @property
     def group_size(self) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bakeoff.batch import Example, Prompts, Rollout
+from torch import Tensor
+
+from bakeoff import processes
+from bakeoff.batch import Example, Prompts, Rollout, Scores
+from bakeoff.device import HOST
 from bakeoff.engine.conversation import converse
-from bakeoff.engine.engine import Batch, Engine, Request, Sampling, make_rollout
+from bakeoff.engine.engine import Batch, Engine, Request, Sampling, make_rollout, reader
 from bakeoff.model.encode import encode, require_room
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive
 from bakeoff.reward.reward import Reward
+from bakeoff.rows import select, to_device
 from bakeoff.task.task import Task, Verdict
 
 PART = 64  # fewest prompts of a part; parts are independent of the batch, so that a start that they decide is too
@@ -44,10 +49,20 @@ class Collector:
     def roll_out(
         self, policy: Policy, prompts: Prompts, completions: int, stream: str, step: int = 0, greedy: bool = False
     ) -> Rollout:
-        """`completions` of each prompt by the policy that the engine has loaded; see `converse` for several turns."""
+        """`completions` of each prompt by the policy that the engine has loaded, of each process those of its share."""
         require_room(policy, prompts, self.task.max_new_tokens)
+        own, stop = processes.share(len(prompts.texts)), self.task.stops()
         seed, budget = derive(self.seed, stream, step), self.task.max_new_tokens
-        request = Request(prompts, completions, self.sampling, budget, seed, greedy, self.task.stops())
+        request = Request(select(prompts, own), completions, self.sampling, budget, seed, greedy, stop)
+        request.first = own.start * completions
+        parts = [self._conversations(policy, request, stream, step)] if own.stop > own.start else []
+        if processes.size() == 1:
+            return parts[0]
+        sent = [replace(part, decode=str) for part in parts]  # a tokenizer is not sent
+        return replace(processes.joined(sent, policy.device), decode=reader(policy, stop))
+
+    def _conversations(self, policy: Policy, request: Request, stream: str, step: int) -> Rollout:
+        """What the engine generates, of several turns with the replies of the environment: see `converse`."""
         rollout = make_rollout(policy, request, self.engine.generate(request))
         if self.task.most_turns == 1:
             return rollout
@@ -75,6 +90,17 @@ class Collector:
             part = f"{stream}/{number}" if number else stream
             yield self.roll_out(policy, prompts, completions, part, step, greedy)
 
+    def score(self, rollout: Rollout, learned: Callable[[Rollout], Tensor] | None = None) -> Scores:
+        """Scores of each completion, by the leader; `learned` is the reward model, whose passes are everyone's."""
+        found = None if learned is None else learned(rollout)
+
+        def scored() -> Scores:
+            return self.reward(self.task, rollout, None if found is None else lambda rollout: found)
+
+        if processes.size() == 1:
+            return scored()
+        return to_device(processes.led(lambda: to_device(scored(), HOST)), rollout.ended.device)
+
     def judge(self, rollout: Rollout) -> list[Verdict]:
-        """The task's verdict on each completion."""
-        return self.reward.judge(self.task, rollout.completions, rollout.examples)
+        """The task's verdict on each completion, by the leader."""
+        return processes.led(lambda: self.reward.judge(self.task, rollout.completions, rollout.examples))

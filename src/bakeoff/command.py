@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
+import socket
+import sys
 import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from bakeoff import processes
+from bakeoff.arguments import of_hydra
 from bakeoff.config import register
-from bakeoff.errors import UserError, fail, refused, sentence
-from bakeoff.paths import CONF, refuse_shadowed, use_folder
+from bakeoff.early import check_overrides
+from bakeoff.errors import UserError, answering, fail, refused, sentence
+from bakeoff.paths import CONF, refuse_shadowed
 from bakeoff.validation import to_config
 
 register()
@@ -27,37 +32,49 @@ register()
 def app(cfg: DictConfig) -> float:
     """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
-    from bakeoff.arms import arms_of, settings_of, unresolved
+    from bakeoff.arms import arms_of, check_files, settings_of, unresolved
+    from bakeoff.elastic import launched, starts_processes
     from bakeoff.job import ends_with, run_job
     from bakeoff.progress import RunProgress, read
-    from bakeoff.sweep import check_tuned, parent_run
+    from bakeoff.sweep import parent_run, refuse_file
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     in_sweep = job.mode is RunMode.MULTIRUN
     choices = {g: c for g, c in job.runtime.choices.items() if c and not g.startswith("hydra") and "@" not in g}
     parent = parent_run(folder.parent) if in_sweep else None
+    started = parent is not None and parent.started_this()
     if parent and parent.process != os.getpid():
         with suppress(ValueError):  # outside of a main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the sweep's own ends the jobs
     try:
         config = to_config(cfg)
         overrides = unresolved(job.overrides.task)
-        check_tuned(overrides, config)
+        if not in_sweep:  # whose jobs are checked before the first begins
+            check_files(overrides, GlobalHydra.instance().config_loader())
+        if parent and parent.host != socket.gethostname():
+            refuse_file(config.tracking.uri)
         settings = settings_of(overrides, arms_of(job.sweeper))
         if config.arm:
             choices["arm"] = config.arm
-        with ends_with(parent.process if parent else 0), refused():
+        if starts_processes(config):
+            own = [each for each in job.overrides.hydra if not each.startswith("hydra.run.dir=")]
+            return launched(config, folder, [*job.overrides.task, *own, f"hydra.run.dir='{folder}'"])
+        launcher = parent.process if parent and started else processes.launcher()
+        with ends_with(launcher), refused():
             run_id, varied = (parent.run_id, parent.varied) if parent else (None, None)
             return run_job(config, folder, choices, settings, run_id, quiet=in_sweep, varied=varied)
     except BaseException as error:
         release(error)
         if in_sweep and read(folder) is None:  # the job failed before it could report
             RunProgress(folder, "", quiet=True).end("failed", sentence(error))
-        if isinstance(error, SystemExit) and parent and parent.process != os.getpid():
+        if isinstance(error, SystemExit) and started:
             raise UserError("ended by a signal") from error  # to this process alone: the launcher runs the other jobs
         if not in_sweep and not any(folder.iterdir()) and not any("run.dir" in each for each in job.overrides.hydra):
             folder.rmdir()  # Hydra made it for a run that was refused
+            with suppress(ValueError, OSError):  # outside of the working folder, or with other runs
+                for parent in list(folder.relative_to(Path.cwd()).parents)[:-1]:
+                    parent.rmdir()
         if in_sweep or not isinstance(error, UserError):
             raise  # a launcher runs the other jobs
         fail(error)
@@ -81,25 +98,32 @@ def resumed(arguments: list[str]) -> Path | None:
     return Path(folders[0]) if folders else None
 
 
-def use_config_dir(arguments: list[str]) -> None:
-    """Makes the folder of Hydra's `--config-dir` the user's folder of studies, also in a launcher's processes."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    use_folder(parser.parse_known_args(arguments)[0].config_dir)
+def check(arguments: list[str]) -> None:
+    """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
+    if resumed(arguments) is None:
+        given, _ = of_hydra(arguments)
+        refuse_shadowed()
+        check_overrides(given.overrides, given.config_dir, given.multirun)
 
 
 def command(arguments: list[str]) -> None:
-    """Runs what the arguments say; a user's mistake ends it with one sentence and exit code 2."""
-    try:
-        with refused():
-            folder = resumed(arguments)
-            if folder is None:
-                use_config_dir(arguments)
-                refuse_shadowed()
-                app()
-            else:
-                from bakeoff.resume import resume
+    """Runs what the arguments say; a user's mistake ends it with one sentence and exit code 2.
 
-                resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])
-    except UserError as error:
-        fail(error)
+    Of the processes of one run the first does so, and the others follow it.
+    """
+    with answering("bakeoff"):
+        if processes.place().rank:
+            from bakeoff.job import follow
+
+            return follow()
+        processes.join()
+        folder = resumed(arguments)
+        if folder is None:
+            _, sys.argv[1:] = of_hydra(arguments)
+            refuse_shadowed()
+            app()
+        else:
+            from bakeoff.resume import resume
+
+            resume(folder, [argument for argument in arguments if not argument.startswith("resume=")])
+        processes.leave()

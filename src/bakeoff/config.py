@@ -16,10 +16,11 @@ from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import CRITIC_LR, FACTOR, OwnStep
-from bakeoff.engine import ENGINES
+from bakeoff.engine import ENGINES, EQUIVALENT
+from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
-from bakeoff.files import content_hash
+from bakeoff.files import HASH, content_hash
 from bakeoff.hardware import Hardware
 from bakeoff.model.config import Model
 from bakeoff.overrides import extend_grammar
@@ -32,9 +33,7 @@ from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
-from bakeoff.user_code import import_named, require_loggable
-
-HASH = "_sha256"
+from bakeoff.user_code import code_hash, import_named, require_loggable
 
 
 @dataclass
@@ -243,14 +242,17 @@ class Config:
 
     seed              seed of every draw of the run
     device            device of the run; auto: the first GPU, or the CPU where there is none
-    threads           number of CPU threads; 0: torch's choice
+    threads           number of CPU threads of a process; 0: torch's choice
+    processes         number of processes that make the run together, each with a GPU of its own where there are any;
+                      started by torchrun or srun, it is theirs
+    shard             each process holds a part of the weights and of what their optimisers keep
     micro_tokens      upper bound on the tokens that a forward pass reads at once, padding included; 0: none
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
-    price             price of an hour of the hardware, for a prediction; 0: not stated
+    price             price of an hour of the hardware of a process, for a prediction; 0: not stated
     reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
     lag               age of the sampler's weights, in updates, as where rollouts and steps overlap
     lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
@@ -277,6 +279,8 @@ class Config:
     seed: int = seed()
     device: str = "auto"
     threads: int = count(0, most=1024, unit="threads")
+    processes: int = count(1, least=1, most=2**16, unit="processes")
+    shard: bool = False
     micro_tokens: int = count(0, unit="tokens")
     logits_mb: float = number(0.0, least=0, most=VAST, unit="MB")
     offload: bool = False
@@ -343,7 +347,8 @@ def searchpath() -> list[str]:
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as nested plain values, option classes named under `_option_`.
 
-    Beside a key that names a file or a folder stands the hash of its content, as `path_sha256` beside `path`.
+    Beside a key that names a file, a folder or a data set stands the hash of its content, as `path_sha256` beside
+    `path`; to code belong the modules beside it that it imports.
     """
 
     def of(value: Any) -> Any:
@@ -353,7 +358,8 @@ def plain(config: Config) -> dict[str, Any]:
             named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
             for key, path in value.files().items() if hasattr(value, "files") else ():
                 if path and (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
-                    named[key + HASH] = content_hash(found)
+                    named[key + HASH] = code_hash(found) if found.suffix == ".py" else content_hash(found)
+            named |= {key + HASH: each for key, each in value.fingerprints().items()} if isinstance(value, Task) else {}
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):
             return {str(k): of(v) for k, v in value.items()}
@@ -390,7 +396,13 @@ def training_id(config: Config) -> str:
     """Hash of what decides the updates of a run, its seed included, but not their number: a run may resume longer."""
     free = {*NOT_IN_CONFIG_ID, "budget", "evaluation"} - {"seed"}
     trained = {k: v for k, v in plain(config).items() if k not in free}
+    trained["engine"] = sampler(config, trained)
     return digest(trained | {"final": config.evaluation.final})  # prompts that are not trained on
+
+
+def sampler(config: Config, values: dict[str, Any]) -> Any:
+    """The engine among the plain values of a configuration; those that sample the policy itself count as one."""
+    return {"_option_": Embedded.__name__} if type(config.engine) in EQUIVALENT else values["engine"]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

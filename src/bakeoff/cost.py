@@ -35,14 +35,15 @@ class Cost:
 def cost_of(config: Config, prediction: Prediction) -> Cost:
     """The cost of a configuration's budget on its `hardware`, by its prediction.
 
-    It leaves out the supervised start, evaluation, checkpoints, the renewal of models, and the code that scores.
+    Of several processes each has a device, with its share of the work. It leaves out what they send, the supervised
+    start, evaluation, checkpoints, the renewal of models, and the code that scores.
     """
     seconds = {phase: config.hardware.seconds(operators) for phase, operators in prediction.work.items()}
     updates = updates_of(config, prediction.completion, sum(seconds.get(phase, 0.0) for phase in TRAINING))
     actor = seconds["actor_update"] + seconds.get("fisher_product", 0.0)
     without = min(updates, config.algorithm.critic.warmup_updates)  # updates in which the actor takes no step
     hours = (updates * sum(seconds.values()) - without * actor) / 3600
-    return Cost(seconds, updates, hours, hours * config.price)
+    return Cost(seconds, updates, hours, hours * config.price * config.processes)
 
 
 def updates_of(config: Config, completion: int, seconds: float) -> int:

@@ -6,8 +6,13 @@ import gc
 import os
 import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from bakeoff.errors import UserError
@@ -16,20 +21,69 @@ HOST = torch.device("cpu")
 GPU_LOGITS_MB = 1024.0
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name: `auto` (the first GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+def choose_device(name: str, number: int = 0) -> torch.device:
+    """The device of that name: `auto` (a GPU, or the CPU where there is none), `cpu`, `cuda` or `cuda:N`.
+
+    `number` is that of the process on this machine, which takes the GPU of this number where the name leaves it open.
 
     A GPU always has its index, which many functions of torch.cuda require. Allocates no memory on any device. Raises
     UserError for a device that this machine does not have.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.device("cuda", index) for index in range(count)]
-    known = {"auto": gpus[0] if gpus else HOST, "cpu": HOST}
-    if gpus:
-        known |= {"cuda": gpus[0]} | {str(gpu): gpu for gpu in gpus}
+    if number >= count > 0 and name in ("auto", "cuda"):
+        raise UserError(
+            f"every process has a GPU of its own, but this machine has {count} GPUs for {number + 1} processes; lower "
+            "processes, or set device=cpu."
+        )
+    own = gpus[number : number + 1]
+    known = {"auto": own[0] if own else HOST, "cpu": HOST}
+    known |= ({"cuda": own[0]} if own else {}) | {str(gpu): gpu for gpu in gpus}
     if name not in known:
         raise UserError(f"device is {name!r}, but this machine has no such device; it may be {', '.join(known)}.")
     return known[name]
+
+
+def backend() -> str:
+    """How torch sends tensors between processes, by their device."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names in CUDA_VISIBLE_DEVICES or else by their numbers."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
+_CLAIMED: list[FileLock] = []  # the lock of this process's GPU
+
+
+def claim_gpu(gpus: list[str], report: Callable[[str], None]) -> None:
+    """Locks a free one of these GPUs until this process ends, and hides all others from it; waits where none is free.
+
+    The locks are those of one user on one machine. It must come before CUDA starts, which reads its variable once.
+    `report` receives a message when it waits.
+    """
+    if _CLAIMED:
+        return
+    folder = Path(tempfile.gettempdir(), f"bakeoff_gpus_{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    locks = {gpu: FileLock(folder / gpu.replace("/", "_")) for gpu in gpus}
+    reported = False
+    while True:
+        for gpu, lock in locks.items():
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            _CLAIMED.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return
+        if not reported:
+            report("waiting for a free GPU")
+        reported = True
+        time.sleep(1)
 
 
 def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: float) -> None:

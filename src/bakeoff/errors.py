@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
+
+from bakeoff.nearest import did_you_mean, nearest, nearest_keys, unknown
 
 
 class UserError(Exception):
@@ -63,16 +65,34 @@ def origin(error: BaseException) -> tuple[str, dict[str, Any]]:
 
 GROUP = "{key} is a group, not a value; {key}.KEY=VALUE sets a key, {group}=NAME a choice."
 HIDDEN = "***"  # stands for a password
+SECRET = r"(?i:(?:\b|[?&;]\w*)(?:password|passwd|pwd)|[?&;]\w*(?:token|secret))"  # a key of an address that holds one
+# what to install for each launcher that comes with no package of ours
+LAUNCHERS = {
+    "slurm": "submitit",
+    "ray": "ray",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "ray_aws": "hydra-ray-launcher",
+    "rq": "hydra-rq-launcher",
+}
 
 
 def redacted(text: str) -> str:
-    """The text without passwords of addresses: `postgresql://me:***@host`."""
-    return re.sub(r"(password=)[^&\s'\"]+", rf"\1{HIDDEN}", re.sub(r"(\w://[^:/@\s]*:)[^\s/]+@", rf"\1{HIDDEN}@", text))
+    """The text without passwords and tokens of addresses: `postgresql://me:***@host`, `https://***@host`."""
+    for secret in (r"(\w://[^:/@\s]*:)[^\s]+(?=@)", r"(https?://)[^:/@\s]+(?=@)", rf"({SECRET}=)[^&;\s'\"]+"):
+        text = re.sub(secret, rf"\1{HIDDEN}", text)
+    return text
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error, without passwords."""
     return redacted(str(error).strip().split("\n")[0])[:300]
+
+
+def not_installed(launcher: str) -> str:
+    """What to type where a launcher's package is not there."""
+    package = LAUNCHERS[launcher]
+    return f"hydra/launcher={launcher} needs {package}, which is not installed; type: pip install {package}"
 
 
 def sentence(error: BaseException) -> str:
@@ -86,19 +106,22 @@ def sentence(error: BaseException) -> str:
     if tuned_key:
         return f"the tuned values set {tuned_key[1]}, which is no key of the chosen option; tuned=none leaves them out."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        known = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
-        valid = f"valid keys are {known}" if known else "the option chosen there has no keys"
-        return f"unknown key {cause.full_key}; {valid}."
+        key, whole = str(cause.full_key), re.search(r"Could not override '([^']+)'", str(error))
+        return unknown_key(key, cause.parent_node, whole[1] if whole else key)
     if isinstance(cause, ValidationError) and "not Optional" in str(cause):
         return f"{cause.full_key} is null; it must have a value."
     if isinstance(cause, ValidationError) and "is not a subclass of" in str(cause):
         key = str(cause.full_key)
         return GROUP.format(key=key, group=key.replace(".", "/"))
     if isinstance(cause, ValidationError):
-        return f"{cause.full_key}: {str(cause).splitlines()[0].rstrip('.')}."
+        first = str(cause).splitlines()[0].rstrip(".")
+        listed = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", first)
+        return f"{cause.full_key}: {first}{did_you_mean(nearest(listed[1], listed[2].split(', ')) if listed else [])}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"unknown choice {group}={choice}; valid choices are {', '.join(error.options)}."
+        if group == "hydra/launcher" and choice in LAUNCHERS:
+            return not_installed(choice)
+        return unknown("choice", choice, error.options, f"{group}=")
     module, variables = origin(error)
     if module == "hydra._internal.defaults_list" and isinstance(error, ValueError):  # which does not name the group
         typed = getattr(variables.get("override"), "input_line", error)
@@ -109,6 +132,26 @@ def sentence(error: BaseException) -> str:
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() + reason]
     said = "; ".join(line for line in lines if line and not line.startswith("See https"))
     return f"{said or 'the command line cannot be read'}."
+
+
+def unknown_key(key: str, group: DictConfig, typed: str) -> str:
+    """The sentence on a key that a group of a configuration does not have; `typed` is the key as the user wrote it."""
+    known = [each for each in group if each != "hydra"]
+    if not known:
+        return f"unknown key {key}; the option chosen there has no keys."
+    every: Any = OmegaConf.to_container(group._get_root(), resolve=False)
+    dotted = typed.replace("/", ".")
+    keys = [each for each in keys_of(every) if each.startswith("hydra") == dotted.startswith("hydra")]
+    found = [each.replace(".", "/") if "/" in typed else each for each in nearest_keys(dotted, keys)]
+    return f"unknown key {key}; valid keys are {', '.join(map(str, known))}{did_you_mean(found)}"
+
+
+def keys_of(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """The name of every group and key of a nested dictionary, with dots."""
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{name}.")
 
 
 @contextmanager
@@ -125,7 +168,7 @@ def within(seconds: float, message: str) -> Iterator[None]:
         raise UserError(message)
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again and again: a library may swallow an error
     try:
         yield
     finally:
@@ -137,3 +180,13 @@ def fail(error: BaseException, command: str = "bakeoff") -> NoReturn:
     """Ends the command with the error's sentence, its notes and exit code 2."""
     print(redacted(f"{command}: {' '.join([sentence(error), *getattr(error, '__notes__', [])])}"), file=sys.stderr)
     raise SystemExit(2) from error
+
+
+@contextmanager
+def answering(command: str) -> Iterator[None]:
+    """Ends the command with one sentence and exit code 2 where the user made a mistake."""
+    try:
+        with refused():
+            yield
+    except UserError as error:
+        fail(error, command)

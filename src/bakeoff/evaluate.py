@@ -11,22 +11,24 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.config import Config, Sft, plain, register
-from bakeoff.errors import UserError, fail, refused
+from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
 from bakeoff.learner.checkpoint import STATE, damage_of, load_checkpoint
 from bakeoff.learner.sft import usable
 from bakeoff.loop import held_out_of
 from bakeoff.model.config import Lora
 from bakeoff.model.policy import Policy
+from bakeoff.nearest import unknown
 from bakeoff.progress import plain_table
 from bakeoff.resume import apply, refuse_code, restored
 from bakeoff.start import collector_of, prepare, start
 from bakeoff.validation import compose, validate
 
 
-def main() -> None:
-    """Prints the accuracies; exit code 2 for a user's mistake."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, those of this process by default; raises UserError for a mistake in them."""
     parser = argparse.ArgumentParser(
         prog="bakeoff-evaluate",
         description=__doc__,
@@ -36,19 +38,26 @@ def main() -> None:
     parser.add_argument("model", help="a run's folder, a checkpoint in it, an actor, or a Hugging Face name")
     parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`, as task=my_task or sampling.temperature=0.6")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions per prompt (default: 8)")
-    arguments = parser.parse_args()
+    add_config_dir(parser)
+    found = read_arguments(parser, arguments)
+    if found.samples < 1:
+        raise UserError(f"--samples is {found.samples}; it must be at least 1.")
+    return found
+
+
+check = parse  # keys are those of a run's own configuration: early.py knows its options alone
+
+
+def main() -> None:
+    """Prints the accuracies; exit code 2 for a user's mistake."""
     console = Console()
-    try:
-        with refused():
-            if arguments.samples < 1:
-                raise UserError(f"--samples is {arguments.samples}; it must be at least 1.")
-            register()
-            config, policy = chosen(arguments.model, arguments.overrides)
-            collector = collector_of(config)
-            examples = collector.task.final_examples()
-            found = held_out_of(policy, collector, examples, arguments.samples)
-    except UserError as error:
-        fail(error, "bakeoff-evaluate")
+    with answering("bakeoff-evaluate"):
+        arguments = parse()
+        register()
+        config, policy = chosen(arguments.model, arguments.overrides)
+        collector = collector_of(config)
+        examples = collector.task.final_examples()
+        found = held_out_of(policy, collector, examples, arguments.samples)
     title = f"{arguments.model}: {len(examples)} held-out prompts, {arguments.samples} samples of each"
     table = plain_table(title, ("",), ("accuracy", "± standard error"))
     values = {"greedy": found.greedy_accuracy, "sampled": found.sampled_accuracy}
@@ -96,9 +105,9 @@ def of_run(folder: Path, overrides: list[str]) -> Config:
     groups = {key: each for each in overrides if "." not in (key := each.split("=")[0])}
     parsed = OverridesParser.create().parse_overrides([each for each in overrides if each not in groups.values()])
     composed = plain(compose(["tuned=none", *overrides])) if groups else {}
-    for key, typed in groups.items():
+    for key in groups:
         if key not in composed:
-            raise UserError(f"{typed} chooses no part of a configuration; those are {', '.join(composed)}.")
+            raise UserError(unknown("key", key, composed))
         saved[key] = composed[key]
     # the verifier judges; functions of the user's are not asked, nor imported
     for key, without in (("reward", {"functions": {"verifier": 1.0}, "process": {}}), ("measure", {"functions": []})):

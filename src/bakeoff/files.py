@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bakeoff.errors import UserError
 
+HASH = "_sha256"  # the end of a parameter that is the hash of the file or folder that another one names
+
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""

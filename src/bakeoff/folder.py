@@ -26,7 +26,7 @@ RECORD, CONFIG, LOCK = "run.json", Path(".hydra", "config.yaml"), ".lock"
 # what may change without making another run of it; every other key decides what is trained
 MAY_CHANGE = (
     *("budget", "evaluation", "checkpoint", "tracking"),
-    *("device", "threads", "deterministic", "memory_limit_mb"),
+    *("device", "threads", "processes", "shard", "deterministic", "memory_limit_mb"),
 )
 # keys that name code, which is imported, and the names of ours there
 CODE: dict[str, Collection[str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import textwrap
@@ -9,7 +10,7 @@ from importlib.metadata import entry_points
 
 from bakeoff.algorithm import AXES
 from bakeoff.configuration import every_key
-from bakeoff.paths import CONF, study_folders, study_names
+from bakeoff.paths import CONF, study_folders, study_names, use_folder
 
 EXAMPLES = """bakeoff: methods that train language models, compared under equal conditions
   bakeoff algorithm=grpo                  a run: a tiny model learns to sort
@@ -25,8 +26,13 @@ KEYS = ("budget.limit", "batch.prompts", "batch.group_size", "algorithm.optimize
 SCREEN = 79  # columns that any terminal has
 
 
-def guide(words: list[str]) -> str:
+def guide(arguments: list[str]) -> str:
     """The one screen, or with words the choices and keys whose name holds one of them; `all` is every one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    given, others = parser.parse_known_args(arguments)
+    use_folder(given.config_dir)
+    words = [each for each in others if not each.startswith("-")]
     if words:
         return every_choice_and_key([word.split("=")[0] for word in words])
     rows = {row[0].strip("`"): row for row in every_key()}

@@ -10,7 +10,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from bakeoff.errors import UserError, fail, refused
+from bakeoff.arguments import read_arguments
+from bakeoff.errors import UserError, answering
 from bakeoff.files import replace_text
 from bakeoff.paths import ANALYSIS
 
@@ -21,12 +22,9 @@ def main() -> None:
     """Writes the folder and prints what to type in it; exit code 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="bakeoff-init", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write task, reward, study, data, notebook and README")
-    folder = parser.parse_args().folder
-    try:
-        with refused():
-            write(folder)
-    except UserError as error:
-        fail(error, "bakeoff-init")
+    with answering("bakeoff-init"):
+        folder = read_arguments(parser).folder
+        write(folder)
     there = shlex.quote(str(folder))
     print(f"{folder / 'README.md'} lists the commands. First: cd {there} && bakeoff sweeps=my_study model=toy")
 

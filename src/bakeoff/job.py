@@ -7,6 +7,7 @@ import os
 import signal
 import textwrap
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bakeoff import processes
 from bakeoff.algorithm.critic import OwnStep
 from bakeoff.arms import HEADS, job_name
 from bakeoff.config import Config, Mode, by_content, config_id, digest, flatten, plain, task_id, training_id
@@ -42,18 +44,20 @@ from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
+from bakeoff.outbox import LOG
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
-from bakeoff.predict import UNKNOWN_LENGTH, Prediction, predict
+from bakeoff.predict import Prediction, predict, sizes_of
 from bakeoff.progress import RunProgress, cost_table, ledger_table, megabytes
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
-from bakeoff.run import Run, train
+from bakeoff.run import Run, Silent, train
 from bakeoff.start import prepare, start
-from bakeoff.tracking import LOG, NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
+from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI
+TOGETHER = 2.0  # seconds between two signals that are one event: Slurm sends a job's twice
 GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
 
 
@@ -116,12 +120,27 @@ def run_job(
                 if config.mode is Mode.predict:
                     result = log_prediction(config, tracker, progress)
                 else:
-                    with explained(config, phases, tracker, progress):
+                    with explained(config, phases, tracker, progress), processes.leading():
+                        processes.agreed((config, folder))
                         with kept_if_refused(before):
                             run = start_job(config, folder, phases, tracker, progress, signals)
                         result = train(run) if config.mode is Mode.train else measure_quality(run)
             progress.keep(result=result)
         return result
+
+
+def follow() -> None:
+    """The part of a process that does not lead in the run that the leader starts: it shares passes, and writes nothing.
+
+    An error of it is the leader's to report.
+    """
+    with processes.following(), ends_with(processes.launcher()):
+        processes.join()
+        received: Any = processes.agreed(None)
+        config, folder = received
+        with termination() as signals:
+            train(start_job(config, folder, prepare(config), Silent(), Silent(), signals))
+        processes.leave()
 
 
 def names_run(key: str, varied: list[str] | None) -> bool:
@@ -174,7 +193,12 @@ def log_changes(
 
 
 def start_job(
-    config: Config, folder: Path, phases: Phases, tracker: Tracker, progress: RunProgress, signals: list[int]
+    config: Config,
+    folder: Path,
+    phases: Phases,
+    tracker: Tracker | Silent,
+    progress: RunProgress | Silent,
+    signals: list[int],
 ) -> Run:
     """The run at its start, or where its newest whole checkpoint left it."""
     loop = start(config, phases, progress.report)
@@ -183,7 +207,7 @@ def start_job(
     if sizes := config.task.sizes():
         progress.report(sizes)
         tracker.tags({"data": sizes})
-    found = newest_whole(folder / "checkpoints", progress.report)
+    found = processes.led(lambda: newest_whole(folder / "checkpoints", progress.report))
     if found:
         if read_run(found) != identity:
             raise UserError(
@@ -197,7 +221,7 @@ def start_job(
         tracker.metrics(peak_metrics(phases.take().peaks) | named("sft/", loop.supervised), 0)
         if loop.reward_quality is not None:
             tracker.metrics(pair_metrics(loop.reward_quality), 0)
-        if config.measure.memory_prediction:
+        if config.measure.memory_prediction and processes.leads():
             tracker.metrics(predicted_metrics(predict(config).peaks), 0)
     return Run(config, folder, loop, tracker, progress, identity, signals)
 
@@ -251,24 +275,9 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
     prediction = predict(config)
     tracker.tags({"kind": "prediction"})
     tracker.metrics(peak_metrics(prediction.peaks) | weight_metrics(prediction.weight_bytes), 0)
-    batch = config.batch
-    progress.show(
-        ledger_table(
-            prediction.peaks,
-            f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
-            f"{prediction.completion} tokens; peak {megabytes(prediction.peak)}",
-        )
-    )
-    assumed = [
-        f"lengths.{name}"
-        for name in ("prompt", "completion")
-        if not getattr(config.lengths, name) and getattr(prediction, name) == UNKNOWN_LENGTH
-    ]
-    if assumed:
-        progress.show(
-            f"{' and '.join(assumed)}: {UNKNOWN_LENGTH} tokens are a guess, since the model's tokenizer is not on this "
-            "machine; set them to the lengths of your task."
-        )
+    each = f" on each of {config.processes} devices" if config.processes > 1 else ""
+    title = f"{sizes_of(config, prediction)}; peak {megabytes(prediction.peak)}{each}"
+    progress.show(ledger_table(prediction.peaks, title))
     if config.hardware.name:
         log_cost(config, prediction, tracker, progress)
     return prediction.peak / 1e6
@@ -340,22 +349,36 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
 
 @contextmanager
 def termination() -> Iterator[list[int]]:
-    """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once."""
-    received: list[int] = []
+    """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once.
+
+    So does SIGUSR2 where a launcher handles it. A launcher's own handler is called once the state is saved.
+    """
+    received: dict[int, float] = {}
+    signals: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if number in received and time.monotonic() - received[number] > TOGETHER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.setdefault(number, time.monotonic())
+        signals.append(number)
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    noted = [number for number, handler in handlers.items() if number == signal.SIGTERM or callable(handler)]
     try:
-        previous = signal.signal(signal.SIGTERM, note)
+        for number in noted:
+            signal.signal(number, note)
     except ValueError:  # not the main thread: the launcher handles signals
-        yield received
+        yield signals
         return
     try:
-        yield received
+        yield signals
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in noted:
+            signal.signal(number, handlers[number])
+        for number, handler in handlers.items():
+            if number in received and callable(handler):
+                handler(number, None)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
@@ -24,9 +25,10 @@ from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import Learner, passes_over, renew_reference, sampling_policy, set_lr
-from bakeoff.learner.offload import place_for, visiting
+from bakeoff.learner.offload import STEPS, USES, place_for, visiting
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.sft import Supervised
+from bakeoff.learner.sharding import gathered
 from bakeoff.learner.update import ActorStep, CriticStep, measure_start, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
@@ -72,11 +74,14 @@ class Loop:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Places the models that a phase uses, measured as the phase `offload`, then measures the phase itself."""
+        """Places the models that a phase uses, measured as the phase `offload`, then measures the phase itself.
+
+        Weights that the processes hold in parts are whole in it; the passes of a step gather them themselves.
+        """
         if self.offload:
             with self.phases("offload"):
                 place_for(self.learner, name, self.phases.device)
-        with self.phases(name):
+        with self.phases(name), gathered(self.learner.shards, USES.get(name, ()) if name not in STEPS else ()):
             yield
 
     def traced(self, limit: int = 0) -> AbstractContextManager[None]:
@@ -170,7 +175,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
             kl = measure_step(learner, experience, loop.kl_sequences)
         to_start = measure_start(learner, experience)
     tokens = experience.sequences.mask.sum()
-    kl, statistics, to_start, tokens = numbers((kl, statistics, to_start, tokens))
+    kl, statistics, to_start, tokens = processes.agreed(numbers((kl, statistics, to_start, tokens)))
     adapt_betas(learner, kl, statistics, len(experience))
     if not learner.reference_is_start:
         teacher = statistics.reference if algorithm.kl_to_reference.name else None
@@ -181,7 +186,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
         with loop.phase("renewal"):
             renew_reference(learner)
             renewal = loop.renew_reward(learner.actor, learner.counters.updates) if loop.renew_reward else None
-    update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, loop.phases.take())
+    measured = processes.agreed(loop.phases.take())
+    update = Update(collected, statistics, actor, critic, kl, lr, betas, renewal, measured)
     learner.counters.sequences += collected.sequences
     learner.counters.tokens += collected.tokens
     read = passes_over(algorithm, bool(actor)) * float(tokens)
@@ -196,6 +202,7 @@ def experience_of(loop: Loop, collected: Collected) -> tuple[Experience, Experie
     learner, exact = loop.learner, loop.collector.exact_logprobs and not loop.learner.older
     draws = generator(learner.actor.device, loop.collector.seed, "objective", learner.counters.updates)
     with loop.phase("experience"):
+        loop.collector.engine.rest()
         return make_experience(learner, collected.rollout, collected.scores, collected.greedy, exact, draws)
 
 
@@ -227,7 +234,7 @@ def collect(loop: Loop, number: int) -> Collected:
             prompts = collector.prompts(actor, collector.task.training_examples(batch.prompts, prompt_draws))
             rollouts.append(collector.roll_out(actor, prompts, batch.group_size, f"rollout{stream}", number))
         with loop.phase("reward"):
-            scores.append(collector.reward(collector.task, rollouts[-1], learned))
+            scores.append(collector.score(rollouts[-1], learned))
             kept.append(group_filter(scores[-1].total.view(-1, batch.group_size)))
     every, all_scores = concatenate(rollouts), concatenate(scores)
     rollout, chosen = every, all_scores
@@ -252,7 +259,7 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
         answers = collector.roll_out(learner.actor, prompts, 1, "greedy", greedy=True)
     with loop.phase("reward"):
         shaped = learner.algorithm.shaping(answers.sequences.mask.sum(1), answers.max_tokens)
-        return answers, collector.reward(collector.task, answers, learned_scores(loop)).total + shaped
+        return answers, collector.score(answers, learned_scores(loop)).total + shaped
 
 
 def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
@@ -268,6 +275,7 @@ class HeldOut:
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
     right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    by_difficulty  sampled accuracy on the prompts of each difficulty, empty where all are of one
     hint           what to type where no greedy completion is right and another verifier would accept some
     user           values of the user's metrics on the sampled completions, by name
     read           the greedy completions of the first READ prompts, as rows of a table for a person to read
@@ -280,9 +288,10 @@ class HeldOut:
     greedy_length: float
     right_length: float | None
     wrong_length: float | None
-    hint: str = ""
+    hint: Callable[[], str] = lambda: ""
     read: list[dict[str, Any]] = field(default_factory=list)
     user: dict[str, float] = field(default_factory=dict)
+    by_difficulty: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
@@ -293,7 +302,8 @@ def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
     actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
     examples = collector.task.final_examples() if last else loop.heldout.examples
     with loop.phase("evaluation"):
-        return held_out_of(actor, collector, examples, samples, number, loop.user_metrics)
+        own = loop.user_metrics if processes.leads() else None
+        return held_out_of(actor, collector, examples, samples, number, own)
 
 
 def held_out_of(
@@ -317,10 +327,18 @@ def held_out_of(
         greedy_length=float(greedy.lengths.mean()),
         right_length=mean_where(sampled.right == 1, sampled.lengths),
         wrong_length=mean_where(sampled.right == 0, sampled.lengths),
-        hint="" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
+        hint=lambda: "" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
         read=greedy.read,
         user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
+        by_difficulty=by_difficulty([collector.task.difficulty(each) for each in examples], sampled.right, samples),
     )
+
+
+def by_difficulty(levels: list[str], right: Tensor, samples: int) -> dict[str, float]:
+    """The mean of `right` over the completions of each level's prompts, empty where all are of one level."""
+    of_prompt, different = right.view(-1, samples).mean(1), sorted(set(levels))
+    chosen = {level: torch.tensor([each == level for each in levels]) for level in different}
+    return {level: float(of_prompt[rows].mean()) for level, rows in chosen.items()} if len(different) > 1 else {}
 
 
 @dataclass

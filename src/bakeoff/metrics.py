@@ -5,6 +5,7 @@ Nothing reads a metric back: what steers a run are the typed statistics that are
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "reward/mean": ("score", "mean total reward of the rollout's completions, before any KL"),
     "reward/std": ("score", "standard deviation of the total reward over the rollout"),
+    "reward/quantile_10": ("score", "total reward that a tenth of the rollout's completions do not exceed"),
+    "reward/median": ("score", "the same for half of them"),
+    "reward/quantile_90": ("score", "the same for nine tenths of them"),
     "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
     "reward/true": ("score", "mean true reward: the task's own grade in [0, 1], whatever the method is trained on"),
     "reward/failed": ("share", "completions of which the verifier or a reward function gave no score; they score 0"),
@@ -101,6 +105,10 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "gradient/tokens": ("tokens", "completion tokens of a rollout"),
     "gradient/seconds": ("s", "seconds of a rollout, its scores, its experience and its gradient"),
     "critic/value_loss": ("score²", "½·(V − R)², mean over minibatches"),
+    "critic/value_clip_fraction": (
+        "share",
+        "tokens on which algorithm.critic.value_clip makes the value loss flat, mean over minibatches",
+    ),
     "critic/explained_variance": ("–", "1 − Var(R − V)/Var(R) at the rollout, before the update"),
     "critic/value_mean": ("score", "mean value at the rollout"),
     "critic/gradient_norm": ("–", "norm of the critic's gradient before clipping, mean over minibatches"),
@@ -136,6 +144,10 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "share",
         "exact match on the held-out prompts, sampled as in training: mean@n, with n of evaluation.samples",
     ),
+    "eval/sampled_accuracy_of_*": (
+        "share",
+        "the same on the prompts of one difficulty, where the task has several: on sort, the number of digits",
+    ),
     "eval/pass_at_*": ("share", "prompts of which one of k sampled completions is right, without bias, k = 2, 4 … n"),
     "eval/failed": ("share", "held-out completions, greedy and sampled, that could not be scored; they count as wrong"),
     "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
@@ -163,6 +175,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "tensor explains",
     ),
 }
+
+QUANTILES = {0.1: "reward/quantile_10", 0.5: "reward/median", 0.9: "reward/quantile_90"}
 
 
 def metrics_table() -> str:
@@ -225,16 +239,15 @@ def update_metrics(update: Update, counters: Counters) -> dict[str, float]:
 def step_metrics(update: Update) -> dict[str, Scalar]:
     """Means over the steps of actor and critic; of some statistics the largest or the first."""
     actor = over_steps([named("policy/", step.minibatch) | named("policy/", step.step) for step in update.actor])
-    critic = over_steps([{"critic/value_loss": s.value_loss} | named("critic/", s.step) for s in update.critic])
+    critic = over_steps([named("critic/", step.minibatch) | named("critic/", step.step) for step in update.critic])
     metrics: dict[str, Scalar] = {name: values.mean() for name, values in (actor | critic).items()}
     if update.actor:
         metrics["policy/ratio_max"] = actor["policy/ratio_max"].max()
         metrics["policy/first_clip_fraction"] = actor["policy/clip_fraction"][0]
         metrics["policy/first_ratio_error"] = actor["policy/ratio_error"][0]
         del metrics["policy/ratio_error"]
-    if "policy/value_loss" in metrics:
-        metrics["critic/value_loss"] = metrics.pop("policy/value_loss")
-    return metrics
+    # a value head on the actor's trunk is a critic all the same
+    return {name.replace("policy/value_", "critic/value_"): value for name, value in metrics.items()}
 
 
 def over_steps(rows: list[dict[str, Scalar]]) -> dict[str, Tensor]:
@@ -245,10 +258,11 @@ def over_steps(rows: list[dict[str, Scalar]]) -> dict[str, Tensor]:
 def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, Scalar]:
     """Rewards and lengths of a rollout."""
     groups = scores.total.view(-1, rollout.group_size)
-    lengths = rollout.sequences.mask.sum(1).float()
+    lengths, ranked = rollout.sequences.mask.sum(1).float(), scores.total.sort().values
     return {
         "reward/mean": scores.total.mean(),
         "reward/std": scores.total.std(correction=0),
+        **{name: ranked[math.ceil(share * len(ranked)) - 1] for share, name in QUANTILES.items()},
         "reward/exact_match": scores.exact.float().mean(),
         "reward/true": scores.true.mean(),
         "reward/failed": scores.failed.float().mean(),
@@ -278,8 +292,10 @@ def user_metrics(values: dict[str, float]) -> dict[str, float]:
 
 def heldout_metrics(heldout: HeldOut) -> dict[str, float]:
     """Metrics of an evaluation."""
-    plain = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list | str)}
+    single = {name: each for name, each in named("eval/", heldout).items() if not isinstance(each, dict | list)}
+    plain = {name: each for name, each in single.items() if not callable(each)}
     plain |= {f"eval/pass_at_{k}": value for k, value in heldout.pass_at.items()}
+    plain |= {f"eval/sampled_accuracy_of_{level}": value for level, value in heldout.by_difficulty.items()}
     return plain | {f"eval/{name}": value for name, value in user_metrics(heldout.user).items()}
 
 

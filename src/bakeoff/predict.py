@@ -27,9 +27,9 @@ from bakeoff.device import GPU_LOGITS_MB, HOST, logits_bound
 from bakeoff.engine.engine import Batch, Engine, Request
 from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.fisher import sequences_within
-from bakeoff.learner.holdings import optimizer_tensors, weight_bytes
+from bakeoff.learner.holdings import optimizer_tensors, weight_bytes, weights
 from bakeoff.learner.learner import Learner, make_learner
-from bakeoff.learner.offload import place_for, visiting
+from bakeoff.learner.offload import USES, place_for, visiting
 from bakeoff.learner.reward_training import untrained
 from bakeoff.learner.sft import demonstrations, held_weights, train_step
 from bakeoff.learner.teacher import named_reference
@@ -90,14 +90,32 @@ class Prediction:
         return largest_peak(self.peaks)
 
 
+def sizes_of(config: Config, prediction: Prediction) -> str:
+    """What a prediction is of, and what it assumes."""
+    batch = config.batch
+    sizes = (
+        f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
+        f"{prediction.completion} tokens"
+    )
+    guessed = [
+        f"lengths.{name}"
+        for name in ("prompt", "completion")
+        if not getattr(config.lengths, name) and getattr(prediction, name) == UNKNOWN_LENGTH
+    ]
+    why = "a guess, since the model's tokenizer is not on this machine; set them to the lengths of your task"
+    return f"{sizes} ({' and '.join(guessed)}: {why})" if guessed else sizes
+
+
 def predict(config: Config, limit: float = 0) -> Prediction:
-    """The memory that a run of this configuration needs.
+    """The memory that a run of this configuration needs, of several processes each.
 
     Raises UserError where the model cannot be built from a configuration, and torch.OutOfMemoryError as soon as more
     than `limit` bytes are needed (0: no limit).
     """
     if config.hardware.memory_gb and not config.logits_mb:  # a GPU states its memory; fake tensors are on the host
         config = replace(config, logits_mb=GPU_LOGITS_MB)
+    count, bound = config.processes, 0 if config.shard else int(limit)
+    config = replace(config, batch=replace(config.batch, prompts=math.ceil(config.batch.prompts / count)))
     with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
         policy = skeleton(config.model)
         policy.network.eval()
@@ -122,9 +140,27 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         )
         if config.offload:
             place_for(learner, "measure", HOST)  # the update before this one left these models on the device
-        with loop.traced(int(limit)), Work() as work:
+        with loop.traced(bound), Work() as work:
             one_update(loop, prompt, completion, work, timed=bool(config.hardware.name))
-        return Prediction(phases.take().peaks, dict(work.phases), weight_bytes(learner), prompt, completion)
+        peaks = phases.take().peaks
+        if config.shard:
+            peaks = {phase: in_parts(learner, phase, peak, count) for phase, peak in peaks.items()}
+            if 0 < limit < largest_peak(peaks):
+                raise torch.OutOfMemoryError(f"{largest_peak(peaks) / 1e6:.1f} MB needed, {limit / 1e6:.1f} MB allowed")
+        return Prediction(peaks, dict(work.phases), weight_bytes(learner), prompt, completion)
+
+
+def in_parts(learner: Learner, phase: str, peak: Peak, count: int) -> Peak:
+    """The peak where each of `count` processes holds its part of weights and optimisers, and gathers what it uses."""
+    if phase not in USES:  # as of the supervised start, which the leader makes alone
+        return peak
+    cells, held = dict(peak.cells), weights(learner)
+    for role in ("actor", "critic", "reference"):
+        own, kept = Label(role, "parameters"), Label(role, "optimizer")
+        part = sum(tensor.nbytes for tensor in held[role] if id(tensor) not in learner.masters) // count
+        cells[own] = (cells.get(own, 0) if role in USES[phase] else 0) + part
+        cells[kept] = cells.get(kept, 0) // count
+    return Peak(peak.allocated + sum(cells.values()) - sum(peak.cells.values()), peak.reserved, cells)
 
 
 def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""The command `bakeoff-predict`: memory, hours and price of a configuration, and the largest that fits."""
+"""The command `bakeoff-predict`: memory, hours and price of configurations, and the largest that fits."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ from collections.abc import Callable, Sequence
 import hydra
 import joblib
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bakeoff.arms import arms_of, overrides_of
-from bakeoff.config import register
-from bakeoff.errors import UserError, fail, refused
+from bakeoff.arguments import add_config_dir, read_arguments
+from bakeoff.arms import Job, arms_of, grid, job_names, overrides_of
+from bakeoff.attribution import ROLES
+from bakeoff.config import Config, register
+from bakeoff.cost import cost_of
+from bakeoff.early import check_overrides
+from bakeoff.errors import UserError, answering
+from bakeoff.measure import TRAINING
 from bakeoff.paths import CONF
-from bakeoff.predict import UNKNOWN_LENGTH, predict
-from bakeoff.progress import plain_table
+from bakeoff.predict import UNKNOWN_LENGTH, Prediction, predict, sizes_of
+from bakeoff.progress import megabytes, plain_table
 from bakeoff.validation import compose
 
-USAGE = """bakeoff-predict [key=value …]
-
-Predicts the memory of every phase by role and kind, and with hardware=NAME its time, the hours of the budget and their
-price: the run's own code on tensors without values. For example:
-
-  bakeoff-predict model=qwen2_5_7b algorithm=grpo hardware=h100 price=2.5 budget.limit=25600 micro_tokens=4096
+ABOUT = """Predicts the memory of every phase by role and kind, and with hardware=NAME its time, the hours of the
+budget and their price: the run's own code on tensors without values. Several methods, or values
+of another key, are shown side by side."""
+EXAMPLES = """for example:
+  bakeoff-predict algorithm=ppo,grpo model=qwen2_5_7b hardware=h100 price=2.5 micro_tokens=4096
   bakeoff-predict model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
   bakeoff-predict model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
+  bakeoff-predict model=qwen2_5_14b processes=8 shard=true hardware=h100   by each of eight processes
   bakeoff-predict --fit model=qwen2_5_7b hardware=h100     also the largest group and the longest completion there
   bakeoff-predict --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
   bakeoff-predict --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
 
-It takes the keys of `bakeoff`; with --fits, arms are those of the study `memory`. Lengths are the task's where the
-model's tokenizer is on this machine, else 512.
-"""
+With --fits, arms are those of the study `memory`. Lengths are the task's where the model's tokenizer is on this
+machine, else 512."""
 # from small to large
 MODELS = [
     *("smollm2_135m", "smollm2_360m", "qwen2_5_0_5b", "llama3_2_1b", "qwen2_5_1_5b"),
     *("qwen2_5_3b", "qwen2_5_7b", "qwen2_5_14b", "qwen2_5_32b", "llama3_1_70b"),
 ]
+FACTS = ("peak", "at the largest", "seconds", "in all")  # heads of a comparison, in their order
 GROUPS = [str(2**power) for power in range(1, 9)]
 COMPLETIONS = [str(2**power) for power in range(6, 15)]
 
@@ -75,6 +82,51 @@ def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides
         largest(GROUPS, lambda size: fits(f"batch.group_size={size}")),
         largest(COMPLETIONS, lambda length: fits(f"lengths.completion={length}")),
     ]
+
+
+def jobs_side_by_side(overrides: list[str]) -> list[Job]:
+    """One configuration for each combination of the values that keys have on the command line."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return grid(OmegaConf.create({"arms": {}, "params": {}}), overrides, loader)
+
+
+def side_by_side(jobs: list[Job], console: Console) -> Table:
+    """A column for each configuration: peaks by phase, what roles hold at the largest, and seconds, hours, price."""
+    configs = [compose(["mode=predict", *job.overrides]) for job in jobs]
+    with Progress(console=console, transient=True) as progress:
+        found = [predict(config) for config in progress.track(configs, description="predicting")]
+    columns = [facts(*each) for each in zip(configs, found, strict=True)]
+    titles = dict.fromkeys(sizes_of(*each) for each in zip(configs, found, strict=True))
+    table = plain_table("; ".join(titles), ("", ""), job_names(jobs))
+    every = dict.fromkeys(fact for column in sorted(columns, key=len, reverse=True) for fact in column)
+    last = ""
+    for head, of in sorted(every, key=lambda fact: FACTS.index(fact[0])):
+        if head != last:
+            table.add_section()
+        table.add_row("" if head == last else head, of, *(column.get((head, of), "") for column in columns))
+        last = head
+    return table
+
+
+def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
+    """What is predicted of a configuration: a text for each phase, role, or sum, by one of FACTS and its name."""
+    peaks = prediction.peaks
+    largest = max((peaks[phase] for phase in TRAINING if phase in peaks), key=lambda peak: peak.allocated)
+    roles = {role: sum(size for label, size in largest.cells.items() if label.role == role) for role in ROLES}
+    found = {("peak", phase.replace("_", " ")): megabytes(peak.allocated) for phase, peak in peaks.items()}
+    found |= {("at the largest", role.replace("_", " ")): megabytes(size) for role, size in roles.items() if size}
+    room = config.hardware.memory_gb * 1e9
+    if room:
+        found["in all", f"fits {config.hardware.name}"] = "yes" if prediction.peak <= room else "no"
+    if config.hardware.name:
+        cost = cost_of(config, prediction)
+        found |= {("seconds", phase.replace("_", " ")): f"{value:,.3f}" for phase, value in cost.seconds.items()}
+        found["in all", "seconds an update"] = f"{cost.update:,.3f}"
+        found["in all", "updates"] = f"{cost.updates:,}"
+        found["in all", "hours"] = f"{cost.hours:,.3g}"
+        found |= {("in all", "price"): f"{cost.price:,.2f}"} if config.price else {}
+    return found
 
 
 def largest_of(overrides: list[str]) -> str:
@@ -125,35 +177,47 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     return table
 
 
-def main() -> None:
-    """Prints the ledger, as a run of its own in MLflow, or what fits; exit code 2 for a user's mistake."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(USAGE)
-        return
-    parser = argparse.ArgumentParser(prog="bakeoff-predict", add_help=False)
-    parser.add_argument("--fits", type=float, metavar="GB", default=0.0)
-    parser.add_argument("--fit", action="store_true")
-    arguments, overrides = parser.parse_known_args()
-    if not arguments.fits:
-        from bakeoff.__main__ import main as bakeoff
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, those of this process by default; raises UserError for a mistake in them."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("bakeoff-predict", description=ABOUT, epilog=EXAMPLES, formatter_class=layout)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of `bakeoff`")
+    parser.add_argument(
+        "--fits", type=float, metavar="GB", default=0.0, help="what fits in this memory, by arm or method"
+    )
+    parser.add_argument(
+        "--fit", action="store_true", help="also the largest group and completion that fit hardware=NAME"
+    )
+    add_config_dir(parser)
+    return read_arguments(parser, arguments)
 
-        sys.argv[1:] = ["mode=predict", *overrides]
-        bakeoff()
-        if arguments.fit:
-            try:
-                with refused():
-                    register()
-                    Console().print(largest_of(overrides), highlight=False, soft_wrap=True)
-            except UserError as error:
-                fail(error, "bakeoff-predict")
-        return
-    register()
+
+def check(arguments: list[str]) -> None:
+    """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
+    overrides = [each for each in parse(arguments).overrides if not each.startswith("arm=")]
+    check_overrides(["mode=predict", *overrides], sweep=True)
+
+
+def main() -> None:
+    """Prints the ledger, as a run of its own in MLflow, or a comparison, or what fits; exit code 2 for a mistake."""
     console = Console()
-    try:
-        with refused():
-            console.print(table_of_what_fits(arguments.fits, overrides, console))
-    except UserError as error:
-        fail(error, "bakeoff-predict")
+    with answering("bakeoff-predict"):
+        arguments = parse()
+        register()
+        if arguments.fits:
+            console.print(table_of_what_fits(arguments.fits, arguments.overrides, console))
+            return
+        study = any(each.startswith("sweeps=") for each in arguments.overrides)
+        jobs = [] if study else jobs_side_by_side(arguments.overrides)
+        if len(jobs) > 1:
+            console.print(side_by_side(jobs, console))
+        else:
+            from bakeoff.__main__ import main as bakeoff
+
+            sys.argv[1:] = ["mode=predict", *arguments.overrides]
+            bakeoff()
+        for name, job in zip(job_names(jobs), jobs, strict=True) if arguments.fit else ():
+            console.print(f"{name}: {largest_of(job.overrides)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

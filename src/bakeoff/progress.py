@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -26,6 +25,7 @@ from bakeoff.attribution import KINDS, ROLES, Label
 from bakeoff.files import replace_text
 from bakeoff.measure.phase import Peak
 from bakeoff.measure.work import Operators
+from bakeoff.terminal import Words
 
 FILE = "progress.json"
 ENDED = ("done", "failed", "killed")
@@ -46,19 +46,20 @@ def megabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
 
 
-def plain_table(title: str, names: Iterable[str], numbers: Iterable[str] = (), wraps: bool = False) -> Table:
-    """A table without lines, of columns of names and then of columns of numbers, whose heads may wrap."""
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
-    for column in names:
-        table.add_column(column, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=not wraps)
+def plain_table(title: str, names: Iterable[str], numbers: Iterable[str] = ()) -> Table:
+    """A table without lines, of columns of names and then of columns of numbers."""
+    columns, numbered = list(names), list(numbers)
+    table = Words(title, heads=len(columns) if numbered else 1)
+    for column in columns:
+        table.add_column(column)
+    for column in numbered:
+        table.add_column(column, justify="right")
     return table
 
 
 def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
     """A row a phase: its peak, and what each role holds of each kind there."""
-    table = plain_table(title, ("role", "kind"), [phase.replace("_", " ") for phase in peaks], wraps=True)
+    table = plain_table(title, ("role", "kind"), [phase.replace("_", " ") for phase in peaks])
     for label in (Label(role, kind) for role in ROLES for kind in KINDS):
         sizes = [peak.cells.get(label, 0) for peak in peaks.values()]
         if any(sizes):
@@ -313,15 +314,18 @@ def watching(names: list[str], folders: list[Path], console: Console) -> Iterato
         console.print(table(len(names) + 5))
 
     def watch_lines() -> None:
-        waiting, last = dict(zip(names, folders, strict=True)), False
+        ended: set[str] = set()
+        last = False
         while not last:
             last = stop.wait(1.0)
-            for row in rows_of(list(waiting), list(waiting.values())):
-                if row.report and has_ended(row.report):
-                    waiting = {name: folder for name, folder in waiting.items() if folder.name != row.number}
+            for row in rows_of(names, folders):
+                if not has_ended(row.report):
+                    ended.discard(row.number)  # Slurm and Ray run a job again that they have killed
+                elif row.report and row.number not in ended:
+                    ended.add(row.number)
                     held_out = row.report.get("held_out")
                     suffix = f", held-out accuracy {held_out:.3f}" if held_out is not None else ""
-                    done = f"{len(names) - len(waiting)}/{len(names)}"
+                    done = f"{len(ended)}/{len(names)}"
                     console.print(Text(f"{done}  job {row.number}  {row.name}: {row.state}{suffix}"))
 
     thread = threading.Thread(target=watch_table if console.is_terminal else watch_lines, daemon=True)

@@ -12,8 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from bakeoff.config import HASH, Config, config_id, plain
+from bakeoff import processes
+from bakeoff.config import Config, config_id, plain
+from bakeoff.elastic import launched, starts_processes
+from bakeoff.engine import ENGINES, EQUIVALENT
 from bakeoff.errors import HIDDEN, UserError
+from bakeoff.files import HASH
 from bakeoff.folder import (
     MAY_CHANGE,
     RECORD,
@@ -27,7 +31,7 @@ from bakeoff.folder import (
     read_record,
     their_code,
 )
-from bakeoff.job import run_job
+from bakeoff.job import ends_with, run_job
 from bakeoff.validation import to_config
 
 
@@ -52,8 +56,8 @@ def resume(folder: Path, arguments: list[str]) -> float:
     for key, (old, new) in differences(saved, plain(before)).items():
         if key.endswith(HASH) and old != new:
             raise UserError(
-                f"the file that {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; restore "
-                "it, or start another run."
+                f"what {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; restore it, or "
+                "start another run."
             )
     if (config_id(before), before.seed) != (record.config_id, record.seed):
         raise UserError(
@@ -64,15 +68,22 @@ def resume(folder: Path, arguments: list[str]) -> float:
         apply(node, override, record)
     after = to_config(node)
     changes = differences(plain(before), plain(after))
-    refused = {key: values for key, values in changes.items() if not may_change(key)}
+    equivalent = type(before.engine) in EQUIVALENT and type(after.engine) in EQUIVALENT
+    free = {key for key in changes if may_change(key) or (equivalent and key.startswith("engine."))}
+    refused = {key: values for key, values in changes.items() if key not in free}
     if refused:
         raise UserError(
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
-            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final."
+            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final, and engine between embedded and vllm."
         )
+    if starts_processes(after):
+        return launched(after, folder, [f"resume={folder}", *arguments])
     new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
     settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
-    return run_job(after, folder, record.choices, settings, record.parent, quiet=False, changes=changes)
+    engine = next(name for name, option in ENGINES.items() if option is type(after.engine))
+    choices = record.choices | {"engine": engine}
+    with ends_with(processes.launcher()):
+        return run_job(after, folder, choices, settings, record.parent, quiet=False, changes=changes)
 
 
 def holding(folder: Path) -> str:
@@ -137,6 +148,9 @@ def apply(node: DictConfig, override: Override, record: Record) -> None:
     value = override.value()
     if isinstance(value, str) and record.choices.get(key) == value:
         return  # the option that the run has
+    if key == "engine" and str(value) in ENGINES:
+        node.engine = OmegaConf.structured(ENGINES[str(value)])
+        return
     if OmegaConf.is_dict(OmegaConf.select(node, key, throw_on_missing=False)) and not isinstance(value, dict):
         raise UserError(f"{override.input_line} chooses an option, but resume= keeps those of the run.")
     OmegaConf.update(node, key, value)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bakeoff.config import Config, flatten, plain, register
-from bakeoff.errors import UserError, fail, refused
+from bakeoff.early import check_overrides
+from bakeoff.errors import answering
 from bakeoff.learner.reward_training import PairQuality, learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
@@ -30,6 +31,11 @@ It takes the same keys as `bakeoff`; `bakeoff --help all` lists them. For exampl
   bakeoff-reward-model preferences.path=pairs.jsonl      lines of {"prompt": …, "chosen": …, "rejected": …}"""
 
 
+def check(arguments: list[str]) -> None:
+    """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
+    check_overrides(["reward=learned", *arguments])
+
+
 def main() -> None:
     """Runs the stage, or finds its result; exit code 2 with one sentence for a user's mistake."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -37,11 +43,8 @@ def main() -> None:
         return
     register()
     console = Console()
-    try:
-        with refused():
-            quality = run(compose(["reward=learned", *sys.argv[1:]]), console)
-    except UserError as error:
-        fail(error, "bakeoff-reward-model")
+    with answering("bakeoff-reward-model"):
+        quality = run(compose(["reward=learned", *sys.argv[1:]]), console)
     console.print(calibration_table(quality))
     console.print(
         f"ranks {quality.accuracy:.3f} of {quality.pairs} held-out pairs right; Bradley–Terry loss {quality.loss:.3f}; "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bakeoff import processes
 from bakeoff.config import Config
 from bakeoff.errors import disk_fault, redacted
 from bakeoff.learner.checkpoint import save_checkpoint
@@ -35,19 +36,26 @@ STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
 
 
+class Silent:
+    """Stands where a tracker and a progress are at a process that does not lead: nothing is written."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values, **named: None
+
+
 @dataclass
 class Run:
     """A loop with its configuration, its output folder, and where it reports.
 
     identity   identifies the run in its checkpoints
-    signals    the signals received so far; one of them ends the run after the update in progress
+    signals    the signals received so far; one of them, of any process, ends the run after the update in progress
     """
 
     config: Config
     folder: Path
     loop: Loop
-    tracker: Tracker
-    progress: RunProgress
+    tracker: Tracker | Silent
+    progress: RunProgress | Silent
     identity: dict[str, Any]
     signals: list[int]
 
@@ -71,15 +79,16 @@ def train(run: Run) -> float:
             heldout = evaluate_run(run, last)
         if last or counters.updates % config.tracking.completions_every == 0:
             run.tracker.table(completions_table(run, update.collected), COMPLETIONS)
-        due = last or bool(run.signals) or counters.updates % max(config.checkpoint.every, 1) == 0
+        signals = [number for of_process in processes.every(run.signals) for number in of_process]
+        due = last or bool(signals) or counters.updates % max(config.checkpoint.every, 1) == 0
         if config.checkpoint.every and due:
             checkpoint(run)
         now = standing(run, update, heldout)
         run.progress.step(now)
         rewards.append(now.reward)
         largest_kl = max(largest_kl, math.inf if now.kl is None else now.kl)
-        if run.signals:
-            raise SystemExit(128 + run.signals[0])
+        if signals:
+            raise SystemExit(128 + signals[0])
     assert heldout is not None
     if still(rewards, largest_kl):
         optimizer = config.algorithm.optimizer
@@ -114,6 +123,8 @@ def still(rewards: list[float], kl: float) -> bool:
 
 def log_update(run: Run, update: Update) -> None:
     """Logs the metrics of an update."""
+    if not processes.leads():
+        return
     learner = run.loop.learner
     metrics = update_metrics(update, learner.counters) | resident_metrics(peak_resident_bytes())
     if run.loop.user_metrics:
@@ -137,7 +148,7 @@ def traced(run: Run) -> Iterator[None]:
     first = updates < TRACED or 0 <= updates - warmup < TRACED
     limit = 0 if has_allocator(loop.phases.device) else int(config.memory_limit_mb * 1e6)
     with ExitStack() as stack:
-        if config.measure.memory_snapshot and first:
+        if config.measure.memory_snapshot and first and processes.leads():
             path = run.folder / "memory_snapshot.pickle"
             stack.callback(lambda: run.tracker.artifact(path) if path.is_file() else None)
             stack.enter_context(allocation_history(path))
@@ -170,8 +181,8 @@ def evaluate_run(run: Run, last: bool) -> HeldOut:
     updates = run.loop.learner.counters.updates
     run.tracker.metrics(heldout_metrics(heldout), updates)
     run.tracker.table([{"update": updates, **row} for row in heldout.read], HELDOUT)
-    if heldout.hint and (last or updates == 0):
-        run.progress.report(heldout.hint)
+    if (last or updates == 0) and (hint := heldout.hint()):
+        run.progress.report(hint)
     return heldout
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "peft", "mlflow", "pandas", "pyarrow", "numpy", "scipy"}
 HEAVY |= {"reasoning_gym", "datasets", "math_verify", "jinja2", "matplotlib", "sqlalchemy"}
+HEAVY |= {"nbclient", "nbconvert", "nbformat"}
 
 
 class Name(type):

@@ -10,9 +10,11 @@ from functools import partial
 
 import torch
 
+from bakeoff import processes
 from bakeoff.collector import Collector
 from bakeoff.config import Config
 from bakeoff.device import choose_device, set_up_device
+from bakeoff.errors import UserError
 from bakeoff.learner.learner import make_learner
 from bakeoff.learner.reward_training import learned_reward, renew_reward_model
 from bakeoff.learner.sft import starting_policy
@@ -30,7 +32,7 @@ def prepare(config: Config) -> Phases:
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
+    device = choose_device(config.device, processes.place().local)
     set_up_device(device, config.deterministic, config.memory_limit_mb)
     return Phases(device)
 
@@ -48,6 +50,11 @@ def start(config: Config, phases: Phases, report: Callable[[str], None] = lambda
     require_arguments(config)
     actor, supervised = starting_policy(config, collector, phases, report)
     start_hash = weights_hash(actor.network)
+    if len(set(processes.every(start_hash))) > 1:
+        raise UserError(
+            "the processes of the run have read different start weights; let BAKEOFF_CACHE and model.name be folders "
+            "that all of their machines share."
+        )
     learned = learned_reward(config, collector, actor, phases, report) if config.reward.is_learned else None
     learner = make_learner(config, actor, learned.model if learned else None, teacher_of(config, actor))
     renewal = partial(renew_reward_model, learned, config.preferences, collector, report) if learned else None

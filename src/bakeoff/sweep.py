@@ -8,8 +8,9 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -17,19 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from bakeoff.arms import Job, job_names, varied_keys
+from bakeoff.arms import Job, check_files, job_names, varied_keys
 from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
 from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
+from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
-from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, start_run
+from bakeoff.tracking import NOT_IN_CONFIG_ID, SQLITE, Tracker, commit, start_run
 from bakeoff.validation import to_config
 
 PARENT = "parent_run.json"
@@ -39,11 +42,22 @@ METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 @dataclass
 class Parent:
-    """The sweep of a folder: its MLflow run, the process id of its launch, and the keys in which its jobs differ."""
+    """The sweep of a folder.
+
+    run_id    its MLflow run
+    process   id of the process of its launch
+    varied    keys in which its jobs differ
+    host      name of the machine of its launch
+    """
 
     run_id: str
     process: int
     varied: list[str] = field(default_factory=list)
+    host: str = ""
+
+    def started_this(self) -> bool:
+        """Whether the sweep's process started this one, which then ends with it."""
+        return self.host == socket.gethostname() and self.process == os.getppid()
 
 
 def parent_run(folder: Path) -> Parent | None:
@@ -72,8 +86,12 @@ def run_sweep(
         raise UserError("hydra.sweep.subdir is set, but the jobs of a sweep have numbered folders; leave it out.")
     check_study(study)
     console.print(f"[bold]{study or 'sweep'}[/]: {len(jobs)} jobs, results in {escape(str(folder))}", highlight=False)
-    configs = composed(loader, config, jobs)
+    with console.status(f"checking the configurations of {len(jobs)} jobs"):
+        configs = composed(loader, config, jobs)
     first = configs[0]
+    if elsewhere(config.hydra.launcher):
+        for each in configs:
+            refuse_file(each.tracking.uri)
     if first.study.question:
         console.print(Text(first.study.question))
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,14 +118,18 @@ def run_sweep(
         return result
 
 
-def launch_each(overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Any], tracker: Tracker) -> None:
+def launch_each(
+    overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Sequence[JobReturn]], tracker: Tracker
+) -> None:
     """Launches jobs, given by folder. Where a process is killed, the jobs that ran are repeated, each alone.
 
     So it is known which job needs too much memory, and all others finish.
     """
     try:
-        if overrides:
-            launch(list(overrides.values()))
+        returned = launch(list(overrides.values())) if overrides else []
+        for folder, job in zip(overrides, returned, strict=True):
+            if job.status is JobStatus.FAILED and not has_ended(read(folder)):  # its process died elsewhere
+                end_killed(folder, tracker, "failed", sentence(job._return_value))
     except BrokenProcessPool:
         left = [folder for folder in overrides if not has_ended(read(folder))]
         if len(overrides) == 1:
@@ -139,6 +161,7 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
         seeds = [override for override in job.overrides if override.startswith("seed=")]
         rest = tuple(override for override in job.overrides if override not in seeds)
         if rest not in known:
+            check_files(rest, loader)
             known[rest] = loader.load_sweep_config(config, list(rest))
             with open_dict(known[rest]):
                 del known[rest]["hydra"]
@@ -146,7 +169,11 @@ def composed(loader: ConfigLoader, config: DictConfig, jobs: list[Job]) -> list[
         for seed in seeds:
             OmegaConf.update(of_seed, "seed", seed.removeprefix("seed="))
         checked = configs[tuple(job.overrides)] = to_config(of_seed)
-        check_tuned(job.overrides, checked)
+        if checked.processes > 1 or place().size > 1:
+            raise UserError(
+                f"processes is {max(checked.processes, place().size)}, but a sweep runs each job in one process; leave "
+                "processes out, or start the runs one by one."
+            )
     return [configs[tuple(job.overrides)] for job in jobs]
 
 
@@ -221,11 +248,19 @@ def covers(keys: set[str], key: str) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
-def check_tuned(overrides: list[str], config: Config) -> None:
-    """Raises UserError for `tuned=NAME` without a file: the group is optional, so Hydra would go on without it."""
-    name = next((each.removeprefix("tuned=") for each in overrides if each.startswith("tuned=")), "none")
-    if name not in ("none", config.tuned.name) and "${" not in name:  # an arm's name may hold ${model}
-        raise UserError(f"unknown choice tuned={name}; choose a file of conf/tuned, or tuned=none for the defaults.")
+def elsewhere(launcher: DictConfig) -> bool:
+    """Whether the jobs of a launcher may run on other machines than this one."""
+    return not launcher.get("one_machine", True) and launcher.get("address") != "local"
+
+
+def refuse_file(uri: str) -> None:
+    """Raises UserError for a store that is a file, for jobs on several machines: their locks do not hold there."""
+    if uri.startswith(SQLITE):
+        raise UserError(
+            f"tracking.uri is '{uri}', a file, which jobs on several machines cannot write at once; start a server "
+            "(mlflow server --backend-store-uri postgresql://USER@HOST/NAME) and set MLFLOW_TRACKING_URI to its "
+            "address, or set hydra.launcher.one_machine=true if all jobs run on this machine."
+        )
 
 
 def check_study(study: str) -> None:
@@ -263,7 +298,7 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     if earlier and tracker.new:
         store = redacted(config.tracking.uri)
         Console().print(f"the store {store} does not hold this sweep: it starts over there", markup=False)
-    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied))))
+    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied, socket.gethostname()))))
     return tracker
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -24,6 +23,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password of a server's address
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 take 12 minutes; what fails is sent later
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("PGCONNECT_TIMEOUT", "15")
+os.environ.setdefault("PGOPTIONS", "-c statement_timeout=15000")  # a table that is locked holds up no run
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,15 +36,15 @@ from omegaconf import MISSING
 
 from bakeoff.errors import UserError, first_line, redacted
 from bakeoff.files import replace_text
+from bakeoff.outbox import LOG, LOST, SENT, Entry, Outbox, read_entries, read_sent
 from bakeoff.paths import ROOT
 from bakeoff.ranges import count
 
 SQLITE = "sqlite:///"
-LOG, SENT = "tracking.jsonl", "tracking.sent"  # every entry of a run, and the number of them that its store has
-FLUSH_S = 3.0  # seconds between two batches: each is a transaction of some 0.1 s
-RETRY, PATIENCE = 30.0, 15.0  # seconds until a store that fails is asked again, and for which a run's end waits for it
+PATIENCE = 15.0  # seconds for which a run's end waits for a store that fails
 LOCKED = 2.0  # seconds after which a SQLite file counts as locked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
+MISSHAPEN = (TypeError, KeyError, AttributeError)  # errors of an entry that is no entry of ours
 ACTOR = "actor"  # the artifact folder of a registered actor
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` and `mlflow ui` answer, unless they are given another port
 BY_ARM = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}  # as the UI reads it
@@ -54,7 +55,7 @@ OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a 
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
 NOT_IN_CONFIG_ID = (
     *("seed", "arm", "study", "tuned", "tracking", "checkpoint"),
-    *("device", "threads", "deterministic", "memory_limit_mb", "hardware", "price"),
+    *("device", "threads", "processes", "shard", "deterministic", "memory_limit_mb", "hardware", "price"),
 )
 
 for noisy in ("alembic", "mlflow"):
@@ -83,21 +84,14 @@ class Tracking:
     register_model: str = ""
 
 
-NOTHING: dict[str, Any] = {"tags": {}}  # an entry that changes nothing
-LOST: dict[str, Any] = {"lost": True}  # an entry whose line was damaged
-
-
 @dataclass
 class Tracker:
-    """Writes one MLflow run. The store never ends or holds up a run: what it does not take waits in the run's folder.
-
-    Every entry is first a line of `tracking.jsonl` there, and `tracking.sent` says how many of them the store has. So
-    nothing is lost where the store is locked, away, full or deleted, and a new store gets all of it. Entries wait for
-    up to a second and go together, since a call costs some 10 ms on sqlite.
+    """Writes one MLflow run, by the outbox in the run's folder.
 
     uri      of the store
     experiment   id of the experiment that the run is in
     new      whether the run was made for this tracker, not resumed
+    ended    whether the run has ended, and only what is unsent is sent
     report   receives a message when the store fails
     command  what to type to send what is unsent in the end; none where nothing sends it
     """
@@ -108,44 +102,28 @@ class Tracker:
     uri: str
     experiment: str = ""
     new: bool = True
+    ended: bool = False
     report: Callable[[str], None] = lambda message: None
     command: str = ""
-    _entries: list[dict[str, Any]] = field(default_factory=list)  # not yet sent
-    _unwritten: list[str] = field(default_factory=list)  # lines that the folder lacks
-    _number: int = 0  # of all entries
-    _sent: int = 0
-    _flushed: float = 0.0
-    _failed: float = -math.inf
-    _problem: str = ""
 
     def __post_init__(self) -> None:
-        self._sent = read_sent(self.folder / SENT, self.run_id)
-        entries = read_entries(self.folder / LOG)
-        entries += [LOST] * (max(self._sent, not self.new) - len(entries))  # a resumed run has logged something
-        self._number = len(entries)
-        unsent = entries[self._sent :]
-        self._entries = [NOTHING if "end" in entry else entry for entry in unsent]  # it has not ended after all
-        self._remember()
-
-    def _fails(self, problem: str) -> None:
-        if not self._problem:
-            self.report(f"{problem}; training goes on, and what is to be logged waits in {self.folder / LOG}")
-        self._problem = problem
+        store, begun = redacted(self.uri), not self.new
+        self._outbox = Outbox(self.folder, self.run_id, store, self._send, self.report, begun, self.ended)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """All metrics of a step."""
         now = int(time.time() * 1000)
-        self._add({"metrics": [[name, float(value), now, step] for name, value in values.items()]})
+        self._outbox.add({"metrics": [[name, float(value), now, step] for name, value in values.items()]})
 
     def params(self, values: dict[str, Any]) -> None:
         """Parameters, at most 100 an entry, which is MLflow's limit."""
         texts = [(key, redacted(str(value))[:5000]) for key, value in values.items()]
         for start in range(0, len(texts), 100):
-            self._add({"params": dict(texts[start : start + 100])})
+            self._outbox.add({"params": dict(texts[start : start + 100])})
 
     def tags(self, values: dict[str, str]) -> None:
         """Tags; a later value replaces an earlier one."""
-        self._add({"tags": {key: redacted(value) for key, value in values.items()}})
+        self._outbox.add({"tags": {key: redacted(value) for key, value in values.items()}})
 
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
         """Appends rows to a table that the MLflow UI shows; a resumed run replaces what it logs again.
@@ -165,13 +143,13 @@ class Tracker:
         try:
             replace_text(path, json.dumps({"columns": columns, "data": data}))
         except OSError as error:
-            return self._fails(f"{path} cannot be written ({error.strerror})")
+            return self._outbox.fails(f"{path} cannot be written ({error.strerror})")
         self.artifact(path)
         self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, or every file of a folder, which must stay where it is until it is sent."""
-        self._add({"artifact": [str(path), folder]})
+        """A file in the run's folder, or every file of a folder there, which must stay until it is sent."""
+        self._outbox.add({"artifact": [os.path.relpath(path, self.folder), folder]})
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """The dataset that the run reads, for a context: training or evaluation."""
@@ -181,7 +159,7 @@ class Tracker:
             "source_type": "local",
             "source": json.dumps({"uri": source}),
         }
-        self._add({"dataset": [named, context]})
+        self._outbox.add({"dataset": [named, context]})
 
     def register(self, actor: Path, name: str) -> None:
         """Makes an actor, a folder that transformers opens, the next version of a model in the store's registry.
@@ -189,7 +167,7 @@ class Tracker:
         `mlflow.artifacts.download_artifacts("models:/NAME/VERSION")` is such a folder again.
         """
         self.artifact(actor, ACTOR)
-        self._add({"register": name})
+        self._outbox.add({"register": name})
 
     @contextmanager
     def system_metrics(self, wanted: bool) -> Iterator[None]:
@@ -219,63 +197,22 @@ class Tracker:
             self.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{key}", tag)
         return ui_page(self.uri, f"{self.experiment}/runs", viewStateShareKey=key, compareRunsMode="CHART")
 
-    def _add(self, entry: dict[str, Any]) -> None:
-        self._entries.append(entry)
-        self._unwritten.append(as_line(self._number, entry))
-        self._number += 1
-        if time.monotonic() - self._flushed > FLUSH_S:
-            self.flush()
-
     def flush(self, patience: float = 0.0) -> bool:
-        """Writes what waits to the folder and sends it; returns whether the store has everything.
+        """Sends what waits; returns whether the store has everything. See `Outbox.flush`."""
+        return self._outbox.flush(patience)
 
-        A store that fails is asked again half a minute later, or as often as `patience` seconds allow.
-        """
-        self._write()
-        deadline = time.monotonic() + patience
-        while self._entries and (patience or time.monotonic() - self._failed > RETRY):
-            try:
-                self._send()
-            except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
-                self._failed = time.monotonic()
-                self._fails(f"the store {redacted(self.uri)} does not answer ({first_line(error)})")
-            if not self._entries or time.monotonic() >= deadline:
-                break
-            time.sleep(1)
-        self._flushed = time.monotonic()
-        return not self._entries
-
-    def _write(self) -> None:
-        try:
-            if self._unwritten:
-                with (self.folder / LOG).open("a+b") as log:
-                    cut = log.tell() > 0 and log.seek(-1, os.SEEK_END) >= 0 and log.read() != b"\n"  # by a kill
-                    log.write((b"\n" * cut) + "".join(f"{line}\n" for line in self._unwritten).encode())
-                self._unwritten = []
-        except OSError as error:
-            self._fails(f"{self.folder / LOG} cannot be written ({error.strerror})")
-
-    def _send(self) -> None:
+    def _send(self, entry: Entry, number: int) -> None:
+        """Sends an entry, the last of this number; one that the store will never take is reported and left out."""
         if self.uri.startswith(SQLITE):
             require_database(Path(self.uri.removeprefix(SQLITE)))
-        while self._entries:
-            number, entry = next_entry(self._entries)
-            try:
-                deliver(self.client, self.run_id, entry, self.folder, self._sent + number)
-            except Exception as error:
-                if "artifact" in entry:
-                    self.client.get_run(self.run_id)  # raises where the store is away, so that the file is sent later
-                elif getattr(error, "error_code", "") not in REFUSALS:
-                    raise
-                self.report(f"the store refused {str(entry)[:80]} ({first_line(error)})")
-            self._entries = self._entries[number:]
-            self._sent += number
-            self._remember()
-        self._problem = ""
-
-    def _remember(self) -> None:
-        with suppress(OSError):  # at worst, entries are sent twice
-            replace_text(self.folder / SENT, json.dumps({"run": self.run_id, "lines": self._sent}))
+        try:
+            deliver(self.client, self.run_id, entry, self.folder, number)
+        except Exception as error:
+            if "artifact" in entry:
+                self.client.get_run(self.run_id)  # raises where the store is away, so that the file is sent later
+            elif getattr(error, "error_code", "") not in REFUSALS and not isinstance(error, MISSHAPEN):
+                raise
+            self.report(f"the store refused {str(entry)[:80]} ({first_line(error)})")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -294,11 +231,11 @@ class Tracker:
             self.tags({"failure": f"{type(error).__name__}: {error}"[:4900]})
             raise
         finally:
-            self._add({"end": status})
+            self._outbox.add({"end": status})
             if not self.flush(PATIENCE):
-                waiting = f"{len(self._entries)} entries are unsent, and wait in {self.folder / LOG}."
+                waiting = f"{len(self._outbox)} entries are unsent, and wait in {self.folder / LOG}."
                 again = f" To send them, type: {self.command}" if self.command else ""
-                print(redacted(f"bakeoff: {self._problem}; {waiting}{again}"), file=sys.stderr)
+                print(redacted(f"bakeoff: {self._outbox.problem}; {waiting}{again}"), file=sys.stderr)
 
 
 def require_database(path: Path) -> None:
@@ -311,21 +248,7 @@ def require_database(path: Path) -> None:
         database.rollback()
 
 
-def next_entry(entries: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """The next thing to send, and the number of entries that it covers: consecutive metrics go together."""
-    if "metrics" not in entries[0]:
-        return 1, entries[0]
-    together: list[list[Any]] = []
-    number = 0
-    for entry in entries:
-        if "metrics" not in entry:
-            break
-        together += entry["metrics"]
-        number += 1
-    return number, {"metrics": together}
-
-
-def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Path, number: int) -> None:
+def deliver(client: MlflowClient, run_id: str, entry: Entry, folder: Path, number: int) -> None:
     """Sends one entry, the last of this number, to the store; raises whatever the store raises."""
     (kind, value), *_ = entry.items()
     match kind:
@@ -338,11 +261,13 @@ def deliver(client: MlflowClient, run_id: str, entry: dict[str, Any], folder: Pa
         case "tags" if value:
             client.log_batch(run_id, tags=[RunTag(key, text) for key, text in value.items()])
         case "artifact":
-            path, at = value
-            if Path(path).is_dir():
-                client.log_artifacts(run_id, path, at)
-            elif Path(path).is_file():
-                client.log_artifact(run_id, path, at)
+            path, at = folder / value[0], value[1]
+            if not all(each.resolve().is_relative_to(folder.resolve()) for each in chain([path], path.rglob("*"))):
+                raise PermissionError("it is outside of the run's folder")  # which may come from anyone
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), at)
+            elif path.is_file():
+                client.log_artifact(run_id, str(path), at)
         case "dataset":
             dataset, context = value
             tags = [InputTag("mlflow.data.context", context)]
@@ -375,39 +300,12 @@ def ui_page(uri: str, path: str, **query: str) -> str:
     return f"{server}/#/experiments/{path}?{urlencode({'workflowType': 'machine_learning', **query})}"
 
 
-def all_metrics(client: MlflowClient, run_id: str, entries: list[dict[str, Any]], number: int) -> pa.Table:
+def all_metrics(client: MlflowClient, run_id: str, entries: list[Entry], number: int) -> pa.Table:
     """Every metric of a run: by the entries of its log, or by its store where the log lacks some of that number."""
     if LOST in entries or len(entries) < number:
         return metric_history(client, client.get_run(run_id))
     points = [point for entry in entries for point in entry.get("metrics", [])]
     return metrics_table({(name, step): value for name, value, _, step in points})
-
-
-def as_line(number: int, entry: dict[str, Any]) -> str:
-    """An entry as a line of a log: checksum, number, content."""
-    text = f"{number} {json.dumps(entry)}"
-    return f"{zlib.crc32(text.encode()):08x} {text}"
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log by their numbers; one whose line is damaged, or was not written whole, is lost."""
-    entries: dict[int, dict[str, Any]] = {}
-    with suppress(OSError):
-        for line in path.read_text(errors="replace").splitlines():
-            checksum, _, text = line.partition(" ")
-            if checksum == f"{zlib.crc32(text.encode()):08x}":
-                number, _, content = text.partition(" ")
-                entries[int(number)] = json.loads(content)
-    return [entries.get(number, LOST) for number in range(max(entries, default=-1) + 1)]
-
-
-def read_sent(path: Path, run_id: str) -> int:
-    """Number of entries that the store has of a run; zero where it is another run than the last one."""
-    try:
-        sent = json.loads(path.read_text())
-        return int(sent["lines"]) if sent["run"] == run_id else 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
 
 
 def send_unsent(tracking: Tracking, folder: Path) -> int:
@@ -419,11 +317,9 @@ def send_unsent(tracking: Tracking, folder: Path) -> int:
         return len(entries)
     if read_sent(folder / SENT, run_id) >= len(entries):
         return 0
-    tracker = Tracker(open_store(tracking)[0], run_id, folder, store_uri(tracking))
-    ends = [entry for entry in entries if "end" in entry]
-    tracker._entries += ends[-1:]
+    tracker = Tracker(open_store(tracking)[0], run_id, folder, store_uri(tracking), new=False, ended=True)
     tracker.flush(PATIENCE)
-    return len(tracker._entries)
+    return len(tracker._outbox)
 
 
 def metric_history(client: MlflowClient, run: Run) -> pa.Table:

@@ -15,12 +15,15 @@ import numpy as np
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.config import Config, config_id, digest, flatten, plain, register, task_id
-from bakeoff.errors import UserError, fail, refused
+from bakeoff.early import check_overrides
+from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
-from bakeoff.paths import CONF, study_folders, use_folder
+from bakeoff.outbox import LOG, read_entries
+from bakeoff.paths import CONF, study_folders
 from bakeoff.progress import read
-from bakeoff.tracking import LOG, commit, read_entries
+from bakeoff.tracking import commit
 from bakeoff.validation import compose
 
 RATES = "1e-6:1e-3:7"
@@ -28,8 +31,8 @@ RADIUS = 10  # a trust region has no rate; its radius is searched at this multip
 METRIC = "eval/sampled_accuracy"
 
 
-def main() -> None:
-    """Tunes every named method, and writes its file; exit code 2 for a user's mistake."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, those of this process by default; raises UserError for a mistake in them."""
     parser = argparse.ArgumentParser(
         prog="bakeoff-tune",
         description=__doc__,
@@ -41,21 +44,29 @@ def main() -> None:
     parser.add_argument("--seeds", default="100", help="tuning seeds, which a study must not report (default: 100)")
     parser.add_argument("--name", default="", help="folder in conf/tuned (default: TASK_MODEL)")
     parser.add_argument("--base", default="", help="folder in conf/tuned whose other values are kept")
-    parser.add_argument("--config-dir", "-cd", help="your folder of studies (default: the working one)")
-    arguments = parser.parse_args()
-    use_folder(arguments.config_dir)
+    add_config_dir(parser)
+    found = read_arguments(parser, arguments)
+    found.rates, found.seeds = numbers(found.rates), seeds_of(found.seeds)
+    return found
+
+
+def check(arguments: list[str]) -> None:
+    """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
+    given = parse(arguments)
+    check_overrides(["tuned=none", *given.overrides], given.config_dir, sweep=True)
+
+
+def main() -> None:
+    """Tunes every named method, and writes its file; exit code 2 for a user's mistake."""
     command = shlex.join(["bakeoff-tune", *sys.argv[1:]])
-    try:
-        with refused():
-            register()
-            rates, seeds = numbers(arguments.rates), seeds_of(arguments.seeds)
-            named = [each for each in arguments.overrides if each.startswith("algorithm=")]
-            rest = [each for each in arguments.overrides if each not in named]
-            for method in methods_of(named[-1] if named else "algorithm=grpo"):
-                name = f"{arguments.name or name_of(rest)}/{method}"
-                tune(method, name, arguments.base, rest, rates, seeds, command)
-    except UserError as error:
-        fail(error, "bakeoff-tune")
+    with answering("bakeoff-tune"):
+        arguments = parse()
+        register()
+        named = [each for each in arguments.overrides if each.startswith("algorithm=")]
+        rest = [each for each in arguments.overrides if each not in named]
+        for method in methods_of(named[-1] if named else "algorithm=grpo"):
+            name = f"{arguments.name or name_of(rest)}/{method}"
+            tune(method, name, arguments.base, rest, arguments.rates, arguments.seeds, command)
 
 
 def numbers(text: str) -> list[float]:
@@ -110,7 +121,7 @@ def tune(
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
     folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
-    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"])
+    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) or not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
@@ -118,16 +129,17 @@ def tune(
     write(path, name, key, tried, seeds, command, config, values_kept)
 
 
-def launch(overrides: list[str]) -> None:
-    """Runs a sweep in this process; a rate that diverges is an outcome."""
-    from bakeoff.__main__ import main as bakeoff
+def launch(overrides: list[str], typed: str) -> None:
+    """Runs a sweep in this process; a rate that diverges is an outcome. `typed` resumes one that is interrupted."""
+    from bakeoff.command import command
 
     GlobalHydra.instance().clear()
     sys.argv[1:] = ["-m", *overrides]
     try:
-        bakeoff()
-    except SystemExit as ended:
-        if ended.code != 2:
+        command(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if getattr(ended, "code", None) != 2:
+            ended.__notes__ = [f"To resume, type: {typed}"]  # in the place of the sweep's own command
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -86,6 +87,40 @@ def imported_file(typed: str, key: str, path: str) -> ModuleType:
             del sys.modules[name]
             raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {described(error)}.") from error
     return sys.modules[name]
+
+
+def code_hash(file: Path) -> str:
+    """The content hash of a file of code and of the modules of its folder that it imports, at any remove.
+
+    Of a file that imports none it is that of the file.
+    """
+    found, waiting = dict[Path, str](), [file.resolve()]
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found[each] = content_hash(each)
+            waiting += neighbours(each)
+    first, *others = found.items()
+    hashes = [first[1], *sorted(f"{each.name} {value}" for each, value in others)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16] if others else first[1]
+
+
+def neighbours(file: Path) -> list[Path]:
+    """The files of the modules and packages of a file's own folder that it imports; none where it is no Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):
+        return []
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in (node for node in nodes if isinstance(node, ast.ImportFrom) and node.level < 2):
+        names |= {node.module} if node.module else {alias.name for alias in node.names}  # from . import x
+    tops = sorted({name.partition(".")[0] for name in names})
+    return [
+        each
+        for top in tops
+        for each in (file.parent / f"{top}.py", *(file.parent / top).rglob("*.py"))
+        if each.is_file()
+    ]
 
 
 def require_loggable(path: str, key: str) -> None:

@@ -10,15 +10,20 @@ from typing import Any, get_type_hints
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from bakeoff.algorithm import AXES
+from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep
+from bakeoff.algorithm.optimizer import Adafactor, Optimizer, Trpo
 from bakeoff.config import Config, Mode
-from bakeoff.device import choose_device
+from bakeoff.device import HOST, choose_device
+from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.rounded import Rounded
+from bakeoff.engine.vllm import Vllm, require_vllm
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import SCRATCH, Precision
+from bakeoff.nearest import unknown
 from bakeoff.paths import CONF
+from bakeoff.processes import place
 from bakeoff.ranges import Range
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
@@ -39,6 +44,7 @@ def to_config(cfg: DictConfig) -> Config:
         config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     validate(config)
+    config.processes = max(config.processes, place().size)
     return config
 
 
@@ -52,7 +58,7 @@ def faults(node: DictConfig, group: str = "") -> Iterator[str]:
     groups = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
     for name in node:
         if name not in schema:
-            yield f"unknown key {group}{name!s}; valid keys are {', '.join(schema)}."
+            yield unknown("key", str(name), schema, group)
     nested = {name for name in schema if name in node and is_dataclass(OmegaConf.get_type(node, name))}
     for name, field in sorted(schema.items(), key=lambda item: item[0] in nested):
         key = f"{group}{name}"
@@ -83,14 +89,21 @@ def outside(span: Range, key: str, value: Any) -> Iterator[str]:
 
 def validate(config: Config) -> None:
     """Raises UserError for the first settings that do not go together."""
-    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns):
+    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns, impossible_processes):
         for sentence in refusals(config):
             raise UserError(sentence)
+    here = place()
+    others = config.processes - 1 if config.mode is not Mode.predict else 0
+    device = choose_device(config.device, here.local if here.size > 1 else others)
+    if config.model.attention == "flex_attention" and device == HOST:
+        raise UserError(
+            f"model.attention is flex_attention, whose backward pass exists on GPUs alone, but the device is {device}; "
+            "set it to sdpa, or run on a GPU."
+        )
     if config.model.architecture:
         from bakeoff.model.build import check_architecture  # 3 s, which other errors need not wait for
 
         check_architecture(config.model)
-    device = choose_device(config.device)
     if config.measure.memory_snapshot and not has_allocator(device):
         raise UserError(
             f"measure.memory_snapshot is true, but the device is {device}, whose allocator keeps no history; set it to "
@@ -98,12 +111,17 @@ def validate(config: Config) -> None:
         )
 
 
+def optimizers(algorithm: Algorithm) -> dict[str, Optimizer]:
+    """The options of step by their keys: the actor's, and that of a critic of its own."""
+    found: dict[str, Optimizer] = {"algorithm.optimizer": algorithm.optimizer}
+    if isinstance(algorithm.critic, OwnStep):
+        found["algorithm.critic.optimizer"] = algorithm.critic.optimizer
+    return found
+
+
 def impossible_values(config: Config) -> Iterator[str]:
     """Sizes that do not fit each other."""
     algorithm, batch = config.algorithm, config.batch
-    optimizers = {"algorithm.optimizer": algorithm.optimizer}
-    if isinstance(algorithm.critic, OwnStep):
-        optimizers["algorithm.critic.optimizer"] = algorithm.critic.optimizer
     if set(config.tracking.register_model) & set("/:"):
         yield (
             f"tracking.register_model is '{config.tracking.register_model}', but the name of a registered model must "
@@ -118,7 +136,7 @@ def impossible_values(config: Config) -> Iterator[str]:
             "checkpoint.adapter is true, but model.name is 'scratch' and sft.steps is 0, so the adapter's base is "
             "not saved; set checkpoint.adapter=false."
         )
-    for key, option in optimizers.items():
+    for key, option in optimizers(algorithm).items():
         if option.minibatches > batch.prompts:
             yield (
                 f"{key}.minibatches is {option.minibatches}, but a rollout has only {batch.prompts} groups "
@@ -203,6 +221,8 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"engine is rounded, which copies all weights, but model.lora.rank is {config.model.lora.rank}; choose "
             "engine=embedded or model.lora.rank=0."
         )
+    if isinstance(config.engine, Vllm) and config.mode is not Mode.predict:
+        require_vllm()
     if config.lag and config.offload:
         yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set one of them only."
     yield from impossible_teachers(config)
@@ -278,6 +298,55 @@ def impossible_turns(config: Config) -> Iterator[str]:
             f"mode is advantage_quality, which continues a completion from each of its tokens, but the task {name} has "
             "several turns; choose mode=gradient_quality, or a task of one turn."
         )
+
+
+def impossible_processes(config: Config) -> Iterator[str]:
+    """Many processes for too few prompts, and what only one can do."""
+    algorithm, processes, here = config.algorithm, config.processes, place().size
+    if here > 1 and processes not in (1, here):
+        yield f"processes is {processes}, but {here} processes were started; set processes={here}."
+    processes = max(processes, here)
+    if processes == 1:
+        if config.shard:
+            yield "shard is true, but processes is 1: nobody holds the other parts; set processes, or shard=false."
+        return
+    for key, optimizer in optimizers(algorithm).items():
+        fewest = config.batch.prompts // optimizer.minibatches
+        if fewest < processes:
+            yield (
+                f"processes is {processes}, and every process needs a prompt of every minibatch, but one has {fewest}: "
+                f"batch.prompts is {config.batch.prompts}, and {key}.minibatches {optimizer.minibatches}; change one "
+                "of the three."
+            )
+    yield from impossible_shards(config)
+    if isinstance(config.engine, Vllm):
+        yield f"engine is vllm, which decodes for one process, but processes is {processes}; set engine=embedded."
+    if config.mode in QUALITY:
+        yield f"mode is {config.mode.value}, which measures in one process, but processes is {processes}; set it to 1."
+    if ":" in config.device:
+        yield f"device is {config.device}, which is one GPU, but processes is {processes}; choose device=auto."
+
+
+def impossible_shards(config: Config) -> Iterator[str]:
+    """What needs whole weights where processes hold parts of them."""
+    algorithm = config.algorithm
+    if not config.shard:
+        return
+    whole = {
+        f"model.lora.rank is {config.model.lora.rank}, whose base is frozen": config.model.lora.rank > 0,
+        "algorithm/critic is adapter, whose base is another model's": isinstance(algorithm.critic, Adapter),
+        "algorithm/optimizer is trpo, whose vectors are of whole weights": isinstance(algorithm.optimizer, Trpo),
+        "an optimizer is adafactor, whose state is of whole rows and columns": any(
+            isinstance(each, Adafactor) for each in optimizers(algorithm).values()
+        ),
+        "offload is true, which moves whole weights": config.offload,
+        f"lag is {config.lag}, which keeps whole old weights": config.lag > 0,
+        "algorithm/kl_to_reference renews whole weights": algorithm.kl_to_reference.iteration_updates > 0,
+        f"engine is {type(config.engine).__name__.lower()}, which copies whole weights": type(config.engine)
+        is not Embedded,
+    }
+    for reason in (reason for reason, holds in whole.items() if holds):
+        yield f"shard is true, but {reason}; set shard=false, or choose otherwise."
 
 
 def option(config: Config, axis: str) -> str:

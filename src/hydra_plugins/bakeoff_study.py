@@ -60,14 +60,13 @@ class StudySweeper(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from bakeoff.arms import Job, grid
+        from bakeoff.arms import jobs_of
         from bakeoff.sweep import run_sweep
 
-        sweeper, loader = self.config.hydra.sweeper, self.hydra_context.config_loader
-        if sweeper.search:
-            jobs = [Job(arguments, arguments)] * sweeper.search.n_trials  # without the values that the search chooses
+        loader = self.hydra_context.config_loader
+        jobs = jobs_of(self.config, arguments, loader)
+        if self.config.hydra.sweeper.search:
             return run_sweep(self.config, loader, jobs, lambda _: self.inner.sweep(arguments))
-        jobs = grid(sweeper, arguments, loader)
         launcher = self.launcher
         assert launcher is not None
         return run_sweep(self.config, loader, jobs, lambda each: launcher.launch(each, initial_job_idx=0))

@@ -193,7 +193,7 @@ def test_the_gradient_of_the_value_loss_is_that_of_finite_differences(fixed):
     critic = compose("algorithm=ppo", "algorithm.critic.value_clip=0.2").algorithm.critic
     returns, old = values.flip(0), values + 0.15 * values.flip(1)
     inputs = values.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: value_loss(critic, v, old, returns, mask, mask.sum()), inputs)
+    assert torch.autograd.gradcheck(lambda v: value_loss(critic, v, old, returns, mask, mask.sum()).value_loss, inputs)
 
 
 def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
@@ -202,8 +202,20 @@ def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
     plain = compose("algorithm=ppo").algorithm.critic
     clipped = compose("algorithm=ppo", "algorithm.critic.value_clip=0.2").algorithm.critic
     arguments = (one, 0 * one, 3 * one, one.bool(), one.sum())
-    assert value_loss(plain, *arguments).item() == pytest.approx(2.0)
-    assert value_loss(clipped, *arguments).item() == pytest.approx(3.92)
+    assert value_loss(plain, *arguments).value_loss.item() == pytest.approx(2.0)
+    assert value_loss(plain, *arguments).value_clip_fraction is None
+    assert value_loss(clipped, *arguments).value_loss.item() == pytest.approx(3.92)
+
+
+def test_the_value_clip_has_a_rate_of_the_tokens_on_which_it_stops_the_gradient():
+    """Values that have moved past the clip towards the return, away from it, within it, and padding."""
+    critic = compose("algorithm=ppo", "algorithm.critic.value_clip=0.2").algorithm.critic
+    values = torch.tensor([[1.0, -1.0, 0.1, 5.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, True, False]])
+    found = value_loss(critic, values, torch.zeros(1, 4), torch.full((1, 4), 3.0), mask, mask.sum())
+    found.value_loss.backward()
+    assert found.value_clip_fraction.item() == pytest.approx(1 / 3)
+    assert (values.grad[0] == 0).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -263,7 +275,10 @@ def test_tokens_that_the_policy_did_not_write_change_no_loss_gradient_target_or_
         if returns is not None:
             tokens.append(returns)
             critic = (each["values"] + 1, each["values"], returns, each["mask"], each["mask"].sum())
-            scalars += [value_loss(algorithm.critic, *critic), explained_variance(each["values"], *critic[2:4])]
+            scalars += [
+                value_loss(algorithm.critic, *critic).value_loss,
+                explained_variance(each["values"], *critic[2:4]),
+            ]
         assert logprobs.grad[~each["mask"]].abs().max() == 0
         found.append(([x[each["mask"]] for x in tokens], torch.stack(scalars)))
     (mine, scalars), (its, others) = found

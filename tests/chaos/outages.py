@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -154,6 +157,53 @@ def equal_on(port: int, undisturbed: Path) -> None:
     equal(MlflowClient(tracking_uri=f"http://127.0.0.1:{port}"), undisturbed)
 
 
+@contextmanager
+def postgres() -> Iterator[tuple[str, Callable[[str], None]]]:
+    """A cluster of PostgreSQL while the context is open: its address, and what starts and stops it."""
+    port, user = free_port(), {"user": "postgres"} if os.getuid() == 0 else {}  # it refuses to run as root
+    folder = tempfile.mkdtemp(dir="/tmp")
+    if user:
+        shutil.chown(folder, **user)
+
+    def control(*words: str) -> None:
+        subprocess.run(
+            [str(POSTGRES / words[0]), "-D", f"{folder}/data", *words[1:]], cwd=folder, check=True, **HUSH, **user
+        )
+
+    def server(action: str) -> None:
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        control("pg_ctl", "-w", "-m", "fast", "-l", f"{folder}/log", "-o", options, action)
+
+    control("initdb", "-U", "me", "-A", "trust")
+    server("start")
+    try:
+        yield f"postgresql://me:secret@127.0.0.1:{port}/postgres", server
+    finally:
+        server("restart")  # it may be stopped
+        server("stop")
+        shutil.rmtree(folder)
+
+
+def restarted_postgres(cwd: Path, undisturbed: Path, back: bool = True) -> None:
+    """PostgreSQL stops in update 3, and starts again in update 5 or when the run has ended."""
+    with postgres() as (uri, server):
+        with waiting(place(cwd), *RUN, f"tracking.uri={uri}", updates=(3, 5)) as run:
+            server("stop")
+            run.go(3)
+            run.reaches(5)
+            if back:
+                server("start")
+            run.go(5)
+            ends(run.end(), unsent=not back)
+        if not back:
+            server("start")
+            finished(cwd, "resume=out", before=[partial(with_store, uri)])
+        equal(MlflowClient(tracking_uri=uri), undisturbed)
+
+
+FOUND = [*sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")), shutil.which("initdb")]
+POSTGRES = Path(next(filter(None, reversed(FOUND)), "")).parent
+HUSH = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 KINDS = {
     "SQLite locked for a minute": lock_of_a_minute,
     "SQLite locked until the run has ended": lock_beyond_the_end,
@@ -162,6 +212,11 @@ KINDS = {
     "an MLflow server stopped and started again": restarted_server,
     "an MLflow server stopped until the run has ended": absent_server,
 }
+if any(FOUND) and importlib.util.find_spec("psycopg"):
+    KINDS |= {
+        "PostgreSQL stopped and started again": restarted_postgres,
+        "PostgreSQL stopped until the run has ended": partial(restarted_postgres, back=False),
+    }
 
 
 def attacks(folder: Path) -> list[Attack]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-SHORT = ["budget.limit=64", "evaluation.every=9", "task.heldout=8", "checkpoint.every=0", "sft.steps=1", "sft.batch=8"]
+SHORT = ["budget.limit=64", "evaluation.every=9", "task.heldout=8", "checkpoint.every=0"]
+SHORT += ["sft={steps: 1, batch: 8, accuracy: 0}"]
 SMALL = ["batch.prompts=4", "batch.group_size=4", *SHORT]
 
 
@@ -41,6 +42,19 @@ def test_a_prediction_for_a_device_states_seconds_hours_and_price(command, tmp_p
     assert min(phases) > 0
     hours = run.data.metrics["time/predicted_hours"]
     assert hours == pytest.approx(4 * (sum(phases) - hours) / 3600)
+
+
+def test_methods_are_predicted_side_by_side(command, tmp_path):
+    side_by_side = ("algorithm=ppo,grpo", "hardware=l4", "price=3.5", *SMALL)
+    result = command(*side_by_side, module="bakeoff.predict_command")
+    assert result.returncode == 0, result.stderr
+    cells = {tuple(line.split()[:-2]): line.split()[-2:] for line in result.stdout.splitlines()}
+    assert ("ppo", "grpo") in [tuple(line.split()) for line in result.stdout.splitlines()]
+    for row in (("in", "all", "fits", "L4"), ("updates",), ("hours",), ("price",), ("seconds", "an", "update")):
+        assert len(cells[row]) == 2, row
+    assert float(cells["hours",][0]) > float(cells["hours",][1]), "a critic costs"
+    assert re.search(r"^ +critic +[\d.]+ MB *$", result.stdout, re.MULTILINE), "PPO's, and none of GRPO's"
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_an_unknown_model_is_refused_in_one_sentence(command):
@@ -99,7 +113,8 @@ def test_predicted_memory_is_logged_beside_measured_memory(command, tmp_path):
 
 def test_the_critic_page_leads_with_the_cost_of_the_critic(command, report, tmp_path):
     """A small study of trained arms and predicted groups; its page states the cost of the critic first."""
-    short = ["batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=1"]
+    short = ["batch.prompts=4", "batch.group_size=4", "task.heldout=16", "evaluation.every=1"]
+    short += ["sft={steps: 3, accuracy: 0}"]
     few = ["budget={unit: updates, limit: 2}", "micro_tokens=128", "hydra/launcher=basic"]
     few += ["++model.architecture.num_hidden_layers=1", "algorithm.optimizer.epochs=1"]
     ran = command("sweeps=critic", "arm=critic_none,critic_separate", "seed=1,2", *short, *few)

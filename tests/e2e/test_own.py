@@ -69,6 +69,23 @@ def test_its_study_has_a_page_without_code_of_its_own(project, report, monkeypat
     assert "my_study.html" in made.stdout
 
 
+def test_its_page_has_a_notebook_and_its_claim_is_tested(project, report, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+    for what in ("my_study", "claims"):
+        made = report(what, "--config-dir", str(project))
+        assert made.returncode == 0, made.stderr
+    assert "my_study.ipynb" in (tmp_path / "reports" / "my_study.html").read_text()
+    assert "PPO solves more of my problems than GRPO" in (tmp_path / "reports" / "claims.md").read_text()
+
+
+def test_a_report_without_a_store_makes_none_and_says_where_it_looked(report, tmp_path):
+    for arguments in ((), ("--latest",), ("methods",), ("--all",)):
+        refused = report(*arguments)
+        assert refused.returncode == 2
+        assert str(tmp_path / "mlflow.db") in refused.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("what", ["sweep/0", "sweep/0/actor"])
 def test_what_a_run_leaves_is_scored(project, what):
     scored = call("bakeoff.evaluate", (what, "--samples", "4"), project)

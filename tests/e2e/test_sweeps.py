@@ -21,6 +21,7 @@ from tests.stored import tracking
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
+    "sft.accuracy=0",  # whose measurement takes longer than the steps
     "++model.architecture.num_hidden_layers=1",
 ]
 
@@ -119,12 +120,23 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["algoritm=ppo"], ["algoritm"]),
-        (["algorithm=gppo"], ["unknown choice algorithm=gppo; valid choices are", "ppo_kl"]),
-        (["algorithm.optimizer.lrr=1"], ["unknown key algorithm.optimizer.lrr; valid keys are", "epochs"]),
+        (["algoritm=ppo"], ["unknown key algoritm", "did you mean algorithm?"]),
+        (["algorithm=gppo"], ["unknown choice algorithm=gppo; valid choices are", "did you mean algorithm=ppo?"]),
+        (["algorithm.optimizer.lrr=1"], ["unknown key algorithm.optimizer.lrr; valid keys are", "epochs", "mizer.lr?"]),
+        (["group_size=4"], ["unknown key group_size", "did you mean batch.group_size?"]),
+        (["bacth.prompts=4"], ["unknown key bacth", "did you mean batch.prompts?"]),
+        (["+batch.promts=4"], ["unknown key batch.promts; valid keys are prompts, group_size; did you mean batch.pr"]),
+        (["algorithm/objectiv=clip"], ["did you mean algorithm/objective?"]),
+        (["hydra/lancher=joblib"], ["did you mean hydra/launcher?"]),
+        (["budget.unit=update"], ["budget.unit: Invalid value 'update'", "did you mean updates?"]),
+        (["grpo"], ["'grpo' is no KEY=VALUE; did you mean algorithm=grpo?"]),
+        (["seed=1", "--mutlirun"], ["unknown option --mutlirun; did you mean --multirun?"]),
+        (["algorithm=grpo", "-m", "algorithm.optimizer.lrr=1,2"], ["did you mean algorithm.optimizer.lr?"]),
+        (["protocol=sort_tin"], ["unknown choice protocol=sort_tin", "did you mean protocol=sort_tiny?"]),
         (["task.digits=ten"], ["ten", "task.digits"]),
         (["sweeps=typo"], ["unknown choice sweeps=typo; valid choices are", "methods"]),
         (["sweeps=critic", "arm=typo"], ["unknown arm typo; valid arms are critic_none"]),
+        (["sweeps=critic", "arm=critic_non"], ["did you mean critic_none?"]),
         (["arm=critic_none"], ["unknown arm critic_none; arms belong to a study, which sweeps=NAME chooses"]),
         (["sweeps=critic", "arm=critic_none", "hydra.mode=RUN"], ["arm=critic_none needs a sweep"]),
         (["tuned=sort_tiny/typo"], ["unknown choice tuned=sort_tiny/typo"]),
@@ -241,7 +253,7 @@ def test_a_report_on_an_unknown_study_lists_what_there_is(report):
 
 
 def test_the_reward_models_stage_alone(command, tmp_path):
-    few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3", "sft.steps=3"]
+    few = ["preferences.pairs=32", "preferences.heldout=16", "preferences.steps=3", "sft={steps: 3, accuracy: 0}"]
     ran = command(*few, module="bakeoff.reward_model")
     assert ran.returncode == 0, ran.stderr
     assert "of 16 held-out pairs right" in ran.stdout
@@ -293,7 +305,8 @@ def test_optuna_searches_a_rate(command, tmp_path):
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
 
 
-FEW = ["mode=predict", "model=tiny", "task=sort", "batch.prompts=4", "batch.group_size=2", "hydra/launcher=basic"]
+SMALL = ["mode=predict", "batch.prompts=4", "sft.steps=0", "++model.architecture.num_hidden_layers=1"]
+FEW = [*SMALL, "model=tiny", "task=sort", "batch.group_size=2", "hydra/launcher=basic"]
 
 
 def test_a_run_carries_its_arm_and_how_its_values_were_tuned(command, tmp_path):
@@ -343,7 +356,7 @@ def test_a_study_and_a_method_of_the_user_run_from_their_own_folder(how, command
     if how == "variable":
         monkeypatch.setenv("BAKEOFF_STUDIES", str(folder))
     arguments = ["--config-dir", str(folder)] if how == "--config-dir" else []
-    ran = command(*arguments, "sweeps=mine", "mode=predict", "batch.prompts=4", "hydra/launcher=basic")
+    ran = command(*arguments, "sweeps=mine", *SMALL, "hydra/launcher=basic")
     assert ran.returncode == 0, ran.stderr
     _, runs = runs_in(tmp_path)
     assert {run.data.tags["study"] for run in runs} == {"mine"}

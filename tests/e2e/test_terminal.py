@@ -1,6 +1,7 @@
 """What a person sees: the one screen, completion, the live views at 80 columns, interrupts, and the UI's addresses."""
 
 import fcntl
+import io
 import os
 import pty
 import select
@@ -25,7 +26,7 @@ from tests.stored import tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
-    *("batch.prompts=4", "batch.group_size=2", "sft.steps=2", "task.heldout=8", "threads=1"),
+    *("batch.prompts=4", "batch.group_size=2", "sft={steps: 2, accuracy: 0}", "task.heldout=8", "threads=1"),
     *("checkpoint.every=0", "evaluation.every=2", "budget={unit: updates, limit: 3}"),
 ]
 
@@ -95,6 +96,12 @@ def test_every_key_and_choice_is_printed_with_its_meaning_on_request():
     assert "bakeoff --help all" in bakeoff("--help", "nonsense").stdout
 
 
+def test_help_lists_the_choices_of_the_users_folder(tmp_path):
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "my_task.yaml").write_text("defaults: [sort]\n")
+    assert "my_task" in bakeoff("--help", "task", "--config-dir", str(tmp_path)).stdout
+
+
 def test_the_version_is_that_of_the_package():
     from importlib.metadata import version
 
@@ -113,6 +120,75 @@ def test_completion_imports_no_torch_and_knows_groups_keys_and_studies():
     )
     assert "batch.group_size=" in completed("bakeoff batch.gr")
     assert "sweeps=methods" in completed("bakeoff sweeps=me")
+
+
+EARLY = """
+import contextlib, io, sys
+from bakeoff import early
+for line in sys.stdin:
+    command, module, *arguments = line.split()
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = early.refusal(command, module, arguments)
+    print(code, " ".join(said.getvalue().split()))
+"""
+MISTAKES = {
+    "bakeoff bakeoff.command algorithm=grop": "did you mean algorithm=grpo?",
+    "bakeoff bakeoff.command algorithm=grpo -m seed=1,2 batch.prompts=0": "batch.prompts is 0",
+    "bakeoff bakeoff.command -m algorithm=ppo,grop": "unknown choice algorithm=grop",
+    "bakeoff bakeoff.command --cofnig-dir=x": "did you mean --config-dir?",
+    "bakeoff-tune bakeoff.tune algorithm=ppo,grpo --rats 1e-3": "unknown option --rats; did you mean --rates?",
+    "bakeoff-tune bakeoff.tune algorithm=ppo,gppo task=sort --rates 1e-3": "unknown choice algorithm=gppo",
+    "bakeoff-predict bakeoff.predict_command algorithm=ppo,grop": "bakeoff-predict: unknown choice algorithm=grop",
+    "bakeoff-evaluate bakeoff.evaluate outputs/x --sampels=3": "did you mean --samples?",
+    "bakeoff-report bakeoff.report.__main__ --latset": "unknown option --latset; did you mean --latest?",
+    "bakeoff-reward-model bakeoff.reward_model preferences.pair=3": "did you mean preferences.pairs?",
+}
+RIGHT = [
+    "bakeoff bakeoff.command algorithm=grpo seed=3 reward.functions={./mine.py:f:0.1}",
+    "bakeoff bakeoff.command sweeps=arena seed=1",
+    "bakeoff bakeoff.command -m sweeps=tuning",
+    "bakeoff bakeoff.command --cfg job algorithm=ppo",
+    "bakeoff-tune bakeoff.tune --rates 1e-3,1e-4 algorithm=ppo,trpo task=sort --base sort_tiny",
+    "bakeoff-predict bakeoff.predict_command --fits 80 arm=grpo_lora,ppo_lora micro_tokens=4096",
+    "bakeoff-evaluate bakeoff.evaluate outputs/x --samples=3 task.extract=whole",
+]
+
+
+def test_a_mistake_is_refused_before_torch_is_there_and_what_is_right_is_not():
+    lines = "\n".join([*MISTAKES, *RIGHT])
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", EARLY], input=lines, capture_output=True, text=True
+    )
+    answers = shown.stdout.splitlines()
+    assert len(answers) == len(MISTAKES) + len(RIGHT), shown.stderr[-2000:]
+    for (line, words), answer in zip(MISTAKES.items(), answers, strict=False):
+        assert answer.startswith("2 "), (line, answer)
+        assert words in answer, (line, answer)
+    assert [answer for answer in answers[len(MISTAKES) :] if answer != "0 "] == []
+    assert "torch._tensor" not in shown.stderr, "the real one imports it; a stand-in has what is asked for alone"
+
+
+def test_a_command_that_is_refused_early_ends_with_one_sentence():
+    shown = bakeoff("algorithm=grop")
+    assert shown.returncode == 2
+    (sentence,) = shown.stderr.splitlines()
+    assert sentence.endswith("did you mean algorithm=grpo?")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_word_of_a_table_is_cut(width):
+    words = ["reinforce_pp_baseline", "0.94 [0.81, 0.99]", "−0.003 [−0.017, +0.012]: equivalent (within ±0.02)", "1 MB"]
+    names = ["method", "held-out accuracy, greedy [95 %]", "against grpo, greedy", "training time", "peak memory"]
+    table = plain_table("PPO or [red]GRPO[/]?", names[:1], names[1:])
+    table.add_row(*words, words[1])
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert set(" ".join([*names, *words]).split()) <= set(text.split())
+    assert "[red]" in text
+    assert text.count("reinforce_pp_baseline") == text.count("method"), "each part names its rows"
 
 
 def test_a_run_shows_itself_on_a_terminal_and_an_interrupt_names_the_command_that_resumes_it(tmp_path):
@@ -143,7 +219,7 @@ def test_what_a_message_quotes_is_never_markup(text, tmp_path, capsys):
     progress.show(text)
     progress.show(plain_table(text, ("",)))
     shown = capsys.readouterr().out
-    assert shown.count(text) == 2
+    assert shown.count(text) == 3
     names, folders = [text], [tmp_path]
     progress.end("done")
     with watching(names, folders, Console(width=80)):

@@ -10,12 +10,15 @@ from bakeoff.algorithm.divergence import Diverged, require_finite
 from bakeoff.batch import Example
 from bakeoff.engine import ENGINES
 from bakeoff.engine.embedded import truncated
-from bakeoff.engine.engine import Engine, Generated, Request, Sampling, make_rollout
+from bakeoff.engine.engine import Engine, Generated, Request, Sampling, StaleWeights, make_rollout
 from bakeoff.engine.rounded import Rounded
+from bakeoff.engine.vllm import Vllm
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
+from bakeoff.model.weights import weights_version
 from bakeoff.randomness import derive
+from bakeoff.rows import select
 from tests.conftest import compose, loop_of, update_of
 from tests.passes import completion_logits
 
@@ -39,7 +42,7 @@ class Uncached(Engine):
         ids, logprobs = torch.zeros(2, len(prompts.texts) * completions, request.max_tokens)
         for row in range(len(ids)):
             read = prompts.ids[row // completions][prompts.attention[row // completions]].tolist()
-            draws = torch.Generator().manual_seed(derive(request.seed, "completion", row))
+            draws = torch.Generator().manual_seed(derive(request.seed, "completion", request.first + row))
             for step in range(request.max_tokens):
                 logits = self.network(input_ids=torch.tensor([read])).logits[:, -1] / sampling.temperature
                 weights = truncated(logits.softmax(-1), sampling.top_k, sampling.top_p)
@@ -55,27 +58,45 @@ class Uncached(Engine):
 
 
 EVERY = ENGINES | {"uncached": Uncached}
-NATS = {Rounded: 0.05}  # how far an engine's log-probs may be from the policy's; 1e-5 for all others
+NATS = {Rounded: 0.05, Vllm: 1e-4}  # how far an engine's log-probs may be from the policy's; 1e-5 for all others
+# attention of 32 dimensions a head, the fewest that vLLM's kernel on the CPU computes
+HEADS = ["model.architecture.num_attention_heads=2", "model.architecture.num_key_value_heads=2"]
 
 
 @pytest.fixture(params=EVERY)
 def engine(request) -> Engine:
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="`make vllm-test` runs it")
+        return Vllm(cache_mb=64)
     return EVERY[request.param]()
 
 
 @pytest.fixture
 def policy():
     """A policy that the test may change; short completions are likely."""
-    policy = build(compose().model, seed=3)
+    policy = build(compose(*HEADS).model, seed=3)
     policy.network.eval()
     return policy
 
 
-def completed(engine, policy, completions=3, max_tokens=6, seed=0, greedy=False, stop=(), **sampling):
+def asked(policy, completions=3, max_tokens=6, seed=0, greedy=False, stop=(), **sampling):
+    prompts = encode(policy, [Example(text, "") for text in TEXTS], [])
+    return Request(prompts, completions, Sampling(**sampling), max_tokens, seed, greedy, stop)
+
+
+def completed(engine, policy, **options):
+    engine.load(policy)
+    request = asked(policy, **options)
+    return make_rollout(policy, request, engine.generate(request))
+
+
+def test_a_part_of_a_request_generates_what_the_whole_would_there(engine, policy):
     engine.load(policy)
     prompts = encode(policy, [Example(text, "") for text in TEXTS], [])
-    request = Request(prompts, completions, Sampling(**sampling), max_tokens, seed, greedy, stop)
-    return make_rollout(policy, request, engine.generate(request))
+    whole = Request(prompts, 3, Sampling(), 6, seed=1)
+    part = replace(whole, prompts=select(prompts, slice(1, 3)), first=3)
+    completions = [make_rollout(policy, each, engine.generate(each)).completions for each in (whole, part)]
+    assert completions[1] == completions[0][3:]
 
 
 def test_completions_of_a_prompt_are_consecutive_and_within_the_budget(engine, policy):
@@ -147,6 +168,19 @@ def test_load_takes_the_current_weights(engine, policy):
     assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=NATS.get(type(engine), 1e-5))
 
 
+def test_completions_of_weights_that_have_moved_since_are_refused(engine, policy):
+    """An engine without a copy has none that could be old."""
+    rollout, request = completed(engine, policy), asked(policy)
+    assert (rollout.version is None) == (not isinstance(engine, Rounded | Vllm))
+    with torch.no_grad():
+        next(iter(policy.parameters())).add_(1e-3)
+    generated = engine.generate(request)
+    if rollout.version is not None:
+        with pytest.raises(StaleWeights, match="must load the policy after every step"):
+            make_rollout(policy, request, generated)
+    assert completed(engine, policy).version in (None, weights_version(policy))
+
+
 def test_sampling_with_weights_that_are_not_finite_raises_diverged(engine, policy):
     with torch.no_grad():
         policy.network.get_output_embeddings().weight.fill_(torch.nan)
@@ -158,7 +192,7 @@ def test_sampling_with_weights_that_are_not_finite_raises_diverged(engine, polic
 def test_the_first_minibatch_on_its_completions_is_on_policy(engine, method):
     """If the engine's log-probs are not exact, the training forward computes them again."""
     few = ["tuned=none", "batch.prompts=2", "batch.group_size=2", "sft.steps=0", "task.heldout=2", "task.digits=2"]
-    loop = loop_of(compose(*few, "task.max_new_tokens=3", f"algorithm={method}"))
+    loop = loop_of(compose(*few, *HEADS, "task.max_new_tokens=3", f"algorithm={method}"))
     loop = replace(loop, collector=replace(loop.collector, engine=engine))
     metrics = update_of(loop)
     assert metrics["policy/first_ratio_error"] < 1e-4

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,13 @@ import torch
 
 from bakeoff.config import config_id
 from bakeoff.errors import UserError
+from bakeoff.files import content_hash
 from bakeoff.learner.sft import made_once, start_identity
 from bakeoff.model.weights import save, weights_hash
 from bakeoff.start import prepare, start
+from bakeoff.task.dataset import Dataset
+from bakeoff.task.table import Format, read_table, rows_hash
+from bakeoff.user_code import code_hash
 from tests.conftest import compose
 
 FEW = ("model=tiny", "sft.steps=2", "sft.batch=8", "task.heldout=4", "task.max_new_tokens=4", "algorithm=grpo")
@@ -97,3 +102,55 @@ def test_a_users_reward_counts_by_the_content_of_its_file(tmp_path, monkeypatch)
     before = config_id(config)
     source.write_text(source.read_text().replace("len(c)", "len(c) + 1"))
     assert config_id(config) != before
+
+
+def test_the_modules_that_a_users_file_imports_count_too(tmp_path):
+    """Neighbours at any remove, a package, in a circle; a module beside them that none imports does not count."""
+    texts = {
+        "mine.py": "import lengths, re\nfrom shares import tenth\n",
+        "lengths.py": "from shares import tenth\n",
+        "shares/__init__.py": "from shares.parts import tenth\n",
+        "shares/parts.py": "import lengths\ntenth = 0.1\n",
+        "other.py": "tenth = 0.1\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in texts:
+        before = code_hash(tmp_path / "mine.py")
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        assert (code_hash(tmp_path / "mine.py") != before) == (name != "other.py"), name
+    assert code_hash(tmp_path / "other.py") == content_hash(tmp_path / "other.py")
+    copied = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}_copy"))
+    assert code_hash(copied / "mine.py") == code_hash(tmp_path / "mine.py"), "where it stands does not count"
+
+
+def test_a_neighbour_of_a_users_reward_counts_in_the_identity_of_a_configuration(tmp_path):
+    (tmp_path / "shares.py").write_text("tenth = 0.1\n")
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "from shares import tenth\n\ndef f(completions, **columns):\n    return [tenth] * len(completions)\n"
+    )
+    config = compose(f"reward.functions={{{source}:f: 1.0}}")
+    before = config_id(config)
+    (tmp_path / "shares.py").write_text("tenth = 0.2\n")
+    assert config_id(config) != before
+
+
+class OfTheHub(Dataset):
+    """Data of the Hub as a test without a network can have it: read from a file that is gone since."""
+
+    def files(self):
+        return {key: path for key, path in super().files().items() if Path(path).exists()}
+
+
+def test_data_of_the_hub_counts_by_what_was_read(tmp_path):
+    def identity(answer):
+        path = Path(pairs(tmp_path / "of the hub", answer))
+        task = OfTheHub(path=str(path), heldout=4)
+        task._fingerprints["path"] = rows_hash(read_table("task.path", str(path), Format.auto, "", "", ""))
+        path.unlink()
+        return config_id(replace(compose(), task=task))
+
+    assert identity("{}") == identity("{}") != identity("9{}")

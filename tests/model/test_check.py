@@ -1,6 +1,7 @@
 """Models with awkward features: each passes the check at loading, or is refused in a sentence."""
 
 import json
+from datetime import datetime
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from bakeoff.engine.check import check_model
 from bakeoff.errors import UserError, within
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
-from bakeoff.model.encode import decoder, encode, encode_with_completions, end_id, render, require_room
+from bakeoff.model.encode import (
+    TODAY,
+    decoder,
+    encode,
+    encode_with_completions,
+    end_id,
+    render,
+    require_room,
+    undated,
+)
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
@@ -182,3 +192,15 @@ def test_characters_without_a_token_are_refused_in_prompts_and_completions(tiny)
     for texts in (("two=", "2"), ("2=", "two")):
         with pytest.raises(UserError, match=r"has the character '[two]', for which the model has no token"):
             encode_with_completions(tiny, [Example(texts[0], "")], [texts[1]], [])
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%B %-d, %Y", "%A", "no date"])
+@pytest.mark.parametrize("before", ["", "\n", "  \n\n", "{% set a = 1 %}\n"])
+def test_a_template_writes_the_same_day_in_every_run(form, before):
+    """And nothing else changes: it is the template's own text, with that day for today's."""
+    tok = tokenizer(chat=before + "Today: {{ strftime_now('" + form + "') }}\n{{ messages[0]['content'] }}")
+    asked = [{"role": "user", "content": "a"}]
+    dated = tok.apply_chat_template(asked, tokenize=False)
+    fixed = tok.apply_chat_template(asked, tokenize=False, chat_template=undated(tok.chat_template))
+    assert fixed == dated.replace(datetime.now().strftime(form), TODAY.strftime(form))
+    assert undated("{{ messages }}") == "{{ messages }}"

@@ -1,14 +1,18 @@
 """Packed rows: every token is read once, whatever the lengths; micro-batches are within their bound."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask, create_mask
+from transformers import PreTrainedModel
 
 from bakeoff.batch import Sequences, micro_batches
-from bakeoff.model.build import build
+from bakeoff.model.build import build, check_architecture
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
-from bakeoff.model.packing import PADDING, PROMPT, pack
+from bakeoff.model.packing import PADDING, PROMPT, Packed, group_mask, pack
 from bakeoff.rows import select
 from tests.conftest import compose
 
@@ -63,6 +67,41 @@ def test_packed_logprobs_and_gradients_are_those_of_each_sequence_alone(sequence
     assert (found[0][~sequences.mask] == 0).all()
     for packed, alone in zip(*gradients, strict=True):
         assert torch.allclose(packed, alone, rtol=1e-3, atol=1e-5)
+
+
+def both_masks(backbone: PreTrainedModel, packed: Packed) -> tuple[torch.Tensor, BlockMask]:
+    """The mask of sdpa [R, 1, W, W], and the block mask of flex_attention."""
+    masks = []
+    with torch.compiler.set_stance("force_eager"):  # transformers compiles the making of a block mask
+        for attention in ("sdpa", "flex_attention"):
+            backbone.config._attn_implementation = attention
+            masks.append(group_mask(backbone, packed))
+    return masks[0], masks[1]
+
+
+@given(batches())
+@settings(max_examples=15, deadline=None)
+def test_flex_attention_sees_what_sdpa_sees(sequences):
+    backbone = build(compose().model, seed=3).network.base_model
+    dense, blocks = both_masks(backbone, pack(sequences))
+    rows, _, width, _ = dense.shape
+    assert torch.equal(create_mask(blocks.mask_mod, rows, 1, width, width, device=dense.device), dense)
+
+
+def test_a_block_mask_skips_the_blocks_that_no_token_sees():
+    prompt, completion, size = 100, 140, 4
+    attention = torch.ones(size, prompt + completion, dtype=torch.bool)
+    sequences = Sequences(attention.long(), attention, attention[:, prompt:], size)
+    dense, blocks = both_masks(build(compose().model, seed=3).network.base_model, pack(sequences))
+    side = blocks.BLOCK_SIZE[0]
+    missing = -dense.shape[-1] % side
+    seen = torch.nn.functional.pad(dense, (0, missing, 0, missing)).unfold(2, side, side).unfold(3, side, side)
+    assert torch.equal(blocks.to_dense().bool(), seen.any(-1).any(-1))
+    assert blocks.sparsity() > 0
+
+
+def test_a_model_from_scratch_may_have_flex_attention():
+    check_architecture(replace(compose().model, attention="flex_attention"))
 
 
 @given(batches(), st.integers(1, 60))

@@ -1,8 +1,10 @@
 """The arena's page from runs whose answer is known."""
 
+import dataclasses
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bakeoff.regime import ACCURACY
@@ -27,7 +29,7 @@ FINALS = {
 }
 
 
-def study(finals=None, spread=0.002):
+def study(finals=None, spread=0.002, still=()):
     rng = np.random.default_rng(0)
     runs, params, metrics = [], [], []
     for (method, regime), final in (finals or FINALS).items():
@@ -41,6 +43,8 @@ def study(finals=None, spread=0.002):
             last = final + spread * rng.standard_normal()
             for metric, values in {ACCURACY: (START, last), "kl": (0.0, 1.0 if method == "b" else 0.5)}.items():
                 metrics += [(run, metric, step, value, name, seed) for step, value in zip((0, 40), values, strict=True)]
+            kl = 0.001 if method in still else 1.0
+            metrics += [(run, "kl/reference_k3_per_sequence", step, kl, name, seed) for step in (1, 2, 3)]
     return study_of("arena", runs, params, metrics)
 
 
@@ -64,6 +68,17 @@ def test_each_prediction_has_its_verdict():
     }
     assert found["noise", "kl: b > a"].effect.value == pytest.approx(0.5)
     assert found["noise", "a > missing"].seeds == 0
+
+
+def test_a_prediction_of_equality_is_not_tested_by_policies_that_did_not_move():
+    def found(*still):
+        verdicts = arena.verdicts(study(still=still))
+        return {each.prediction.text: each.verdict for each in verdicts if each.regime == "plain"}
+
+    assert found("a", "b")["a ~ b"] == "not tested"
+    assert found("a")["a ~ b"] == "as predicted"
+    assert found("a", "b", "c")["a > c"] == "as predicted"
+    assert arena.family(study(still=("a", "b")), "plain", arena.scores(study())).comparisons[0].kind == "did not move"
 
 
 def test_large_noise_leaves_predictions_undecided():
@@ -97,6 +112,22 @@ def test_a_map_and_a_profile_show_every_regime():
     assert len(arena.plot_map(study()).axes[0].texts) == len(FINALS)
     assert len(arena.plot_profiles(study()).axes) >= 3
     assert arena.improvement(study()).shape == (3, 4)
+
+
+def test_accuracy_by_difficulty_has_a_column_for_each_in_order():
+    data = study()
+    extra = [
+        (f"a-plain-{seed}", f"{ACCURACY}_of_{level}", step, value + 0.1 * (seed == 11), "a plain", seed)
+        for seed in (11, 12)
+        for level, values in {"10": (0.0, 0.2), "2": (0.5, 0.9)}.items()
+        for step, value in zip((0, 40), values, strict=True)
+    ]
+    assert arena.by_difficulty(data).empty
+    rows = data.metrics.astype({"run": str, "metric": str, "name": str})
+    rows = pd.concat([rows, pd.DataFrame(extra, columns=rows.columns)]).sort_values(["run", "metric", "step"])
+    data.metrics = rows.astype({"run": "category", "metric": "category", "name": "category"})
+    table = arena.by_difficulty(dataclasses.replace(data))
+    assert table.to_dict("list") == {"arm": ["a plain"], "2": ["0.950"], "10": ["0.250"]}
 
 
 @pytest.mark.parametrize("claim", arena.CLAIMS, ids=lambda claim: claim.effect)

@@ -1,5 +1,6 @@
 """Every study's page from a store whose answers are known: the sentences, the frames, and the notebooks themselves."""
 
+import html
 import math
 import re
 
@@ -378,6 +379,12 @@ def test_the_report_of_all_studies_has_every_page(report, store, tmp_path, monke
         assert contents == re.findall('<h2 id="([^"]+)"', page), name
         assert "set-up" in " ".join(contents).lower(), name
         assert page.count('<details class="made">') >= figures, name
+        texts = [html.unescape(text) for text in re.findall(r'<img alt="([^"]*)"', page)]
+        assert len(texts) == page.count("<img"), name
+        assert all(re.match(r"[A-ZÀ-Ž].*\. .*(Across|Up|Panels|Rows)", text, re.DOTALL) for text in texts), (
+            name,
+            texts,
+        )
         assert f"bakeoff-report {name}" in page, name
         assert len(list((tmp_path / "reports" / name).glob("*.png"))) >= figures, name
         assert (tmp_path / "reports" / f"{name}.md").read_text().startswith("|"), name

@@ -8,9 +8,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from bakeoff.errors import UserError
+from bakeoff.report.claim import difference
 from bakeoff.report.comparisons import Family, family
 from bakeoff.report.detect import detect
 from bakeoff.report.figures import colours, curves
@@ -104,6 +107,21 @@ def test_a_paired_p_is_scipys_and_one_seed_has_none():
     assert paired_p(d[:1]) == 1
     assert paired_p(pd.Series([0.0, 0.0])) == 1
     assert paired_p(pd.Series([0.1, 0.1])) == 0
+
+
+@pytest.mark.parametrize("prompts", [16, 64, 512])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_that_agree_to_the_prompt_are_no_certainty(prompts, seeds):
+    """One prompt more in every seed may be chance; all prompts more is none."""
+    one, every = pd.Series([1 / prompts] * seeds), pd.Series([1.0] * seeds)
+    mean, low, high = mean_interval(one, 1 / prompts)
+    assert low < mean < high
+    assert paired_p(one, 1 / prompts) > (0.05 if seeds < 4 else 0)
+    assert paired_p(every, 1 / prompts) < 0.05
+    assert equivalent(one, 1.1 / prompts)
+    assert not equivalent(one, 1.1 / prompts, 1 / prompts)
+    spread = pd.Series([0.1, 0.4, 0.2])
+    assert mean_interval(spread, 1 / prompts) == mean_interval(spread), "a spread beyond the rounding stands"
 
 
 def test_arms_are_equivalent_where_both_one_sided_tests_say_so():
@@ -263,8 +281,8 @@ def test_a_pair_is_apart_equivalent_or_not_told_apart():
     assert compared(0.3) == "not told apart (of 1 seed)"
 
 
-def study(greedy, failed=(), tuned="yes", group=("4", "4")):
-    """Two arms; greedy[arm] is the final accuracy of each seed."""
+def study(greedy, failed=(), tuned="yes", group=("4", "4"), still=()):
+    """Two arms; greedy[arm] is the final accuracy of each seed. The policies of arms in `still` do not move."""
     runs, params, metrics = [], [], []
     for arm, size in zip(greedy, group, strict=True):
         for seed, value in greedy[arm].items():
@@ -276,7 +294,8 @@ def study(greedy, failed=(), tuned="yes", group=("4", "4")):
             for step, share in ((0, 0.0), (1, 0.5), (2, 1.0)):
                 metrics.append((run, "eval/greedy_accuracy", step, 0.2 + share * (value - 0.2), arm, seed))
                 metrics.append((run, "eval/sampled_accuracy", step, 0.1, arm, seed))
-                metrics.append((run, "kl/reference_k3_per_sequence", step, share, arm, seed))
+                kl = share / 1000 if arm in still else share
+                metrics.append((run, "kl/reference_k3_per_sequence", step, kl, arm, seed))
                 if step:
                     metrics.append((run, "progress/seconds", step, 10.0 * step * seed, arm, seed))
                     metrics.append((run, "memory/peak_mb", step, 7.0, arm, seed))
@@ -328,6 +347,37 @@ def test_the_league_has_accuracies_costs_and_distances_from_the_best():
     text = methods.all_against_one(data)
     assert "Lower than ppo: grpo. Equivalent to it (within ±0.02): none. Not told apart (could have seen ±" in text
     assert "over 2 seeds, and corrected for 3 comparisons (Holm); intervals are not" in text
+
+
+SAME, APART = {1: 0.9, 2: 0.9005, 3: 0.9}, {1: 0.7, 2: 0.702, 3: 0.699}
+
+
+@given(st.sets(st.sampled_from(["ppo", "grpo", "rloo"])), st.booleans())
+@settings(max_examples=16, deadline=None)
+def test_arms_that_did_not_move_are_never_called_equivalent(still, named):
+    """PPO and GRPO end alike, RLOO lower, whichever of them move; every text of the page has the same verdict."""
+    data = study({"ppo": SAME, "grpo": {1: 0.901, 2: 0.9, 3: 0.9}, "rloo": APART}, group=("4",) * 3, still=still)
+    data = with_params(data, **({"baseline": "ppo"} if named else {}))
+    results = {row.a + row.b: row.result for row in methods.differences(data).itertuples()}
+    pair = still & {"ppo", "grpo"}
+    result = results.get("ppogrpo") or results["grpoppo"]
+    if len(pair) == 2:
+        assert result == "neither moved (KL to the start below 0.01 nats per completion)"
+    elif pair:
+        assert result.startswith(f"{min(pair)} did not move")
+    else:
+        assert result == "equivalent (within ±0.02)"
+    assert all("higher" in text for names, text in results.items() if "rloo" in names), "a difference stays one"
+    moved = not still & {"ppo", "grpo"}
+    assert ("equivalent" in methods.all_pairs(data) + methods.table(data)[methods.RESULT].to_string()) == moved
+    assert ("not both moved" in methods.all_against_one(data)) == (not moved)
+    effect = difference("grpo", "ppo")(data)
+    assert math.isnan(effect.value) == (still >= {"ppo", "grpo"})
+
+
+def test_one_seed_of_arms_that_did_not_move_is_named_too():
+    data = study({"ppo": {1: 0.9}, "grpo": {1: 0.9}}, still=("ppo", "grpo"))
+    assert "neither moved" in methods.verdict(data)
 
 
 def test_a_baseline_that_the_study_names_is_what_arms_are_compared_with():

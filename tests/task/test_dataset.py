@@ -302,8 +302,21 @@ def test_prompts_longer_than_the_bound_are_dropped_from_both_sets_and_counted(tm
         assert max(len(e.prompt) for e in task.training_examples(300, Random(0))) <= 30
         assert "11 rows left out, with more than 30 tokens" in task.sizes()
     task = Dataset(path=task.path, heldout=12, max_prompt_tokens=1)
-    with pytest.raises(UserError, match=r"task.max_prompt_tokens is 1, which leaves no prompt to train on"):
+    with pytest.raises(
+        UserError, match=r"is 1 and the shortest prompt above it has \d+, which leaves no prompt to train"
+    ):
         leave_out_long_prompts(tiny, task)
+
+
+def test_held_out_prompts_that_are_too_long_give_their_places_to_others_of_the_file(tmp_path):
+    train = write(tmp_path / "a.jsonl", WORDS[:30])
+    held = write(tmp_path / "b.jsonl", WORDS[30:])
+    task = Dataset(path=train, heldout_path=held, max_prompt_tokens=1, **GSM)
+    long = {as_read(example.prompt) for example in task.heldout_examples()}
+    task.leave_out(long)
+    read = {as_read(example.prompt) for example in task.heldout_examples()}
+    assert len(long) == len(read) == task.heldout
+    assert not long & read
 
 
 def test_a_prompt_without_room_is_refused_before_anything_is_trained(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,17 @@ class Level(Enum):
     sequence_mean = "sequence_mean"
 
 
+class Weights(NamedTuple):
+    """The weights of tokens, [S, T] without gradient, and the tokens whose weight is not π_old/π_sampler.
+
+    weight    one on padding
+    bounded   bool: the weight is truncated or zero; false on padding
+    """
+
+    weight: Tensor
+    bounded: Tensor
+
+
 @dataclass
 class Correction:
     """No correction: samples count as those of π_old.
@@ -39,13 +50,9 @@ class Correction:
 
     corrects: ClassVar[bool] = False
 
-    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        """Weight [S, T] of every token from log π_old and log π_sampler [S, T]; one on padding. No gradient."""
-        return torch.ones_like(behaviour)
-
-    def bounded(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        """[S, T] bool: tokens whose weight is not π_old/π_sampler, because it is truncated or zero."""
-        return torch.zeros_like(mask)
+    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Weights:
+        """The weights of a rollout's tokens, from log π_old and log π_sampler [S, T]."""
+        return Weights(torch.ones_like(behaviour), torch.zeros_like(mask))
 
 
 @dataclass
@@ -78,11 +85,9 @@ class Truncate(Weighted):
 
     cap: float = number(2.0, above=0, most=VAST)
 
-    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        return self.ratio(behaviour, sampler, mask).clamp(max=self.cap)
-
-    def bounded(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        return (self.ratio(behaviour, sampler, mask) > self.cap) & mask
+    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Weights:
+        ratio = self.ratio(behaviour, sampler, mask)
+        return Weights(ratio.clamp(max=self.cap), (ratio > self.cap) & mask)
 
 
 @dataclass
@@ -96,16 +101,10 @@ class Mask(Weighted):
     least: float = number(0.0, least=0, most=VAST)
     most: float = number(2.0, above=0, most=VAST)
 
-    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Weights:
         ratio = self.ratio(behaviour, sampler, mask)
-        return ratio.masked_fill(self.outside(ratio) & mask, 0.0)
-
-    def bounded(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        return self.outside(self.ratio(behaviour, sampler, mask)) & mask
-
-    def outside(self, ratio: Tensor) -> Tensor:
-        """[S, T] bool."""
-        return (ratio < self.least) | (ratio > self.most)
+        outside = ((ratio < self.least) | (ratio > self.most)) & mask
+        return Weights(ratio.masked_fill(outside, 0.0), outside)
 
 
 @dataclass
@@ -122,14 +121,7 @@ class Gate(Weighted):
     delta: float = number(0.15, above=0, most=1)
     cap: float = number(20.0, above=0, most=VAST)
 
-    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        weight = self.ratio(behaviour, sampler, mask).clamp(max=self.cap)
-        return weight.masked_fill(self.shut(behaviour, sampler, mask), 0.0)
-
-    def bounded(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        above = (self.ratio(behaviour, sampler, mask) > self.cap) & mask
-        return above | self.shut(behaviour, sampler, mask)
-
-    def shut(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
-        """[S, T] bool."""
-        return ((behaviour.exp() - sampler.exp()).abs() > self.delta) & mask
+    def __call__(self, behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Weights:
+        ratio = self.ratio(behaviour, sampler, mask)
+        shut = ((behaviour.exp() - sampler.exp()).abs() > self.delta) & mask
+        return Weights(ratio.clamp(max=self.cap).masked_fill(shut, 0.0), ((ratio > self.cap) & mask) | shut)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from bakeoff.ranges import VAST, count, number
 
 FACTOR = 10  # of a critic's learning rate over the actor's, where none is set: a head starts at zero
 CRITIC_LR = 1e-5  # beside the default rate of actors
+
+
+class SquaredError(NamedTuple):
+    """½·(V − R)² of every token [S, T], and on which tokens the clip makes it flat, bool; none without a clip."""
+
+    loss: Tensor
+    clipped: Tensor | None
 
 
 @dataclass
@@ -45,16 +52,17 @@ class ValueLoss(Critic):
     value_clip: float = number(0.0, least=0, most=VAST)
     head_std: float = number(0.0, least=0, most=100)
 
-    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
+    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> SquaredError:
         """½·(V − R)² for every token [S, T], the larger of clipped and unclipped where a clip is set.
 
         ½ as in Ziegler et al. 2019's code; it only sets the unit of the learning rate.
         """
         loss = 0.5 * (values - returns).square()
-        if self.value_clip > 0:
-            near = old_values + (values - old_values).clamp(-self.value_clip, self.value_clip)
-            loss = torch.maximum(loss, 0.5 * (near - returns).square())
-        return loss
+        if not self.value_clip:
+            return SquaredError(loss, None)
+        near = old_values + (values - old_values).clamp(-self.value_clip, self.value_clip)
+        clipped = 0.5 * (near - returns).square()
+        return SquaredError(torch.maximum(loss, clipped), clipped > loss)
 
 
 @dataclass

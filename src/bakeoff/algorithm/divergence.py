@@ -38,5 +38,6 @@ def exp_ratio(log_ratio: Tensor) -> Tensor:
 def finite_norm(gradients: Iterable[Tensor]) -> Tensor:
     """Global 2-norm of the gradients, a scalar; raises Diverged where it is NaN or infinite."""
     norm = nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of gradients in parts
     require_finite(norm, "the norm of the gradient")
     return norm

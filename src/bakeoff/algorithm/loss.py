@@ -118,8 +118,21 @@ def policy_loss(
     return PolicyLoss(loss, ratio.detach(), algorithm.objective.clipped(ratio.detach(), tokens) & tokens.mask)
 
 
+@dataclass
+class CriticLoss:
+    """Scalars of a critic's loss, the first to minimise: metrics `critic/…`, which metrics.py defines.
+
+    value_clip_fraction   none without a clip
+    """
+
+    value_loss: Tensor
+    value_clip_fraction: Tensor | None
+
+
 def value_loss(
     critic: ValueLoss, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, tokens: Tensor
-) -> Tensor:
-    """The critic's loss, a scalar: mean over the minibatch's `tokens` (a count), summed over these rows."""
-    return torch.where(mask, critic(values, old_values, returns), 0.0).sum() / tokens
+) -> CriticLoss:
+    """The critic's loss on some rows of a minibatch: sums over them, divided by the minibatch's number of `tokens`."""
+    loss, clipped = critic(values, old_values, returns)
+    flat = None if clipped is None else (clipped & mask).sum() / tokens
+    return CriticLoss(torch.where(mask, loss, 0.0).sum() / tokens, flat)

@@ -5,5 +5,7 @@ from __future__ import annotations
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Engine
 from bakeoff.engine.rounded import Rounded
+from bakeoff.engine.vllm import Vllm
 
-ENGINES: dict[str, type[Engine]] = {"embedded": Embedded, "rounded": Rounded}
+ENGINES: dict[str, type[Engine]] = {"embedded": Embedded, "rounded": Rounded, "vllm": Vllm}
+EQUIVALENT: tuple[type[Engine], ...] = (Embedded, Vllm)  # sample the policy itself, to rounding: a run may change them

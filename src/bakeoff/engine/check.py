@@ -83,6 +83,12 @@ def probe(policy: Policy) -> Sequences:
     return Sequences(both.to(policy.device), shown.to(policy.device), mask.to(policy.device), GROUP)
 
 
+def probe_prompts(sequences: Sequences) -> Prompts:
+    """The prompts of the probe, without their completions."""
+    ids, shown = (x[::GROUP, : sequences.prompt_width] for x in (sequences.ids, sequences.attention))
+    return Prompts([Example("", None) for _ in PROMPTS], ["" for _ in PROMPTS], ids, shown)
+
+
 def plain_logprobs(policy: Policy, sequences: Sequences, own_head: bool = True) -> Tensor:
     """log π [S, T] of the completions, each sequence alone, by the network's own head or by the policy's."""
     network, rows = policy.network, []
@@ -107,10 +113,8 @@ def batched_logprobs(policy: Policy, sequences: Sequences, training: bool = Fals
 
 def decoded_logprobs(policy: Policy, sequences: Sequences) -> Tensor:
     """log π [S, T] of the completions as decoding computes them, token by token."""
-    width, completions = sequences.prompt_width, sequences.completion_ids
-    examples = [Example("", None) for _ in PROMPTS]
-    prompts = Prompts(examples, [], sequences.ids[::GROUP, :width], sequences.attention[::GROUP, :width])
-    decoding, columns = Decoding.begin(policy, Request(prompts, GROUP, Sampling(), COMPLETION, seed=0)), []
+    request, completions = Request(probe_prompts(sequences), GROUP, Sampling(), COMPLETION), sequences.completion_ids
+    decoding, columns = Decoding.begin(policy, request), []
     for token in completions.unbind(1):
         columns.append(token_logprobs(policy.logits(decoding.hidden), token))
         decoding.advance(token)

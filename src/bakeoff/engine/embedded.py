@@ -45,7 +45,7 @@ class Embedded(Engine):
         """
         policy, device, budget = self._policy, self._policy.device, request.max_tokens
         shape = len(request.prompts.ids) * request.completions, budget
-        uniform = None if request.greedy else uniform_numbers(request.seed, shape).to(device)
+        uniform = None if request.greedy else uniform_numbers(request.seed, shape, request.first).to(device)
         interval = 1 if device == HOST else CHECK_INTERVAL
         ids = torch.full(shape, policy.tokenizer.pad_token_id, device=device)
         precise = torch.promote_types(policy.network.dtype, torch.float32)
@@ -124,9 +124,14 @@ class Stops:
         return any(each in text for each in self._stop)
 
 
-def uniform_numbers(seed: int, shape: tuple[int, int]) -> Tensor:
-    """Uniform numbers [S, T] in float64 in the host's memory, so that every device draws the same."""
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def uniform_numbers(seed: int, shape: tuple[int, int], first: int = 0) -> Tensor:
+    """Uniform numbers [S, T] of the rows from `first` on, in float64.
+
+    They are drawn in the host's memory, so that every device draws the same.
+    """
+    rows, columns = shape
+    every = torch.rand(first + rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return every[first:]
 
 
 def choose(policy: Policy, hidden: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

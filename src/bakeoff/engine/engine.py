@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bakeoff.batch import Prompts, Rollout, Sequences
 from bakeoff.model.encode import decoder
+from bakeoff.model.weights import weights_version
 from bakeoff.ranges import count, number
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Request:
     max_tokens    generation budget of a completion, EOS included
     greedy        the likeliest token is taken instead of drawing one
     stop          strings whose first one ends a completion; an engine may sample past it, which is then ignored
+    first         number of the first completion among those that share the seed: a part of a request generates what
+                  the whole would there
     """
 
     prompts: Prompts
@@ -75,6 +78,7 @@ class Request:
     seed: int = 0
     greedy: bool = False
     stop: tuple[str, ...] = ()
+    first: int = 0
 
 
 @dataclass
@@ -84,11 +88,17 @@ class Generated:
     ids        [S, T] int64, the G completions of a prompt in consecutive rows
     logprobs   [S, T] log-prob of each token under the distribution that it was drawn from, truncation included
     entropy    [S, T] entropy in nats of each token's distribution, before truncation; none where it is not computed
+    version    `weights_version` of the policy that the engine has a copy of; none where it has none of its own
     """
 
     ids: Tensor
     logprobs: Tensor
     entropy: Tensor | None = None
+    version: str | None = None
+
+
+class StaleWeights(RuntimeError):
+    """An engine wrote completions with other weights than the policy's."""
 
 
 @dataclass
@@ -121,19 +131,29 @@ class Engine:
         An engine that decodes outside of this process does nothing here.
         """
 
+    def rest(self) -> None:
+        """Frees what only decoding needs, until the next `load`: the learner's passes come next."""
+
 
 def make_rollout(policy: Policy, request: Request, generated: Generated) -> Rollout:
-    """Masks and decodes what an engine that has loaded the policy has generated."""
+    """Masks and decodes what an engine that has loaded the policy has generated.
+
+    Raises StaleWeights where the policy has moved since the engine took its copy.
+    """
+    if generated.version is not None and generated.version != (now := weights_version(policy)):
+        raise StaleWeights(
+            f"weights {generated.version or 'of no version'} wrote the completions, but the policy has {now}; the "
+            "engine must load the policy after every step."
+        )
     prompts, completions, ids = request.prompts, request.completions, generated.ids
     is_end = torch.isin(ids, policy.eos_ids)
-    decode = decoder(policy)
     if request.stop:
-        is_end = is_end | stop_tokens(ids, is_end, request.stop, decode)
+        is_end = is_end | stop_tokens(ids, is_end, request.stop, decoder(policy))
     mask = is_end.long().cumsum(1) - is_end.long() == 0
     longest, *lengths = torch.cat([mask.sum(1).max()[None], mask.sum(1)]).tolist()
     ids, mask, is_end = ids[:, :longest], mask[:, :longest], is_end[:, :longest]
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
-    as_text = partial(turn_text, decode, request.stop)
+    as_text = reader(policy, request.stop)
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     return Rollout(
         examples=[example for example in prompts.examples for _ in range(completions)],
@@ -150,7 +170,13 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
         ended=is_end.any(1),
         max_tokens=request.max_tokens,
         decode=as_text,
+        version=generated.version,
     )
+
+
+def reader(policy: Policy, stop: tuple[str, ...]) -> Callable[[list[int]], str]:
+    """Token ids of a turn → their text, without a stop string and what follows."""
+    return partial(turn_text, decoder(policy), stop)
 
 
 def turn_text(decode: Callable[[list[int]], str], stop: tuple[str, ...], tokens: list[int]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.engine.embedded import Embedded
+from bakeoff.engine.engine import Generated, Request
 
 if TYPE_CHECKING:
     from bakeoff.model.policy import Policy
@@ -37,8 +38,9 @@ class Rounded(Embedded):
 
     @torch.no_grad()
     def load(self, policy: Policy) -> None:
-        from bakeoff.model.weights import duplicate  # late, as it imports transformers
+        from bakeoff.model.weights import duplicate, weights_version  # late, as it imports transformers
 
+        self._version = weights_version(policy)
         network = duplicate(policy.network)
         if self.rounding is Rounding.bfloat16:
             network = network.to(torch.bfloat16)
@@ -51,6 +53,10 @@ class Rounded(Embedded):
     def exact_logprobs(self) -> bool:
         """Never."""
         return False
+
+    def generate(self, request: Request) -> Generated:
+        """As the embedded engine does, with the version of the weights that were rounded."""
+        return replace(super().generate(request), version=self._version)
 
 
 def to_int8(weight: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.loss import Betas
 from bakeoff.device import HOST
 from bakeoff.files import checksum, set_aside
 from bakeoff.learner.learner import Counters, Learner
 from bakeoff.learner.masters import write
+from bakeoff.learner.sharding import in_parts
 
 STATE = "state.json"
 
@@ -30,23 +32,35 @@ STATE = "state.json"
 def save_checkpoint(folder: Path, learner: Learner, run: dict[str, Any], keep: int) -> Path:
     """Writes folder/update_<n>, then removes all but the last `keep`; returns what it wrote.
 
+    Of several processes each gives its parts of the weights, and the leader writes them whole.
+
     `run` identifies the run to its caller: what it trains, and its start. Every random draw is a function of seed and
     update, so the counters are also the state of the random generators and of the prompt stream.
     """
     target = folder / f"update_{learner.counters.updates:06d}"
     partial = target.with_name(f".{target.name}.partial")
-    for left in folder.glob(".update_*.partial"):  # by a kill or a full disk, whose space it takes
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if processes.leads():
+        for left in folder.glob(".update_*.partial"):  # by a kill or a full disk, whose space it takes
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
     states = {name: optimizer.state_dict() for name, optimizer in learner.optimizers().items()}
     groups = {name: state["param_groups"] for name, state in states.items()}
     saved = learner.trained() | {
         name: {f"{i}/{key}": v for i, values in state["state"].items() for key, v in values.items()}
         for name, state in states.items()
     }
+    fault: Exception | None = None
     for name, tensors in saved.items():  # copied to the host one model at a time
-        copies = {key: tensor.detach().to(HOST, copy=True).contiguous() for key, tensor in tensors.items()}
-        save_file(copies, partial / f"{name}.safetensors")
+        copies = {key: processes.whole(x.detach()).to(HOST, copy=True).contiguous() for key, x in tensors.items()}
+        if processes.leads() and fault is None:
+            try:
+                save_file(copies, partial / f"{name}.safetensors")
+            except Exception as error:  # raised when every process has given its parts
+                fault = error
+    if fault is not None:
+        raise fault
+    if not processes.leads():
+        return target
     state = {"run": run, "counters": asdict(learner.counters), "betas": asdict(learner.betas), "groups": groups}
     state["files"] = {path.name: checksum(path) for path in sorted(partial.iterdir())}
     (partial / STATE).write_text(sealed(state))
@@ -116,14 +130,16 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> Learner:
     for name, weights in learner.trained().items():
         saved = load_file(checkpoint / f"{name}.safetensors")
         for key, tensor in weights.items():
-            tensor.detach().copy_(saved[key])
+            tensor.detach().copy_(in_parts(saved[key], tensor))
     write(learner.masters)
     for name, optimizer in learner.optimizers().items():
         values: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(checkpoint / f"{name}.safetensors").items():
             index, field = key.split("/", 1)
             values.setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict({"state": values, "param_groups": state["groups"][name]})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        held = {n: {k: in_parts(v, parameters[n]) for k, v in each.items()} for n, each in values.items()}
+        optimizer.load_state_dict({"state": held, "param_groups": state["groups"][name]})
     return replace(learner, counters=Counters(**state["counters"]), betas=Betas(**state["betas"]))
 
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.divergence import exp_ratio, require_finite
 from bakeoff.algorithm.kl import KLEstimates, estimate_kl, k3
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
-from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, micro_batches
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, own_micro_batches
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, policy_pass
 from bakeoff.model.policy import at_least_float32
-from bakeoff.rows import Scalar, concatenate, select
+from bakeoff.rows import Scalar, select
 
 
 @dataclass
@@ -77,18 +78,18 @@ def mismatch(behaviour: Tensor, sampler: Tensor, mask: Tensor) -> Mismatch:
 
 @torch.no_grad()
 def forward_passes(learner: Learner, sequences: Sequences, exact_logprobs: bool) -> ForwardPasses:
-    """Runs the models that are needed over the sequences, a micro-batch at a time.
+    """Runs the models that are needed over the sequences, a micro-batch at a time, each process over its rows.
 
     The actor is among them where it has the value head, and where the engine's log-probs are not exact.
     """
     with_actor = learner.head is not None or not exact_logprobs
     parts: list[ForwardPasses] = []
-    for rows in micro_batches(sequences, learner.forward.micro_tokens):
+    for rows in own_micro_batches(sequences, learner.forward.micro_tokens):
         part = select(sequences, rows)
         parts.append(policy_passes(learner, part, with_actor))
         if learner.critic is not None:
             parts[-1].values = completion_values(learner.critic, part)
-    return concatenate(parts)
+    return processes.joined(parts, sequences.mask.device)
 
 
 def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> ForwardPasses:
@@ -110,11 +111,11 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
 def policy_entropy(learner: Learner, sequences: Sequences) -> Tensor:
     """Entropy [S, T] of the policy at every token, for a method that adapts to it and an engine that knows none."""
     parts = []
-    for rows in micro_batches(sequences, learner.forward.micro_tokens):
+    for rows in own_micro_batches(sequences, learner.forward.micro_tokens):
         _, _, entropy = policy_pass(learner.actor, None, select(sequences, rows), learner.forward, with_entropy=True)
         assert entropy is not None
         parts.append(entropy)
-    return torch.cat(parts)
+    return processes.joined(parts, sequences.mask.device)
 
 
 def make_experience(
@@ -144,6 +145,7 @@ def make_experience(
     entropy = rollout.entropy
     if entropy is None and algorithm.entropy.adapts:
         entropy = policy_entropy(learner, sequences)
+    weights = correction(behaviour, rollout.sampler_logprobs, mask) if correction.corrects else None
     experience = Experience(
         sequences=sequences,
         behaviour_logprobs=behaviour,
@@ -151,16 +153,15 @@ def make_experience(
         max_tokens=rollout.max_tokens,
         entropy=entropy,
         chosen=algorithm.objective.choose(advantages, behaviour, mask, draws),
-        correction=correction(behaviour, rollout.sampler_logprobs, mask) if correction.corrects else None,
+        correction=None if weights is None else weights.weight,
         reference_logprobs=passes.reference_logprobs,
         values=passes.values,
         returns=returns,
     )
     statistics = experience_statistics(experience, rollout, passes, shaped)
-    if experience.correction is not None:
-        bounded = correction.bounded(behaviour, rollout.sampler_logprobs, mask)
-        statistics.correction_mean = masked_mean(experience.correction, mask)
-        statistics.correction_bounded = masked_mean(bounded.float(), mask)
+    if weights is not None:
+        statistics.correction_mean = masked_mean(weights.weight, mask)
+        statistics.correction_bounded = masked_mean(weights.bounded.float(), mask)
     return experience, statistics
 
 

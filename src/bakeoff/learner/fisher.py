@@ -9,8 +9,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bakeoff import processes
 from bakeoff.attribution import attributed
-from bakeoff.batch import Sequences, micro_batches
+from bakeoff.batch import Sequences, own_micro_batches
 from bakeoff.model.forward import ForwardSettings, completion_logits
 from bakeoff.model.policy import Policy
 from bakeoff.rows import select
@@ -43,7 +44,7 @@ def fisher_product(
     direction = {names[id(p)]: v for p, v in zip(parameters, vector, strict=True)}
     result = [torch.zeros_like(p) for p in parameters]
     count = sequences.mask.sum()
-    for rows in micro_batches(sequences, forward.micro_tokens):
+    for rows in own_micro_batches(sequences, forward.micro_tokens):
         part = select(sequences, rows)
         tangent = logits_tangent(policy, part, direction, forward.temperature)
         logits = completion_logits(policy, part, forward.temperature)
@@ -55,7 +56,7 @@ def fisher_product(
         for r, g in zip(result, grads, strict=True):
             if g is not None:
                 r += g
-    return result
+    return processes.add(result)
 
 
 def sequences_within(sequences: Sequences, tokens: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bakeoff.attribution import PARKED, Label
 from bakeoff.learner.learner import Learner
+from bakeoff.processes import own_part
 
 
 def modules(learner: Learner) -> dict[str, list[nn.Module]]:
@@ -25,12 +26,12 @@ def modules(learner: Learner) -> dict[str, list[nn.Module]]:
 def weights(learner: Learner) -> dict[str, list[Tensor]]:
     """Parameters and buffers that each role adds: its adapter is its own, a shared base counts for the first role."""
     adapters = {"critic": learner.critic.trained() if learner.critic else {}, "actor": learner.actor.trained()}
-    owner = {id(tensor): role for role, tensors in adapters.items() for tensor in tensors.values()}
+    owner = {id(own_part(tensor)): role for role, tensors in adapters.items() for tensor in tensors.values()}
     added: dict[str, list[Tensor]] = {role: [] for role in modules(learner)}
     seen: set[int] = set()
     for role, networks in modules(learner).items():
         for network in networks:
-            for tensor in (*network.parameters(), *network.buffers()):
+            for tensor in map(own_part, (*network.parameters(), *network.buffers())):
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
                     added[owner.get(id(tensor), role)].append(tensor)
@@ -66,6 +67,6 @@ def held(learner: Learner) -> Iterator[tuple[Tensor, Label]]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The state of an optimiser, and the masters that it trains in the place of weights."""
     masters = [p for group in optimizer.param_groups for p in group["params"] if not isinstance(p, nn.Parameter)]
-    return masters + [
-        value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)
+    return [*map(own_part, masters)] + [
+        own_part(value) for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)
     ]

@@ -9,14 +9,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from bakeoff import processes
 from bakeoff.algorithm import Algorithm
 from bakeoff.algorithm.critic import Adapter, OwnStep, Separate, Shared
 from bakeoff.algorithm.loss import Betas
 from bakeoff.algorithm.optimizer import Optimizer
 from bakeoff.config import Budget, Config
 from bakeoff.device import HOST, logits_bound, queued_copy, wait_for
-from bakeoff.learner.masters import Masters, lower, make_masters, masters_of, write
+from bakeoff.learner.masters import Masters, embeddings, lower, lower_activations, make_masters, masters_of, write
+from bakeoff.learner.sharding import Shard, Shards
 from bakeoff.model.config import Precision
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
@@ -66,6 +69,7 @@ class Learner:
     reward_model   frozen but for the outer iterations of a method; none where the reward is not learned
     older          trained weights of the actor before each of the last `lag` updates; the sampler has the oldest
     masters        float32 masters of the trained weights that are in bfloat16
+    shards         the models whose weights the processes hold in parts
     parked         `id` of the tensors that are in the host's memory
     """
 
@@ -82,6 +86,7 @@ class Learner:
     betas: Betas
     older: list[dict[str, Tensor]] = field(default_factory=list)
     masters: Masters = field(default_factory=dict)
+    shards: Shards = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     parked: set[int] = field(default_factory=set)
 
@@ -199,8 +204,10 @@ def make_learner(
     needs_reference = teacher is None and algorithm.kl_to_reference.needs_reference
     renewed = algorithm.kl_to_reference.iteration_updates > 0
     measures = config.measure.kl_to_reference and (renewed or not needs_reference)
-    if config.model.precision is Precision.bfloat16_weights:  # before copies are made
-        lower(actor.network)
+    low, shards = config.model.precision is Precision.bfloat16_weights, processes.size() > 1 and config.shard
+    if low:  # before copies are made
+        if not shards:
+            lower(actor.network)
         if reward_model is not None and not algorithm.kl_to_reference.iteration_updates:
             lower(reward_model.network.trunk.backbone)
     with torch.random.fork_rng(devices=[]):
@@ -230,6 +237,9 @@ def make_learner(
                 reference = replace(reference, roles=roles)
         if measures and start is None:
             start = frozen_copy(actor) if renewed or reference is None or reference is teacher else reference
+            if low and shards:
+                lower(start.network)
+    held = in_shards(actor, head, critic, reference, low) if shards else {}
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
     actor_optimizer, critic_optimizer = algorithm.optimizer.create(masters_of(masters, trained)), None
@@ -252,6 +262,7 @@ def make_learner(
         betas=Betas.of(algorithm),
         older=[{name: w.detach().clone() for name, w in actor.trained().items()} for _ in range(config.lag)],
         masters=masters,
+        shards=held,
     )
     for optimizer in learner.optimizers().values() if masters else ():
         optimizer.register_step_post_hook(lambda *_: write(masters))
@@ -261,3 +272,23 @@ def make_learner(
             learner.parked.add(id(tensor))
         wait_for(actor.device)
     return learner
+
+
+def in_shards(
+    actor: Policy, head: ValueHead | None, critic: ValueModel | None, reference: Policy | None, low: bool
+) -> Shards:
+    """Has the processes hold the weights of these models in parts; `low` ones are gathered in bfloat16."""
+    models: dict[str, tuple[PreTrainedModel, ValueHead | None]] = {"actor": (actor.network, head)}
+    if critic is not None:
+        models["critic"] = critic.trunk.backbone, critic.head
+    if reference is not None:
+        models["reference"] = reference.network, None
+    found: Shards = {}
+    for name, (network, own) in models.items():
+        if low and name == "reference":
+            lower(network)
+        elif low:
+            lower_activations(network)
+        precise = [*embeddings(network), *([own] if own else [])]
+        found[name] = Shard([network, *([own] if own else [])], precise, actor.device, low and name != "reference")
+    return found

@@ -18,16 +18,22 @@ Masters = dict[int, tuple[Tensor, Tensor]]  # `id` of a weight → the weight an
 
 
 def lower(network: PreTrainedModel) -> None:
-    """Stores the network's weights in bfloat16, but for its embeddings: logits need the precision of their head.
-
-    Activations are in bfloat16 from the input embedding on.
-    """
-    embeddings = network.get_input_embeddings(), network.get_output_embeddings()
-    kept = {id(p) for module in embeddings if module is not None for p in module.parameters()}
+    """Stores the network's weights in bfloat16, but for its embeddings: logits need the precision of their head."""
+    kept = {id(p) for module in embeddings(network) for p in module.parameters()}
     for parameter in network.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(torch.bfloat16)
-    embeddings[0].register_forward_hook(_to_bfloat16)
+    lower_activations(network)
+
+
+def lower_activations(network: PreTrainedModel) -> None:
+    """Has activations in bfloat16 from the input embedding on."""
+    network.get_input_embeddings().register_forward_hook(_to_bfloat16)
+
+
+def embeddings(network: PreTrainedModel) -> list[nn.Module]:
+    """The input embedding, and the output embedding where there is one."""
+    return [each for each in (network.get_input_embeddings(), network.get_output_embeddings()) if each is not None]
 
 
 def _to_bfloat16(module: nn.Module, inputs: object, output: Tensor) -> Tensor:

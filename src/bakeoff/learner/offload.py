@@ -27,6 +27,8 @@ USES: dict[str, tuple[str, ...]] = {
     "renewal": ("actor", "reference", "reward_model"),
 }
 
+STEPS = ("actor_update", "critic_update")
+
 
 def place_for(learner: Learner, phase: str, device: torch.device) -> None:
     """Moves to the host what the phase does not use, then to the device what it does.

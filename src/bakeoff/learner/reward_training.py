@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.batch import Example
 from bakeoff.collector import Collector
-from bakeoff.config import Config, by_content, digest, plain
+from bakeoff.config import Config, by_content, digest, plain, sampler
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import Report, made_once, start_identity
@@ -76,7 +77,7 @@ def learned_reward(
     """
     wanted, model = config.preferences, untrained(start, config.preferences.seed)
     values = by_content(plain(config))
-    identity = {key: values[key] for key in ("preferences", "batch", "sampling", "engine")}
+    identity = {key: values[key] for key in ("preferences", "batch", "sampling")} | {"engine": sampler(config, values)}
 
     def make(folder: Path) -> None:
         training, heldout = preference_pairs(wanted, collector, start, report)
@@ -137,7 +138,7 @@ def ranked_pairs(collector: Collector, policy: Policy, count: int, stream: str, 
         prompts = collector.prompts(policy, examples)
         rollout = collector.roll_out(policy, prompts, 2 * max(1, batch.group_size // 2), stream, number)
         texts = rollout.completions
-        verdicts = collector.reward.judge(task, texts, rollout.examples)
+        verdicts = collector.judge(rollout)
         for row in range(0, len(texts), 2):
             example, a, b = rollout.examples[row], texts[row], texts[row + 1]
             first, second = verdicts[row].grade, verdicts[row + 1].grade
@@ -233,9 +234,15 @@ def renew_reward_model(
     model, seed, task = learned.model, collector.seed, collector.task
     source = replace(collector, seed=derive(seed, "renewal"))
     pairs = ranked_pairs(source, actor, wanted.renewal_pairs, f"renewal{update}", report)
-    before = pair_quality(model, actor, task, pairs).accuracy
-    replayed = round(wanted.replay / (1 - wanted.replay) * len(pairs))
-    replay = stdlib_random(seed, "replay", update).choices(learned.pairs, k=replayed) if replayed else []
-    train(model, actor, task, pairs + replay, wanted, wanted.renewal_steps, report)
-    normalise(model, actor, task, pairs)
-    return Renewal(before, pair_quality(model, actor, task, pairs).accuracy)
+
+    def renewed() -> Renewal:
+        before = pair_quality(model, actor, task, pairs).accuracy
+        replayed = round(wanted.replay / (1 - wanted.replay) * len(pairs))
+        replay = stdlib_random(seed, "replay", update).choices(learned.pairs, k=replayed) if replayed else []
+        train(model, actor, task, pairs + replay, wanted, wanted.renewal_steps, report)
+        normalise(model, actor, task, pairs)
+        return Renewal(before, pair_quality(model, actor, task, pairs).accuracy)
+
+    renewal = processes.led(renewed)
+    processes.send(model.trained().values())
+    return renewal

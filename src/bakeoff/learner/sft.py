@@ -15,12 +15,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.collector import Collector
-from bakeoff.config import Config, by_content, digest, plain
+from bakeoff.config import Config, by_content, digest, plain, sampler
 from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
 from bakeoff.engine.conversation import encode_turns
@@ -93,15 +94,22 @@ def start_identity(config: Config) -> dict[str, Any]:
     identity = {key: values[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
     identity["final"] = config.evaluation.final  # prompts that are not trained on
-    return identity | ({key: values[key] for key in ("sampling", "engine")} if config.sft.accuracy else {})
+    return identity | (
+        {"sampling": values["sampling"], "engine": sampler(config, values)} if config.sft.accuracy else {}
+    )
 
 
 def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Path:
     """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it.
 
-    A folder whose content has changed since is kept beside under another name, and made again. Raises UserError where
-    the cache cannot be written.
+    A folder whose content has changed since is kept beside under another name, and made again. Of several processes
+    the leader makes it and all read it. Raises UserError where the cache cannot be written.
     """
+    processes.led(lambda: _make_once(folder, make, report))
+    return folder
+
+
+def _make_once(folder: Path, make: Callable[[Path], None], report: Report) -> None:
     seal = folder.with_name(f"{folder.name}.sha256")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +130,6 @@ def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Pat
             f"the cache '{cache()}' cannot be written ({disk_fault(error) or error}); set BAKEOFF_CACHE to a folder "
             "that can."
         ) from error
-    return folder
 
 
 def usable(model: Model, config: Config, device: torch.device) -> Policy:
@@ -193,7 +200,9 @@ def sampled_accuracy(policy: Policy, collector: Collector, examples: list[Exampl
     """Share of the examples that the policy answers right, by one completion of each, sampled as in training."""
     collector.engine.load(policy)
     parts = collector.answers(policy, examples, 1, "sft accuracy")
-    return sum(verdict.score >= 1 for part in parts for verdict in collector.judge(part)) / len(examples)
+    right = sum(verdict.score >= 1 for part in parts for verdict in collector.judge(part))
+    collector.engine.rest()
+    return right / len(examples)
 
 
 def held_weights(policy: Policy) -> list[tuple[Tensor, Label]]:

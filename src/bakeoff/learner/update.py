@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from bakeoff import processes
 from bakeoff.algorithm.critic import OwnStep, Shared, ValueLoss
 from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.kl import KLEstimates, estimate_kl
-from bakeoff.algorithm.loss import PolicyLoss, policy_loss, value_loss
+from bakeoff.algorithm.loss import CriticLoss, PolicyLoss, policy_loss, value_loss
 from bakeoff.algorithm.optimizer import Optimizer, StepStatistics, Subproblem
 from bakeoff.attribution import attributed
-from bakeoff.batch import Experience, Tokens, masked_mean, micro_batches
+from bakeoff.batch import Experience, Tokens, masked_mean, own_micro_batches
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
+from bakeoff.learner.sharding import in_turn, passed
 from bakeoff.model.forward import Hidden, completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, exact_kl, head_terms, policy_pass
 from bakeoff.model.policy import Policy, recomputes
@@ -32,8 +35,9 @@ Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
 class ActorLoss:
     """Scalars of a minibatch's loss, most of them metrics `policy/…`, which metrics.py defines.
 
-    ratio_error   largest |ratio − 1|: 0 in the first minibatch of a rollout
-    value_loss    of a value head on the actor's trunk; none without one
+    ratio_error           largest |ratio − 1|: 0 in the first minibatch of a rollout
+    value_loss            of a value head on the actor's trunk; none without one
+    value_clip_fraction   of that loss; none without a clip
     """
 
     loss: Scalar
@@ -43,6 +47,7 @@ class ActorLoss:
     effective_sample_size: Scalar
     clip_fraction: Scalar
     value_loss: Scalar | None
+    value_clip_fraction: Scalar | None
 
 
 @dataclass
@@ -57,7 +62,7 @@ class ActorStep:
 class CriticStep:
     """One step of a critic of its own."""
 
-    value_loss: Scalar
+    minibatch: CriticLoss
     step: StepStatistics
 
 
@@ -130,30 +135,39 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     """Leaves the gradient of the minibatch's loss on the actor, whatever the size of a micro-batch."""
     critic, mask, weights = learner.algorithm.critic, minibatch.sequences.mask, token_weights(learner, minibatch)
     results, value_losses = [], []
-    for rows in micro_batches(minibatch.sequences, learner.forward.micro_tokens):
+    needs_entropy = learner.algorithm.entropy.needs_entropy
+    for rows in in_turn(learner.shards, "actor", own_micro_batches(minibatch.sequences, learner.forward.micro_tokens)):
         part = select(minibatch, rows)
-        logprobs, values, entropy = policy_pass(
-            learner.actor, learner.head, part.sequences, learner.forward, learner.algorithm.entropy.needs_entropy
-        )
+        make = partial(policy_pass, learner.actor, learner.head, part.sequences, learner.forward, needs_entropy)
+        logprobs, values, entropy = passed(learner.shards, "actor", make)
         result = minibatch_loss(learner, part, logprobs, weights[rows], entropy)
         loss = result.loss
         if isinstance(critic, Shared) and values is not None:
             critic_loss = minibatch_value_loss(critic, part, values, mask.sum())
-            loss = loss + critic.coefficient * critic_loss
-            value_losses.append(critic_loss.detach())
+            loss = loss + critic.coefficient * critic_loss.value_loss
+            value_losses.append(one_row(critic_loss))
         loss.backward()
-        results.append(replace(result, loss=result.loss.detach()))
-    ratio = torch.cat([result.ratio for result in results])
-    clipped = torch.cat([result.clipped for result in results])
+        results.append(replace(result, loss=result.loss.detach()[None]))
+    if not learner.shards:
+        sum_gradients(learner.actor_optimizer)
+    every = processes.joined(results, mask.device)
+    ratio, clipped = every.ratio, every.clipped
+    of_values = added(value_losses, mask.device) if value_losses else None
     return ActorLoss(
-        loss=torch.stack([result.loss for result in results]).sum(),
+        loss=every.loss.sum(),
         ratio_mean=masked_mean(ratio, mask),
         ratio_max=torch.where(mask, ratio, 0).max(),
         ratio_error=torch.where(mask, ratio - 1, 0).abs().max(),
         effective_sample_size=masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask),
         clip_fraction=masked_mean(clipped.float(), mask),
-        value_loss=torch.stack(value_losses).sum() if value_losses else None,
+        value_loss=of_values.value_loss if of_values else None,
+        value_clip_fraction=of_values.value_clip_fraction if of_values else None,
     )
+
+
+def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Adds up the gradients of all processes: weights are those of the whole minibatch, so that nothing is averaged."""
+    processes.add_gradients(p for group in optimizer.param_groups for p in group["params"])
 
 
 def token_weights(learner: Learner, minibatch: Experience) -> Tensor:
@@ -179,19 +193,35 @@ def minibatch_loss(
     return policy_loss(learner.algorithm, tokens, weights, part.reference_logprobs, learner.betas)
 
 
-def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) -> Tensor:
+def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) -> CriticLoss:
     """Leaves the gradient of the minibatch's value loss on a critic of its own; returns that loss."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in micro_batches(minibatch.sequences, learner.forward.micro_tokens):
+    for rows in in_turn(learner.shards, "critic", own_micro_batches(minibatch.sequences, learner.forward.micro_tokens)):
         part = select(minibatch, rows)
-        loss = minibatch_value_loss(critic, part, completion_values(learner.critic, part.sequences), mask.sum())
-        loss.backward()
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
+        values = passed(learner.shards, "critic", partial(completion_values, learner.critic, part.sequences))
+        loss = minibatch_value_loss(critic, part, values, mask.sum())
+        loss.value_loss.backward()
+        losses.append(one_row(loss))
+    if not learner.shards and learner.critic_optimizer is not None:
+        sum_gradients(learner.critic_optimizer)
+    return added(losses, mask.device)
 
 
-def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, tokens: Tensor) -> Tensor:
+def one_row(loss: CriticLoss) -> CriticLoss:
+    """The loss of a micro-batch without gradient, its scalars as rows."""
+    clipped = loss.value_clip_fraction
+    return CriticLoss(loss.value_loss.detach()[None], None if clipped is None else clipped[None])
+
+
+def added(parts: list[CriticLoss], device: torch.device) -> CriticLoss:
+    """The loss of a minibatch from those of the micro-batches of all processes, which `one_row` made."""
+    every = processes.joined(parts, device)
+    clipped = every.value_clip_fraction
+    return CriticLoss(every.value_loss.sum(), None if clipped is None else clipped.sum())
+
+
+def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, tokens: Tensor) -> CriticLoss:
     """The critic's loss on a (micro-)batch, divided by the minibatch's number of tokens."""
     assert part.values is not None
     assert part.returns is not None
@@ -209,7 +239,7 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:
         weights, losses, kls, first = token_weights(learner, minibatch), [], [], not start
-        for number, rows in enumerate(micro_batches(minibatch.sequences, forward.micro_tokens)):
+        for number, rows in enumerate(own_micro_batches(minibatch.sequences, forward.micro_tokens)):
             part = select(minibatch, rows)
             hidden = completion_hidden(actor.trunk, part.sequences)
             if first:
@@ -219,7 +249,8 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
             losses.append(minibatch_loss(learner, part, logprobs, weights[rows], *entropy or (None,)).loss)
             old, old_hidden = start[number]
             kls.append(logprobs.new_zeros(()) if first else exact_kl(old, actor, old_hidden, hidden, forward).sum())
-        return float(torch.stack(losses).sum()), float(torch.stack(kls).sum() / mask.sum())
+        loss, kl = processes.add([torch.stack(losses).sum(), torch.stack(kls).sum() / mask.sum()])
+        return float(loss), float(kl)
 
     def product(vector: list[Tensor], tokens: int) -> list[Tensor]:
         sequences = minibatch.sequences
@@ -234,8 +265,9 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
 def policy_logprobs(learner: Learner, policy: Policy, experience: Experience) -> Tensor:
     """log π [S, T] of the experience's tokens by a policy of the learner, without gradient."""
     sequences, forward = experience.sequences, learner.forward
-    every = micro_batches(sequences, forward.micro_tokens)
-    return torch.cat([completion_logprobs(policy, select(sequences, rows), forward) for rows in every])
+    own = own_micro_batches(sequences, forward.micro_tokens)
+    parts = [completion_logprobs(policy, select(sequences, rows), forward) for rows in own]
+    return processes.joined(parts, sequences.mask.device)
 
 
 def measure_step(learner: Learner, experience: Experience, count: int = 0) -> KLEstimates:

@@ -154,6 +154,8 @@ def check_architecture(model: Model) -> None:
     with torch.device("meta"):
         network = from_architecture(model, tokenizer)
         with buildable(model):
+            if model.attention == "flex_attention":  # it has no kernel for tensors without values
+                network.set_attn_implementation("eager")
             network.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
     SOUND.add(described)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 
 import torch
@@ -12,6 +13,8 @@ from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model.policy import Policy
 from bakeoff.task.task import Task, as_read
+
+TODAY = date(2024, 7, 26)  # as Llama 3's templates have it where there is no clock
 
 
 def render(policy: Policy, example: Example, shots: list[Example]) -> str:
@@ -36,7 +39,10 @@ def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_pro
     """The messages as the chat template writes them; raises UserError where the template refuses them."""
     try:
         text = policy.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            messages,
+            chat_template=undated(policy.tokenizer.get_chat_template()),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
         )
     except Exception as error:  # a template is a program of the model's authors
         said = messages[0]["content"] if messages[0]["role"] == "system" else ""
@@ -50,6 +56,18 @@ def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_pro
     return str(text)
 
 
+def undated(template: str) -> str:
+    """A chat template that writes the same day in every run: today's would change prompts and starts from day to day.
+
+    transformers lets a template call strftime_now, and hands it no function but its own, so it gets a macro.
+    """
+    if "strftime_now" not in template:
+        return template
+    directives = ("-d", "-m", *"aAbBdmyYjHIMSpeFDxcuwUWV")
+    written = "".join(f"|replace('%{each}', '{TODAY.strftime(f'%{each}')}')" for each in directives)
+    return f"{{% macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro +%}}{template}"
+
+
 def leave_out_long_prompts(policy: Policy, task: Task) -> None:
     """Drops the prompts of a task that have more tokens than it allows, as the policy reads them."""
     bound = task.prompt_bound()
@@ -57,9 +75,8 @@ def leave_out_long_prompts(policy: Policy, task: Task) -> None:
         known, shots = task.known_examples(), task.shot_examples()
         start = 0 if policy.chat else len(start_ids(policy.tokenizer))
         rows = text_ids(policy, [render(policy, example, shots) for example in known], "prompt")
-        task.leave_out(
-            {as_read(each.prompt) for each, row in zip(known, rows, strict=True) if start + len(row) > bound}
-        )
+        tokens = {as_read(each.prompt): start + len(row) for each, row in zip(known, rows, strict=True)}
+        task.leave_out({prompt: number for prompt, number in tokens.items() if number > bound})
 
 
 def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Prompts:

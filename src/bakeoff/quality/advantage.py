@@ -96,7 +96,7 @@ def mean_continuation(
     ids = torch.cat([begun, rest.ids], 1)
     whole = Generated(ids, torch.zeros(ids.shape, device=ids.device))  # no score reads log-probs
     completed = make_rollout(loop.learner.actor, request(width, rollout.max_tokens), whole)
-    return collector.reward(collector.task, completed).total.view(-1, continuations).mean(1)
+    return collector.score(completed).total.view(-1, continuations).mean(1)
 
 
 def compared(estimates: Tensor, truths: list[Tensor], mask: Tensor, group_size: int) -> AdvantageQuality:

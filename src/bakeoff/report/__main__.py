@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bakeoff.errors import UserError, fail, refused
-from bakeoff.paths import AD_HOC, ANALYSIS, study_names, use_folder
+from bakeoff.arguments import add_config_dir, read_arguments
+from bakeoff.errors import UserError, answering, redacted
+from bakeoff.nearest import did_you_mean, nearest
+from bakeoff.paths import AD_HOC, ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
 from bakeoff.report.detect import detect
 from bakeoff.report.output import replaced
@@ -26,17 +28,18 @@ from bakeoff.report.page import Page, all_claims, answer, explained, page_of, wa
 from bakeoff.report.render import execute, faults, figures, to_html
 from bakeoff.report.setup import commands, setup
 from bakeoff.report.statistics import counted
-from bakeoff.report.store import MOST, default_tracking, load_study
+from bakeoff.report.store import MOST, default_tracking, is_there, load_study
 from bakeoff.report.study import Study, write_study
 from bakeoff.report.tables import as_text, code_block, in_markdown, interval_note, markdown, per_seed
-from bakeoff.tracking import open_store
+from bakeoff.terminal import Words
+from bakeoff.tracking import open_store, store_uri
 
 CLAIMS = "claims"  # the page that is made from all studies
 KERNELS = 2  # notebooks that run at once
 
 
-def main() -> None:
-    """Parses the arguments, writes the reports, prints their tables and paths; exit code 2 for a user's mistake."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, those of this process by default; raises UserError for a mistake in them."""
     parser = argparse.ArgumentParser(prog="bakeoff-report", description=__doc__)
     parser.add_argument(
         "study",
@@ -46,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--latest", action="store_true", help="the newest sweep, whatever its study")
     parser.add_argument("--all", action="store_true", help="every study that the store holds")
-    parser.add_argument("--config-dir", "-cd", help="your folder with sweeps/ and pages/ (default: the working folder)")
+    add_config_dir(parser)
     parser.add_argument("--where", default="", help="""select runs, such as "seed < 3 and algorithm != 'trpo'" """)
     parser.add_argument(
         "--sweeps", type=int, default=1, help="number of the study's newest sweeps to read as one (default: 1)"
@@ -58,13 +61,21 @@ def main() -> None:
         help="only say how many seeds show a difference D in accuracy, and add them",
     )
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
-    arguments = parser.parse_args()
+    found = read_arguments(parser, arguments)
+    if found.sweeps < 1:
+        raise UserError(f"--sweeps is {found.sweeps}; it must be at least 1.")
+    return found
+
+
+check = parse  # the rest is in the store: see early.py
+
+
+def main() -> None:
+    """Writes the reports, prints their tables and paths; exit code 2 for a user's mistake."""
     console = Console()
     os.environ["SOURCE_DATE_EPOCH"] = "0"  # matplotlib writes it into figures in place of today's date
-    try:
-        if arguments.sweeps < 1:
-            raise UserError(f"--sweeps is {arguments.sweeps}; it must be at least 1.")
-        use_folder(arguments.config_dir)
+    with answering("bakeoff-report"):
+        arguments = parse()
         if arguments.latest:
             arguments.study = next((name for name, _ in stored_sweeps()), "methods")
         if not (arguments.study or arguments.all):
@@ -73,11 +84,12 @@ def main() -> None:
         if arguments.study not in (names := [*study_names(), CLAIMS, ""]):
             held_names = list(dict.fromkeys(name for name, _ in stored_sweeps()))
             if arguments.study not in held_names:
+                known = [*held_names, *names[:-2]]
                 raise UserError(
                     f"there is no study '{arguments.study}' in the store ({', '.join(held_names) or 'it is empty'}), "
-                    f"nor in sweeps/ ({', '.join(names[:-2])})."
+                    f"nor in sweeps/ ({', '.join(names[:-2])}){did_you_mean(nearest(arguments.study, known))}"
                 )
-        with refused(), console.status("reading the store, running notebooks"):
+        with console.status("reading the store, running notebooks"):
             if arguments.detect is not None:
                 if not 0 < arguments.detect < 1 or arguments.all or arguments.study == CLAIMS:
                     raise UserError(
@@ -95,12 +107,12 @@ def main() -> None:
                 page = page_of(arguments.study)  # first: a missing file is found before the store is read
                 study = load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)
                 report(page, study, arguments.out, console)
-    except UserError as error:
-        fail(error, "bakeoff-report")
 
 
 def stored_sweeps() -> list[tuple[str, Run]]:
     """Study and MLflow run of every sweep in the store, the newest first; names that no file can have are left out."""
+    if not is_there(default_tracking()):
+        return []
     client, experiment = open_store(default_tracking())
     newest_first = "attributes.start_time DESC"
     found = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=[newest_first], max_results=MOST)
@@ -108,12 +120,24 @@ def stored_sweeps() -> list[tuple[str, Run]]:
     return [(name, run) for name, run in named if re.fullmatch(r"[\w-][\w.-]*", name)]
 
 
+def empty() -> str:
+    """Where a study was looked for and not found, and what to type."""
+    tracking = default_tracking()
+    found = "holds no study" if is_there(tracking) else "is not there"
+    return (
+        f"the store {redacted(store_uri(tracking))} {found}; change to the folder of your runs, or set "
+        "MLFLOW_TRACKING_URI to their store; `bakeoff sweeps=methods` makes a first study here."
+    )
+
+
 def list_sweeps(console: Console) -> None:
     """Prints the studies in the store, with the command of each report; raises UserError if there are none."""
     sweeps = stored_sweeps()
     if not sweeps:
-        raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
-    table = Table("newest sweep", "sweeps", "its report", box=None, pad_edge=False)
+        raise UserError(empty())
+    table = Words()
+    for head in ("newest sweep", "sweeps", "its report"):
+        table.add_column(head)
     numbers = Counter(name for name, _ in sweeps)
     for name in numbers:
         started = next(run.info.start_time for each, run in sweeps if each == name)
@@ -130,7 +154,7 @@ def report_all(out: Path, where: str, console: Console) -> None:
     names = dict.fromkeys([*study_names(), *(name for name, _ in stored_sweeps())])
     held = held_studies(names, where, console)
     if not held:
-        raise UserError("the store holds no study; `bakeoff sweeps=methods` makes the first one.")
+        raise UserError(empty())
 
     def failure(study: Study) -> str:
         try:
@@ -229,10 +253,10 @@ def write_page(name: str, notebook: Path, folder: Path, command: str) -> list[st
 
 
 def terminal_table(frame: pd.DataFrame, title: str) -> Table:
-    """A frame of texts for the terminal, whose names are never cut off and whose `[red]` is no markup."""
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    """A frame of texts for the terminal, whose `[red]` is no markup."""
+    table = Words(title)
     for column in frame:
-        table.add_column(Text(str(column)), overflow="fold")
+        table.add_column(Text(str(column)))
     for _, row in frame.iterrows():
         table.add_row(*map(Text, row))
     return table

@@ -114,4 +114,4 @@ def plot_profiles(study: Study) -> Figure:
         axes.plot(grid, performance_profile(every[name], grid), line, color=colour, label=name)
     axes.set(xlabel="held-out greedy accuracy τ", ylabel="share of runs above τ", ylim=(-0.03, 1.03))
     figure.legend(ncols=3, loc="outside lower left")
-    return finished(figure, "Performance profile.", study)
+    return finished(figure, "Performance profile: the share of runs that end above each accuracy.", study)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bakeoff.report.statistics import Estimate, paired_difference, paired_ratio
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import by_seed
+from bakeoff.report.tables import by_seed, unmoved
 
 
 @dataclass
@@ -63,8 +63,14 @@ class Claim:
 
 
 def difference(a: str, b: str, metric: str = ACCURACY) -> Callable[[Study], Estimate]:
-    """The paired difference of a final metric between two arms."""
-    return lambda study: paired_difference(by_seed(study, metric, a), by_seed(study, metric, b))
+    """The paired difference of a final metric between two arms; none between arms that have not moved."""
+
+    def of(study: Study) -> Estimate:
+        if {a, b} <= unmoved(study):
+            return Estimate()
+        return paired_difference(by_seed(study, metric, a), by_seed(study, metric, b), study.step(metric))
+
+    return of
 
 
 def ratio(a: str, b: str, metric: str) -> Callable[[Study], Estimate]:

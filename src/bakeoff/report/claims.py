@@ -94,4 +94,4 @@ def plot_claims(table: pd.DataFrame) -> Figure:
         title = textwrap.fill(f"{row['step']}: {row['effect']}", 75)
         about = "; ".join(filter(None, [row["rule"], counted(row["seeds"], "seed")]))
         axes.set_title(f"{title}\n{row['verdict']} ({about})", color=colour, pad=2)
-    return finished(figure)
+    return finished(figure, "The effect that each claim is about, with 95 % interval; dashed: its bar.")

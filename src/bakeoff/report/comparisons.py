@@ -28,9 +28,9 @@ from bakeoff.report.statistics import (
     pooled_deviation,
 )
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import by_seed
+from bakeoff.report.tables import STILL, by_seed, unmoved
 
-UNDECIDED = "not told apart"
+HIGHER, EQUIVALENT, UNDECIDED, UNMOVED = "higher", "equivalent", "not told apart", "did not move"
 
 
 class Comparison(NamedTuple):
@@ -39,6 +39,7 @@ class Comparison(NamedTuple):
     change    a − b: mean and 95 % interval, paired by seed, not corrected
     p         of the paired t-test, corrected for the family
     within    whether two one-sided tests place the difference inside the margin; not corrected
+    still     those of the two whose policy has not moved
     """
 
     a: str
@@ -46,6 +47,24 @@ class Comparison(NamedTuple):
     change: Estimate
     p: float
     within: bool
+    still: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`higher`, `equivalent`, `not told apart` or `did not move`, the one place that chooses between them.
+
+        Arms are not equivalent because one did not move, nor undecided where neither did.
+        """
+        if self.higher:
+            return HIGHER
+        if self.still and (self.within or len(self.still) == 2):
+            return UNMOVED
+        return EQUIVALENT if self.within else UNDECIDED
+
+    @property
+    def unmoved(self) -> str:
+        """`neither moved` or `a did not move`."""
+        return "neither moved" if len(self.still) == 2 else f"{''.join(self.still)} {UNMOVED}"
 
     @property
     def higher(self) -> str:
@@ -61,17 +80,24 @@ class Family:
 
     differences   a − b by seed, of each pair of arms
     margin        a difference that is too small to matter
+    step          of the values, 1 ÷ number of prompts for an accuracy: differences are known no better
+    still         the arms whose policies have not moved
     """
 
     differences: dict[tuple[str, str], pd.Series]
     margin: float
+    step: float = 0.0
+    still: frozenset[str] = frozenset()
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The comparison of every pair."""
-        corrected = holm([paired_p(own) for own in self.differences.values()])
+        corrected = holm([paired_p(own, self.step) for own in self.differences.values()])
         return [
-            Comparison(a, b, mean_interval(own), p, equivalent(own, self.margin))
+            Comparison(
+                *(a, b, mean_interval(own, self.step), p, equivalent(own, self.margin, self.step)),
+                still=tuple(each for each in (a, b) if each in self.still),
+            )
             for ((a, b), own), p in zip(self.differences.items(), corrected, strict=True)
         ]
 
@@ -91,10 +117,13 @@ class Family:
         return detectable(self.deviation, self.seeds, max(len(self.differences), 1))
 
     def result(self, each: Comparison) -> str:
-        """`a is higher`, `equivalent (within ±0.02)`, or `not told apart (could have seen ±0.03)`."""
-        if not each.higher:
-            return f"equivalent (within ±{self.margin:g})" if each.within else self.undecided
-        return f"{each.higher} is higher" + (f", by less than {self.margin:g}" if each.within else "")
+        """`a is higher`, `equivalent (within ±0.02)`, `not told apart (could have seen ±0.03)`, or `neither moved`."""
+        return {
+            HIGHER: f"{each.higher} is higher" + (f", by less than {self.margin:g}" if each.within else ""),
+            EQUIVALENT: f"{EQUIVALENT} (within ±{self.margin:g})",
+            UNDECIDED: self.undecided,
+            UNMOVED: f"{each.unmoved} (KL to the start below {STILL:g} nats per completion)",
+        }[each.kind]
 
     @property
     def undecided(self) -> str:
@@ -124,4 +153,5 @@ def family(study: Study, metric: str = ACCURACY) -> Family:
     others = [name for name in study.arms if name != baseline]
     chosen = [(name, baseline) for name in others] if baseline else list(itertools.combinations(study.arms, 2))
     values = {name: by_seed(study, metric, name) for name in study.arms}
-    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in chosen}, study.margin)
+    differences = {(a, b): (values[a] - values[b]).dropna() for a, b in chosen}
+    return Family(differences, study.margin, study.step(metric), unmoved(study))

@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.category import StrCategoryLocator
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogFormatter, LogFormatterSciNotation, MaxNLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogFormatter, LogFormatterSciNotation, MaxNLocator
 
 from bakeoff.measure import TRAINING
 from bakeoff.report.statistics import Estimate
@@ -66,14 +67,14 @@ def panels(count: int, height: float, columns: int = 2, **shared: Any) -> tuple[
     return figure, axes[:count]
 
 
-def finished(figure: Figure, caption: str = "", study: Study | None = None) -> Figure:
-    """The figure with its caption, laid out and closed.
+def finished(figure: Figure, caption: str, study: Study | None = None) -> Figure:
+    """The figure with its caption and its text, laid out and closed.
 
     It is laid out once, though a page draws it as SVG and as PNG. A notebook would show an open figure a second time.
+    Its text stands where a notebook shows no image, and is its alt text on a page.
     """
-    if caption:
-        text = f"{caption} {provenance(study)}" if study else caption
-        figure.suptitle(text, x=0.01, ha="left", fontsize=10, wrap=True)
+    caption = f"{caption} {provenance(study)}." if study else caption
+    figure.suptitle(caption, x=0.01, ha="left", fontsize=10, wrap=True)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         transform: Any = axis.get_transform()
         plain = LogFormatter(transform.base)  # matplotlib's own writes 10² as mathematical text: see `style`
@@ -85,7 +86,32 @@ def finished(figure: Figure, caption: str = "", study: Study | None = None) -> F
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     plt.close(figure)
+    figure.set_label(in_words(figure, caption))
+    vars(figure)["_repr_mimebundle_"] = lambda **_: {"text/plain": figure.get_label()}  # what IPython asks for
     return figure
+
+
+def in_words(figure: Figure, caption: str) -> str:
+    """What a figure shows: its caption, then the titles of its panels, its axes, and what it compares."""
+    axes = [each for each in figure.axes if each.get_visible()]
+    legends = [*figure.legends, *(each.get_legend() for each in axes)]
+    ticks = [axis for each in axes for axis in (each.yaxis, each.xaxis)]
+    ticks = [axis for axis in ticks if isinstance(axis.get_major_locator(), FixedLocator | StrCategoryLocator)]
+    named = [text.get_text() for axis in ticks for text in axis.get_ticklabels()]
+    words = {
+        "Panels": [each.get_title(loc="left") for each in axes],
+        "Across": [figure.get_supxlabel(), *(each.get_xlabel() for each in axes)],
+        "Up": [figure.get_supylabel(), *(each.get_ylabel() for each in axes)],
+        "Compared": [text.get_text() for legend in legends if legend for text in legend.get_texts()],
+        "Rows or columns": [name for name in named if any(map(str.isalpha, name))],
+    }
+    lines = [f"{name}: {', '.join(found)}." for name, texts in words.items() if (found := distinct(texts))]
+    return " ".join([caption, *lines])
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """The texts that are not empty, each once and on one line."""
+    return list(dict.fromkeys(" ".join(text.split()) for text in texts if text.strip()))
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -196,7 +222,8 @@ def plot_dots(study: Study, metrics: Mapping[str, str], order: Sequence[str] = (
         axes.set_xlabel(label)
     all_axes[0].set_yticks(range(len(arms)), arms)
     all_axes[0].set_ylim(len(arms) - 0.5, -0.8)
-    return finished(figure, "Dots: seeds; bars: means with 95 % intervals.", study)
+    what = ", ".join(metrics.values())
+    return finished(figure, f"{what[0].upper()}{what[1:]}. Dots: seeds; bars: means with 95 % intervals.", study)
 
 
 def stack(axes: Axes, table: pd.DataFrame, shades: Mapping[Any, Any], **bars: Any) -> None:
@@ -207,7 +234,7 @@ def stack(axes: Axes, table: pd.DataFrame, shades: Mapping[Any, Any], **bars: An
         left += row.to_numpy()
 
 
-def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> Figure:
+def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str, caption: str) -> Figure:
     """A bar for each arm (column), stacked from the rows in their shades, with the sum at its end."""
     figure, (axes,) = panels(1, 0.36 * table.shape[1] + 1.4)
     stack(axes, table, shades, ec="white")
@@ -217,7 +244,7 @@ def stacked_bars(table: pd.DataFrame, shades: Mapping[Any, Any], label: str) -> 
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     figure.legend(ncols=4, loc="outside lower center")
-    return finished(figure)
+    return finished(figure, caption)
 
 
 def mean_by_arm(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
@@ -231,7 +258,9 @@ def plot_time(study: Study) -> Figure:
     """Mean seconds of an update by phase, stacked, since they add up."""
     table = mean_by_arm(study, {f"time/{phase}": phase for phase in (*TRAINING, "measure")}).fillna(0)
     shades = dict(zip(table.index, plt.colormaps["viridis"](np.linspace(0.1, 0.9, len(table))), strict=True))
-    return stacked_bars(table, shades, "seconds per update")
+    return stacked_bars(
+        table, shades, "seconds per update", "Time of an update by phase, means over updates and seeds."
+    )
 
 
 def plot_memory(study: Study) -> Figure:
@@ -244,13 +273,13 @@ def plot_memory(study: Study) -> Figure:
     axes.margins(x=0.35)
     axes.invert_yaxis()
     axes.set_xlabel("largest peak (MB), and its phase")
-    return finished(figure)
+    return finished(figure, "The largest peak of memory, mean over updates and seeds.")
 
 
 def plot_weights(study: Study) -> Figure:
     """The weights that each model adds, stacked, since they add up."""
     table = mean_by_arm(study, {f"memory/weights_{role}_mb": role for role in ROLE_SHADES}).fillna(0)
-    return stacked_bars(table[table.max(axis=1) > 0], ROLE_SHADES, "weights (MB)")
+    return stacked_bars(table[table.max(axis=1) > 0], ROLE_SHADES, "weights (MB)", "The weights that each model adds.")
 
 
 def plot_over_strength(axes: Axes, points: Iterable[tuple[float, Estimate]], colour: str, label: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 
 from bakeoff.report.study import Study
-from bakeoff.report.tables import grouped, percent
+from bakeoff.report.tables import REFERENCE_KL, STILL, grouped, most_kl, percent
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ RULES = [
         "the KL penalty of {arm} is off in {share} of its updates: β is below 1 % of its start",
     ),
     Rule(
-        "kl/reference_k3_per_sequence",
-        lambda values: float(values.max()) if len(values) >= 3 else math.inf,  # that of the first update is 0
-        lambda most: most < 0.01,
+        REFERENCE_KL,
+        most_kl,
+        lambda most: most < STILL,
         "the policy of {arm} hardly moves: its KL to the start is at most {value} nats per completion; its learning "
         "rate may be too low; tune it with `bakeoff-tune`",
     ),
@@ -68,6 +67,12 @@ RULES = [
         lambda most: most < 0.001,
         "the clip of {arm} never binds: it touches at most {share} of an update's tokens",
         param="algorithm.objective.epsilon",
+    ),
+    Rule(
+        "critic/value_clip_fraction",
+        lambda values: float(values.max()),
+        lambda most: most < 0.001,
+        "the value clip of {arm} never binds: it touches at most {share} of an update's tokens",
     ),
 ]
 

@@ -116,7 +116,8 @@ def plot_at_peak(study: Study, by: str) -> Figure:
     table = table.loc[[part for part in SHADES[by] if part in table.index], peak["name"]]
     unit, table = ("GB", table / 1000) if table.sum().max() >= 1000 else ("MB", table)
     table.columns = peak["name"] + "\n" + peak["phase"].str.replace("_", " ")
-    return stacked_bars(table, SHADES[by], f"{unit} at the peak of the phase below each name, by {by}")
+    label = f"{unit} at the peak of the phase below each name, by {by}"
+    return stacked_bars(table, SHADES[by], label, f"What the largest peak of each arm consists of, by {by}.")
 
 
 def plot_phases(study: Study) -> Figure:
@@ -133,4 +134,4 @@ def plot_phases(study: Study) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     all_axes[0].invert_yaxis()
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=4, loc="outside lower center")
-    return finished(figure)
+    return finished(figure, "What is held at the peak of each phase of an update, by kind.")

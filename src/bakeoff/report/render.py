@@ -99,6 +99,10 @@ def to_html(book: Any, title: str, command: str = "", notebook: str = "") -> str
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    for heading, cell in headed(book):
+        for output in (each for each in cell.get("outputs", []) if "image/svg+xml" in each.get("data", {})):
+            text = output["data"].get("text/plain", "<")
+            output.metadata["alt"] = heading if text.startswith("<") else text  # `<Figure size …>`: of a user's own
     book.metadata.update(title=title, command=command, notebook=notebook)
     body: str = exporter.from_notebook_node(book)[0]
     return with_contents(body)

@@ -59,12 +59,24 @@ class Estimate(NamedTuple):
         return f"{round(value, self.decimals):{sign}.{max(0, self.decimals)}f}"
 
 
-def mean_interval(values: pd.Series) -> Estimate:
-    """Mean over seeds with Student's t interval; no interval for fewer than two values, NaN for none."""
+def standard_error(x: Any, step: float = 0.0) -> float:
+    """The standard error of a mean of differences, each of two values that are multiples of `step`.
+
+    It is at least that of their rounding, whose variance is 2 · step²/12: seeds whose differences agree to the last
+    prompt do so by chance.
+    """
+    return max(float(stats.sem(x)), step / math.sqrt(6 * len(x)))
+
+
+def mean_interval(values: pd.Series, step: float = 0.0) -> Estimate:
+    """Mean over seeds with Student's t interval; no interval for fewer than two values, NaN for none.
+
+    `step` is that of `standard_error`.
+    """
     x = values.to_numpy(dtype=float)
     if len(x) < 2:
         return Estimate(*map(float, x))
-    mean, half = float(x.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * stats.sem(x))
+    mean, half = float(x.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * standard_error(x, step))
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -82,9 +94,9 @@ def share_interval(values: pd.Series) -> Estimate:
     return Estimate(mean.value, float(expit(centre - half)), float(expit(centre + half)))
 
 
-def paired_difference(a: pd.Series, b: pd.Series) -> Estimate:
+def paired_difference(a: pd.Series, b: pd.Series, step: float = 0.0) -> Estimate:
     """Mean and interval of a − b over the seeds (index) that both have: runs of a seed share start and prompts."""
-    return mean_interval((a - b).dropna())
+    return mean_interval((a - b).dropna(), step)
 
 
 def paired_ratio(a: pd.Series, b: pd.Series) -> Estimate:
@@ -103,18 +115,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(each) for each in corrected]
 
 
-def paired_p(differences: pd.Series) -> float:
+def paired_p(differences: pd.Series, step: float = 0.0) -> float:
     """The two-sided p of a paired t-test; 1 without a difference, and for fewer than two seeds."""
     x = differences.to_numpy(dtype=float)
-    if len(x) < 2 or not np.ptp(x):  # no spread: rounding apart, the same difference in every seed
-        return float(len(x) < 2 or x[0] == 0)
-    return float(2 * stats.t.sf(abs(x.mean()) / stats.sem(x), len(x) - 1))
+    if len(x) < 2 or not x.any():
+        return 1.0
+    error = standard_error(x, step) if step or np.ptp(x) else 0.0  # sem of equal values is their rounding
+    return float(2 * stats.t.sf(abs(x.mean()) / error, len(x) - 1)) if error else 0.0
 
 
-def equivalent(differences: pd.Series, margin: float) -> bool:
+def equivalent(differences: pd.Series, margin: float, step: float = 0.0) -> bool:
     """Whether two one-sided t-tests at 5 % place the mean within ± margin: its 90 % interval is inside."""
     x = differences.to_numpy(dtype=float)
-    half = stats.t.ppf(0.95, len(x) - 1) * stats.sem(x) if len(x) > 1 else math.inf
+    half = stats.t.ppf(0.95, len(x) - 1) * standard_error(x, step) if len(x) > 1 else math.inf
     return bool(abs(x.mean()) + half < margin) if len(x) else False
 
 

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from bakeoff.errors import UserError, first_line
+from bakeoff.errors import UserError, first_line, redacted
 from bakeoff.paths import near
 from bakeoff.report.complete import with_complete_runs
 from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
@@ -52,6 +52,11 @@ def default_tracking() -> Tracking:
     return Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}{near('mlflow.db')}"))
 
 
+def is_there(tracking: Tracking) -> bool:
+    """Whether the store exists, as far as its address alone says: reading it makes none."""
+    return not tracking.uri.startswith(SQLITE) or Path(tracking.uri.removeprefix(SQLITE)).exists()
+
+
 def find_study(folder: Path | str) -> Study:
     """A study for a notebook: from the folder of its report, else by the folder's name from the store; see `near`."""
     place = near(folder)
@@ -66,13 +71,13 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     """
     tracking = tracking or default_tracking()
     parents: list[Run] = []
-    if not tracking.uri.startswith(SQLITE) or Path(tracking.uri.removeprefix(SQLITE)).exists():  # it is not made here
+    if is_there(tracking):
         client, experiment = open_store(tracking)
         is_sweep, newest_first = f"tags.study = '{name}' and tags.kind = 'sweep'", "attributes.start_time DESC"
         parents = client.search_runs([experiment], is_sweep, order_by=[newest_first], max_results=sweeps)
     if not parents:
         raise UserError(
-            f"the store '{tracking.uri}' holds no run of the study '{name}'; "
+            f"the store '{redacted(tracking.uri)}' holds no run of the study '{name}'; "
             f"`bakeoff sweeps={name}` makes one, and MLFLOW_TRACKING_URI selects another store."
         )
     found: list[Run] = []

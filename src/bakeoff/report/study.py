@@ -86,6 +86,12 @@ class Study:
         """The difference in accuracy that is too small to matter."""
         return float(self.declared("margin") or 0.02)
 
+    def step(self, metric: str) -> float:
+        """The step of a final accuracy: 1 ÷ number of prompts. 0 for another metric, or where it is not known."""
+        keys = ("task.heldout", "evaluation.final")
+        sizes = pd.to_numeric(self.params["value"][self.params["key"].isin(keys)], errors="coerce")
+        return 1 / float(sizes.max()) if metric in PRIMARY and sizes.max() > 0 else 0.0
+
     @cached_property
     def last(self) -> pd.DataFrame:
         """The last row of every metric of every run."""
@@ -133,11 +139,15 @@ def read_study(folder: Path | str) -> Study:
 
 def provenance(study: Study) -> str:
     """The number of seeds of an arm, and the seeds that its values were tuned on: printed on every figure."""
-    seeds = study.seeds
-    few = " (few)" if seeds < FEW_SEEDS else ""
-    tuned = study.param("study.tuning_seeds")
-    on = tuned.iloc[0].strip("[]") if len(tuned) else ""
-    return f"{counted(seeds, 'seed')}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
+    few = " (few)" if study.seeds < FEW_SEEDS else ""
+    on = tuning_seeds(study)
+    return f"{counted(study.seeds, 'seed')}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
+
+
+def tuning_seeds(study: Study) -> str:
+    """The seeds that values were tuned on, as the study declares them; empty where no run has tuned values."""
+    tuned = "tuned" not in study.runs or (study.runs["tuned"] != "untuned").any()
+    return study.declared("tuning_seeds").strip("[]") if tuned else ""
 
 
 def outcome(run: pd.Series) -> str:

@@ -20,6 +20,8 @@ INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95
 SHARE = re.compile(r"^(?!difference).*(accuracy|asymptote|share of)|^at the end")  # labels of columns of shares
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
+REFERENCE_KL = "kl/reference_k3_per_sequence"
+STILL = 0.01  # nats per completion: a policy whose KL to the start stays below it has not moved
 
 
 def grouped(study: Study, *metrics: str) -> SeriesGroupBy[Any, Any]:
@@ -37,6 +39,35 @@ def by_seed(study: Study, metric: str, name: str) -> pd.Series:
     """The final values of one arm, by seed; empty where it has none."""
     values = final(study, metric)
     return values[values.index.get_level_values("name") == name].droplevel("name")
+
+
+def ends(study: Study, metric: str, **parameters: str) -> pd.DataFrame:
+    """A row for each run that has a metric and some parameters (column=key), in the study's order.
+
+    The columns are name, method, seed, the parameters, and the first and the last value of the metric.
+    """
+    values = study.of(metric).astype({"run": str}).groupby("run", sort=False)["value"].agg(["first", "last"])
+    runs = study.runs[["run", "name", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
+    by_run = {key: own.set_index("run")["value"] for key, own in study.params.groupby("key")}
+    columns = {name: runs["run"].map(by_run.get(key, pd.Series(dtype=str))) for name, key in parameters.items()}
+    return runs.assign(**columns).join(values, on="run").dropna(ignore_index=True).drop(columns="run")
+
+
+def most_kl(values: pd.Series) -> float:
+    """The largest KL to the start of a run's updates, infinite for fewer than three: that of the first is 0."""
+    return float(values.max()) if len(values) >= 3 else math.inf
+
+
+def unmoved(study: Study, runs: pd.DataFrame | None = None, column: str = "name") -> frozenset[str]:
+    """The arms whose policies have not moved, by the mean over seeds of their largest KL to the start.
+
+    Of runs with a column `name`, the values of another column all of whose arms are such.
+    """
+    most = grouped(study, REFERENCE_KL).agg(most_kl).groupby("name").mean()
+    still = frozenset(most.index[most < STILL])
+    if runs is None:
+        return still
+    return frozenset(str(value) for value, names in runs.groupby(column)["name"] if still.issuperset(names))
 
 
 def start_accuracy(study: Study) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bakeoff.batch import Sequences, micro_batches
+from bakeoff import processes
+from bakeoff.batch import Sequences, own_micro_batches
 from bakeoff.model.forward import completion_hidden
 from bakeoff.model.policy import at_least_float32
 from bakeoff.model.value import ValueModel
@@ -43,8 +44,8 @@ class RewardModel:
     @torch.no_grad()
     def score(self, sequences: Sequences, micro_tokens: int = 0) -> Tensor:
         """Normalised scores [S]."""
-        raw = torch.cat([self.raw(select(sequences, rows)) for rows in micro_batches(sequences, micro_tokens)])
-        return (raw - self.mean) / self.std
+        parts = [self.raw(select(sequences, rows)) for rows in own_micro_batches(sequences, micro_tokens)]
+        return (processes.joined(parts, self.mean.device) - self.mean) / self.std
 
     def trained(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name."""

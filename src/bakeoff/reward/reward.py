@@ -47,6 +47,10 @@ REWARDS: dict[str, Callable[[Completed], Sequence[float | None]]] = {
 PROCESS_REWARDS: dict[str, Callable[[Completed], list[Steps]]] = {"verifier": verified_steps}
 
 
+def silent(message: str) -> None:
+    """Reports nothing; a lambda could not be sent to another process."""
+
+
 @dataclass
 class Reward:
     """Weighted sum of reward functions.
@@ -79,7 +83,7 @@ class Reward:
                 "reward.functions and reward.process are empty; one of them must name a reward, with a weight: "
                 f"{', '.join(REWARDS)}, an import path or a function in a file."
             )
-        self.report: Callable[[str], None] = lambda message: None
+        self.report: Callable[[str], None] = silent
         self._reported: set[str] = set()
         self.user: dict[str, UserFunction] = {}  # by label
         self._functions = {name: self._find(name, "reward.functions", REWARDS, as_scores) for name in self.functions}

@@ -6,28 +6,26 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
 from bakeoff.batch import Example
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, within
 from bakeoff.ranges import count, share
-from bakeoff.task.table import Format, Row, checked, read_table, shown
-from bakeoff.task.task import Message, Task, Verdict, as_number, as_read
+from bakeoff.task.examples import Reading, examples_of
+from bakeoff.task.table import Format, read_table, rows_hash, shown
+from bakeoff.task.task import Task, Verdict, as_number, as_read
 from bakeoff.task.verify import COMPARED, Extract, Verify, hint
 from bakeoff.user_code import Signature, anywhere, load, signature, source_of
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TextOf = Callable[[Row], str]  # raises ValueError where the row has no such text
+READING_S = 300.0  # seconds; 10 000 rows take less than one
 
 
 @dataclass
@@ -93,6 +91,7 @@ class Dataset(Task):
         # code of others, math-verify and a user's pattern may take for ever
         self.foreign = self.verify in (Verify.math, Verify.function) or self.extract is Extract.after
         self._own: list[Example] | None = None
+        self._fingerprints: dict[str, str] = {}
         self._examples = self._read("path", self.path, self.split)
         columns = self._examples[0].columns
         missing = self._signature.missing(columns) if self._signature else None
@@ -191,6 +190,9 @@ class Dataset(Task):
         named = {"path": self.path, "heldout_path": self.heldout_path, "function": self._source}
         return {key: path for key, path in named.items() if path}
 
+    def fingerprints(self) -> dict[str, str]:
+        return self._fingerprints
+
     def generate(self, rng: Random) -> Example:
         return rng.choice(self._examples)
 
@@ -222,7 +224,7 @@ class Dataset(Task):
     def prompt_bound(self) -> int:
         return self.max_prompt_tokens
 
-    def leave_out(self, prompts: Set[str]) -> None:
+    def leave_out(self, prompts: Mapping[str, int]) -> None:
         """Drops prompts, as they are read, from training and from evaluation, and counts them."""
         held, shots, excluded = self._reserve()
         before = len(self.known_examples())
@@ -232,9 +234,13 @@ class Dataset(Task):
 
         self._examples = kept(self._examples)
         self._own = None if self._own is None else kept(self._own)
-        self._reserved = kept(held), shots, excluded
+        held = kept(held) if self._own is None else self._own[: max(self.heldout, self.final)]
+        self._reserved = held, shots, excluded
         self._long += before - len(self.known_examples())
-        self._require_both(f"task.max_prompt_tokens is {self.max_prompt_tokens}, which leaves")
+        bound = f"task.max_prompt_tokens is {self.max_prompt_tokens}"
+        self._require_both(
+            f"{bound} and the shortest prompt above it has {min(prompts.values(), default=0)}, which leaves"
+        )
 
     def _require_both(self, cause: str) -> None:
         """Raises UserError where nothing is left to train on, or to evaluate on."""
@@ -294,141 +300,14 @@ class Dataset(Task):
         """The examples of a table; raises UserError that names the row which cannot be used."""
         revision = self.revision if path == self.path else ""
         rows = read_table(f"task.{key}", path, self.format, self.name, split, revision)
-        columns: dict[str, None] = {column: None for row in rows for column in row.values}
-        make = self._maker(f"task.{key} is '{path}'", list(columns))
-        wanted = "be an object with a text for each of the keys prompt, answer"
-        if self.prompt or self.answer or self.solution:
-            wanted = "have a text for task.prompt, task.answer and task.solution"
-        found = []
-        for row in rows:
-            try:
-                found.append(make(row))
-            except (ValueError, TypeError) as error:
-                raise row.refused(f"task.{key}", wanted, error) from error
-        return found
-
-    def _maker(self, table: str, columns: list[str]) -> Callable[[Row], Example]:
-        """Row → Example, for a table with these columns; `table` names it in an error."""
-        prompt = self.prompt or next((name for name in ("prompt", "messages") if name in columns), "prompt")
-        if not self.prompt and prompt not in columns:
-            raise UserError(
-                f"{table}, which has no column prompt or messages; the columns are "
-                f"{', '.join(columns)}; task.prompt names one, or is a template such as '{{{{ question }}}}'."
-            )
-        answer = self.answer or next((name for name in ("answer", "completion") if name in columns), "")
-        solution = self.solution or ("completion" if answer != "completion" and "completion" in columns else "")
-        text = {"answer": answer, "solution": solution}
-        texts = {key: self._text(f"task.{key}", spec, columns) for key, spec in text.items() if spec}
-        prompt_text = None if prompt in columns else self._text("task.prompt", prompt, columns)
-        pattern = re.compile(self.answer_pattern) if self.answer_pattern else None
-        empty = dict.fromkeys(column for column in columns if column not in ("prompt", "answer"))
-
-        def make(row: Row) -> Example:
-            said = texts["answer"](row) if answer else None
-            worked = texts["solution"](row) if solution else None
-            if prompt_text is None and isinstance(row.values.get(prompt), list):
-                messages = as_messages(prompt, row.values[prompt])
-                if messages[-1]["role"] == "assistant" and prompt == "messages":
-                    last = messages.pop()["content"]
-                    said, worked = last if said is None else said, last if worked is None else worked
-            else:
-                content = row.text(prompt) if prompt_text is None else prompt_text(row)
-                messages = [{"role": "user", "content": content}]
-            if pattern is not None and said is not None:
-                said = last_match(pattern, said)
-            rest = {key: value for key, value in row.values.items() if key in empty}
-            return example_of(messages, said, worked, self.system, empty | rest)
-
-        return make
-
-    def _text(self, key: str, spec: str, columns: list[str]) -> TextOf:
-        """The text of a column or of a template in a row; raises UserError where `spec` is neither."""
-        if spec in columns:
-            return lambda row: column_text(row, spec)
-        if "{{" in spec or "{%" in spec:
-            return partial(rendered, compiled(key, spec), columns)
-        if spec in ("prompt", "answer"):  # a row says that it is missing, and its line
-            return lambda row: row.text(spec)
-        raise UserError(
-            f"{key} is {spec!r}, which is no column and no template; the columns are {', '.join(columns)}, and "
-            f"'{{{{ {columns[0] if columns else 'column'} }}}}' is a template."
-        )
+        if not Path(path).expanduser().exists():  # of the Hub
+            self._fingerprints[key] = rows_hash(rows)
+        reading = Reading(self.prompt, self.answer, self.answer_pattern, self.solution, self.system)
+        slow = f"task.{key}: the rows have not become examples within {READING_S:g} s; mend the template or pattern."
+        with within(READING_S, slow):
+            return examples_of(rows, reading, f"task.{key}", path)
 
 
 def hashed(prompt: str) -> float:
     """A number in [0, 1) that only the prompt decides: what is held out stays so when the file grows."""
     return int.from_bytes(hashlib.sha256(as_read(prompt).encode()).digest()[:7], "big") / 2**56
-
-
-def example_of(
-    messages: list[Message], answer: str | None, solution: str | None, system: str, columns: dict[str, Any]
-) -> Example:
-    """The example of a chat; its prompt is the text of the messages, by which prompts are told apart."""
-    if system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system}, *messages]
-    turns = [message for message in messages if message["role"] != "system"]
-    if not turns or not turns[-1]["content"].strip():
-        raise ValueError("prompt is empty")
-    prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-    if len(turns) == 1:
-        prompt = turns[0]["content"]
-    plain = len(messages) == 1 and messages[0]["role"] == "user"
-    return Example(prompt, answer, columns, solution, [] if plain else messages)
-
-
-def as_messages(column: str, value: list[Any]) -> list[Message]:
-    """The messages of a chat; raises ValueError where they are something else."""
-    found = []
-    for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise ValueError(f"{column} has {shown(message)}, which is no message with a text for role and content")
-        found.append({"role": checked(message["role"]), "content": checked(message["content"])})
-    if not found:
-        raise ValueError(f"{column} is empty")
-    return found
-
-
-def column_text(row: Row, column: str) -> str:
-    """The text of a column, or of the last message that it holds."""
-    value = row.values.get(column)
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        return as_messages(column, value)[-1]["content"]
-    return row.text(column)
-
-
-def last_match(pattern: re.Pattern[str], text: str) -> str:
-    """The last match that has a text, of a pattern or of its first group; raises ValueError where there is none."""
-    matches = [(match[1] if pattern.groups else match[0]) or "" for match in pattern.finditer(text)]
-    found = [match.strip() for match in matches if match.strip()]
-    if not found:
-        raise ValueError(f"task.answer_pattern {pattern.pattern!r} is not in {shown(text)}")
-    return found[-1]
-
-
-def compiled(key: str, source: str) -> Template:
-    """A Jinja template in the sandbox in which transformers compiles chat templates: data is text there, never code."""
-    from jinja2 import StrictUndefined, TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=written
-    )
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise UserError(f"{key} is {source!r}, which is no Jinja template ({error}).") from error
-
-
-def written(value: Any) -> Any:
-    """A value that a template writes; raises ValueError for a column without one, which would be the text None."""
-    if value is None:
-        raise ValueError("it writes a column that is missing or null here; {% if column %} leaves it out")
-    return value
-
-
-def rendered(template: Template, columns: list[str], row: Row) -> str:
-    """The template's text for a row; raises ValueError where a column is missing or the template fails."""
-    try:
-        return checked(template.render(dict.fromkeys(columns) | row.values))
-    except Exception as error:  # whatever a template does to a value
-        raise ValueError(f"{type(error).__name__}: {error}; the columns are {', '.join(columns)}") from error

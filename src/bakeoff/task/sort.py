@@ -62,6 +62,10 @@ class Sort(Task):
         digits = rng.choices("0123456789", k=number)
         return Example(prompt="".join(digits) + "=", answer="".join(sorted(digits)))
 
+    def difficulty(self, example: Example) -> str:
+        assert example.answer is not None
+        return str(len(example.answer))
+
     def demonstration(self, example: Example) -> str:
         assert example.answer is not None
         draw = Random(example.prompt)  # a prompt has the same demonstration whenever it is drawn

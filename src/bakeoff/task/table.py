@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import math
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 from bakeoff.errors import UserError, first_line
 
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is no prompt but a file of another kind
+LARGEST_TEXT = 2**31  # bytes of a file that is read whole
+MOST_ROWS = 2**24  # a Parquet file of kilobytes may say any number
 
 
 class Format(Enum):
@@ -47,6 +51,8 @@ class Row:
         value = self.values[column]
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise ValueError(f"{column} is {shown(value)}, which is no text")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{column} is {value}, which stands for a value that is missing")
         return checked(str(self.written[column]))
 
     def refused(self, key: str, wanted: str, reason: Exception) -> UserError:
@@ -84,6 +90,14 @@ def read_table(key: str, path: str, form: Format, name: str, split: str, revisio
         unit = "JSON object per line" if form is Format.jsonl else "row per example"
         raise UserError(f"{key} is '{file}', which is empty; it must have one {unit}.")
     return rows
+
+
+def rows_hash(rows: list[Row]) -> str:
+    """A hash of the rows' values, 16 hex digits: the content of data that is in no file of the user's."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.values, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 def is_hub_name(path: str) -> bool:
@@ -147,7 +161,17 @@ def as_row(place: str, value: Any, text: str) -> Row:
     """The row of a JSON object and its text; raises ValueError where it is no object."""
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    return Row(place, value, json.loads(text, parse_int=str, parse_float=str, parse_constant=str))
+    written = json.loads(text, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=distinct)
+    return Row(place, value, written)
+
+
+def distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Columns with their values; raises ValueError where two have one name, of which only the last would be read."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {max(names, key=names.count)!r} twice")
+    return values
 
 
 def read_json(file: Path, key: str) -> Iterator[Row]:
@@ -157,7 +181,7 @@ def read_json(file: Path, key: str) -> Iterator[Row]:
         values = json.loads(text)
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise ValueError("it is something else")
-        written = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+        written = json.loads(text, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{key} is '{file}', which must be a JSON list of objects ({error}); task.format=jsonl reads one object "
@@ -171,7 +195,9 @@ def read_csv(file: Path, key: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_LINE)
     text = read_text(file, key)
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), start=1):
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        distinct([(name, None) for name in reader.fieldnames or ()])
+        for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 raise ValueError(f"row {number} has more or fewer values than the header")
             yield Row(f"row {number} of '{file}'", row, row)
@@ -184,8 +210,12 @@ def read_parquet(file: Path, key: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        values = pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        table = pyarrow.parquet.ParquetFile(file)
+        if table.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"it has {table.metadata.num_rows:,} rows, which are more than {MOST_ROWS:,}")
+        distinct([(name, None) for name in table.schema_arrow.names])
+        values = table.read().to_pylist()
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
         raise UserError(f"{key} is '{file}', which cannot be read as Parquet ({first_line(error)}).") from error
     return as_rows(values, str(file))
 
@@ -234,6 +264,8 @@ def as_rows(values: Iterable[dict[str, Any]], source: str) -> Iterator[Row]:
 def read_text(file: Path, key: str) -> str:
     """The text of a file, in UTF-8."""
     try:
+        if file.stat().st_size > LARGEST_TEXT:
+            raise ValueError(f"it is larger than {LARGEST_TEXT >> 30} GiB; JSONL and Parquet may be larger")
         return file.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise unreadable(key, file, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
@@ -75,6 +75,10 @@ class Task:
         """Paths of the files that the task reads, by the key that names each."""
         return {}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the data that it has read from elsewhere, such as the Hub, by the key that names each."""
+        return {}
+
     def generate(self, rng: Random) -> Example:
         """One example, drawn with `rng`."""
         raise NotImplementedError
@@ -116,6 +120,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def difficulty(self, example: Example) -> str:
+        """The example's level, of few, by which an evaluation splits its accuracy; empty where a task has one alone."""
+        return ""
+
     def demonstration(self, example: Example) -> str | list[str] | None:
         """A completion to imitate in supervised fine-tuning, or its turns; none if the task has no demonstrations."""
         return example.answer
@@ -128,8 +136,11 @@ class Task:
         """Number of tokens of the longest prompt that is used; 0: no bound."""
         return 0
 
-    def leave_out(self, prompts: Set[str]) -> None:
-        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`."""
+    def leave_out(self, prompts: Mapping[str, int]) -> None:
+        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`.
+
+        With each stands its number of tokens.
+        """
         raise NotImplementedError
 
     def sizes(self) -> str:

@@ -30,7 +30,8 @@ class Extract(Enum):
             case "last_number":
                 return last_number(completion)
             case "answer_tag":
-                tagged = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+                closed = completion[: completion.rfind("</answer>") + len("</answer>")]  # else it is quadratic in tags
+                tagged = re.findall(r"<answer>(.*?)</answer>", closed, re.DOTALL)
                 return tagged[-1].strip() if tagged else ""
             case "boxed":
                 return boxed(completion)

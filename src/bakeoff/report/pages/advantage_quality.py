@@ -55,7 +55,7 @@ def plot_by_position(study: Study) -> Figure:
         axes.set(xlabel="token of the completion", ylabel=METRICS[metric])
     all_axes[1].axhline(0.5, color="0.7", lw=1, zorder=0)
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
-    return finished(figure, "Means over seeds.", study)
+    return finished(figure, "Quality of advantages at each token of the completion: means over seeds.", study)
 
 
 CLAIMS = [

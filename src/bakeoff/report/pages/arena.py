@@ -32,10 +32,11 @@ from bakeoff.report.statistics import (
     stratified_iqm,
 )
 from bakeoff.report.study import SAMPLED, Study
-from bakeoff.report.tables import number
+from bakeoff.report.tables import ends, number, unmoved
 
 KINDS = ("none is higher, significantly", "avoid: one is higher")
 SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
+BY_DIFFICULTY = f"{SAMPLED}_of_"
 VERDICTS = ("as predicted", "against the prediction", "undecided", "not tested")
 
 
@@ -60,13 +61,8 @@ class Choice(NamedTuple):
 
 def scores(study: Study, metric: str = SAMPLED) -> pd.DataFrame:
     """A row for each run: regime, method, seed, first and last value of a metric, and the score between start and 1."""
-    rows = study.of(metric).astype({"run": str})
-    runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
-    names = study.params[study.params["key"] == "regime.name"].set_index("run")["value"]
-    ends = rows.groupby("run", sort=False)["value"].agg(["first", "last"])
-    frame = runs.assign(regime=runs["run"].map(names)).join(ends, on="run").dropna(subset=["regime", "last"])
-    frame[SCORE] = (frame["last"] - frame["first"]) / (1 - frame["first"])
-    return frame[["regime", "method", "seed", "first", "last", SCORE]].reset_index(drop=True)
+    frame = ends(study, metric, regime="regime.name")
+    return frame.assign(**{SCORE: (frame["last"] - frame["first"]) / (1 - frame["first"])})
 
 
 def regimes(study: Study) -> pd.DataFrame:
@@ -86,7 +82,9 @@ def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
     """The comparisons of every pair of methods within a regime, in the final sampled accuracy."""
     values = wide(frame, regime, "last")
     pairs = itertools.combinations(values.columns, 2)
-    return Family({(a, b): (values[a] - values[b]).dropna() for a, b in pairs}, study.margin)
+    still = unmoved(study, frame[frame["regime"] == regime], "method")
+    differences = {(a, b): (values[a] - values[b]).dropna() for a, b in pairs}
+    return Family(differences, study.margin, study.step(SAMPLED), still)
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -126,6 +124,21 @@ def score_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_difficulty(study: Study) -> pd.DataFrame:
+    """A row for each arm: its final sampled accuracy on the held-out prompts of each difficulty, mean over seeds.
+
+    It has the arms whose task has prompts of several difficulties, as in the regime `mixed`; empty without one.
+    """
+    levels = [str(name) for name in study.metrics["metric"].unique() if str(name).startswith(BY_DIFFICULTY)]
+    last = study.last[study.last["metric"].isin(levels)].astype({"name": str, "metric": str})
+    means = last.pivot_table(index="name", columns="metric", values="value", sort=False)
+    if means.empty:
+        return means
+    in_order = sorted(levels, key=lambda level: (len(level), level))  # of numbers
+    means = means[in_order].map(number).rename(columns=lambda level: str(level).removeprefix(BY_DIFFICULTY))
+    return means.rename_axis(index="arm", columns=None).reset_index()
+
+
 def shared(frame: pd.DataFrame) -> list[str]:
     """The regimes that at least half as many methods ran as any other: an aggregate is over them alone."""
     methods = frame.groupby("regime", sort=False)["method"].nunique()
@@ -154,7 +167,7 @@ def verdicts(study: Study) -> list[Verdict]:
 
     `A > B` is as predicted if A is significantly higher, and against the prediction if B is. `A ~ B` is as predicted if
     two one-sided tests place the difference within the study's margin, or if all seeds are equal, and against it if it
-    is significant and the mean is beyond the margin.
+    is significant and the mean is beyond the margin; it is not tested where the policies of both have not moved.
     """
     stated = [
         (str(regime), parsed(str(text)))
@@ -162,12 +175,24 @@ def verdicts(study: Study) -> list[Verdict]:
         for text in OmegaConf.create(row["predictions"])
     ]
     frames = {metric: scores(study, metric) for metric in {prediction.metric for _, prediction in stated}}
+    frame = scores(study)
+    still = unmoved(study, frame.assign(at=frame["method"] + "@" + frame["regime"]), "at")
     found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
-    corrected = holm([paired_p(each) for *_, each in found])
+    steps = [study.step(each.metric) for _, each in stated]
+    corrected = holm([paired_p(own, step) for (*_, own), step in zip(found, steps, strict=True)])
     return [
-        Verdict(regime, prediction, mean_interval(own), len(own), judged(prediction, own, p, study.margin))
-        for (regime, prediction, own), p in zip(found, corrected, strict=True)
+        Verdict(
+            *(regime, each, mean_interval(own, step), len(own)),
+            judged(each, own, p, study.margin, still >= arms(regime, each)),
+        )
+        for (regime, each, own), step, p in zip(found, steps, corrected, strict=True)
     ]
+
+
+def arms(regime: str, prediction: Prediction) -> set[str]:
+    """The two that a prediction compares, as `method@regime`."""
+    left, right = prediction.left_in or regime, prediction.right_in or regime
+    return {f"{prediction.left}@{left}", f"{prediction.right}@{right}"}
 
 
 def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Series:
@@ -186,9 +211,9 @@ def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Serie
     return (left - values(prediction.right, prediction.right_in, "last")).dropna()
 
 
-def judged(prediction: Prediction, difference: pd.Series, p: float, margin: float) -> str:
-    """The verdict of a prediction from its paired differences and their corrected p."""
-    if len(difference) < 2:
+def judged(prediction: Prediction, difference: pd.Series, p: float, margin: float, still: bool) -> str:
+    """The verdict of a prediction from its paired differences, their corrected p, and whether neither arm moved."""
+    if len(difference) < 2 or (prediction.equal and still):
         return "not tested"
     significant, mean = p < 1 - CONFIDENCE, float(difference.mean())
     if prediction.equal:
@@ -297,7 +322,7 @@ def plot_map(study: Study) -> Figure:
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    return finished(figure)
+    return finished(figure, "The score of each method in each regime: means.", study)
 
 
 def plot_profiles(study: Study) -> Figure:
@@ -319,7 +344,7 @@ def plot_profiles(study: Study) -> Figure:
         axes.set_xlim(-1.05, 1.05)
         axes.set_yticks(range(len(order)), [regime.replace("_", " ") for regime in order], fontsize=8)
     every[0].invert_yaxis()
-    return finished(figure)
+    return finished(figure, "The score in each regime: means with 95 % intervals; grey: the highest mean.", study)
 
 
 def in_regime(text: str) -> Callable[[Study], Estimate]:

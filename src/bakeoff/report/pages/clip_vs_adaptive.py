@@ -13,7 +13,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
 from bakeoff.report.statistics import Estimate, mean_interval, paired_difference
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary
+from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary, unmoved
 
 # algorithm → the name of its bound, and the key of the bound's strength
 WAYS = {
@@ -50,7 +50,7 @@ def verdict(study: Study) -> str:
     best = at_best(study)
     text = "At the best strength of each: " + ", ".join(f"{way} {own.mean():.3f}" for way, own in best.items()) + ". "
     pairs = {("clip", way): (best["clip"] - best[way]).dropna() for way in best if way != "clip" and "clip" in best}
-    found = Family(pairs, study.margin)
+    found = Family(pairs, study.margin, study.step(ACCURACY), unmoved(study, runs_by_bound(study), "way"))
     for each in found.comparisons:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
@@ -105,7 +105,11 @@ def plot(study: Study) -> Figure:
     all_axes[1].set_ylabel("median KL of an update (nats per token)")
     all_axes[1].set_yscale("log")
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
-    return finished(figure, "Means with 95 % intervals over strength: ε, target in nats per token, or β.", study)
+    return finished(
+        figure,
+        "Accuracy and KL of an update over strength (ε, target in nats per token, or β): means with 95 % intervals.",
+        study,
+    )
 
 
 def harder_to_pick(study: Study) -> Estimate:

@@ -12,7 +12,7 @@ from bakeoff.report.comparisons import Comparison, Family
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.memory import largest_peaks, peaks_table, size
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates
+from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, unmoved
 
 WITHOUT, WITH = "critic_none", "critic_separate"
 
@@ -51,7 +51,7 @@ def dropping(study: Study, pairs: Mapping[str, tuple[str, str]]) -> str:
     peak = largest_peaks(study).set_index("name")["mb"]
     held = {(a, b): by_seed(study, ACCURACY, a) - by_seed(study, ACCURACY, b) for a, b in pairs.values()}
     held = {pair: own.dropna() for pair, own in held.items() if set(pair) <= set(peak.index)}
-    found = Family(held, study.margin)
+    found = Family(held, study.margin, study.step(ACCURACY), unmoved(study))
     results = {each[:2]: dropped(each, found, peak) for each in found.comparisons}
     sentences = [f"{setting}{results.get(pair) or unanswered(*pair)}" for setting, pair in pairs.items()]
     return " ".join(sentences + ([found.note] if held else []))
@@ -84,4 +84,4 @@ def plot(study: Study) -> Figure:
     axes.margins(x=0.1)
     axes.set(xlabel="largest peak (MB)", ylabel="held-out greedy accuracy")
     figure.legend(ncols=3, loc="outside lower left")
-    return finished(figure, "Means with 95 % intervals; dashed: the Pareto front.", study)
+    return finished(figure, "Accuracy over memory: means with 95 % intervals; dashed: the Pareto front.", study)

@@ -89,4 +89,4 @@ def plot(study: Study) -> Figure:
     )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(title="place of the penalty")
-    return finished(figure, "Means with 95 % intervals.", study)
+    return finished(figure, "Accuracy over the KL that it takes: means with 95 % intervals.", study)

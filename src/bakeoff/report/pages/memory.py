@@ -57,4 +57,4 @@ def plot(study: Study) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("largest peak")
     figure.legend(ncols=3, loc="outside lower left")
-    return finished(figure)
+    return finished(figure, "The largest peak of memory over the model's weights; grey: devices.")

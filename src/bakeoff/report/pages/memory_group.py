@@ -56,4 +56,4 @@ def plot(study: Study) -> Figure:
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set(xlabel="completions per prompt", ylabel="largest peak")
     figure.legend(ncols=2, loc="outside lower left")
-    return finished(figure)
+    return finished(figure, "The largest peak of memory over the completions per prompt.")

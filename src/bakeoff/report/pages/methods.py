@@ -7,11 +7,20 @@ import math
 import pandas as pd
 
 from bakeoff.report.claim import Claim, difference
-from bakeoff.report.comparisons import UNDECIDED, Comparison, Family, family
+from bakeoff.report.comparisons import EQUIVALENT, HIGHER, UNDECIDED, UNMOVED, Comparison, Family, family
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.statistics import Estimate, counted, mean_interval, paired_difference, paired_ratio
 from bakeoff.report.study import ACCURACY, PRIMARY, SAMPLED, Study, outcome
-from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, final, mean_text, start_accuracy, with_not_scored
+from bakeoff.report.tables import (
+    FINAL_ACCURACY,
+    REFERENCE_KL,
+    by_seed,
+    estimates,
+    final,
+    mean_text,
+    start_accuracy,
+    with_not_scored,
+)
 
 FEW = 4  # arms, up to which a verdict names every pair
 CHANGE, RESULT = "a − b [95 %]", "result"
@@ -32,7 +41,7 @@ def table(study: Study) -> pd.DataFrame:
             RESULT: results.get(name, "best mean" if name == order[0] else "baseline"),
             "seconds": mean_text(by_seed(study, "progress/seconds", name)),
             "peak MB": peak[peak["name"] == name]["value"].max(),
-            "KL to the start (nats/sequence)": mean_text(by_seed(study, "kl/reference_k3_per_sequence", name)),
+            "KL to the start (nats/sequence)": mean_text(by_seed(study, REFERENCE_KL, name)),
         }
         for name in order
     ]
@@ -44,16 +53,17 @@ def table(study: Study) -> pd.DataFrame:
 
 def from_arm(study: Study, name: str, other: str) -> Estimate:
     """The paired difference of an arm's final accuracy from another's."""
-    return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other))
+    return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other), study.step(ACCURACY))
 
 
 def against_one(study: Study, against: str, metric: str = ACCURACY) -> dict[str, str]:
-    """For each other arm that is compared with one: `lower`, `higher`, `equivalent` or `not told apart`."""
+    """For each other arm that is compared with one: lower, higher, equivalent, not told apart, or who did not move."""
     results = {}
     for each in (each for each in family(study, metric).comparisons if against in each[:2]):
         other = each.a if each.b == against else each.b
-        decided = {"": "equivalent" if each.within else UNDECIDED, other: "higher"}
-        results[other] = decided.get(each.higher, "lower")
+        results[other] = {HIGHER: HIGHER if each.higher == other else "lower", UNMOVED: each.unmoved}.get(
+            each.kind, each.kind
+        )
     return results
 
 
@@ -107,13 +117,15 @@ def all_against_one(study: Study, metric: str = ACCURACY) -> str:
     best = max(scores, key=lambda name: scores[name].value)
     against = study.baseline or best
     results = pd.Series(against_one(study, against, metric))
-    named = {each: ", ".join(results.index[results == each]) or "none" for each in ("lower", "higher", "equivalent")}
-    rest = ", ".join(results.index[results == UNDECIDED]) or "none"
-    higher = "" if against == best else f" Higher: {named['higher']}."
+    kinds = ("lower", HIGHER, EQUIVALENT, UNDECIDED)
+    named = {each: ", ".join(results.index[results == each]) or "none" for each in kinds}
+    higher = "" if against == best else f" Higher: {named[HIGHER]}."
+    still = ", ".join(f"{name} ({result})" for name, result in results.items() if result not in kinds)
     return (
         f"{best} has the highest mean of final held-out {PRIMARY[metric]} accuracy, {scores[best].text()}. "
         f"Lower than {against}: {named['lower']}.{higher} Equivalent to it (within ±{study.margin:g}): "
-        f"{named['equivalent']}. {of_undecided(found)}: {rest}. {found.note}"
+        f"{named[EQUIVALENT]}. {f'Without a verdict, since not both moved: {still}. ' if still else ''}"
+        f"{of_undecided(found)}: {named[UNDECIDED]}. {found.note}"
     )
 
 

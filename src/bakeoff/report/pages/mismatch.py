@@ -10,20 +10,14 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.statistics import Estimate, counted, mean_interval
 from bakeoff.report.study import SAMPLED, Study
+from bakeoff.report.tables import ends, unmoved
 
 SAMPLER, CORRECTION, NONE, SAME = "regime.name", "choice/algorithm/correction", "none", "plain"
 
 
 def finals(study: Study) -> pd.DataFrame:
-    """A row for each run: sampler, method, correction, seed and the final sampled accuracy."""
-    last = study.last.astype({"run": str, "metric": str})
-    value = last[last["metric"] == SAMPLED].set_index("run")["value"]
-    runs = study.runs[["run", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
-    chosen = {
-        name: runs["run"].map(study.params[study.params["key"] == key].set_index("run")["value"])
-        for name, key in (("sampler", SAMPLER), ("correction", CORRECTION))
-    }
-    return runs.assign(**chosen, accuracy=runs["run"].map(value)).dropna(ignore_index=True).drop(columns="run")
+    """A row for each run: sampler, correction, method, seed, and the `last` sampled accuracy."""
+    return ends(study, SAMPLED, sampler=SAMPLER, correction=CORRECTION)
 
 
 def samplers(frame: pd.DataFrame) -> list[str]:
@@ -39,7 +33,7 @@ def corrections(frame: pd.DataFrame) -> list[str]:
 def gains(frame: pd.DataFrame, sampler: str, correction: str) -> pd.Series:
     """Accuracy with a correction less that without, paired by method and seed."""
     by_pair = frame[frame["sampler"] == sampler].pivot_table(
-        index=["method", "seed"], columns="correction", values="accuracy", aggfunc="last"
+        index=["method", "seed"], columns="correction", values="last", aggfunc="last"
     )
     if not {correction, NONE} <= set(by_pair):
         return pd.Series(dtype=float)
@@ -49,7 +43,7 @@ def gains(frame: pd.DataFrame, sampler: str, correction: str) -> pd.Series:
 def losses(frame: pd.DataFrame, sampler: str) -> pd.Series:
     """Accuracy without a correction where the sampler is the policy less that with this sampler, paired likewise."""
     plain = frame[frame["correction"] == NONE].pivot_table(
-        index=["method", "seed"], columns="sampler", values="accuracy", aggfunc="last"
+        index=["method", "seed"], columns="sampler", values="last", aggfunc="last"
     )
     return (plain[SAME] - plain[sampler]).dropna() if {SAME, sampler} <= set(plain) else pd.Series(dtype=float)
 
@@ -57,7 +51,9 @@ def losses(frame: pd.DataFrame, sampler: str) -> pd.Series:
 def family(study: Study, frame: pd.DataFrame, sampler: str) -> Family:
     """The comparisons of every correction with none under one sampler, over methods and seeds."""
     found = {(each, NONE): gains(frame, sampler, each) for each in corrections(frame) if each != NONE}
-    return Family({pair: own for pair, own in found.items() if len(own)}, study.margin)
+    still = unmoved(study, frame[frame["sampler"] == sampler], "correction")
+    differences = {pair: own for pair, own in found.items() if len(own)}
+    return Family(differences, study.margin, study.step(SAMPLED), still)
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -67,7 +63,7 @@ def table(study: Study) -> pd.DataFrame:
         decided = family(study, frame, sampler)
         results = {each.a: (each.change.text("+"), decided.result(each)) for each in decided.comparisons}
         for correction in corrections(frame):
-            own = frame[(frame["sampler"] == sampler) & (frame["correction"] == correction)]["accuracy"]
+            own = frame[(frame["sampler"] == sampler) & (frame["correction"] == correction)]["last"]
             gain, result = results.get(correction, ("–", "–"))
             if len(own):
                 rows.append((sampler, correction, f"{own.mean():.3f}", gain, result))
@@ -77,7 +73,7 @@ def table(study: Study) -> pd.DataFrame:
 def by_method(study: Study) -> pd.DataFrame:
     """A row for each method and correction: the mean accuracy over seeds with each sampler."""
     frame = finals(study)
-    means = frame.pivot_table(index=["method", "correction"], columns="sampler", values="accuracy", sort=False)
+    means = frame.pivot_table(index=["method", "correction"], columns="sampler", values="last", sort=False)
     means = means.reindex(columns=samplers(frame)).map("{:.2f}".format).replace("nan", "–")
     return means.reset_index().rename_axis(columns=None)
 
@@ -116,7 +112,7 @@ def plot(study: Study) -> Figure:
     figure, every = panels(len(methods), 2.2, sharex=True, sharey=True)
     for axes, method in zip(every, methods, strict=True):
         own = frame[frame["method"] == method]
-        means = own.pivot_table(index="sampler", columns="correction", values="accuracy").reindex(order)
+        means = own.pivot_table(index="sampler", columns="correction", values="last").reindex(order)
         for correction, colour in named.items():
             if correction in means:
                 axes.plot(range(len(order)), means[correction], "o-", color=colour, ms=3, lw=1, label=correction)
@@ -125,7 +121,7 @@ def plot(study: Study) -> Figure:
         axes.tick_params(axis="x", rotation=45)
     every[0].legend(fontsize=7)
     every[0].set_ylabel("sampled accuracy")
-    return finished(figure)
+    return finished(figure, "Sampled accuracy with each sampler and correction: means.", study)
 
 
 def gain(sampler: str, correction: str) -> Claim:

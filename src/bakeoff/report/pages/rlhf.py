@@ -11,7 +11,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import curves, finished, panels
 from bakeoff.report.statistics import Estimate, mean_interval
 from bakeoff.report.study import Study
-from bakeoff.report.tables import grouped, summary
+from bakeoff.report.tables import grouped, summary, unmoved
 
 LEARNED, TRUE, KL = "reward/term_learned", "reward/true", "kl/reference_k3_per_sequence"
 WINDOW = 10  # updates of a running mean
@@ -62,11 +62,11 @@ def verdict(study: Study, window: int = WINDOW) -> str:
     runs, sentences = overoptimisation(study, window), []
     runs["gain"] = runs["true at end"] - runs["true at start"]
     own = {name: runs[runs["method"] == name].set_index("seed") for name in study.arms}
-    found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin)
+    found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin, still=unmoved(study))
     for each in found.comparisons:
-        direction = {"end": "rises", each.b: "falls"}.get(
-            each.higher, f"is at its end {found.result(each)} from its start"
-        )
+        moved = f"is at its end {found.result(each)} from its start"
+        same = f"stands still, since {each.unmoved}," if each.still else moved
+        direction = {"end": "rises", each.b: "falls"}.get(each.higher, same)
         sentences.append(
             f"Under {each.b} the true reward {direction} ({each.change.text('+')} from start to end) and ends "
             f"{mean_interval(own[each.b]['lost']).text()} below the best."
@@ -110,7 +110,7 @@ def plot(study: Study) -> Figure:
     twin.set_ylabel("true reward", color="#0072B2")
     all_axes[0].set_ylabel("learned reward (standard deviations)", color="#D55E00")
     figure.supxlabel("√KL to the start (√nats per sequence)", fontsize=10)
-    return finished(figure, "Learned and true reward, a line for each seed.", study)
+    return finished(figure, "Learned and true reward over the distance from the start, a line for each seed.", study)
 
 
 def four_models(study: Study) -> Estimate:

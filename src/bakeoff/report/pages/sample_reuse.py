@@ -149,7 +149,9 @@ def plot(study: Study) -> Figure:
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set(xlabel="epochs over each rollout", title=label)
     figure.legend(*all_axes[0].get_legend_handles_labels(), title="objective", loc="outside lower right")
-    return finished(figure, f"Means and ranges over seeds; threshold {threshold(study):.3f}.", study)
+    return finished(
+        figure, f"Reuse of a rollout: means and ranges over seeds; threshold {threshold(study):.3f}.", study
+    )
 
 
 def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
@@ -160,7 +162,8 @@ def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
 
 def clipped(study: Study, epochs: int) -> Estimate:
     """The paired difference of final accuracy between clipped and unbounded weights, at a number of epochs."""
-    return paired_difference(*(by_epochs(study, "accuracy", objective)[epochs] for objective in ("clip", "ratio")))
+    clip, ratio = (by_epochs(study, "accuracy", objective)[epochs] for objective in ("clip", "ratio"))
+    return paired_difference(clip, ratio, study.step(ACCURACY))
 
 
 STEP = "2 importance sampling"

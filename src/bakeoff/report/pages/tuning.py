@@ -79,4 +79,6 @@ def plot(study: Study) -> Figure:
     axes.set(xscale="log", xlabel="learning rate of the actor", ylabel="held-out greedy accuracy")
     axes.legend()
     seeds = ", ".join(map(str, sorted(set(study.runs["seed"]))))
-    return finished(figure, f"Tuning seed {seeds}; the best trial of each method is circled.")
+    return finished(
+        figure, f"Accuracy over the learning rate, tuning seed {seeds}; the best trial of each method is circled."
+    )

@@ -1,0 +1,48 @@
+"""Ctrl-C at any moment ends every command in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from random import Random
+
+import pytest
+
+from bakeoff.__main__ import OTHERS
+
+ARGUMENTS = {
+    "bakeoff": ["seed=1"],
+    "bakeoff-init": ["project"],
+    "bakeoff-tune": ["algorithm=grpo", "--rates", "1e-4,1e-3"],
+    "bakeoff-predict": ["--fit", "model=tiny", "hardware=h100"],
+    "bakeoff-evaluate": ["hf/none", "task=sort"],
+    "bakeoff-report": ["--all"],
+    "bakeoff-reward-model": [],
+}
+STARTED = "import sys, bakeoff.__main__ as m; print(flush=True); m.main() if sys.argv[0] == 'bakeoff' else m.other()"
+
+
+def test_every_command_is_tried():
+    assert set(ARGUMENTS) == {"bakeoff", *OTHERS}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_interrupt_ends_a_command_in_one_line(name, tmp_path):
+    code = STARTED.replace("print(flush=True)", f"sys.argv = [{name!r}, *sys.argv[1:]]; print(flush=True)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *ARGUMENTS[name]],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    time.sleep(Random(name).uniform(0, 1.5))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=300)[1]
+    assert "Traceback" not in said
+    assert process.returncode == 130, said
+    assert said.count("interrupted.") == 1

@@ -1,0 +1,137 @@
+"""vLLM beside the embedded engine. `make vllm-test` runs these tests, and those of the contract, with vLLM itself."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bakeoff.engine.embedded import Embedded
+from bakeoff.engine.vllm import RUNNING, Vllm
+from bakeoff.errors import UserError
+from bakeoff.learner.learner import make_learner
+from bakeoff.model.build import build
+from tests.commands import call
+from tests.conftest import compose
+from tests.engine.test_contract import HEADS, completed
+from tests.passes import completion_logits
+from tests.stored import history, only_run
+
+MODELS = Path(os.environ.get("BAKEOFF_CACHE", Path.home() / ".cache/bakeoff"))  # before tests have a cache of their own
+SMOLLM2 = MODELS / "smollm2_135m"
+INSTALLED = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not INSTALLED, reason="`make vllm-test` runs it")
+needs_smollm2 = pytest.mark.skipif(not SMOLLM2.is_dir(), reason="`make smollm2` fetches it")
+SMALL = [
+    *(*HEADS, "engine=vllm", "engine.cache_mb=64", "batch.prompts=4", "batch.group_size=4", "sft.steps=3"),
+    *("task.heldout=16", "evaluation.every=2", "checkpoint.every=1", "hydra.run.dir=out", "seed=3"),
+]
+
+
+def policy_of(*overrides):
+    policy = build(compose(*overrides).model, seed=3)
+    policy.network.eval()
+    return policy
+
+
+@pytest.mark.skipif(INSTALLED, reason="vLLM is installed")
+def test_without_vllm_a_run_ends_with_one_sentence_that_says_what_to_type(tmp_path):
+    result = call("bakeoff.__main__", ("engine=vllm",), tmp_path)
+    assert result.returncode == 2
+    assert "engine is vllm, which is not installed; install it: `make vllm` for the CPU" in result.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("setting", ["engine.cache_mb=0", "engine.cache_mb=-1", "engine.precision=int8"])
+def test_values_of_vllm_have_ranges(setting, tmp_path):
+    result = call("bakeoff.__main__", ("engine=vllm", setting), tmp_path)
+    assert result.returncode == 2
+    assert setting.partition("=")[0] in result.stderr
+
+
+def test_memory_is_predicted_without_vllm(tmp_path):
+    result = call("bakeoff.__main__", ("engine=vllm", "mode=predict"), tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_vllm
+def test_greedy_completions_are_those_of_the_embedded_engine_in_float32():
+    policy = policy_of(*HEADS)
+    own, its = (completed(engine, policy, greedy=True, max_tokens=20) for engine in (Embedded(), Vllm(cache_mb=64)))
+    assert its.completions == own.completions
+    assert torch.allclose(its.sampler_logprobs, own.sampler_logprobs, atol=1e-4)
+
+
+@needs_vllm
+@needs_smollm2
+def test_greedy_completions_of_smollm2_are_those_of_the_embedded_engine_in_float32():
+    policy = policy_of("model=smollm2_135m", f"model.name={SMOLLM2}", "model.precision=float32", "model.chat=false")
+    own, its = (completed(engine, policy, greedy=True, max_tokens=12) for engine in (Embedded(), Vllm(cache_mb=256)))
+    assert its.completions == own.completions
+
+
+@needs_vllm
+def test_vllm_samples_with_the_adapter_merged_in():
+    config = compose(*HEADS, "model.lora.rank=4")
+    learner = make_learner(config, policy_of(*HEADS))
+    with torch.no_grad():
+        for number, tensor in enumerate(learner.actor.trained().values()):
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)) / 4)
+    rollout = completed(Vllm(cache_mb=64), learner.actor)
+    mask = rollout.sequences.mask
+    with learner.actor.trunk.computing():
+        logits = completion_logits(learner.actor, rollout.sequences, 1.0)
+    expected = logits.log_softmax(-1).gather(2, rollout.sequences.completion_ids[..., None]).squeeze(2)
+    assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-4)
+
+
+@needs_vllm
+def test_a_model_that_vllm_cannot_open_and_a_dead_vllm_are_one_sentence():
+    with pytest.raises(UserError, match=r"engine is vllm, which ended with .*; engine=embedded needs no other library"):
+        Vllm(cache_mb=64).load(policy_of())  # 16 dimensions a head
+    policy, engine = policy_of(*HEADS), Vllm(cache_mb=64)
+    completed(engine, policy)
+    next(iter(RUNNING.values())).llm.llm_engine.engine_core.shutdown()
+    with pytest.raises(UserError, match=r"engine is vllm, which ended with .*resumes a run from its last checkpoint"):
+        completed(engine, policy)
+    assert completed(engine, policy).completions, "the next load starts another"
+
+
+@needs_vllm
+def test_a_prompt_that_the_cache_does_not_hold_is_refused_with_the_key():
+    policy = policy_of(*HEADS, "model.architecture.max_position_embeddings=1024")
+    with pytest.raises(UserError, match=r"engine.cache_mb is 0.5, which holds keys and values of \d+ tokens"):
+        completed(Vllm(cache_mb=0.5), policy, max_tokens=900)
+
+
+@needs_vllm
+def test_a_run_by_vllm_logs_the_mismatch_and_goes_on_with_the_embedded_engine(tmp_path):
+    limit = "budget={unit: updates, limit: 2}"
+    first = call("bakeoff.__main__", (*SMALL, "algorithm=grpo", limit), tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert (history(tmp_path)["rollout/sampler_mismatch"] < 1e-4).all()
+    later = call("bakeoff.__main__", ("resume=out", "engine=embedded", "budget.limit=4"), tmp_path)
+    assert later.returncode == 0, later.stderr
+    run = only_run(tmp_path)
+    assert history(tmp_path)["progress/sequences"].tolist() == [16.0 * n for n in range(1, 5)]
+    assert run.data.tags["changed.engine._option_"] == "Embedded"
+
+
+@needs_vllm
+def test_conversations_are_held_by_vllm(tmp_path):
+    settings = (*SMALL, "task=sort_turns", "algorithm=grpo", "budget={unit: updates, limit: 1}")
+    result = call("bakeoff.__main__", settings, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_vllm
+@needs_smollm2
+def test_smollm2_learns_with_vllm(tmp_path):
+    settings = ("task=largest", "model=smollm2_135m", f"model.name={SMOLLM2}", "engine=vllm", "algorithm=grpo")
+    result = call("bakeoff.__main__", (*settings, "hydra.run.dir=out", "seed=1"), tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics = history(tmp_path)
+    reward = metrics["reward/mean"].dropna()
+    assert reward[-5:].mean() > reward[:5].mean()
+    assert metrics["rollout/sampler_mismatch"].max() < 0.2
