@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bakeoff.algorithm.divergence import require_finite
@@ -79,8 +80,7 @@ class Vllm(Engine):
         self._policy, self._version = policy, ""  # while weights are sent, there is no version of them
         with alive():
             self._server = server(policy, self.dtype(policy), self.cache_mb)
-            self._server.wake()
-            self._server.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": exported(policy)})
+            self._server.take(exported(policy))
         self._version = weights_version(policy)
         if not self._server.checked:
             self.check()
@@ -143,6 +143,8 @@ class Vllm(Engine):
         for row, each in enumerate(completions):
             ids[row, : len(each.token_ids)] = torch.tensor(each.token_ids)
             logprobs[row, : len(each.token_ids)] = torch.tensor(each.logprobs.logprobs)
+        if not torch.isfinite(logprobs).all():
+            stop()  # its cache holds NaN, which a later run of this process would read
         require_finite(logprobs, "a log-probability of the policy that samples")
         return Generated(ids.to(policy.device), logprobs.to(policy.device), version=self._version)
 
@@ -199,11 +201,13 @@ class Server:
     awake: bool = True
     checked: bool = False
 
-    def wake(self) -> None:
-        """Takes its memory again."""
+    def take(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Takes its memory again, where it rests, and new weights."""
         if not self.awake:
             self.llm.wake_up()
             self.awake = True
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.apply_model(renew_heads)
 
     def complete(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
         """The completions of each prompt, one after another.
@@ -214,6 +218,15 @@ class Server:
         asked = [{"prompt_token_ids": ids} for ids in prompts]
         found = self.llm.generate(asked, parameters, use_tqdm=False)
         return [each for one in found for each in sorted(one.outputs, key=lambda each: each.index)]
+
+
+def renew_heads(model: nn.Module) -> None:
+    """Packs the output embeddings again: vLLM keeps a packed copy on a CPU, and of a tied one it does not renew it."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 RUNNING: dict[Any, Server] = {}  # at most one: vLLM holds state of the whole process
