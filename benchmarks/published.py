@@ -252,7 +252,8 @@ def saved() -> Section:
     for model, length in dict.fromkeys(key[:2] for key in wanted):
         layers = compose([f"model={model}"]).model.architecture["num_hidden_layers"]
         ppo, grpo = (
-            at_depth(*(made[model, length, method, depth] for depth in DEPTHS), layers) for method in ("PPO", "GRPO")
+            at_depth(made[model, length, method, DEPTHS[0]], made[model, length, method, DEPTHS[1]], layers)
+            for method in ("PPO", "GRPO")
         )
         before, after, without = peak(ppo), peak(grpo), peak(trained(grpo))
         rows.append(

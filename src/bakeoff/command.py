@@ -73,8 +73,8 @@ def app(cfg: DictConfig) -> float:
         if not in_sweep and not any(folder.iterdir()) and not any("run.dir" in each for each in job.overrides.hydra):
             folder.rmdir()  # Hydra made it for a run that was refused
             with suppress(ValueError, OSError):  # outside of the working folder, or with other runs
-                for parent in list(folder.relative_to(Path.cwd()).parents)[:-1]:
-                    parent.rmdir()
+                for above in list(folder.relative_to(Path.cwd()).parents)[:-1]:
+                    above.rmdir()
         if in_sweep or not isinstance(error, UserError):
             raise  # a launcher runs the other jobs
         fail(error)
