@@ -23,9 +23,13 @@ from bakeoff.rows import select
 from bakeoff.validation import compose
 from benchmarks.start import started, with_device
 
-PASS = ["algorithm=grpo", "model=small", "tuned=none", "sft.steps=0", "threads=1", "batch.prompts=64", "micro_tokens=0"]
+PASS = ["model=small", "tuned=none", "sft.steps=0", "threads=1", "batch.prompts=64", "micro_tokens=0"]
 FEW, MANY, REPEATS = 4, 256, 80  # sequences of a pass that waits for launches, and of one that waits for memory
 LONG = 0.05  # seconds of a matrix product that is large enough
+COPIED = 2**30  # bytes of a copy that no cache holds
+LARGE = ["model=qwen2_5_0_5b", "model.name=scratch", "model.characters='0123456789=+-*, '"]
+LARGE += ["model.chat=false", "model.precision=bfloat16", "tuned=none", "sft.steps=0", "task.heldout=8"]
+LARGE += ["task.max_new_tokens=128"]  # of 0.5B parameters: its passes wait for matrix products and memory
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -33,7 +37,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.process_time if device == HOST else time.perf_counter
 
 
-def least(function: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+def least(function: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Fewest seconds of a call, over some calls after the first."""
     clock, times = clock_of(device), []
     for _ in range(repeats + 1):
@@ -55,7 +59,7 @@ def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def gradient_pass(loop: Loop, experience: Experience, sequences: int) -> tuple[Operators, float]:
+def gradient_pass(loop: Loop, experience: Experience, sequences: int, repeats: int) -> tuple[Operators, float]:
     """Operators and fewest seconds of the actor's gradient on that number of sequences."""
     part = select(experience, slice(0, sequences))
 
@@ -65,7 +69,7 @@ def gradient_pass(loop: Loop, experience: Experience, sequences: int) -> tuple[O
 
     with Work() as work, work.counted(1.0, "pass"):
         run()
-    return work.phases["pass"], least(run, loop.phases.device)
+    return work.phases["pass"], least(run, loop.phases.device, repeats)
 
 
 def explained(hardware: Hardware, few: tuple[Operators, float], many: tuple[Operators, float]) -> Hardware:
@@ -80,12 +84,37 @@ def explained(hardware: Hardware, few: tuple[Operators, float], many: tuple[Oper
     return hardware
 
 
-def calibrated(name: str, device: torch.device) -> Hardware:
-    """The device's rates in float32: matrix products alone; bandwidth and launches from gradients of a small model."""
-    loop = started(compose([f"device={name}", *PASS]))
+def gradient_passes(settings: list[str], *sequences: int, repeats: int = REPEATS) -> list[tuple[Operators, float]]:
+    """Operators and fewest seconds of GRPO's gradient on each of these numbers of sequences."""
+    loop = started(compose(["algorithm=grpo", *settings]))
     experience, _ = experience_of(loop, collect(loop, 0))
-    hardware = Hardware(device_name(device), float32_tflops=product_tflops(device, torch.float32))
-    return explained(hardware, *(gradient_pass(loop, experience, count) for count in (FEW, MANY)))
+    return [gradient_pass(loop, experience, count, repeats) for count in sequences]
+
+
+def copied_gb(device: torch.device) -> float:
+    """Bytes that a copy reads and writes in a second, in 10⁹."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED / least(lambda: target.copy_(source), device, 10) / 1e9
+
+
+def calibrated(name: str, device: torch.device) -> Hardware:
+    """The device's rates.
+
+    Matrix products are timed alone. On the CPU, gradients of a small model on few and many sequences give the time of
+    a launch and the bandwidth. A GPU queues operators: few sequences of a small model take the time of their launches,
+    the bandwidth is that of a copy, and a gradient of a large model gives the share of the rates that it reaches.
+    """
+    full, half = (product_tflops(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    hardware = Hardware(device_name(device), full, half, calibrated=True)
+    small = [f"device={name}", *PASS]
+    if device == HOST:
+        return explained(hardware, *gradient_passes(small, FEW, MANY))
+    ((few, waiting),) = gradient_passes(small, FEW)
+    launch = waiting / sum(few.values())
+    ((large, working),) = gradient_passes([f"device={name}", *LARGE], 64, repeats=8)
+    hardware = replace(hardware, bandwidth_gb=copied_gb(device), queues=True)
+    return replace(hardware, launch_us=launch * 1e6, efficiency=min(1.0, hardware.seconds(large) / working))
 
 
 def main() -> None:
@@ -98,8 +127,7 @@ def main() -> None:
     found = calibrated(options.device, device)
     about = ", ".join(f"{key} {value}" for key, value in describe_device(device).items())
     source = f"make calibrate, {datetime.now(UTC):%Y-%m-%d}, {about}"
-    half = product_tflops(device, torch.bfloat16)
-    found = replace(found, name=options.name, bfloat16_tflops=half, calibrated=True, source=source)
+    found = replace(found, name=options.name, source=source)
     values = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in asdict(found).items()}
     path = Path("conf/hardware") / f"{options.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

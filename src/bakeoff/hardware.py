@@ -19,6 +19,7 @@ class Hardware:
     memory_gb         bytes that it holds, in 10⁹; 0: not stated
     efficiency        share of these rates that operators reach
     launch_us         time that every operator takes beside its work, Python's included
+    queues            whether the host launches operators while the device still works on earlier ones
     calibrated        whether the rates were measured on such a device
     source            where the figures are from
     """
@@ -30,14 +31,18 @@ class Hardware:
     memory_gb: float = number(0.0, least=0, most=VAST, unit="GB")
     efficiency: float = number(1.0, above=0, most=1)
     launch_us: float = number(0.0, least=0, most=VAST, unit="µs")
+    queues: bool = False
     calibrated: bool = False
     source: str = ""
 
     def seconds(self, operators: Operators) -> float:
-        """Seconds of these operators: each computes and moves bytes at once, and all run one after another."""
-        total = 0.0
+        """Seconds of the operators of a phase, which run one after another; each computes and moves bytes at once.
+
+        Launches add to the work, but where the device queues them the longer of the two hides the other.
+        """
+        work = 0.0
         for operator, times in operators.items():
             tflops = self.bfloat16_tflops if operator.half else self.float32_tflops
-            work = max(operator.flops / (tflops * 1e12), operator.bytes / (self.bandwidth_gb * 1e9))
-            total += times * (work / self.efficiency + self.launch_us * 1e-6)
-        return total
+            work += times * max(operator.flops / (tflops * 1e12), operator.bytes / (self.bandwidth_gb * 1e9))
+        launches = sum(operators.values()) * self.launch_us * 1e-6
+        return max(work / self.efficiency, launches) if self.queues else work / self.efficiency + launches
