@@ -62,6 +62,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder of a user's studies, and none left behind by a command in this process: `--config-dir` sets it."""
+    monkeypatch.setenv("BAKEOFF_STUDIES", "")
+    monkeypatch.delenv("BAKEOFF_STUDIES")
+
+
 def compose(*overrides: str) -> Config:
     """The checked configuration of a command line, the caller's own."""
     return deepcopy(composed(overrides))

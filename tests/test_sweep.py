@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from joblib import Parallel, delayed
 
 from bakeoff.arms import Job
@@ -32,6 +33,7 @@ def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(tmp_path):
         if kind == "always" or (kind == "once" and not again):
             os.kill(os.getpid(), signal.SIGKILL)
         (path / "progress.json").write_text(json.dumps({"name": path.name, "state": "done"}))
+        return JobReturn(status=JobStatus.COMPLETED)
 
     store_of(tmp_path)
     tracker = start_run(tracking(tmp_path), "sweep", {}, tmp_path)
@@ -41,7 +43,7 @@ def test_a_job_whose_process_is_killed_is_named_and_the_others_finish(tmp_path):
         folder.mkdir()
 
     def launch(jobs):
-        Parallel(n_jobs=2, backend="loky")(delayed(job)(*each) for each in jobs)
+        return Parallel(n_jobs=2, backend="loky")(delayed(job)(*each) for each in jobs)
 
     launch_each({folder: [str(folder), kind] for folder, kind in zip(folders, kinds, strict=True)}, launch, tracker)
     states = [read(folder)["state"] for folder in folders]

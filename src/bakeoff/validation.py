@@ -92,6 +92,8 @@ def validate(config: Config) -> None:
     for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns, impossible_processes):
         for sentence in refusals(config):
             raise UserError(sentence)
+    if isinstance(config.engine, Vllm) and config.mode is not Mode.predict:
+        require_vllm()
     here = place()
     others = config.processes - 1 if config.mode is not Mode.predict else 0
     device = choose_device(config.device, here.local if here.size > 1 else others)
@@ -221,8 +223,6 @@ def impossible_methods(config: Config) -> Iterator[str]:
             f"engine is rounded, which copies all weights, but model.lora.rank is {config.model.lora.rank}; choose "
             "engine=embedded or model.lora.rank=0."
         )
-    if isinstance(config.engine, Vllm) and config.mode is not Mode.predict:
-        require_vllm()
     if config.lag and config.offload:
         yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set one of them only."
     yield from impossible_teachers(config)

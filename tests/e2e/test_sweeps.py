@@ -80,10 +80,10 @@ def test_the_seeds_that_a_difference_takes_are_added_by_the_command_that_the_rep
         "task.digits=2",
         "task.max_new_tokens=3",
         "task.heldout=32",
-        "sft.steps=30",
+        "sft.steps=120",
         "hydra/launcher=basic",
     ]
-    ran = command("sweeps=methods", "algorithm=ppo,grpo", "seed=1,2", "budget={unit: updates, limit: 2}", *arguments)
+    ran = command("sweeps=methods", "algorithm=ppo,grpo", "seed=1,2", "budget={unit: updates, limit: 6}", *arguments)
     assert ran.returncode == 0, ran.stderr
     store = tracking(tmp_path)
     found = family(load_study("methods", store))

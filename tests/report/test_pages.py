@@ -374,6 +374,7 @@ def test_the_report_of_all_studies_has_every_page(report, store, tmp_path, monke
     for name, figures in least.items():
         page = (tmp_path / "reports" / f"{name}.html").read_text()
         assert "Traceback" not in page, name
+        assert "TypeError" not in page, name
         assert "<script" not in page, name
         contents = re.findall('<a href="#([^"]+)">', re.search("<nav>(.*?)</nav>", page)[1])
         assert contents == re.findall('<h2 id="([^"]+)"', page), name

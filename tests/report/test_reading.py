@@ -20,7 +20,7 @@ from tests.report.test_pages import params, run
 
 pytestmark = pytest.mark.xdist_group("pages")
 COLUMNS = ["update", "prompt", "completion", "answer", "reward", "ended"]
-CONDITIONS = {"budget.limit": "2560", "budget.unit": "Unit.sequences"}
+CONDITIONS = {"budget.limit": "2560", "budget.unit": "sequences"}
 
 
 def filled(folder, seeds=(1, 2, 3)):
