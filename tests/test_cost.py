@@ -82,6 +82,13 @@ def test_the_slower_of_computing_and_moving_decides_and_launches_add():
     assert faster.seconds(operators) == pytest.approx((HARDWARE.seconds(operators) - 7e-6) / 2 + 7e-6)
 
 
+def test_where_operators_queue_the_longer_of_work_and_launches_decides():
+    operators = Counter({Operator(0, 10**12, False): 2})
+    for launch_us, seconds in {1e3: 4, 1e6: 4, 3e6: 6}.items():
+        queues = replace(HARDWARE, queues=True, launch_us=launch_us)
+        assert queues.seconds(operators) == pytest.approx(seconds)
+
+
 def test_hours_and_price_follow_from_the_budget_whatever_its_unit():
     config, prediction = replace(compose(*SMALL, *REMAX, "price=2.5"), hardware=HARDWARE), predicted(*REMAX)
 
