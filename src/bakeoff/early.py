@@ -8,6 +8,7 @@ checks.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,9 +31,13 @@ def reading(command: str, module: str, arguments: list[str]) -> Callable[[], Non
     here = HEAVY & set(sys.modules) or any(isinstance(each, StandIn) for each in sys.meta_path)
     if here or os.environ.get("BAKEOFF_IMPORT"):
         return lambda: None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Python prints what interrupts it while it forks
     process = os.fork()
     if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends in silence: the command says that it was interrupted
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os._exit(refusal(command, module, arguments))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait() -> None:
         if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == MISTAKE:
