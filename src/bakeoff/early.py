@@ -31,7 +31,7 @@ def reading(command: str, module: str, arguments: list[str]) -> Callable[[], Non
     here = HEAVY & set(sys.modules) or any(isinstance(each, StandIn) for each in sys.meta_path)
     if here or os.environ.get("BAKEOFF_IMPORT"):
         return lambda: None
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Python prints what interrupts it while it forks
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a fork would print
     process = os.fork()
     if process == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends in silence: the command says that it was interrupted

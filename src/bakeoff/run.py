@@ -66,7 +66,7 @@ def train(run: Run) -> float:
     budget = config.budget
     heldout: HeldOut | None = None
     run.progress.begin(counters.updates, counters.progress(budget))
-    rewards, largest_kl = [], 0.0
+    rewards, largest_kl, untaught = [], 0.0, 0
     last = counters.progress(budget) >= 1
     if counters.updates == 0 or last:
         heldout = evaluate_run(run, last)
@@ -87,16 +87,14 @@ def train(run: Run) -> float:
         run.progress.step(now)
         rewards.append(now.reward)
         largest_kl = max(largest_kl, math.inf if now.kl is None else now.kl)
+        untaught += float(update.experience.advantage_zero) == 1
         if signals:
             raise SystemExit(128 + signals[0])
     assert heldout is not None
     if still(rewards, largest_kl):
-        optimizer = config.algorithm.optimizer
-        key = "max_kl" if optimizer.needs_whole_rollout else "lr"
-        step = getattr(optimizer, key)
         run.progress.report(
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
-            f"reward. algorithm.optimizer.{key}={step:.3g} may be too low: try {30 * step:.3g}, or `bakeoff-tune`"
+            f"reward. {remedy(config, untaught, len(rewards))}"
         )
     save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
     if config.tracking.register_model:
@@ -119,6 +117,19 @@ def still(rewards: list[float], kl: float) -> bool:
     first, last = rewards[:third], rewards[-third:]
     noise = (statistics.variance(first) + statistics.variance(last)) / third
     return statistics.mean(last) - statistics.mean(first) <= 2 * math.sqrt(noise)
+
+
+def remedy(config: Config, untaught: int, updates: int) -> str:
+    """What to change where a policy did not move, of whose updates `untaught` had no advantage but zeros."""
+    if untaught > updates / 2:
+        return (
+            f"In {untaught} of {updates} updates every advantage was zero, as where all completions of a prompt have "
+            "the same reward: choose an easier task, a better start (sft.steps, model) or a reward with more levels"
+        )
+    optimizer = config.algorithm.optimizer
+    key = "max_kl" if optimizer.needs_whole_rollout else "lr"
+    step = getattr(optimizer, key)
+    return f"algorithm.optimizer.{key}={step:.3g} may be too low: try {30 * step:.3g}, or `bakeoff-tune`"
 
 
 def log_update(run: Run, update: Update) -> None:

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.metrics import DEFINITIONS
 from bakeoff.report import store
+from bakeoff.run import train
 from tests.commands import call, dies_in_update, start, store_of
-from tests.conftest import known
+from tests.conftest import compose, known, run_of
 from tests.stored import client_of, history, named, only_run
 
 SHORT = [
@@ -157,3 +158,26 @@ def test_sigterm_ends_the_run_as_killed(tmp_path):
     assert (tmp_path / "stderr").read_text() == (
         f"bakeoff: interrupted. To resume the run, type: bakeoff resume={tmp_path / 'out'}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("sft.steps=0",), "In 9 of 9 updates every advantage was zero"),
+        (("reward.functions={length: 1}", "reward.length.margin_share=1"), "too low: try 3e-08"),
+    ],
+    ids=["no reward", "no step"],
+)
+def test_a_policy_that_does_not_move_is_reported_with_the_reason(overrides, words, tmp_path):
+    few = ("batch.prompts=2", "batch.group_size=2", "checkpoint.every=0", "evaluation.every=9", "task.heldout=2")
+    run = run_of(
+        compose(
+            *("algorithm=grpo", "tuned=none", "sft.steps=0", "algorithm.optimizer.lr=1e-9", *few, *overrides),
+            "budget={unit: updates, limit: 9}",
+        ),
+        tmp_path,
+    )
+    said = []
+    run.progress.report = said.append
+    train(run)
+    assert words in said[0]
