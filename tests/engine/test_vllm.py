@@ -143,10 +143,10 @@ def test_conversations_are_held_by_vllm(tmp_path):
 @needs_smollm2
 def test_smollm2_learns_with_vllm(tmp_path):
     settings = ("task=largest", "model=smollm2_135m", f"model.name={SMOLLM2}", "algorithm=grpo", "seed=1")
-    engine = ("engine=vllm", "engine.precision=float32", "hydra.run.dir=out")  # few CPUs are fast in bfloat16
-    result = call("bakeoff.__main__", (*settings, *engine), tmp_path)
+    exact = ("engine=vllm", "engine.precision=float32", "model.precision=float32", "hydra.run.dir=out")
+    result = call("bakeoff.__main__", (*settings, *exact), tmp_path)
     assert result.returncode == 0, result.stderr
     metrics = history(tmp_path)
     reward = metrics["reward/mean"].dropna()
     assert reward[-5:].mean() > reward[:5].mean()
-    assert metrics["rollout/sampler_mismatch"].max() < 0.2
+    assert metrics["rollout/sampler_mismatch"].max() < 1e-3, "nats a token; bfloat16's rounding alone gives up to 0.2"
