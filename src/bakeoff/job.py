@@ -247,7 +247,10 @@ def log_configuration(config: Config, choices: dict[str, str], folder: Path, tra
     for context in ("training", "evaluation"):  # by what is in its files, as the identity of a configuration is
         identity = digest({context: by_content(values["task"])})
         tracker.dataset(f"{choices.get('task', '')} {context}", identity, files or "generated", context)
-    for path in (folder / CONFIG, ROOT / "requirements.lock"):
+    lock = ROOT / "requirements.lock"  # which a wheel lacks
+    if lock.is_file():  # what is sent is in the run's folder, and stays as it was
+        replace_text(folder / lock.name, lock.read_text())
+    for path in (folder / CONFIG, folder / lock.name):
         if path.is_file():
             tracker.artifact(path, "config")
 
