@@ -363,14 +363,8 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
             if database and not database.exists():
                 make_database(database)
             client = MlflowClient(tracking_uri=uri)
-            found = client.get_experiment_by_name(tracking.experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                client.restore_experiment(found.experiment_id)
-            if found is not None:
-                return client, str(found.experiment_id)
             artifacts = (database.parent / "mlartifacts").as_uri() if database else None
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # not an application with traces
-            return client, str(client.create_experiment(tracking.experiment, artifacts, tags=kind))
+            return client, experiment_id(client, tracking.experiment, artifacts)
     except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
         raise UserError(
             f"tracking.uri is '{redacted(tracking.uri)}', which cannot be written ({first_line(error)}); it may be "
@@ -379,6 +373,25 @@ def open_store(tracking: Tracking) -> tuple[MlflowClient, str]:
         ) from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    """The experiment of this name, restored where it was deleted; new, with that place for artifacts, if there is none.
+
+    Jobs that start at once make it at once: the store takes the first, the others find it.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # not an application with traces
+        try:
+            return str(client.create_experiment(name, artifacts, tags=kind))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def make_database(database: Path) -> None:
