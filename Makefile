@@ -176,11 +176,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-$(PEERS)/.ready: requirements-peers.lock requirements.lock pyproject.toml
-	@echo "setting up $(PEERS): about two minutes"
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.lock
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+$(PEERS)/.ready $(LAUNCHERS)/.ready: $(VENV)-%/.ready: requirements-%.lock requirements.lock pyproject.toml
+	@echo "setting up $(@D): about two minutes"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 # vLLM is installed without its dependencies, among them torchvision, which the lock leaves out.
@@ -190,13 +190,6 @@ $(VLLM)/.ready: requirements-vllm.lock pyproject.toml
 	grep -v '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check -r /dev/stdin
 	grep '^vllm' requirements-vllm.lock | $(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
-
-$(LAUNCHERS)/.ready: requirements-launchers.lock requirements.lock pyproject.toml
-	@echo "setting up $(LAUNCHERS): about two minutes"
-	$(PYTHON) -m venv $(LAUNCHERS)
-	$(LAUNCHERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-launchers.lock
-	$(LAUNCHERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(SITE)/.ready: requirements-site.lock

@@ -21,15 +21,14 @@ from bakeoff.loop import Loop, collect, experience_of
 from bakeoff.measure.work import Operators, Work
 from bakeoff.rows import select
 from bakeoff.validation import compose
-from benchmarks.start import started, with_device
+from benchmarks.start import UNTRAINED, started, with_device
 
 PASS = ["model=small", "tuned=none", "sft.steps=0", "threads=1", "batch.prompts=64", "micro_tokens=0"]
 FEW, MANY, REPEATS = 4, 256, 80  # sequences of a pass that waits for launches, and of one that waits for memory
 LONG = 0.05  # seconds of a matrix product that is large enough
 COPIED = 2**30  # bytes of a copy that no cache holds
-LARGE = ["model=qwen2_5_0_5b", "model.name=scratch", "model.characters='0123456789=+-*, '"]
-LARGE += ["model.chat=false", "model.precision=bfloat16", "tuned=none", "sft.steps=0", "task.heldout=8"]
-LARGE += ["task.max_new_tokens=128"]  # of 0.5B parameters: its passes wait for matrix products and memory
+# of 0.5B parameters: its passes wait for matrix products and memory
+LARGE = ["model=qwen2_5_0_5b", *UNTRAINED, "task.max_new_tokens=128"]
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

@@ -33,7 +33,7 @@ from bakeoff.predict import predict
 from bakeoff.rows import select
 from bakeoff.tracking import commit
 from bakeoff.validation import compose
-from benchmarks.start import endless, started, with_device
+from benchmarks.start import UNTRAINED, endless, started, with_device
 
 
 @dataclass
@@ -92,9 +92,8 @@ class Check:
 
     def untrained(self, model: str, *overrides: str) -> Config:
         """An architecture of this size with random weights, in bfloat16."""
-        random = ["model.name=scratch", "model.characters='0123456789=+-*, '", "model.chat=false"]
-        few = ["tuned=none", "sft.steps=0", "task.heldout=8", "batch.prompts=8", "batch.group_size=4"]
-        return self.config(f"model={model}", *random, "model.precision=bfloat16", *few, *overrides)
+        few = ["batch.prompts=8", "batch.group_size=4"]
+        return self.config(f"model={model}", *UNTRAINED, *few, *overrides)
 
     def long(self) -> Config:
         """The largest architecture with completions of the scale's length."""

@@ -27,7 +27,7 @@ ONCE = [f"algorithm.optimizer.{each}=1" for each in ("epochs", "minibatches")]
 
 @dataclass
 class Case:
-    """A model, its settings, the methods that train it, and the number of updates of which the fastest counts."""
+    """A model, its settings, the methods that train it; the fastest of the updates after those that warm up counts."""
 
     name: str
     settings: list[str]

@@ -15,6 +15,15 @@ from bakeoff.loop import Loop
 from bakeoff.model.policy import Policy
 from bakeoff.start import prepare, start
 
+# of an architecture, as `model=qwen2_5_0_5b`: random weights, in bfloat16, with no start of its own
+UNTRAINED = [
+    "model.name=scratch",
+    "model.characters='0123456789=+-*, '",
+    "model.chat=false",
+    "model.precision=bfloat16",
+]
+UNTRAINED += ["tuned=none", "sft.steps=0", "task.heldout=8"]
+
 
 def with_device(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options of the command line, `--device` among them; exits with one sentence for an unknown device."""

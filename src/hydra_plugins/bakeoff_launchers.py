@@ -29,8 +29,12 @@ class PerGpuLauncher(JoblibLauncher):  # type: ignore[misc]  # its package has n
 
 
 class _Elsewhere(Launcher):
-    """Runs the jobs in processes that another program starts, perhaps on other machines."""
+    """Runs the jobs in processes that another program starts, perhaps on other machines.
 
+    needs   name of the launcher, and the package that it takes
+    """
+
+    needs: tuple[str, str]
     config: DictConfig
     hydra_context: HydraContext
     task_function: TaskFunction
@@ -39,17 +43,16 @@ class _Elsewhere(Launcher):
         self.options: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from bakeoff.launch import require
+
+        require(*self.needs)
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
 
 class SlurmLauncher(_Elsewhere):
     """Queues the jobs in Slurm."""
 
-    def setup(self, **given: Any) -> None:
-        from bakeoff.launch import require
-
-        require("slurm", "submitit")
-        super().setup(**given)
+    needs = "slurm", "submitit"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bakeoff.launch import in_slurm
@@ -60,11 +63,7 @@ class SlurmLauncher(_Elsewhere):
 class RayLauncher(_Elsewhere):
     """Runs the jobs on a Ray cluster."""
 
-    def setup(self, **given: Any) -> None:
-        from bakeoff.launch import require
-
-        require("ray", "ray")
-        super().setup(**given)
+    needs = "ray", "ray"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bakeoff.launch import on_ray
