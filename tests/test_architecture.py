@@ -11,7 +11,7 @@ import bakeoff
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
     {"nearest"},
-    {"errors", "randomness", "rows", "ranges", "standin", "terminal"},
+    {"errors", "randomness", "rows", "ranges", "signals", "standin", "terminal"},
     {"paths", "files", "regime", "overrides"},
     {"arguments", "outbox"},
     {"tracking", "device", "arms", "user_code"},
@@ -28,10 +28,12 @@ ORDER = [
     {"early"},
     {"learner"},
     {"loop"},
+    {"heldout"},
     {"start", "metrics", "quality"},
     {"progress", "predict"},
     {"folder", "cost", "launch"},
     {"run", "sweep", "outcome", "elastic"},
+    {"modes"},
     {"job"},
     {"reward_model", "resume", "init"},
     {"command", "guide"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bakeoff.batch import Example
-from bakeoff.loop import evaluate, pass_at
+from bakeoff.heldout import evaluate, pass_at
 from bakeoff.metrics import DEFINITIONS, heldout_metrics
 from bakeoff.run import train
 from bakeoff.task.sort import Sort

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bakeoff import job
+import bakeoff.signals
 from bakeoff.device import claim_gpu
 from bakeoff.errors import UserError
-from bakeoff.job import termination
 from bakeoff.launch import returned, sbatch
 from bakeoff.progress import RunProgress
+from bakeoff.signals import termination
 from bakeoff.sweep import Parent, elsewhere, refuse_file
 
 PREDICT = ["mode=predict", "model=tiny", "task=sort", "batch.prompts=4", "batch.group_size=2"]
@@ -118,7 +118,7 @@ def test_a_launcher_handles_a_signal_once_the_state_is_saved(handled):
 
 
 def dies(folder: Path) -> None:
-    job.TOGETHER = 0.0
+    bakeoff.signals.TOGETHER = 0.0
     with termination():
         os.kill(os.getpid(), signal.SIGTERM)
         (folder / "goes_on").touch()

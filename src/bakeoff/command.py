@@ -34,8 +34,9 @@ def app(cfg: DictConfig) -> float:
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.arms import arms_of, check_files, settings_of, unresolved
     from bakeoff.elastic import launched, starts_processes
-    from bakeoff.job import ends_with, run_job
+    from bakeoff.job import run_job
     from bakeoff.progress import RunProgress, read
+    from bakeoff.signals import ends_with
     from bakeoff.sweep import parent_run, refuse_file
 
     job = HydraConfig.get()

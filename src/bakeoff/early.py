@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 
+from bakeoff.signals import shielding
 from bakeoff.standin import HEAVY, StandIn, stand_in
 
 MISTAKE = 2  # exit code of a command for a user's mistake
@@ -31,13 +32,12 @@ def reading(command: str, module: str, arguments: list[str]) -> Callable[[], Non
     here = HEAVY & set(sys.modules) or any(isinstance(each, StandIn) for each in sys.meta_path)
     if here or os.environ.get("BAKEOFF_IMPORT"):
         return lambda: None
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a fork would print
-    process = os.fork()
-    if process == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends in silence: the command says that it was interrupted
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os._exit(refusal(command, module, arguments))
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with shielding():  # Python would print what interrupts a fork
+        process = os.fork()
+        if process == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends in silence: the command says that it was interrupted
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            os._exit(refusal(command, module, arguments))
 
     def wait() -> None:
         if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == MISTAKE:

@@ -15,9 +15,9 @@ from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.config import Config, Sft, plain, register
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
+from bakeoff.heldout import held_out_of
 from bakeoff.learner.checkpoint import STATE, damage_of, load_checkpoint
 from bakeoff.learner.sft import usable
-from bakeoff.loop import held_out_of
 from bakeoff.model.config import Lora
 from bakeoff.model.policy import Policy
 from bakeoff.nearest import unknown

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import textwrap
-import threading
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +18,6 @@ from bakeoff import processes
 from bakeoff.algorithm.critic import OwnStep
 from bakeoff.arms import HEADS, job_name
 from bakeoff.config import Config, Mode, by_content, config_id, digest, flatten, plain, task_id, training_id
-from bakeoff.cost import cost_of
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
@@ -43,22 +39,20 @@ from bakeoff.folder import (
 from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
-from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics, predicted_seconds, weight_metrics
+from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics
+from bakeoff.modes import log_prediction, measure_quality
 from bakeoff.outbox import LOG
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT
-from bakeoff.predict import Prediction, predict, sizes_of
-from bakeoff.progress import RunProgress, cost_table, ledger_table, megabytes
-from bakeoff.quality.advantage import advantage_quality
-from bakeoff.quality.gradient import gradient_quality
+from bakeoff.predict import predict
+from bakeoff.progress import RunProgress
 from bakeoff.run import Run, Silent, train
+from bakeoff.signals import ends_with, termination
 from bakeoff.start import prepare, start
 from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI
-TOGETHER = 2.0  # seconds between two signals that are one event: Slurm sends a job's twice
-GRACE = 5.0  # seconds that a job whose sweep has died may take to save its state
 
 
 def run_job(
@@ -255,55 +249,6 @@ def log_configuration(config: Config, choices: dict[str, str], folder: Path, tra
             tracker.artifact(path, "config")
 
 
-def measure_quality(run: Run) -> float:
-    """Logs the quality of the method's gradient or advantages; returns the mean cosine or the correlation."""
-    config, tracker = run.config, run.tracker
-    tracker.tags({"kind": config.mode.value})
-    if config.mode is Mode.gradient_quality:
-        gradient = gradient_quality(run.loop, config.quality, run.progress.report)
-        metrics, result = named("gradient/", gradient), gradient.cosine
-    else:
-        advantage, positions = advantage_quality(run.loop, config.quality, run.progress.report)
-        metrics, result = named("advantage/", advantage), advantage.correlation
-        for position, here in positions.items():
-            at = {f"{name}_by_position": value for name, value in named("advantage/", here).items()}
-            tracker.metrics(at, position)
-    tracker.metrics(metrics, 0)
-    run.progress.report(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
-    return result
-
-
-def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> float:
-    """Logs and shows the predicted ledger; returns its peak in MB."""
-    prediction = predict(config)
-    tracker.tags({"kind": "prediction"})
-    tracker.metrics(peak_metrics(prediction.peaks) | weight_metrics(prediction.weight_bytes), 0)
-    each = f" on each of {config.processes} devices" if config.processes > 1 else ""
-    title = f"{sizes_of(config, prediction)}; peak {megabytes(prediction.peak)}{each}"
-    progress.show(ledger_table(prediction.peaks, title))
-    if config.hardware.name:
-        log_cost(config, prediction, tracker, progress)
-    return prediction.peak / 1e6
-
-
-def log_cost(config: Config, prediction: Prediction, tracker: Tracker, progress: RunProgress) -> None:
-    """Logs and shows seconds of an update, and hours and price of the budget, on the hardware."""
-    cost, hardware, budget = cost_of(config, prediction), config.hardware, config.budget
-    trust = "calibrated" if hardware.calibrated else "uncalibrated"
-    tracker.tags({"hardware": hardware.name, "calibrated": str(hardware.calibrated).lower()})
-    tracker.metrics(predicted_seconds(cost.seconds, cost.hours), 0)
-    progress.show(cost_table(prediction.work, cost.seconds, f"one update on {hardware.name}", f"seconds ({trust})"))
-    price = f", {cost.price:,.2f} ({trust}) at {config.price:g} an hour" if config.price else ""
-    room = hardware.memory_gb * 1e9
-    small = f" It does not fit: the peak is {megabytes(prediction.peak)}, the device has {megabytes(room)}."
-    progress.show(
-        f"{hardware.name}: {cost.hours:,.3g} hours ({trust}){price} for {cost.updates:,} updates, which use "
-        f"budget.limit={budget.limit:g} {budget.unit.value}; the supervised start, evaluation, checkpoints and code "
-        f"that scores are not included.{small if 0 < room < prediction.peak else ''}",
-        highlight=False,
-    )
-
-
 def run_tags(config: Config, choices: dict[str, str], device: torch.device, parent: str | None) -> dict[str, str]:
     """Tags by which a person filters and groups runs in MLflow."""
     tags = {
@@ -348,61 +293,3 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
         if command and begun and (progress.folder / RECORD).exists():
             error.add_note(f"To resume the run, type: {command}")
         raise
-
-
-@contextmanager
-def termination() -> Iterator[list[int]]:
-    """Yields the signals received: SIGTERM stops a run after the update in progress, a second one at once.
-
-    So does SIGUSR2 where a launcher handles it. A launcher's own handler is called once the state is saved.
-    """
-    received: dict[int, float] = {}
-    signals: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if number in received and time.monotonic() - received[number] > TOGETHER:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        received.setdefault(number, time.monotonic())
-        signals.append(number)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    noted = [number for number, handler in handlers.items() if number == signal.SIGTERM or callable(handler)]
-    try:
-        for number in noted:
-            signal.signal(number, note)
-    except ValueError:  # not the main thread: the launcher handles signals
-        yield signals
-        return
-    try:
-        yield signals
-    finally:
-        for number in noted:
-            signal.signal(number, handlers[number])
-        for number, handler in handlers.items():
-            if number in received and callable(handler):
-                handler(number, None)
-
-
-@contextmanager
-def ends_with(launcher: int) -> Iterator[None]:
-    """Ends this process soon after its parent with this process id has died, as a launcher's processes must.
-
-    SIGTERM comes first, upon which a run saves its state.
-    """
-    over = threading.Event()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            if over.wait(0.5):
-                return
-        os.kill(os.getpid(), signal.SIGTERM)
-        over.wait(GRACE)
-        os._exit(128 + signal.SIGTERM)
-
-    if os.getppid() == launcher:
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()

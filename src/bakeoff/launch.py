@@ -21,12 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from joblib import register_parallel_backend
+from joblib._parallel_backends import LokyBackend
 from omegaconf import DictConfig, open_dict
 
 from bakeoff.device import claim_gpu
 from bakeoff.errors import UserError, not_installed
 from bakeoff.files import replace_text
 from bakeoff.progress import RunProgress, has_ended, read
+from bakeoff.signals import shielding
 
 SUBMITTED = ".submitit"  # the folder of a sweep that holds what submitit writes, and the ids of its jobs in the queue
 INHERITED = ("BAKEOFF_", "MLFLOW_", "HF_", "HYDRA_")  # variables of the environment that Ray's workers get
@@ -97,6 +100,23 @@ def returned(folder: Path, lost: str) -> JobReturn:
         return JobReturn(status=JobStatus.COMPLETED, _return_value=report["result"])
     reason = report.get("reason") if has_ended(report or None) else lost
     return JobReturn(status=JobStatus.FAILED, _return_value=UserError(reason or "it was killed"))
+
+
+# --- processes of this machine ---
+
+
+class Shielded(LokyBackend):  # type: ignore[misc]  # its package has no types
+    """joblib's processes, which never see Ctrl-C: the process that starts them ends them."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        """Queues a call, for which it starts a process where one is missing."""
+        with shielding():
+            return super().submit(*arguments, **options)
+
+
+def shield_processes() -> None:
+    """Makes joblib, and Hydra's launcher with it, start its processes shielded."""
+    register_parallel_backend("loky", Shielded)
 
 
 # --- the GPUs of this machine ---

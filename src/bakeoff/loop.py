@@ -5,13 +5,10 @@ This module opens every phase of an update: it places the models that the phase 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, takewhile
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +17,7 @@ from bakeoff import processes
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
-from bakeoff.batch import Example, Experience, Prompts, Rollout, Scores
+from bakeoff.batch import Experience, Prompts, Rollout, Scores
 from bakeoff.collector import Collector
 from bakeoff.learner.experience import ExperienceStatistics, make_experience
 from bakeoff.learner.holdings import held
@@ -34,11 +31,8 @@ from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import derive, generator, stdlib_random
-from bakeoff.reward.measure import Scored, UserMetrics, joined, scored
+from bakeoff.reward.measure import UserMetrics
 from bakeoff.rows import concatenate, group_rows, numbers, select
-from bakeoff.task.task import CONVERSATION
-
-READ = 8  # held-out prompts whose greedy completions every evaluation keeps, so that one prompt can be read over time
 
 
 @dataclass
@@ -266,144 +260,3 @@ def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
     """The reward model as a function of rollouts, none where the reward is not learned."""
     model, size = loop.learner.reward_model, loop.learner.forward.micro_tokens
     return None if model is None else lambda rollout: model.score(rollout.sequences, size)
-
-
-@dataclass
-class HeldOut:
-    """Accuracy on held-out prompts: the metrics `eval/…`, which metrics.py defines.
-
-    pass_at        by k: the probability that one of k sampled completions of a prompt is right
-    failed         share of all completions, greedy and sampled, that could not be scored
-    right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
-    by_difficulty  sampled accuracy on the prompts of each difficulty, empty where all are of one
-    hint           what to type where no greedy completion is right and another verifier would accept some
-    user           values of the user's metrics on the sampled completions, by name
-    read           the greedy completions of the first READ prompts, as rows of a table for a person to read
-    """
-
-    greedy_accuracy: float
-    sampled_accuracy: float
-    pass_at: dict[int, float]
-    failed: float
-    greedy_length: float
-    right_length: float | None
-    wrong_length: float | None
-    hint: Callable[[], str] = lambda: ""
-    read: list[dict[str, Any]] = field(default_factory=list)
-    user: dict[str, float] = field(default_factory=dict)
-    by_difficulty: dict[str, float] = field(default_factory=dict)
-
-
-def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
-    """Evaluates on the held-out prompts: greedily, and by `samples` completions of each at the training temperature.
-
-    The `last` evaluation of a run reads more of them, if the configuration asks for it.
-    """
-    actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
-    examples = collector.task.final_examples() if last else loop.heldout.examples
-    with loop.phase("evaluation"):
-        own = loop.user_metrics if processes.leads() else None
-        return held_out_of(actor, collector, examples, samples, number, own)
-
-
-def held_out_of(
-    actor: Policy,
-    collector: Collector,
-    examples: list[Example],
-    samples: int,
-    number: int = 0,
-    user_metrics: UserMetrics | None = None,
-) -> HeldOut:
-    """The accuracy of a policy on these examples; `number` is that of the update, which decides the draws."""
-    collector.engine.load(actor)
-    greedy = judged(collector, collector.answers(actor, examples, 1, "evaluation", number, greedy=True))
-    kept: list[Scored] | None = [] if user_metrics else None
-    sampled = judged(collector, collector.answers(actor, examples, samples, "evaluation", number), kept)
-    return HeldOut(
-        greedy_accuracy=float(greedy.right.mean()),
-        sampled_accuracy=float(sampled.right.mean()),
-        pass_at=pass_at(sampled.right.view(-1, samples)),
-        failed=float(torch.cat([greedy.failed, sampled.failed]).mean()),
-        greedy_length=float(greedy.lengths.mean()),
-        right_length=mean_where(sampled.right == 1, sampled.lengths),
-        wrong_length=mean_where(sampled.right == 0, sampled.lengths),
-        hint=lambda: "" if greedy.right.any() else collector.task.hint(greedy.texts, examples),
-        read=greedy.read,
-        user=user_metrics(joined(kept), strict=not number) if user_metrics and kept else {},
-        by_difficulty=by_difficulty([collector.task.difficulty(each) for each in examples], sampled.right, samples),
-    )
-
-
-def by_difficulty(levels: list[str], right: Tensor, samples: int) -> dict[str, float]:
-    """The mean of `right` over the completions of each level's prompts, empty where all are of one level."""
-    of_prompt, different = right.view(-1, samples).mean(1), sorted(set(levels))
-    chosen = {level: torch.tensor([each == level for each in levels]) for level in different}
-    return {level: float(of_prompt[rows].mean()) for level, rows in chosen.items()} if len(different) > 1 else {}
-
-
-@dataclass
-class Judged:
-    """Completions as the verifier judges them, float [S]: right and failed are 0 or 1, lengths are tokens.
-
-    `texts` are theirs; `read` has the first READ of them as rows.
-    """
-
-    right: Tensor
-    failed: Tensor
-    lengths: Tensor
-    texts: list[str]
-    read: list[dict[str, Any]]
-
-
-def judged(collector: Collector, parts: Iterator[Rollout], kept: list[Scored] | None = None) -> Judged:
-    """The judgement of every completion; right are those with full marks.
-
-    `kept` receives what a user's metric reads of each part, with the verifier's scores as rewards.
-    """
-    rows, texts, read = [], list[str](), list[dict[str, Any]]()
-    for part in parts:
-        verdicts, tokens = collector.judge(part), part.sequences.mask.sum(1).tolist()
-        if kept is not None:
-            kept.append(scored(part, [v.score for v in verdicts], [v.score >= 1 for v in verdicts]))
-        rows += [(v.score >= 1, v.failed, length) for v, length in zip(verdicts, tokens, strict=True)]
-        texts += part.completions
-        read += [completion_row(part, row, verdicts[row].score) for row in range(len(verdicts))[: READ - len(read)]]
-    right, failed, lengths = torch.tensor(rows, dtype=torch.float32).T
-    return Judged(right, failed, lengths, texts, read)
-
-
-def completion_row(rollout: Rollout, row: int, score: float) -> dict[str, Any]:
-    """A completion with its score as a row of a table for a person to read."""
-    return {
-        "prompt": rollout.prompts[row],
-        "completion": transcript(rollout, row),
-        "answer": rollout.examples[row].answer,
-        "reward": score,
-        "ended": bool(rollout.ended[row]),
-    }
-
-
-def transcript(rollout: Rollout, row: int) -> str:
-    """The completion as a person reads it: of several turns, with the environment's replies between them."""
-    sequences = rollout.sequences
-    if not (sequences.completion_attention & ~sequences.mask)[row].any():
-        return rollout.completions[row]
-    _, *said = rollout.examples[row].columns[CONVERSATION]
-    return "\n".join(f"{each['role']}: {each['content']}" for each in said)
-
-
-def pass_at(right: Tensor) -> dict[int, float]:
-    """pass@k of prompts with n completions each, [P, n] of 0 and 1, for k = 2, 4, 8 … up to n.
-
-    Chen et al. 2021 eq. 1, without bias: 1 − C(n − c, k)/C(n, k) for a prompt with c right completions, mean over
-    prompts.
-    """
-    n = right.shape[1]
-    wrong = [n - int(c) for c in right.sum(1).tolist()]
-    ks = takewhile(lambda k: k <= n, (2**power for power in count(1)))
-    return {k: 1 - sum(math.comb(each, k) for each in wrong) / (math.comb(n, k) * len(wrong)) for k in ks}
-
-
-def mean_where(chosen: Tensor, values: Tensor) -> float | None:
-    """Mean of the chosen values, none where none is chosen."""
-    return float(values[chosen].mean()) if chosen.any() else None

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bakeoff.batch import Rollout, Scores
+from bakeoff.heldout import HeldOut
 from bakeoff.learner.learner import Counters
 from bakeoff.learner.reward_training import PairQuality
-from bakeoff.loop import HeldOut, Update
+from bakeoff.loop import Update
 from bakeoff.measure.phase import Measured, Peak, largest_peak
 from bakeoff.rows import Scalar, numbers
 

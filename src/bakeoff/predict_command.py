@@ -22,6 +22,7 @@ from bakeoff.config import Config, register
 from bakeoff.cost import cost_of
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
+from bakeoff.launch import shield_processes
 from bakeoff.measure import TRAINING
 from bakeoff.paths import CONF
 from bakeoff.predict import UNKNOWN_LENGTH, Prediction, predict, sizes_of
@@ -170,6 +171,7 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     table = plain_table(title, (key, "largest model", "largest group", "longest completion"))
     chosen = {value: f"{key}={value}" for value in values.split(",")}
     own = {name: overrides_of({key: each}, arms) if key == "arm" else [each] for name, each in chosen.items()}
+    shield_processes()
     jobs = (joblib.delayed(what_fits)(name, each, model, gigabytes, rest) for name, each in own.items())
     with Progress(console=console, transient=True) as progress:
         for row in progress.track(joblib.Parallel(-1, return_as="generator")(jobs), len(own), description="predicting"):

@@ -31,7 +31,8 @@ from bakeoff.folder import (
     read_record,
     their_code,
 )
-from bakeoff.job import ends_with, run_job
+from bakeoff.job import run_job
+from bakeoff.signals import ends_with
 from bakeoff.validation import to_config
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from bakeoff import processes
 from bakeoff.config import Config
 from bakeoff.errors import disk_fault, redacted
+from bakeoff.heldout import HeldOut, completion_row, evaluate
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
-from bakeoff.loop import Collected, HeldOut, Loop, Update, completion_row, evaluate, update_once
+from bakeoff.loop import Collected, Loop, Update, update_once
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak

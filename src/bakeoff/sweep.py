@@ -29,6 +29,7 @@ from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
+from bakeoff.launch import shield_processes
 from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
 from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
@@ -111,6 +112,7 @@ def run_sweep(
         with tracker.running(), all_finish(named, tracker, launcher), watching(list(named), folders, console):
             result = launch([]) if search else None
             if not search:
+                shield_processes()
                 launch_each(overrides, launch, tracker)
         console.print(Text(f"its report: {reporting(study)}"), soft_wrap=True)
         ui = f"mlflow ui --backend-store-uri {redacted(first.tracking.uri)}"

@@ -52,3 +52,32 @@ def test_an_interrupt_ends_a_command_in_one_line(name, tmp_path):
     assert "Traceback" not in said
     assert process.returncode == 130, said
     assert said.count("interrupted.") == 1
+
+
+SHARED = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from joblib import Parallel, delayed
+from bakeoff.launch import shield_processes
+shield_processes()
+print(flush=True)
+try:
+    Parallel(2)(delayed(time.sleep)(60) for _ in range(2))
+except KeyboardInterrupt:
+    pass
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6])
+def test_an_interrupt_ends_the_processes_of_a_sweep_in_silence_while_they_start(seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHARED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from bakeoff.config import config_id, training_id
+from bakeoff.heldout import evaluate
 from bakeoff.learner.sft import start_identity
-from bakeoff.loop import evaluate
 from bakeoff.start import prepare, start
 from bakeoff.task.sort import Sort
 from bakeoff.task.task import as_read
