@@ -271,14 +271,14 @@ def compared(*values, margin=0.02):
     return found.result(found.comparisons[0])
 
 
-def test_a_pair_is_apart_equivalent_or_not_told_apart():
+def test_a_pair_is_higher_equivalent_or_without_a_significant_difference():
     assert compared(0.10, 0.11, 0.12) == "a is higher"
     assert compared(-0.10, -0.11, -0.12) == "b is higher"
     assert compared(0.010, 0.011, 0.012) == "a is higher, by less than 0.02"
     assert compared(0.001, -0.002, 0.001) == "equivalent (within ±0.02)"
     least = detectable(pd.Series([0.02, -0.03, 0.01]).std(), 3)
-    assert compared(0.02, -0.03, 0.01) == f"not told apart (could have seen ±{least:.2g})"
-    assert compared(0.3) == "not told apart (of 1 seed)"
+    assert compared(0.02, -0.03, 0.01) == f"no significant difference (detectable: ±{least:.2g})"
+    assert compared(0.3) == "no significant difference (1 seed)"
 
 
 def study(greedy, failed=(), tuned="yes", group=("4", "4"), still=()):
@@ -339,13 +339,13 @@ def test_the_league_has_accuracies_costs_and_distances_from_the_best():
     assert table.index.tolist() == ["ppo", "grpo", "rloo"]
     distances = table["difference from ppo [95 %]"].tolist()
     assert distances == ["–", "-0.100 [-0.100, -0.100]", "-0.1 [-1.4, +1.2]"]
-    assert table[methods.RESULT].tolist() == ["best mean", "lower", "not told apart"]
+    assert table[methods.RESULT].tolist() == ["best mean", "lower", "no significant difference"]
     assert float(table.loc["grpo", "seconds"]) == pytest.approx(30)
     lines = markdown(methods.table(data)).splitlines()
     assert lines[0].startswith("| method")
     assert len(lines) == 5
     text = methods.all_against_one(data)
-    assert "Lower than ppo: grpo. Equivalent to it (within ±0.02): none. Not told apart (could have seen ±" in text
+    assert "Lower than ppo: grpo. Equivalent to it (within ±0.02): none. No significant difference (detectable" in text
     assert "over 2 seeds, and corrected for 3 comparisons (Holm); intervals are not" in text
 
 
@@ -384,7 +384,7 @@ def test_a_baseline_that_the_study_names_is_what_arms_are_compared_with():
     data = with_params(three_arms(), baseline="grpo", margin="0.3")
     assert list(family(data).differences) == [("ppo", "grpo"), ("rloo", "grpo")]
     table = methods.table(data).set_index("method")
-    assert table[methods.RESULT].to_dict() == {"ppo": "higher", "grpo": "baseline", "rloo": "not told apart"}
+    assert table[methods.RESULT].to_dict() == {"ppo": "higher", "grpo": "baseline", "rloo": "no significant difference"}
     text = methods.verdict(data)
     assert "Lower than grpo: none. Higher: ppo. Equivalent to it (within ±0.3): none." in text
     assert "corrected for 2 comparisons" in text
@@ -395,7 +395,7 @@ def test_a_baseline_that_the_study_names_is_what_arms_are_compared_with():
 
 def test_a_verdict_on_few_arms_names_the_result_of_every_pair():
     tied = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
-    assert "not told apart (could have seen ±" in methods.differences(tied)[methods.RESULT][0]
+    assert "no significant difference (detectable: ±" in methods.differences(tied)[methods.RESULT][0]
     apart = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
     assert methods.differences(apart)[methods.RESULT].tolist() == ["ppo is higher"]
     assert "ppo − grpo = +0.100 [+0.100, +0.100]: ppo is higher." in methods.verdict(apart)
@@ -418,7 +418,7 @@ def test_overoptimisation_by_hand():
     assert table["best update"].tolist() == [3, 3]
     assert table["KL at best"].tolist() == [2, 2]
     assert table["lost"].tolist() == pytest.approx([0.3, 0.3])
-    assert "Under ppo the true reward rises (+0.100 [+0.100, +0.100]" in rlhf.verdict(data, 1)
+    assert "the true reward changes by +0.100 [+0.100, +0.100] from start to end: it rises;" in rlhf.verdict(data, 1)
 
 
 def test_matched_arms_have_no_mismatch():

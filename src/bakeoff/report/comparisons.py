@@ -1,4 +1,4 @@
-"""Which arms differ: paired comparisons that are decided together, and what their seeds could have shown.
+"""Which arms differ: paired comparisons that are decided together, and the difference that their seeds can detect.
 
 Where a study names an arm beforehand (`study.baseline`), the others are compared with it; else every pair is, so that
 comparisons with the arm that turned out best are among them. Either family is corrected by Holm's method, so that at
@@ -30,7 +30,7 @@ from bakeoff.report.statistics import (
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import STILL, by_seed, unmoved
 
-HIGHER, EQUIVALENT, UNDECIDED, UNMOVED = "higher", "equivalent", "not told apart", "did not move"
+HIGHER, EQUIVALENT, UNDECIDED, UNMOVED = "higher", "equivalent", "no significant difference", "did not move"
 
 
 class Comparison(NamedTuple):
@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """`higher`, `equivalent`, `not told apart` or `did not move`, the one place that chooses between them.
+        """`higher`, `equivalent`, `no significant difference` or `did not move`; nothing else chooses between them.
 
         Arms are not equivalent because one did not move, nor undecided where neither did.
         """
@@ -80,7 +80,7 @@ class Family:
 
     differences   a − b by seed, of each pair of arms
     margin        a difference that is too small to matter
-    step          of the values, 1 ÷ number of prompts for an accuracy: differences are known no better
+    step          of the values, 1 ÷ number of prompts for an accuracy: differences have no finer resolution
     still         the arms whose policies have not moved
     """
 
@@ -117,7 +117,7 @@ class Family:
         return detectable(self.deviation, self.seeds, max(len(self.differences), 1))
 
     def result(self, each: Comparison) -> str:
-        """`a is higher`, `equivalent (within ±0.02)`, `not told apart (could have seen ±0.03)`, or `neither moved`."""
+        """`a is higher`, `equivalent (within ±0.02)`, `no significant difference (detectable: ±0.03)`, …"""
         return {
             HIGHER: f"{each.higher} is higher" + (f", by less than {self.margin:g}" if each.within else ""),
             EQUIVALENT: f"{EQUIVALENT} (within ±{self.margin:g})",
@@ -129,12 +129,12 @@ class Family:
     def undecided(self) -> str:
         """The result of arms that are neither different nor equivalent."""
         if math.isinf(self.detectable):
-            return f"{UNDECIDED} (of {counted(self.seeds, 'seed')})"
-        return f"{UNDECIDED} (could have seen ±{self.detectable:.2g})"
+            return f"{UNDECIDED} ({counted(self.seeds, 'seed')})"
+        return f"{UNDECIDED} (detectable: ±{self.detectable:.2g})"
 
     @property
     def note(self) -> str:
-        """For how many comparisons the results are corrected, and what the seeds could have shown."""
+        """Number of comparisons for which the results are corrected, and the difference that the seeds can detect."""
         pairs, seeds = len(self.differences), counted(self.seeds, "seed")
         text = f"Tests are paired by seed, over {seeds}"
         if pairs > 1:

@@ -98,7 +98,7 @@ def text_of(key: str, spec: str, columns: list[str]) -> TextOf:
 def example_of(
     messages: list[Message], answer: str | None, solution: str | None, system: str, columns: dict[str, Any]
 ) -> Example:
-    """The example of a chat; its prompt is the text of the messages, by which prompts are told apart."""
+    """The example of a chat; its prompt is the text of the messages, which identifies the prompt."""
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     turns = [message for message in messages if message["role"] != "system"]

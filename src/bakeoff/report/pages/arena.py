@@ -34,7 +34,7 @@ from bakeoff.report.statistics import (
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import ends, number, unmoved
 
-KINDS = ("none is higher, significantly", "avoid: one is higher")
+KINDS = ("no other is significantly higher", "avoid: another is significantly higher")
 SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
 BY_DIFFICULTY = f"{SAMPLED}_of_"
 VERDICTS = ("as predicted", "against the prediction", "undecided", "not tested")
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The methods of a regime: those than which none is significantly higher, and the others, each highest first."""
+    """The methods of a regime: those that no other exceeds significantly, and the others, each highest first."""
 
     regime: str
     property: str
@@ -88,7 +88,7 @@ def family(study: Study, regime: str, frame: pd.DataFrame) -> Family:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """A row for each regime: the method of the highest mean score, those not told apart from it, and those to avoid."""
+    """A row for each regime: the method of the highest mean score, those that no other exceeds, and those to avoid."""
     frame, rows = scores(study), []
     for each in choices(study):
         means = wide(frame, each.regime).mean()
@@ -263,7 +263,7 @@ def choices(study: Study) -> list[Choice]:
 
 
 def verdict(study: Study) -> str:
-    """The methods to choose and to avoid by regime, verdicts on predictions, and what the seeds could have shown."""
+    """The methods to choose and to avoid by regime, verdicts on predictions, and the detectable difference."""
     frame = scores(study)
     counts = pd.Series([each.verdict for each in verdicts(study)]).value_counts()
     top = ranked(frame)[0]
@@ -272,23 +272,23 @@ def verdict(study: Study) -> str:
         f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). "
         f"Of {int(counts.sum())} predictions, {', '.join(f'{counts.get(name, 0)} {name}' for name in VERDICTS)}.\n\n"
         f"{power(study, frame)} The learning rates are those of the plain regime times the study's factors, by seed. "
-        "All is of one small model and one task: the arena says how methods respond to a property, not how well they "
-        "do elsewhere."
+        "All results are of one small model and one task: the arena says how methods respond to a property, not how "
+        "well they do elsewhere."
     )
 
 
 def advice(named: list[Choice]) -> str:
-    """A sentence for each set of methods: to choose where few are not exceeded, to avoid where few are."""
+    """A sentence for each set of methods: those to choose or those to avoid, whichever are fewer."""
     sentences: dict[str, list[str]] = {}
     for each in named:
         few = len(each.choose) <= len(each.avoid)
-        avoid = f"Avoid {listed(each.avoid)}" if each.avoid else "No method is told apart from the highest"
+        avoid = f"Avoid {listed(each.avoid)}" if each.avoid else "No method is significantly below the highest"
         sentences.setdefault(f"Choose {listed(each.choose)}" if few else avoid, []).append(each.property)
     return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())
 
 
 def power(study: Study, frame: pd.DataFrame) -> str:
-    """What decides that a method is higher in a regime, and the difference that the seeds could have shown."""
+    """The rule by which a method is higher in a regime, and the difference that the seeds can detect."""
     families = [family(study, str(regime), frame) for regime in regimes(study).index]
     deviation = pooled_deviation(own for each in families for own in each.differences.values())
     seeds, pairs = min(each.seeds for each in families), max(len(each.differences) for each in families)

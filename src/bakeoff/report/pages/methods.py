@@ -57,7 +57,7 @@ def from_arm(study: Study, name: str, other: str) -> Estimate:
 
 
 def against_one(study: Study, against: str, metric: str = ACCURACY) -> dict[str, str]:
-    """For each other arm that is compared with one: lower, higher, equivalent, not told apart, or who did not move."""
+    """For each arm that is compared with `against`: lower, higher, equivalent, undecided, or who did not move."""
     results = {}
     for each in (each for each in family(study, metric).comparisons if against in each[:2]):
         other = each.a if each.b == against else each.b
@@ -130,7 +130,7 @@ def all_against_one(study: Study, metric: str = ACCURACY) -> str:
 
 
 def of_undecided(found: Family) -> str:
-    """`Not told apart (could have seen ±0.03)`, at the beginning of a sentence."""
+    """`No significant difference (detectable: ±0.03)`, at the beginning of a sentence."""
     return found.undecided[0].upper() + found.undecided[1:]
 
 

@@ -61,7 +61,8 @@ def table(study: Study) -> pd.DataFrame:
     frame, rows = finals(study), []
     for sampler in samplers(frame):
         decided = family(study, frame, sampler)
-        results = {each.a: (each.change.text("+"), decided.result(each)) for each in decided.comparisons}
+        named = {each.a: decided.result(each).replace(f"{NONE} is", "without it is") for each in decided.comparisons}
+        results = {each.a: (each.change.text("+"), named[each.a]) for each in decided.comparisons}
         for correction in corrections(frame):
             own = frame[(frame["sampler"] == sampler) & (frame["correction"] == correction)]["last"]
             gain, result = results.get(correction, ("–", "–"))
@@ -94,7 +95,7 @@ def verdict(study: Study) -> str:
         said = [
             f"{' and '.join(a)} {verb}{'s' * (len(a) == 1)}" for a, verb in ((higher, "gain"), (lower, "lose")) if a
         ]
-        worth.append(f"with {sampler}, {' and '.join(said) or 'no correction is told apart from none'}")
+        worth.append(f"with {sampler}, {' and '.join(said) or 'no correction makes a significant difference'}")
     seeds = counted(frame["seed"].nunique(), "seed")
     return (
         f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run is without a mismatch'}.\n\n"

@@ -64,12 +64,11 @@ def verdict(study: Study, window: int = WINDOW) -> str:
     own = {name: runs[runs["method"] == name].set_index("seed") for name in study.arms}
     found = Family({("end", name): rows["gain"] for name, rows in own.items()}, study.margin, still=unmoved(study))
     for each in found.comparisons:
-        moved = f"is at its end {found.result(each)} from its start"
-        same = f"stands still, since {each.unmoved}," if each.still else moved
-        direction = {"end": "rises", each.b: "falls"}.get(each.higher, same)
+        same = f"it stands still, since {each.unmoved}" if each.still else found.result(each)
+        result = {"end": "it rises", each.b: "it falls"}.get(each.higher, same)
         sentences.append(
-            f"Under {each.b} the true reward {direction} ({each.change.text('+')} from start to end) and ends "
-            f"{mean_interval(own[each.b]['lost']).text()} below the best."
+            f"Under {each.b} the true reward changes by {each.change.text('+')} from start to end: {result}; it ends "
+            f"{mean_interval(own[each.b]['lost']).text()} below its best."
         )
     return " ".join(sentences) + (
         f" {found.note} The best is the largest of many noisy means, so "
