@@ -7,7 +7,14 @@ from bakeoff.engine.engine import Request, make_rollout
 from bakeoff.learner.experience import explained_variance, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import make_learner
-from bakeoff.learner.update import actor_gradient, critic_gradient, measure_step, update_actor, update_critic
+from bakeoff.learner.update import (
+    actor_gradient,
+    critic_gradient,
+    effective_share,
+    measure_step,
+    update_actor,
+    update_critic,
+)
 from bakeoff.loop import update_once
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
@@ -123,6 +130,14 @@ def test_explained_variance_is_one_minus_the_residual_share_of_the_variance_of_r
     mask = torch.tensor([[True, True, True, True, False]])
     assert explained_variance(values, returns, mask).item() == pytest.approx(0.8)
     assert explained_variance(values, torch.ones(1, 5), mask).item() == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-44, 1e8])
+def test_the_effective_sample_size_does_not_depend_on_the_scale_of_the_weights(scale):
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    weights = torch.tensor([[1.0, 1.0, 1.0, 9.0], [1.0, 0.0, 9.0, 9.0]])
+    assert effective_share(scale * weights, mask) == pytest.approx(16 / 20)
+    assert effective_share(torch.zeros(2, 4), mask) == 0, "every ratio has underflown"
 
 
 def test_the_learning_rate_warms_up_and_then_falls_linearly():

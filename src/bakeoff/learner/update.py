@@ -158,11 +158,21 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
         ratio_mean=masked_mean(ratio, mask),
         ratio_max=torch.where(mask, ratio, 0).max(),
         ratio_error=torch.where(mask, ratio - 1, 0).abs().max(),
-        effective_sample_size=masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask),
+        effective_sample_size=effective_share(ratio, mask),
         clip_fraction=masked_mean(clipped.float(), mask),
         value_loss=of_values.value_loss if of_values else None,
         value_clip_fraction=of_values.value_clip_fraction if of_values else None,
     )
+
+
+def effective_share(weights: Tensor, mask: Tensor) -> Tensor:
+    """Effective sample size of non-negative weights [S, T] per sample, in [0, 1]: mean(w)² / mean(w²) (Kish 1965).
+
+    It is 0 where every weight is: a policy may leave its samples so far that all ratios underflow.
+    """
+    tiny = torch.finfo(weights.dtype).tiny
+    scaled = weights / torch.where(mask, weights, 0).max().clamp(min=tiny)  # whose squares do not underflow
+    return masked_mean(scaled, mask).square() / masked_mean(scaled.square(), mask).clamp(min=tiny)
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
