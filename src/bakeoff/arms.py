@@ -102,7 +102,7 @@ def values(override: Override) -> list[str]:
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise UserError(
-            f"{override.input_line} is an interval, from which a grid cannot be made; list values, or choose a search "
+            f"{override.input_line} is an interval, which has no grid of values; list values, or choose a search "
             "as sweeps/tuning.yaml does."
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -113,7 +113,7 @@ def settings_of(overrides: list[str], arms: Arms) -> list[str]:
     chosen = {override.split("=")[0]: override for override in overrides}
     own = overrides_of(chosen, arms)
     if not {override.split("=")[0] for override in own} <= set(chosen):
-        raise UserError(f"{chosen['arm']} needs a sweep, which may be one run; leave hydra.mode=RUN out.")
+        raise UserError(f"{chosen['arm']} needs a sweep, which may have one run; leave out hydra.mode=RUN.")
     return [override for override in overrides if override not in own]
 
 
