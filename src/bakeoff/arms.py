@@ -71,7 +71,7 @@ def jobs_of(config: DictConfig, arguments: list[str], loader: ConfigLoader) -> l
 
 
 def check_files(overrides: Sequence[str], loader: ConfigLoader) -> None:
-    """Raises UserError for `tuned=NAME` or `protocol=NAME` without a file: Hydra goes on without an optional one."""
+    """Raises UserError for `tuned=NAME` or `protocol=NAME` without a file: Hydra ignores a missing file."""
     for typed in overrides:
         group, _, name = typed.partition("=")
         if group not in ("tuned", "protocol") or name == "none" or "${" in name:  # an arm's name may hold ${model}
@@ -102,7 +102,7 @@ def values(override: Override) -> list[str]:
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise UserError(
-            f"{override.input_line} is an interval, from which a grid cannot be made; list values, or choose a search "
+            f"{override.input_line} is an interval, which has no grid of values; list values, or choose a search "
             "as sweeps/tuning.yaml does."
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -113,7 +113,7 @@ def settings_of(overrides: list[str], arms: Arms) -> list[str]:
     chosen = {override.split("=")[0]: override for override in overrides}
     own = overrides_of(chosen, arms)
     if not {override.split("=")[0] for override in own} <= set(chosen):
-        raise UserError(f"{chosen['arm']} needs a sweep, which may be one run; leave hydra.mode=RUN out.")
+        raise UserError(f"{chosen['arm']} needs a sweep, which may have one run; leave out hydra.mode=RUN.")
     return [override for override in overrides if override not in own]
 
 

@@ -17,9 +17,9 @@ from bakeoff.task import TASKS
 HEAD = """# Configuration
 
 Every key of a run. The default is that of the schema; the files in `conf/` (task, model, protocol, tuned values) set
-others, and `bakeoff --cfg job` prints what they come to; `bakeoff --help WORD` prints the keys that contain a word, and
-`bakeoff --help all` every key. A key that only some options of a group have, or that they start at another value, names
-these options. NaN and infinity are in no range. `make docs` writes this page from the schemas.
+others, and `bakeoff --cfg job` prints the result; `bakeoff --help WORD` prints the keys that contain a word, and
+`bakeoff --help all` every key. A key that only some options of a group have, or whose default depends on the option,
+names these options. NaN and infinity are in no range. `make docs` writes this page from the schemas.
 
 | key | default | range | unit | meaning |
 |---|---|---|---|---|
@@ -90,7 +90,7 @@ def meanings(schema: type) -> dict[str, str]:
 
 
 def possible(value: Any) -> str:
-    """What a value that is no number may be."""
+    """The values that a key other than a number may have."""
     if isinstance(value, bool):
         return "true, false"
     if isinstance(value, Enum):
@@ -99,7 +99,7 @@ def possible(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as one types it; what must be set has none."""
+    """A default as a user types it; a key that must be set has none."""
     value = value.value if isinstance(value, Enum) else value
     if isinstance(value, bool):
         return str(value).lower()

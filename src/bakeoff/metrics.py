@@ -41,7 +41,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "reward/term_*_max": ("score", "largest of these scores in the rollout"),
     "user/*": (
         "–",
-        "a metric of yours (measure.functions) on the rollout: its number, or the mean of its list",
+        "your own metric (measure.functions) on the rollout: its number, or the mean of its list",
     ),
     "length/mean": ("tokens", "mean completion length, EOS included"),
     "length/max": ("tokens", "longest completion of the rollout"),
@@ -62,11 +62,14 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "policy/ratio_max": ("–", "largest ratio of the update"),
     "policy/effective_sample_size": (
         "share",
-        "(Σ ratio)²/(n·Σ ratio²) over tokens, mean over minibatches: the share of the samples that reuse leaves",
+        "(Σ ratio)²/(n·Σ ratio²) over tokens, mean over minibatches: the share of samples that still count",
     ),
     "policy/clip_fraction": ("share", "tokens on which the clip makes the surrogate flat, mean over minibatches"),
-    "policy/first_ratio_error": ("–", "largest distance of the ratio from one in a rollout's first minibatch; 0"),
-    "policy/first_clip_fraction": ("share", "clip fraction of a rollout's first minibatch; 0"),
+    "policy/first_ratio_error": (
+        "–",
+        "largest distance of the ratio from 1 in a rollout's first minibatch; ideally 0",
+    ),
+    "policy/first_clip_fraction": ("share", "clip fraction of a rollout's first minibatch; ideally 0"),
     "policy/gradient_norm": ("–", "norm of the actor's gradient before clipping, mean over minibatches"),
     "policy/gradient_clipped": (
         "share",
@@ -79,29 +82,29 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "policy/predicted_improvement": ("–", "TRPO: g·x of the full step, the predicted gain of the surrogate"),
     "policy/actual_improvement": ("–", "TRPO: gain of the surrogate by the step taken"),
     "policy/step_kl": ("nats/token", "TRPO: mean exact KL(π_old‖π_θ) over the vocabulary after the step taken"),
-    "policy/entropy_coefficient": ("–", "coefficient of the entropy bonus, before a rule that turns it off at times"),
+    "policy/entropy_coefficient": ("–", "coefficient of the entropy bonus, even where a rule has turned the bonus off"),
     "policy/lr": ("–", "learning rate of the actor"),
     "advantage/mean": ("–", "mean advantage over tokens, after scaling"),
     "advantage/std": ("–", "standard deviation of the advantage over tokens, after scaling"),
-    "advantage/zero": ("share", "tokens whose advantage is zero: nothing is learned from them"),
+    "advantage/zero": ("share", "tokens whose advantage is zero, which teach nothing"),
     "advantage/correlation": (
         "–",
         "mode=advantage_quality: correlation of unscaled advantages with the truth, all tokens",
     ),
-    "advantage/correlation_ceiling": ("–", "the same of the true advantages: the truth is a mean of samples"),
+    "advantage/correlation_ceiling": ("–", "the same between two estimates of the truth: an upper bound"),
     "advantage/bias": ("score", "mean of unscaled advantage less truth"),
     "advantage/rank_accuracy": (
         "share",
         "pairs of tokens at one position of one prompt that the advantages order as the truth does; ½ is chance",
     ),
-    "advantage/*_by_position": ("–", "the same at one position of the completion, which is the step, from 0"),
+    "advantage/*_by_position": ("–", "the same at one position of the completion; the step is the position, from 0"),
     "gradient/cosine": ("–", "mode=gradient_quality: mean cosine of a rollout's gradient with the policy gradient"),
     "gradient/alignment": ("–", "cosine of the mean gradient with the policy gradient, corrected for noise"),
     "gradient/bias": ("–", "sine of that angle: the error that no number of samples removes"),
     "gradient/relative_variance": ("–", "trace of the gradient's covariance over the square of its mean's norm"),
     "gradient/snr": ("–", "its inverse: signal to noise of one rollout"),
     "gradient/snr_per_1000_tokens": ("–", "the same per 1000 completion tokens"),
-    "gradient/snr_per_second": ("–", "the same per second of a rollout and its gradient, no critic's training"),
+    "gradient/snr_per_second": ("–", "the same per second of a rollout and its gradient, without training of a critic"),
     "gradient/norm": ("–", "norm of the mean gradient, corrected for noise"),
     "gradient/tokens": ("tokens", "completion tokens of a rollout"),
     "gradient/seconds": ("s", "seconds of a rollout, its scores, its experience and its gradient"),
@@ -143,26 +146,26 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "eval/greedy_accuracy": ("share", "exact match on the held-out prompts, greedy decoding"),
     "eval/sampled_accuracy": (
         "share",
-        "exact match on the held-out prompts, sampled as in training: mean@n, with n of evaluation.samples",
+        "exact match on the held-out prompts, sampled as in training: mean@n for n = evaluation.samples",
     ),
     "eval/sampled_accuracy_of_*": (
         "share",
         "the same on the prompts of one difficulty, where the task has several: on sort, the number of digits",
     ),
-    "eval/pass_at_*": ("share", "prompts of which one of k sampled completions is right, without bias, k = 2, 4 … n"),
+    "eval/pass_at_*": ("share", "prompts for which any of k sampled completions is right, unbiased, k = 2, 4 … n"),
     "eval/failed": ("share", "held-out completions, greedy and sampled, that could not be scored; they count as wrong"),
     "eval/greedy_length": ("tokens", "mean completion length of greedy decoding, EOS included"),
     "eval/right_length": ("tokens", "mean length of the sampled completions that are right, EOS included"),
     "eval/wrong_length": ("tokens", "the same of those that are wrong"),
-    "eval/user/*": ("–", "a metric of yours on the sampled completions of an evaluation"),
+    "eval/user/*": ("–", "your own metric on the sampled completions of an evaluation"),
     "progress/sequences": ("sequences", "completions sampled for training so far"),
     "progress/tokens": ("tokens", "completion tokens sampled for training so far"),
-    "progress/work": ("tokens", "work so far: tokens that steps have read, and sampled ones at budget.sampling_price"),
+    "progress/work": ("tokens", "work so far: tokens that steps read, plus sampled tokens × budget.sampling_price"),
     "progress/seconds": ("s", "time in the phases of training so far"),
-    "progress/cpu_seconds": ("s", "time of all threads of the process in these phases: what neighbours change less"),
+    "progress/cpu_seconds": ("s", "time of all threads of the process in these phases: other processes affect it less"),
     "speed/tokens_per_second": ("tokens/s", "completion tokens of this step over its training time"),
-    "time/predicted_*": ("s", "mode=predict with a hardware: predicted time of a phase of an update on that device"),
-    "time/predicted_hours": ("h", "the same of all updates of the budget"),
+    "time/predicted_*": ("s", "mode=predict with hardware=NAME: predicted time of a phase of an update on that device"),
+    "time/predicted_hours": ("h", "predicted time of all updates of the budget"),
     "time/*": ("s", "time in one phase of this step"),
     "memory/weights_*_mb": ("MB", "parameters that a role adds (actor, reference, critic, reward_model), 10⁶ bytes"),
     "memory/peak_mb": ("MB", "the largest peak of the phases of training, 10⁶ bytes"),
@@ -195,7 +198,7 @@ page from `bakeoff/metrics.py`.
 
 
 def named(prefix: str, statistics: Any) -> dict[str, Any]:
-    """The fields of a dataclass of scalars, or of none, as metrics `prefix` + field; a field that is none has none."""
+    """The fields of a dataclass of scalars as metrics `prefix` + field; one that is none gives no metric."""
     fields = vars(statistics) if statistics is not None else {}
     return {f"{prefix}{name}": value for name, value in fields.items() if value is not None}
 

@@ -65,7 +65,7 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
 def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides: list[str]) -> list[str]:
     """A row of the table: the largest model, and around `model` the largest group and the longest completion.
 
-    `name` is the row's, `own` are the overrides of its arm or method.
+    `name` is the name of the row, `own` are the overrides of its arm or method.
     """
     register()
 
@@ -111,7 +111,7 @@ def side_by_side(jobs: list[Job], console: Console) -> Table:
 
 
 def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
-    """What is predicted of a configuration: a text for each phase, role, or sum, by one of FACTS and its name."""
+    """The predicted values of a configuration as text, by one of FACTS and the name of a phase, a role or a sum."""
     peaks = prediction.peaks
     largest = max((peaks[phase] for phase in TRAINING if phase in peaks), key=lambda peak: peak.allocated)
     roles = {role: sum(size for label, size in largest.cells.items() if label.role == role) for role in ROLES}
@@ -123,7 +123,7 @@ def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     if config.hardware.name:
         cost = cost_of(config, prediction)
         found |= {("seconds", phase.replace("_", " ")): f"{value:,.3f}" for phase, value in cost.seconds.items()}
-        found["in all", "seconds an update"] = f"{cost.update:,.3f}"
+        found["in all", "seconds per update"] = f"{cost.update:,.3f}"
         found["in all", "updates"] = f"{cost.updates:,}"
         found["in all", "hours"] = f"{cost.hours:,.3g}"
         found |= {("in all", "price"): f"{cost.price:,.2f}"} if config.price else {}
@@ -185,10 +185,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bakeoff-predict", description=ABOUT, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of `bakeoff`")
     parser.add_argument(
-        "--fits", type=float, metavar="GB", default=0.0, help="what fits in this memory, by arm or method"
+        "--fits", type=float, metavar="GB", default=0.0, help="print what fits in this memory, by arm or method"
     )
     parser.add_argument(
-        "--fit", action="store_true", help="also the largest group and completion that fit hardware=NAME"
+        "--fit", action="store_true", help="also print the largest group and completion that fit hardware=NAME"
     )
     add_config_dir(parser)
     return read_arguments(parser, arguments)

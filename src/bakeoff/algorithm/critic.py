@@ -35,7 +35,7 @@ class Critic:
     takes_steps: ClassVar[bool] = False
     shares_trunk: ClassVar[bool] = False
 
-    warmup_updates = 0  # without an annotation it is no key of the configuration; critics that take steps make it one
+    warmup_updates = 0  # without an annotation it is not a key; critics that take steps annotate it
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Adapter(OwnStep):
 class Shared(ValueLoss):
     """A scalar head on the actor's trunk.
 
-    coefficient   weight of its loss against the actor's; 0.1 in Ziegler et al. 2019
+    coefficient   weight of the critic's loss against the actor's; 0.1 in Ziegler et al. 2019
     """
 
     shares_trunk: ClassVar[bool] = True

@@ -81,7 +81,7 @@ class KLToReference:
 
     reads_scores: ClassVar[bool] = True
 
-    # Without an annotation these are no keys of the configuration; subclasses make them some.
+    # Without an annotation these are not keys of the configuration; subclasses annotate theirs.
     beta = 0.0
     iteration_updates = 0  # number of updates after which the reference becomes the policy anew; 0: never
     name = ""  # the model that is the reference; empty: the start
@@ -107,7 +107,7 @@ class KLToReference:
 class InReward(KLToReference):
     """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours.
 
-    beta   β, the coefficient of the KL; where it adapts, at the start
+    beta   β, the coefficient of the KL; its first value, where it adapts
     """
 
     beta: float = number(0.01, least=0, most=1000)
@@ -132,7 +132,7 @@ class Distillation(InReward):
     name: str = ""
 
     def files(self) -> dict[str, str]:
-        """What may be the teacher's folder."""
+        """The teacher's name, which may be a folder, by its key."""
         return {"name": self.name} if self.name else {}
 
 
@@ -209,7 +209,7 @@ class Penalty(KLToBehaviour):
 
     The samples are π_old's, so k3 of (π_old, π_θ) is unbiased in value and in gradient.
 
-    beta   β, the coefficient of the KL; where it adapts, at the start
+    beta   β, the coefficient of the KL; its first value, where it adapts
     """
 
     beta: float = number(1.0, least=0, most=1000)

@@ -54,7 +54,7 @@ def verdict(study: Study) -> str:
     for each in found.comparisons:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
-        text += f"{found.note} Each is the largest of several noisy means. "
+        text += f"{found.note} Each accuracy is the largest of several noisy means. "
     costs = ", ".join(f"{way} {mean_interval(cost).text()}" for way, cost in spreads(study).items())
     return text + f"Difference between the best and the worst strength: {costs}."
 
@@ -113,7 +113,7 @@ def plot(study: Study) -> Figure:
 
 
 def harder_to_pick(study: Study) -> Estimate:
-    """What a wrong β costs less what a wrong target costs."""
+    """The cost of a wrong β minus the cost of a wrong target."""
     spread = spreads(study)
     return paired_difference(spread["fixed penalty"], spread["adaptive penalty"])
 
