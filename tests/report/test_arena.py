@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from bakeoff.regime import ACCURACY
+from bakeoff.report import regimes
 from bakeoff.report.pages import arena
 from tests.stored import study_of
 from tests.test_regimes import config
@@ -49,13 +50,13 @@ def study(finals=None, spread=0.002, still=()):
 
 
 def test_the_score_is_zero_at_the_start_and_one_where_every_answer_is_right():
-    scores = arena.scores(study(spread=0)).set_index(["method", "regime", "seed"])["score"]
+    scores = regimes.scores(study(spread=0)).set_index(["method", "regime", "seed"])["score"]
     assert scores["a", "plain", 11] == pytest.approx(0.4 / 0.6)
     assert scores["c", "plain", 11] == pytest.approx(0)
 
 
 def test_each_prediction_has_its_verdict():
-    found = {(each.regime, each.prediction.text): each for each in arena.verdicts(study())}
+    found = {(each.regime, each.prediction.text): each for each in regimes.verdicts(study())}
     assert {key: each.verdict for key, each in found.items()} == {
         ("plain", "a ~ b"): "as predicted",
         ("plain", "a > c"): "as predicted",
@@ -72,24 +73,25 @@ def test_each_prediction_has_its_verdict():
 
 def test_a_prediction_of_equality_is_not_tested_by_policies_that_did_not_move():
     def found(*still):
-        verdicts = arena.verdicts(study(still=still))
+        verdicts = regimes.verdicts(study(still=still))
         return {each.prediction.text: each.verdict for each in verdicts if each.regime == "plain"}
 
     assert found("a", "b")["a ~ b"] == "not tested"
     assert found("a")["a ~ b"] == "as predicted"
     assert found("a", "b", "c")["a > c"] == "as predicted"
-    assert arena.family(study(still=("a", "b")), "plain", arena.scores(study())).comparisons[0].kind == "did not move"
+    still = study(still=("a", "b"))
+    assert regimes.family(still, "plain", regimes.scores(still)).comparisons[0].kind == "did not move"
 
 
 def test_large_noise_leaves_predictions_undecided():
-    assert {each.verdict for each in arena.verdicts(study(spread=1.0)) if each.prediction.metric == ACCURACY} <= {
+    assert {each.verdict for each in regimes.verdicts(study(spread=1.0)) if each.prediction.metric == ACCURACY} <= {
         "undecided",
         "not tested",
     }
 
 
 def test_methods_are_chosen_and_avoided_by_regime():
-    plain, noise = arena.choices(study())
+    plain, noise = regimes.choices(study())
     assert set(plain.choose) == {"a", "b"}
     assert plain.avoid == ["c"]
     assert noise.choose == ["a"]
