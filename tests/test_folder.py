@@ -223,8 +223,8 @@ def test_the_command_that_resumes_names_every_function_of_theirs(tmp_path, monke
         (["~budget"], ["~budget does not set one value"]),
         (["hydra.run.dir=x"], ["unknown key hydra"]),
         (["evaluation.every=0"], ["evaluation.every is 0"]),
-        (["-m"], ["-m does not go with resume=out"]),
-        (["--config-dir=x"], ["--config-dir=x does not go with"]),
+        (["-m"], ["-m cannot be combined with resume=out"]),
+        (["--config-dir=x"], ["--config-dir=x cannot be combined with"]),
         (["resume=other"], ["resume is 'out and other'"]),
         (["budget"], ["budget"]),
     ],
@@ -326,7 +326,7 @@ def test_a_table_holds_each_update_once_after_a_resume(tmp_path):
 
 def test_only_a_file_of_moderate_size_is_read(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ValueError, match="no file"):
+        with pytest.raises(ValueError, match="not a file"):
             content(path)
     (tmp_path / "text").write_text(json.dumps([1]))
     assert content(tmp_path / "text") == "[1]"

@@ -71,7 +71,7 @@ def test_metrics_of_an_outage_wait_on_disk_and_are_sent_after_it(store, tmp_path
     end = outage(store)
     assert not log_steps(tracker, 2, 4)
     assert len(messages) == 1
-    assert "training goes on" in messages[0]
+    assert "training continues" in messages[0]
     assert read_entries(tmp_path / LOG)[-1]["metrics"][0][:2] == ["a", 3.0]
     end()
     with tracker.running():

@@ -15,7 +15,7 @@ from bakeoff.paths import CONF, use_folder
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
     """Adds the option of `bakeoff` that names the user's folder of studies."""
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="your folder of studies (default: the working one)")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="your folder of studies (default: this one)")
 
 
 def read_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,7 +35,7 @@ def read_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | N
     use_folder(getattr(found, "config_dir", None))  # also in a launcher's processes
     for each in getattr(found, "overrides", []):
         if "=" not in each and not each.startswith("~"):
-            raise UserError(f"'{each}' is no KEY=VALUE{did_you_mean(choosing(each))}")
+            raise UserError(f"'{each}' does not have the form KEY=VALUE{did_you_mean(choosing(each))}")
     return found
 
 

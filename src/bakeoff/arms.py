@@ -113,7 +113,7 @@ def settings_of(overrides: list[str], arms: Arms) -> list[str]:
     chosen = {override.split("=")[0]: override for override in overrides}
     own = overrides_of(chosen, arms)
     if not {override.split("=")[0] for override in own} <= set(chosen):
-        raise UserError(f"{chosen['arm']} needs a sweep, which may be one run; leave hydra.mode=RUN out.")
+        raise UserError(f"{chosen['arm']} needs a sweep, which may have one run; leave out hydra.mode=RUN.")
     return [override for override in overrides if override not in own]
 
 

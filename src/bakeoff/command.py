@@ -92,7 +92,7 @@ def resumed(arguments: list[str]) -> Path | None:
     folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     options = [argument for argument in arguments if argument.startswith("-")]
     if folders and options:
-        raise UserError(f"{options[0]} does not go with resume={folders[0]}, which takes overrides alone.")
+        raise UserError(f"{options[0]} cannot be combined with resume={folders[0]}, which takes only overrides.")
     if len(folders) > 1 or "" in folders:
         raise UserError(f"resume is {' and '.join(folders)!r}; it must be the output folder of one run.")
     return Path(folders[0]) if folders else None

@@ -43,8 +43,8 @@ class Sft:
     Runs of one `seed` share their start, whatever the method. Where it is the run's seed, as on sort, a comparison is
     over several starts.
 
-    steps      number of AdamW steps; the largest, where `accuracy` is set
-    accuracy   it ends as soon as this share of sampled completions is right, on prompts that are neither held out nor
+    steps      number of AdamW steps; the maximum, where `accuracy` is set
+    accuracy   the stage ends once this share of sampled completions is right, on prompts that are neither held out nor
                trained on; 0: after `steps`
     batch      number of demonstrations of a step
     lr         learning rate
@@ -89,8 +89,8 @@ class Evaluation:
 
     every     number of updates between evaluations
     samples   number of sampled completions per prompt, beside the greedy one
-    final     number of held-out prompts of the last evaluation: those of the others and more, at most about a tenth of
-              the task's; 0: task.heldout
+    final     number of held-out prompts of the last evaluation: those of earlier ones and more, at most about a tenth
+              of the task's; 0: task.heldout
     """
 
     every: int = count(10, least=1, unit="updates")
@@ -197,7 +197,7 @@ class Tuned:
 class Lengths:
     """Lengths that a prediction assumes.
 
-    prompt       tokens of the longest prompt; 0: those of the task's prompts, where the model's tokenizer is at hand
+    prompt       tokens of the longest prompt; 0: counted in the task's prompts, where the model's tokenizer is at hand
     completion   tokens of the longest completion; 0: task.max_new_tokens for each turn, without replies
     """
 
@@ -222,12 +222,12 @@ class Mode(Enum):
 
 @dataclass
 class Quality:
-    """Sizes of the modes of that name, in rollouts of `batch.prompts` × `batch.group_size` completions.
+    """Sizes of the modes that measure quality, in rollouts of `batch.prompts` × `batch.group_size` completions.
 
     critic_updates      number of updates that train a critic alone, before anything is measured
     batches             number of rollouts whose gradients are compared
     reference_batches   number of rollouts behind the mean gradient that they are compared with
-    continuations       number of completions from every state, twice
+    continuations       number of completions from every state, for each of two estimates
     """
 
     critic_updates: int = count(40, unit="updates")
@@ -244,19 +244,19 @@ class Config:
     device            device of the run; auto: the first GPU, or the CPU where there is none
     threads           number of CPU threads of a process; 0: torch's choice
     processes         number of processes that make the run together, each with a GPU of its own where there are any;
-                      started by torchrun or srun, it is theirs
-    shard             each process holds a part of the weights and of what their optimisers keep
+                      torchrun and srun set it themselves
+    shard             each process holds a part of the weights and of the optimisers' state
     micro_tokens      upper bound on the tokens that a forward pass reads at once, padding included; 0: none
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality
     memory_limit_mb   a run that needs more memory, in MB, ends as out of memory; 0: no limit
-    price             price of an hour of the hardware of a process, for a prediction; 0: not stated
-    reuse             factor of the number of epochs over a rollout, of methods that may use a rollout more than once
+    price             price of an hour on the hardware of one process, for a prediction; 0: not stated
+    reuse             factor on the number of epochs over a rollout, for methods that may use it more than once
     lag               age of the sampler's weights, in updates, as where rollouts and steps overlap
-    lr_factors        factors of the method's learning rates: a run takes the one of its seed, so that a comparison over
-                      seeds is one over rates too; empty: 1
+    lr_factors        factors on the method's learning rates: a run takes that of its seed, so that a comparison covers
+                      seeds and rates; empty: 1
     arm               name of the arm in the study's file, empty where the study has none
     """
 

@@ -17,9 +17,9 @@ from bakeoff.task import TASKS
 HEAD = """# Configuration
 
 Every key of a run. The default is that of the schema; the files in `conf/` (task, model, protocol, tuned values) set
-others, and `bakeoff --cfg job` prints what they come to; `bakeoff --help WORD` prints the keys that contain a word, and
-`bakeoff --help all` every key. A key that only some options of a group have, or that they start at another value, names
-these options. NaN and infinity are in no range. `make docs` writes this page from the schemas.
+others, and `bakeoff --cfg job` prints the result; `bakeoff --help WORD` prints the keys that contain a word, and
+`bakeoff --help all` every key. A key that only some options of a group have, or whose default depends on the option,
+names these options. NaN and infinity are in no range. `make docs` writes this page from the schemas.
 
 | key | default | range | unit | meaning |
 |---|---|---|---|---|

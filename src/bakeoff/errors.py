@@ -104,7 +104,7 @@ def sentence(error: BaseException) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     tuned_key = re.search(r"In 'tuned/.*full_key: (\S+)", str(error), re.DOTALL)
     if tuned_key:
-        return f"the tuned values set {tuned_key[1]}, which is no key of the chosen option; tuned=none leaves them out."
+        return f"the tuned values set {tuned_key[1]}, which the chosen option lacks; tuned=none leaves them out."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         key, whole = str(cause.full_key), re.search(r"Could not override '([^']+)'", str(error))
         return unknown_key(key, cause.parent_node, whole[1] if whole else key)

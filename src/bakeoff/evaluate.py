@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "task=my_task. Without such keys, task, model and sampling are the run's own.",
     )
     parser.add_argument("model", help="a run's folder, a checkpoint in it, an actor, or a Hugging Face name")
-    parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`, as task=my_task or sampling.temperature=0.6")
+    parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`: task=my_task, sampling.temperature=0.6")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions per prompt (default: 8)")
     add_config_dir(parser)
     found = read_arguments(parser, arguments)

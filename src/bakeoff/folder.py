@@ -100,7 +100,7 @@ def write_record(folder: Path, record: Record, config: Config) -> None:
 def content(path: Path) -> str:
     """The text of a file of moderate size; raises ValueError for anything else."""
     if not path.is_file() or path.stat().st_size > LARGEST:
-        raise ValueError(f"it is no file of at most {LARGEST} bytes")
+        raise ValueError(f"it is not a file of at most {LARGEST} bytes")
     return path.read_text(encoding="utf-8")
 
 

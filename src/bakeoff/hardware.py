@@ -15,8 +15,8 @@ class Hardware:
     name              name of the device
     float32_tflops    dense matrix products in float32, without TF32
     bfloat16_tflops   dense matrix products in bfloat16
-    bandwidth_gb      bytes that it reads and writes in a second, in 10⁹
-    memory_gb         bytes that it holds, in 10⁹; 0: not stated
+    bandwidth_gb      bytes that the device reads and writes in a second, in 10⁹
+    memory_gb         bytes that the device holds, in 10⁹; 0: not stated
     efficiency        share of these rates that operators reach
     launch_us         time that every operator takes beside its work, Python's included
     queues            whether the host launches operators while the device still works on earlier ones

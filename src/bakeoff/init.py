@@ -21,7 +21,7 @@ PROBLEMS = 200
 def main() -> None:
     """Writes the folder and prints what to type in it; exit code 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="bakeoff-init", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to write task, reward, study, data, notebook and README")
+    parser.add_argument("folder", type=Path, help="folder for task, reward, study, data, notebook and README")
     with answering("bakeoff-init"):
         folder = read_arguments(parser).folder
         write(folder)

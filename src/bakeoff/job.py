@@ -94,7 +94,7 @@ def run_job(
             left = send_unsent(config.tracking, folder)
             if left:
                 raise UserError(
-                    f"{left} entries of the run in {folder} are still unsent: its store does not take them."
+                    f"{left} entries of the run in {folder} are still unsent: its store does not accept them."
                 )
             progress.show(f"the run in {folder} is finished; a larger budget.limit continues it.")
             return result

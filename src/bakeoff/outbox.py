@@ -90,17 +90,18 @@ class Outbox:
                 self._send()
             except Exception as error:  # sqlalchemy, OS, HTTP: whatever the store is made of
                 self._failed = time.monotonic()
-                self.fails(f"the store {self.store} does not answer ({first_line(error)})")
+                self.fails(f"the store {self.store} does not answer ({first_line(error)})", stored=False)
             if not self._entries or time.monotonic() >= deadline:
                 break
             time.sleep(1)
         self._flushed = time.monotonic()
         return not self._entries
 
-    def fails(self, problem: str) -> None:
-        """Reports the first of the problems that follow each other."""
+    def fails(self, problem: str, stored: bool = True) -> None:
+        """Reports the first of consecutive problems; entries wait in the folder where they are not `stored`."""
         if not self.problem:
-            self.report(f"{problem}; training goes on, and what is to be logged waits in {self.folder / LOG}")
+            waiting = "" if stored else f", and unsent entries wait in {self.folder / LOG}"
+            self.report(f"{problem}; training continues{waiting}")
         self.problem = problem
 
     def _write(self) -> None:

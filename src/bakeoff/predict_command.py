@@ -122,7 +122,7 @@ def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     if config.hardware.name:
         cost = cost_of(config, prediction)
         found |= {("seconds", phase.replace("_", " ")): f"{value:,.3f}" for phase, value in cost.seconds.items()}
-        found["in all", "seconds an update"] = f"{cost.update:,.3f}"
+        found["in all", "seconds per update"] = f"{cost.update:,.3f}"
         found["in all", "updates"] = f"{cost.updates:,}"
         found["in all", "hours"] = f"{cost.hours:,.3g}"
         found |= {("in all", "price"): f"{cost.price:,.2f}"} if config.price else {}
@@ -183,10 +183,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bakeoff-predict", description=ABOUT, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of `bakeoff`")
     parser.add_argument(
-        "--fits", type=float, metavar="GB", default=0.0, help="what fits in this memory, by arm or method"
+        "--fits", type=float, metavar="GB", default=0.0, help="print what fits in this memory, by arm or method"
     )
     parser.add_argument(
-        "--fit", action="store_true", help="also the largest group and completion that fit hardware=NAME"
+        "--fit", action="store_true", help="also print the largest group and completion that fit hardware=NAME"
     )
     add_config_dir(parser)
     return read_arguments(parser, arguments)

@@ -210,7 +210,7 @@ class RunProgress:
             replace_text(self.folder / FILE, json.dumps({"name": self.name, "state": state, **self._last}))
         except OSError as error:
             if not self._unwritten:
-                self.show(f"{self.folder / FILE} cannot be written ({error.strerror}); the run goes on without it")
+                self.show(f"{self.folder / FILE} cannot be written ({error.strerror}); the run continues without it")
             self._unwritten = True
 
 

@@ -111,7 +111,7 @@ def restored(values: Any, declared: Any = Config) -> Any:
     name = values.get("_option_", declared.__name__) if isinstance(values, dict) else values
     found = next((option for option in options_of(declared) if option.__name__ == name), None)
     if found is None:
-        raise UserError(f"a saved configuration holds {name!r}, which is no {declared.__name__} of this version.")
+        raise UserError(f"a saved configuration holds {name!r}, which is not a {declared.__name__} of this version.")
     node, types = OmegaConf.structured(found), get_type_hints(found)
     for key, value in values.items():
         of_option = key == "_option_" or get_origin(types.get(key)) is ClassVar  # a property of it, not a key

@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`; algorithm=a,b names the methods")
     parser.add_argument("--rates", default=RATES, help=f"list of rates, or FIRST:LAST:NUMBER (default: {RATES})")
-    parser.add_argument("--seeds", default="100", help="tuning seeds, which a study must not report (default: 100)")
+    parser.add_argument("--seeds", default="100", help="tuning seeds, on which a study must not report (default: 100)")
     parser.add_argument("--name", default="", help="folder in conf/tuned (default: TASK_MODEL)")
     parser.add_argument("--base", default="", help="folder in conf/tuned whose other values are kept")
     add_config_dir(parser)

@@ -346,7 +346,7 @@ def impossible_shards(config: Config) -> Iterator[str]:
         is not Embedded,
     }
     for reason in (reason for reason, holds in whole.items() if holds):
-        yield f"shard is true, but {reason}; set shard=false, or choose otherwise."
+        yield f"shard is true, but {reason}; set shard=false, or change that."
 
 
 def option(config: Config, axis: str) -> str:

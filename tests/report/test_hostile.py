@@ -167,7 +167,7 @@ def test_what_is_foreign_or_damaged_is_left_out_and_named(store):
     left_out = "; ".join(study.left_out)
     for part in (
         "run ppo 1: it has no tag config_id",
-        "run ppo 2: its seed is 'two', which is no whole number",
+        "run ppo 2: its seed is 'two', which is not a whole number",
         "the settings of grpo seed 1: the tag overrides is damaged",
         "run grpo 2: it is deleted",
         f"run {foreign.info.run_name}: it has no tag config_id and no tag algorithm and no tag seed",
@@ -407,7 +407,7 @@ def test_a_page_that_fails_costs_no_other_one(report, tmp_path, monkeypatch):
     assert "pages/importing.py cannot be imported (SystemExit: 3)" in made.stderr
     page = (tmp_path / "reports" / "verdict.html").read_text()
     assert "These runs give no answer (KeyError" in page or "These runs give no answer (TypeError" in page
-    assert "these runs do not give it (ZeroDivisionError: division by zero)" in page
+    assert "these runs lack its data (ZeroDivisionError: division by zero)" in page
     assert "left out: a part of" in made.stdout
     assert "<evil" not in page
     methods_page = (tmp_path / "reports" / "methods.html").read_text()

@@ -615,7 +615,7 @@ def test_a_difference_to_detect_names_the_seeds_that_are_missing():
     text = detect(data, 0.01)
     assert "takes 9 seeds per arm" in text
     assert text.endswith("type: bakeoff sweeps=methods budget.limit=9 seed=4,6,7,8,9,10 hydra.sweep.dir=/some/where")
-    assert detect(data, 0.5).endswith("3 are there. They suffice.")
+    assert detect(data, 0.5).endswith("the study has 3. These suffice.")
     data.command = ""
     assert "name it: bakeoff sweeps=methods seed=4,6,7,8,9,10 hydra.sweep.dir=…" in detect(data, 0.01)
     for refused, sentence in ((1e-6, "more than 10000 seeds"), (0.01, "two arms and two seeds")):

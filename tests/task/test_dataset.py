@@ -149,9 +149,9 @@ def test_nothing_that_stands_in_data_is_executed(tmp_path):
     ("keys", "sentence"),
     [
         ({}, r"no column prompt or messages; the columns are question, answer, level; task.prompt names one"),
-        ({"prompt": "text"}, r"task.prompt is 'text', which is no column and no template; the columns are question"),
-        ({"prompt": "{{ question"}, r"task.prompt is .*which is no Jinja template"),
-        ({**GSM, "answer_pattern": "####("}, r"task.answer_pattern is '####\(', which is no regular expression"),
+        ({"prompt": "text"}, r"task.prompt is 'text', which is neither a column nor a template; the columns"),
+        ({"prompt": "{{ question"}, r"task.prompt is .*which is not a Jinja template"),
+        ({**GSM, "answer_pattern": "####("}, r"task.answer_pattern is '####\(', which is not a regular expression"),
         ({**GSM, "answer_pattern": "@@ (.*)"}, r"task.path: line 1 of .*answer_pattern '@@ \(.\*\)' is not in"),
         ({**GSM, "extract": Extract.after}, r"task.extract is after and task.after is ''"),
         ({**GSM, "verify": Verify.function}, r"task.verify is function and task.function is ''"),

@@ -202,7 +202,7 @@ def test_a_generator_is_made_again_where_it_is_sent():
 @pytest.mark.parametrize("score", [None, "1", float("nan"), float("inf"), 1e39])
 def test_a_verifiers_score_that_is_no_number_is_refused(monkeypatch, score):
     monkeypatch.setattr(Sort, "verify", lambda self, completion, example: score)
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not a finite number"):
         Sort().judge("", Example("", ""))
 
 
@@ -216,10 +216,10 @@ def test_a_verifiers_score_that_is_no_number_is_refused(monkeypatch, score):
         ("[1, 2]", "it is a list"),
         ("3", "it is a int"),
         ('{"prompt": "x"}', "answer is missing"),
-        *((f'{{"prompt": "x", "answer": {value}}}', "which is no text") for value in ("null", "true", '["4"]', "{}")),
+        *((f'{{"prompt": "x", "answer": {value}}}', "is not a text") for value in ("null", "true", '["4"]', "{}")),
         ('{"prompt": [{"role": "user", "content": ["1+1"]}], "answer": "2"}', "prompt has"),
         ('{"prompt": [], "answer": "2"}', "prompt is empty"),
-        ('{"prompt": ["1+1"], "answer": "2"}', "is no message"),
+        ('{"prompt": ["1+1"], "answer": "2"}', "is not a message"),
         ('{"prompt": " \\n", "answer": "2"}', "prompt is empty"),
         ('{"prompt": "\\ud800", "answer": "2"}', "surrogates not allowed"),
     ],

@@ -103,7 +103,7 @@ class Adapter(OwnStep):
 class Shared(ValueLoss):
     """A scalar head on the actor's trunk.
 
-    coefficient   weight of its loss against the actor's; 0.1 in Ziegler et al. 2019
+    coefficient   weight of the critic's loss against the actor's; 0.1 in Ziegler et al. 2019
     """
 
     shares_trunk: ClassVar[bool] = True

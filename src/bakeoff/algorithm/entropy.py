@@ -43,7 +43,7 @@ class Entropy:
 class Bonus(Entropy):
     """c·H(π_θ) of every token: Williams & Peng 1991; Schulman et al. 2017 eq. 9, which has c = 0.01.
 
-    coefficient   c, the weight of the entropy; where it adapts, at the start
+    coefficient   c, the weight of the entropy; its first value, where it adapts
     """
 
     needs_entropy: ClassVar[bool] = True

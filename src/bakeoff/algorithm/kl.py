@@ -107,7 +107,7 @@ class KLToReference:
 class InReward(KLToReference):
     """−β·k1 on every token, in the reward: Ziegler et al. 2019 §2, Ouyang et al. 2022. β is ours.
 
-    beta   β, the coefficient of the KL; where it adapts, at the start
+    beta   β, the coefficient of the KL; its first value, where it adapts
     """
 
     beta: float = number(0.01, least=0, most=1000)
@@ -209,7 +209,7 @@ class Penalty(KLToBehaviour):
 
     The samples are π_old's, so k3 of (π_old, π_θ) is unbiased in value and in gradient.
 
-    beta   β, the coefficient of the KL; where it adapts, at the start
+    beta   β, the coefficient of the KL; its first value, where it adapts
     """
 
     beta: float = number(1.0, least=0, most=1000)

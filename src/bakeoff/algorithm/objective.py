@@ -199,7 +199,8 @@ class ClipCovariance(Covariance):
 
     What is dropped stays in the denominator.
 
-    least, most   the range of the covariance
+    least   lower end of the range of the covariance
+    most    upper end of that range
     """
 
     least: float = number(1.0, least=-VAST, most=VAST)
@@ -221,7 +222,7 @@ class ClipCovariance(Covariance):
 class KLCovariance(Covariance):
     """Subtracts β·|log ratio| on the tokens of the largest covariance: Cui et al. 2025 (KL-Cov).
 
-    beta   β, the weight of that penalty; 1 as in the paper's code
+    beta   β, the weight of the penalty; 1 as in the paper's code
     """
 
     beta: float = number(1.0, least=0, most=1000)

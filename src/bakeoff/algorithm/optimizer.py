@@ -119,7 +119,7 @@ class Adam(GradientStep):
     """AdamW (Loshchilov & Hutter 2019).
 
     beta1   decay of the gradient's first moment, per step
-    beta2   decay of its second moment, per step
+    beta2   decay of the gradient's second moment, per step
     """
 
     beta1: float = number(0.9, least=0, below=1)
@@ -150,7 +150,7 @@ class Trpo(Optimizer):
     cg_iterations   conjugate-gradient iterations on (F + damping)·x = g
     damping         multiple of the identity added to F, as in openai/baselines; the paper has none
     backtracks      maximum number of times the step is tried; if none is accepted, no step is taken
-    backtrack       length of each such step, as a share of the one before
+    backtrack       length of each try, as a share of the one before
     fisher_tokens   F is that of the first sequences of the rollout with at most this number of tokens; 0: of all. With
                     few, the conjugate gradient does not converge and steps are refused; the paper's tenth of the
                     samples is thousands.

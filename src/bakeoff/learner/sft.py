@@ -127,8 +127,8 @@ def _make_once(folder: Path, make: Callable[[Path], None], report: Report) -> No
         if not isinstance(error, OSError) and not disk_fault(error):
             raise
         raise UserError(
-            f"the cache '{cache()}' cannot be written ({disk_fault(error) or error}); set BAKEOFF_CACHE to a folder "
-            "that can."
+            f"the cache '{cache()}' cannot be written ({disk_fault(error) or error}); set BAKEOFF_CACHE to a "
+            "writable folder."
         ) from error
 
 

@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--detect",
         type=float,
         metavar="D",
-        help="only say how many seeds show a difference D in accuracy, and add them",
+        help="only print how many seeds detect a difference D in accuracy, and the command that adds them",
     )
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports (default: reports)")
     found = read_arguments(parser, arguments)
@@ -192,7 +192,7 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
         table = as_text(page.table(study))
     except Exception as error:  # a store that lacks what the table is of, or code of a user's
         table = pd.DataFrame()
-        left_out = [f"the table: these runs do not give it ({explained(error)})"]
+        left_out = [f"the table: these runs lack its data ({explained(error)})"]
     with replaced(out, name) as made:
         write_study(study, made / name)
         seeds = f"\nFinal held-out accuracy by seed:\n\n{markdown(per_seed(study))}" if study.trained else ""
@@ -218,7 +218,7 @@ def log_report(study: Study, made: Path, console: Console) -> None:
     try:
         client.log_artifacts(study.run, str(made), "report")
     except Exception:  # whatever the store is made of
-        console.print("The report is only here: the store's artifacts cannot be written from this machine.")
+        console.print("The report is on this machine alone, which cannot write the store's artifacts.")
 
 
 def report_claims(held: list[Study], out: Path, console: Console) -> bool:

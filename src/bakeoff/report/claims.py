@@ -56,10 +56,9 @@ def claims_verdict(table: pd.DataFrame) -> str:
     parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
     tested = int(table["verdict"].isin(["supported", "not supported", "undecided"]).sum())
     return (
-        f"Of {len(table)} claims {parts}. A claim by construction follows from the code, so it cannot fail; what is "
-        f"measured has no bar. The {tested} intervals of the others are not corrected for multiplicity: about one in "
-        "twenty misses its true effect. A verdict is about these runs alone, not about "
-        "language models in general."
+        f"Of {len(table)} claims {parts}. A claim by construction follows from the code, so it cannot fail; a measured "
+        f"effect has no bar. The {tested} intervals of the others are not corrected for multiplicity: about one in "
+        "twenty misses its true effect. A verdict is about these runs alone, not about language models in general."
     )
 
 

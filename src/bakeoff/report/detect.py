@@ -32,7 +32,7 @@ def detect(study: Study, difference: float) -> str:
     return (
         f"A difference of {difference:g} in held-out greedy accuracy takes {counted(needed, 'seed')} per arm (four "
         f"of five such studies find it; pooled deviation of paired differences {found.deviation:.2g}, corrected for "
-        f"{counted(comparisons, 'comparison')}); {found.seeds} are there. {more(study, needed)}"
+        f"{counted(comparisons, 'comparison')}); the study has {found.seeds}. {more(study, needed)}"
     )
 
 
@@ -40,7 +40,7 @@ def more(study: Study, needed: int) -> str:
     """The command that adds seeds to a study's newest sweep until every arm has the number that is needed."""
     have, tuned = {int(seed) for seed in study.runs["seed"]}, re.findall(r"\d+", study.declared("tuning_seeds"))
     if needed <= len(have):
-        return "They suffice."
+        return "These suffice."
     free = (n for n in itertools.count(max(have) + 1) if n not in map(int, tuned))
     seeds = f"seed={','.join(str(n) for n in itertools.islice(free, needed - len(have)))}"
     if not study.command:

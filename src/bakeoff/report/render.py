@@ -58,7 +58,7 @@ def faults(book: Any) -> list[str]:
     for heading, cell in headed(book):
         for number, output in enumerate(cell.get("outputs", [])):
             if output.output_type == "error":
-                found.append(f"a part of '{heading}': these runs do not give it ({reason(output)})")
+                found.append(f"a part of '{heading}': these runs lack its data ({reason(output)})")
                 text = f"<p><strong>Left out:</strong> {html.escape(found[-1])}.</p>"
                 cell.outputs[number] = nbformat.v4.new_output("display_data", {"text/html": text})
     return found

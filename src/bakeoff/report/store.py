@@ -78,7 +78,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
     if not parents:
         raise UserError(
             f"the store '{redacted(tracking.uri)}' holds no run of the study '{name}'; "
-            f"`bakeoff sweeps={name}` makes one, and MLFLOW_TRACKING_URI selects another store."
+            f"`bakeoff sweeps={name}` makes one; MLFLOW_TRACKING_URI selects another store."
         )
     found: list[Run] = []
     for parent in reversed(parents):
@@ -140,7 +140,7 @@ def fault(run: Run) -> str:
     if missing:
         return f"it has no tag {' and no tag '.join(missing)}, so it is of another tool or damaged"
     if not re.fullmatch(r"-?\d{1,18}", run.data.tags["seed"], re.ASCII):
-        return f"its seed is '{one_line(run.data.tags['seed'])}', which is no whole number"
+        return f"its seed is '{one_line(run.data.tags['seed'])}', which is not a whole number"
     return ""
 
 

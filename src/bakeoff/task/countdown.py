@@ -40,4 +40,4 @@ def value(node: ast.expr, used: list[int]) -> Fraction:
             return Fraction(number)
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in OPERATORS:
             return OPERATORS[type(operator)](value(left, used), value(right, used))
-    raise ValueError(f"{ast.dump(node)[:60]} is no arithmetic")
+    raise ValueError(f"{ast.dump(node)[:60]} is not arithmetic")

@@ -127,7 +127,7 @@ class Dataset(Task):
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(
-                    f"task.{key} is {pattern!r}, which is no regular expression ({error}); mend the pattern."
+                    f"task.{key} is {pattern!r}, which is not a regular expression ({error}); mend the pattern."
                 ) from error
         if (self.extract is Extract.after) != bool(self.after):
             raise UserError(
@@ -199,7 +199,7 @@ class Dataset(Task):
     def judge(self, completion: str, example: Example) -> Verdict:
         score = as_number(self._score(self.extract(completion, self.after), example))
         if not 0 <= score <= 1:
-            raise ValueError(f"{score} is no score from 0 to 1")
+            raise ValueError(f"{score} is not a score from 0 to 1")
         return Verdict(score, score, [])
 
     def demonstration(self, example: Example) -> str | None:

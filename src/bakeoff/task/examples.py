@@ -90,7 +90,7 @@ def text_of(key: str, spec: str, columns: list[str]) -> TextOf:
     if spec in ("prompt", "answer"):  # a row says that it is missing, and its line
         return lambda row: row.text(spec)
     raise UserError(
-        f"{key} is {spec!r}, which is no column and no template; the columns are {', '.join(columns)}, and "
+        f"{key} is {spec!r}, which is neither a column nor a template; the columns are {', '.join(columns)}, and "
         f"'{{{{ {columns[0] if columns else 'column'} }}}}' is a template."
     )
 
@@ -116,7 +116,7 @@ def as_messages(column: str, value: list[Any]) -> list[Message]:
     found = []
     for message in value:
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise ValueError(f"{column} has {shown(message)}, which is no message with a text for role and content")
+            raise ValueError(f"{column} has {shown(message)}, which is not a message with a text for role and content")
         found.append({"role": checked(message["role"]), "content": checked(message["content"])})
     if not found:
         raise ValueError(f"{column} is empty")
@@ -151,7 +151,7 @@ def compiled(key: str, source: str) -> Template:
     try:
         return environment.from_string(source)
     except TemplateError as error:
-        raise UserError(f"{key} is {source!r}, which is no Jinja template ({error}).") from error
+        raise UserError(f"{key} is {source!r}, which is not a Jinja template ({error}).") from error
 
 
 def written(value: Any) -> Any:

@@ -16,7 +16,7 @@ from bakeoff.task.verify import Extract
 class ReasoningGym(Task):
     """A generator of reasoning-gym.
 
-    generator    name of the generator there
+    generator    name of the generator in reasoning-gym
     parameters   arguments of the generator
     extract      the part of a completion that is scored
     """

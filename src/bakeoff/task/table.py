@@ -50,7 +50,7 @@ class Row:
             raise ValueError(f"{column} is missing")
         value = self.values[column]
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise ValueError(f"{column} is {shown(value)}, which is no text")
+            raise ValueError(f"{column} is {shown(value)}, which is not a text")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{column} is {value}, which stands for a value that is missing")
         return checked(str(self.written[column]))

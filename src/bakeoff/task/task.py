@@ -26,7 +26,7 @@ def as_number(score: Any) -> float:
     except Exception:  # of the score's own class
         number = float("nan")
     if not abs(number) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"{reprlib.repr(score)} is no finite number of 32 bits")
+        raise ValueError(f"{reprlib.repr(score)} is not a finite number of 32 bits")
     return number
 
 

@@ -31,7 +31,7 @@ def verdict(study: Study) -> str:
     return (
         "Correlation of a token's advantage with its true advantage: "
         + ", ".join(f"{name} {found[name].text()}" for name in order)
-        + f"; two estimates of the truth correlate by {ceiling:.2f}, the upper bound. Share of pairs of tokens ranked "
+        + f"; the upper bound is {ceiling:.2f}, that of two estimates of the truth. Share of pairs of tokens ranked "
         + "right: "
         + ", ".join(f"{name} {ranked[name].value:.2f}" for name in order)
         + "; ½ is chance."

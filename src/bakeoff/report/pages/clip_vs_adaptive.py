@@ -54,7 +54,7 @@ def verdict(study: Study) -> str:
     for each in found.comparisons:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
-        text += f"{found.note} Each is the largest of several noisy means. "
+        text += f"{found.note} Each accuracy is the largest of several noisy means. "
     costs = ", ".join(f"{way} {mean_interval(cost).text()}" for way, cost in spreads(study).items())
     return text + f"Difference between the best and the worst strength: {costs}."
 

@@ -65,7 +65,7 @@ def verdict(study: Study) -> str:
         f"{', '.join(biased) or 'none'}. Tests are corrected (Holm), of signals for {len(pairs)} pairs, of bias for "
         f"{arms}. "
         + "".join(covariance_sentence(study, *pair) for pair in BASELINE if set(pair) <= set(study.arms))
-        + "Seeds are different policies, whose effects truly differ."
+        + "Seeds are different policies, so their effects differ."
     )
 
 

@@ -38,7 +38,7 @@ def verdict(study: Study) -> str:
         return unanswered(WITHOUT, WITH)
     shares = 1 - frame.loc[WITHOUT] / frame.loc[WITH]
     named = ", ".join(f"{share:.0%} with {model}" for model, share in shares.items())
-    return f"Dropping PPO's separate critic (GRPO instead) saves of the largest peak, as predicted: {named}."
+    return f"Predicted share of the largest peak that dropping PPO's separate critic (GRPO instead) saves: {named}."
 
 
 def plot(study: Study) -> Figure:

@@ -88,7 +88,7 @@ def verdict(study: Study) -> str:
     answers.append(
         f"Training takes {seconds[cheap]:.3g} s with {cheap}{dearest}. These data are of one "
         f"task, one model and {counted(study.seeds, 'seed')}. They say nothing about other models, longer training or "
-        "other hyperparameters; the order of the means is no ranking."
+        "other hyperparameters; the order of the means is not a ranking."
     )
     return "\n\n".join(answers)
 

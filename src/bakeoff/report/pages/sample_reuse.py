@@ -120,7 +120,7 @@ def verdict(study: Study) -> str:
             counts = " and ".join(f"{reached['sum'][n]} of {reached['size'][n]} with {n}" for n in (best, 1))
             text += (
                 f"; {counts} reach {level:.3f}, and the former use {saved(study, 'sequences', objective, best).text()} "
-                f"of the completions until then; that saves time where sampling and scoring take more than "
+                f"of the latter's completions for it; that saves time where sampling and scoring take more than "
                 f"{break_even(study, objective, best).text()} of an update with one epoch, of which sampling takes "
                 f"{runs['sampling'][(runs['objective'] == objective) & (runs['epochs'] == 1)].mean():.2f} here"
             )
