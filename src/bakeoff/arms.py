@@ -71,7 +71,7 @@ def jobs_of(config: DictConfig, arguments: list[str], loader: ConfigLoader) -> l
 
 
 def check_files(overrides: Sequence[str], loader: ConfigLoader) -> None:
-    """Raises UserError for `tuned=NAME` or `protocol=NAME` without a file: Hydra goes on without an optional one."""
+    """Raises UserError for `tuned=NAME` or `protocol=NAME` without a file: Hydra ignores a missing file."""
     for typed in overrides:
         group, _, name = typed.partition("=")
         if group not in ("tuned", "protocol") or name == "none" or "${" in name:  # an arm's name may hold ${model}

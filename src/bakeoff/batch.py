@@ -58,8 +58,8 @@ class Sequences:
 
     ids          [S, L + T] int64; every completion starts in column L
     attention    [S, L + T] bool, true on all tokens, whoever wrote them; false on padding
-    mask         [S, T] bool, true on the tokens that the policy wrote, EOS included: the only ones that are learned
-                 from, and that any number of tokens, mean or loss is of
+    mask         [S, T] bool, true on the tokens that the policy wrote, EOS included: no loss, mean or number of
+                 tokens includes any other
     group_size   number of consecutive rows that share a prompt; forward passes encode it once
     """
 
@@ -113,7 +113,7 @@ class Sequences:
 
 
 def lengths(sequences: Sequences) -> tuple[list[int], list[int]]:
-    """Tokens that a pass reads of each prompt and completion; of a prediction's tensors, the most there can be."""
+    """Number of tokens of each prompt and completion that a pass reads; the maximum, in a prediction."""
     width, shown = sequences.prompt_width, sequences.completion_attention
     if isinstance(shown, FakeTensor):
         return [width] * len(shown), [shown.shape[1]] * len(shown)
@@ -149,7 +149,7 @@ def micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
 
 
 def own_micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
-    """The same of the rows that this process passes over: whole groups, and all of them where it is alone."""
+    """The same for the rows of this process: whole groups, and all groups where it is alone."""
     size = sequences.group_size
     groups = processes.share(len(sequences) // size)
     first, last = groups.start * size, groups.stop * size
@@ -163,14 +163,14 @@ class Rollout:
 
     examples           the problem that each sequence answers; the G sequences of a group repeat it
     prompts            text of the prompt
-    completions        text that the policy wrote; of several turns, one after another on lines of their own
+    completions        text that the policy wrote; several turns are on lines of their own
     sampler_logprobs   [S, T] log-prob of each token at the sampling temperature, as the engine computed it
     entropy            [S, T] entropy in nats of the distribution behind each token, before truncation; none where the
                        engine does not compute it
     ended              [S] bool, true where the completion reached EOS, or its last turn did
     max_tokens         generation budget of a completion in all of its turns, EOS included
     decode             token ids of a turn → their text, without a stop string and what follows
-    version            `weights_version` of the engine's copy of π_old; none where it has none of its own
+    version            `weights_version` of the engine's copy of π_old; none where it has no copy
     """
 
     examples: list[Example]

@@ -62,7 +62,7 @@ class Collector:
         return replace(processes.joined(sent, policy.device), decode=reader(policy, stop))
 
     def _conversations(self, policy: Policy, request: Request, stream: str, step: int) -> Rollout:
-        """What the engine generates, of several turns with the replies of the environment: see `converse`."""
+        """The engine's rollout; with several turns, the environment's replies are in it: see `converse`."""
         rollout = make_rollout(policy, request, self.engine.generate(request))
         if self.task.most_turns == 1:
             return rollout
@@ -83,7 +83,7 @@ class Collector:
         step: int = 0,
         greedy: bool = False,
     ) -> Iterator[Rollout]:
-        """The same for any number of examples, in parts that need no more memory than an evaluation; see PART."""
+        """Rollouts of any number of examples, in parts that need no more memory than an evaluation; see PART."""
         size = max(self.task.heldout, PART)
         for number, at in enumerate(range(0, len(examples), size)):
             prompts = self.prompts(policy, examples[at : at + size])

@@ -347,8 +347,8 @@ def searchpath() -> list[str]:
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as nested plain values, option classes named under `_option_`.
 
-    Beside a key that names a file, a folder or a data set stands the hash of its content, as `path_sha256` beside
-    `path`; to code belong the modules beside it that it imports.
+    A key that names a file, a folder or a data set has the hash of its content beside it, as `path_sha256` beside
+    `path`; code includes the modules beside it that it imports.
     """
 
     def of(value: Any) -> Any:

@@ -90,7 +90,7 @@ def meanings(schema: type) -> dict[str, str]:
 
 
 def possible(value: Any) -> str:
-    """What a value that is no number may be."""
+    """The values that a key other than a number may have."""
     if isinstance(value, bool):
         return "true, false"
     if isinstance(value, Enum):
@@ -99,7 +99,7 @@ def possible(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as one types it; what must be set has none."""
+    """A default as a user types it; a key that must be set has none."""
     value = value.value if isinstance(value, Enum) else value
     if isinstance(value, bool):
         return str(value).lower()

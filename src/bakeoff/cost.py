@@ -35,7 +35,7 @@ class Cost:
 def cost_of(config: Config, prediction: Prediction) -> Cost:
     """The cost of a configuration's budget on its `hardware`, by its prediction.
 
-    Of several processes each has a device, with its share of the work. It leaves out what they send, the supervised
+    Several processes have a device each, with a share of the work. It leaves out communication, the supervised
     start, evaluation, checkpoints, the renewal of models, and the code that scores.
     """
     seconds = {phase: config.hardware.seconds(operators) for phase, operators in prediction.work.items()}

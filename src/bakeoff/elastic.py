@@ -61,7 +61,7 @@ def launched(config: Config, folder: Path, arguments: list[str]) -> float:
 
 
 def ended(error: ChildFailedError) -> BaseException:
-    """What the processes' end is to this one: the leader has said why, unless a signal ended it."""
+    """The error that ends this process: the leader's exit code, or the end of another process."""
     leader = error.failures.get(0)
     if leader is not None and leader.exitcode > 0:
         return SystemExit(leader.exitcode)

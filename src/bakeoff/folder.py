@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time works in it; it says whose it is, as data that is never executed."""
+"""A run's folder: one process at a time works in it; its record names its run, as data that is never executed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHOWN = 5  # differences that a message names
 
 @dataclass
 class Record:
-    """Whose folder it is.
+    """The record of a folder: the run that it belongs to.
 
     config_id    of the run's configuration, which `.hydra/config.yaml` holds whole
     mlflow_run   id of its MLflow run
@@ -77,7 +77,7 @@ def held(folder: Path, seconds: float) -> Iterator[None]:
 
 
 def read_record(folder: Path) -> Record | None:
-    """Whose folder it is, none if it holds no run; raises UserError for a record that cannot be read."""
+    """The record of a folder, none if it holds no run; raises UserError for a record that cannot be read."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -88,7 +88,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def write_record(folder: Path, record: Record, config: Config) -> None:
-    """Writes whose folder it is, and the configuration, with the store's absolute address without its password."""
+    """Writes the record, and the configuration, with the store's absolute address without its password."""
     values = plain(config)
     values["tracking"]["uri"] = redacted(store_uri(config.tracking))
     record = replace(record, uri=redacted(record.uri))
@@ -155,7 +155,7 @@ def described(different: dict[str, tuple[Any, Any]]) -> str:
 def result_of(folder: Path, config: Config) -> float | None:
     """The result of the run in a folder if it has finished with this configuration, and none if it has not.
 
-    A run is finished only where the store has it: without its metrics, nothing is.
+    A run counts as finished only where the store has it, with its metrics.
     """
     record, last = read_record(folder), read(folder)
     if not record or not last or last["state"] != "done" or record.config_id != config_id(config):
@@ -165,7 +165,7 @@ def result_of(folder: Path, config: Config) -> float | None:
 
 
 def their_code(values: dict[str, Any]) -> dict[str, Any]:
-    """What a plain configuration imports that is not ours, by key: a name, a list of names, or weights by name."""
+    """The user's code that a plain configuration imports, by key: a name, a list of names, or weights by name."""
     found: dict[str, Any] = {}
     for key, ours in CODE.items():
         group, _, leaf = key.partition(".")
@@ -194,7 +194,7 @@ def allowing(key: str, named: Any) -> str:
 
 
 def resume_command(folder: Path, config: Config) -> str:
-    """What to type to resume the run in a folder, with what that leaves out: the names of the user's functions.
+    """The command that resumes the run in a folder, and that names the user's functions.
 
     ADDRESS stands for an address with a password, which is written nowhere.
     """

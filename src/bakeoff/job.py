@@ -76,7 +76,7 @@ def run_job(
     `choices` are the Hydra options by group; `settings` are the overrides of the command or the sweep, in which an arm
     stands for its own; `parent` is the MLflow run of the sweep; `changes` are old and new values that a resumed run may
     change; a job of a sweep may have a larger budget than before; `varied` are the keys of the settings that name the
-    job, none for all of them. Returns the final held-out greedy accuracy; of a prediction, the peak in MB. A run that
+    job, none for all of them. Returns the final held-out greedy accuracy, or a prediction's peak in MB. A run that
     has finished is not repeated. Raises UserError for what a user can mend; a folder of another run stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,9 +130,9 @@ def run_job(
 
 
 def follow() -> None:
-    """The part of a process that does not lead in the run that the leader starts: it shares passes, and writes nothing.
+    """Takes part in the run that the leader starts: shares its passes, and writes nothing.
 
-    An error of it is the leader's to report.
+    The leader reports an error of this process.
     """
     with processes.following(), ends_with(processes.launcher()):
         processes.join()
@@ -330,7 +330,7 @@ def run_tags(config: Config, choices: dict[str, str], device: torch.device, pare
 def reported(progress: RunProgress, command: str) -> Iterator[None]:
     """Records the final state of the run for the sweep's view, and the traceback of an unexpected error.
 
-    An error of a run that can go on gets a note with the command: not a mistake that ends it before a checkpoint.
+    An error gets a note with the command that resumes the run, unless a mistake ended it before a checkpoint.
     """
     try:
         yield

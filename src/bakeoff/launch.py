@@ -91,7 +91,7 @@ def folders_of(config: DictConfig, jobs: Sequence[Sequence[str]], first: int) ->
 
 
 def returned(folder: Path, lost: str) -> JobReturn:
-    """What the job of a folder came to, by its report; `lost` says why where it has none of its end."""
+    """The result of a folder's job, by its report; `lost` is the reason where no end is reported."""
     report = read(folder) or {}
     if report.get("state") == "done":
         return JobReturn(status=JobStatus.COMPLETED, _return_value=report["result"])

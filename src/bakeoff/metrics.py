@@ -197,7 +197,7 @@ page from `bakeoff/metrics.py`.
 
 
 def named(prefix: str, statistics: Any) -> dict[str, Any]:
-    """The fields of a dataclass of scalars, or of none, as metrics `prefix` + field; a field that is none has none."""
+    """The fields of a dataclass of scalars as metrics `prefix` + field; one that is none gives no metric."""
     fields = vars(statistics) if statistics is not None else {}
     return {f"{prefix}{name}": value for name, value in fields.items() if value is not None}
 

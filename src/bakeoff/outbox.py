@@ -20,7 +20,7 @@ LOG, SENT = "tracking.jsonl", "tracking.sent"  # every entry of a run, and the n
 FLUSH_S = 3.0  # seconds between two batches: each is a transaction of some 0.1 s
 RETRY = 30.0  # seconds until a store that fails is asked again
 MOST = 10**7  # entries of a log, above which a number is damage
-Entry = dict[str, Any]  # its kind, and what is of that kind
+Entry = dict[str, Any]  # its content, by kind
 NOTHING: Entry = {"tags": {}}  # an entry that changes nothing
 LOST: Entry = {"lost": True}  # an entry whose line was damaged
 
@@ -39,7 +39,7 @@ class Outbox:
     send      sends entries as one, and gets the number of the last; raises whatever the store raises
     report    receives a message when the store fails
     begun     whether an earlier process has logged something of the run
-    ended     whether the run has ended; otherwise an end that is unsent is none, since the run goes on
+    ended     whether the run has ended; otherwise an unsent end is dropped, since the run continues
     problem   why the store, or the folder, does not take entries; empty where it does
     """
 

@@ -61,8 +61,8 @@ class _NoValues(TorchDispatchMode):
 def lengths(config: Config, policy: Policy) -> tuple[int, int]:
     """Tokens of the longest prompt and of the longest completion that a prediction assumes.
 
-    Of a completion of several turns these are the tokens that the policy may write. How long the replies between them
-    are, only the environment knows: `lengths.completion` sets the sum of both.
+    For a completion of several turns these are the tokens that the policy may write. Only the environment knows the
+    length of the replies between them: `lengths.completion` sets the sum of both.
     """
     prompt, completion = config.lengths.prompt, config.lengths.completion
     if not prompt and policy.tokenizer is not None:
@@ -91,7 +91,7 @@ class Prediction:
 
 
 def sizes_of(config: Config, prediction: Prediction) -> str:
-    """What a prediction is of, and what it assumes."""
+    """The sizes that a prediction is made for, and those that it assumes."""
     batch = config.batch
     sizes = (
         f"{batch.prompts} prompts of {prediction.prompt} tokens, {batch.group_size} completions each of "
@@ -189,8 +189,8 @@ def supervised(config: Config, policy: Policy, phases: Phases) -> None:
 def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool) -> None:
     """The phases of an update on completions that use their whole budget.
 
-    Of micro-batches, minibatches and epochs it runs one: later ones have the same peak, once there are gradients. Its
-    work counts as many times as it would run, that of decoding only if the update is `timed`.
+    It runs one micro-batch of one minibatch in one epoch: later ones have the same peak, once there are gradients. Its
+    work counts as often as a run would do it, the work of decoding only if the update is `timed`.
     """
     learner, forward = loop.learner, loop.learner.forward
     engine, batch = loop.collector.engine, loop.collector.batch
@@ -274,7 +274,7 @@ def decode(engine: Engine, request: Request, rounds: int, work: Work) -> None:
 class OneStep(Optimizer):
     """The option with one step per rollout, whose work counts as that of all steps.
 
-    Of a trust-region step it runs as few iterations and tries as have its peak, and counts as many as there may be.
+    A trust-region step runs the fewest iterations and tries that reach its peak, and counts the most that it may take.
 
     option   the option itself
     part     the sequences of the step

@@ -64,7 +64,7 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
 def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides: list[str]) -> list[str]:
     """A row of the table: the largest model, and around `model` the largest group and the longest completion.
 
-    `name` is the row's, `own` are the overrides of its arm or method.
+    `name` is the name of the row, `own` are the overrides of its arm or method.
     """
     register()
 
@@ -110,7 +110,7 @@ def side_by_side(jobs: list[Job], console: Console) -> Table:
 
 
 def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
-    """What is predicted of a configuration: a text for each phase, role, or sum, by one of FACTS and its name."""
+    """The predicted values of a configuration as text, by one of FACTS and the name of a phase, a role or a sum."""
     peaks = prediction.peaks
     largest = max((peaks[phase] for phase in TRAINING if phase in peaks), key=lambda peak: peak.allocated)
     roles = {role: sum(size for label, size in largest.cells.items() if label.role == role) for role in ROLES}

@@ -111,12 +111,12 @@ def leads() -> bool:
 
 
 def share(count: int) -> slice:
-    """Which of `count` things are this process's; the shares of all processes in order are all things."""
+    """The part of `count` things that this process takes; the parts of all processes, in order, are all things."""
     return slice(0, count) if size() == 1 else slice(count * rank() // size(), count * (rank() + 1) // size())
 
 
 def every(mine: T) -> list[T]:
-    """What each process has, in order."""
+    """The values of all processes, in order."""
     if size() == 1:
         return [mine]
     assert _joined is not None
@@ -133,7 +133,7 @@ def joined(parts: list[T], device: torch.device) -> T:
 
 
 def led(compute: Callable[[], T]) -> T:
-    """What the leader computes, alone; the others wait for it."""
+    """The leader's result, for which the others wait."""
     if size() == 1:
         return compute()
     assert _joined is not None

@@ -121,9 +121,9 @@ def run_sweep(
 def launch_each(
     overrides: dict[Path, list[str]], launch: Callable[[list[list[str]]], Sequence[JobReturn]], tracker: Tracker
 ) -> None:
-    """Launches jobs, given by folder. Where a process is killed, the jobs that ran are repeated, each alone.
+    """Launches jobs, given by folder. If a process is killed, the jobs that were running are repeated, each alone.
 
-    So it is known which job needs too much memory, and all others finish.
+    This shows the job that needs too much memory, and all others finish.
     """
     try:
         returned = launch(list(overrides.values())) if overrides else []
@@ -238,7 +238,7 @@ def differing(each: list[dict[str, str]]) -> set[str]:
 
 
 def typed(settings: list[str]) -> dict[str, str]:
-    """Settings by key, which a dot separates in a group's name too."""
+    """Settings by key; in a group's name, a dot replaces the slash."""
     pairs = (setting.lstrip("+~").partition("=") for setting in settings)
     return {key.replace("/", "."): value for key, _, value in pairs}
 

@@ -93,7 +93,7 @@ class Tracker:
     new      whether the run was made for this tracker, not resumed
     ended    whether the run has ended, and only what is unsent is sent
     report   receives a message when the store fails
-    command  what to type to send what is unsent in the end; none where nothing sends it
+    command  command that sends the entries that are unsent in the end; none where no command does
     """
 
     client: MlflowClient
@@ -301,7 +301,7 @@ def ui_page(uri: str, path: str, **query: str) -> str:
 
 
 def all_metrics(client: MlflowClient, run_id: str, entries: list[Entry], number: int) -> pa.Table:
-    """Every metric of a run: by the entries of its log, or by its store where the log lacks some of that number."""
+    """Every metric of a run: from its log, or from its store where the log lacks some of that number of entries."""
     if LOST in entries or len(entries) < number:
         return metric_history(client, client.get_run(run_id))
     points = [point for entry in entries for point in entry.get("metrics", [])]
@@ -309,7 +309,7 @@ def all_metrics(client: MlflowClient, run_id: str, entries: list[Entry], number:
 
 
 def send_unsent(tracking: Tracking, folder: Path) -> int:
-    """Sends what a run that has ended could not; returns the number of entries that are still unsent."""
+    """Sends the entries that a finished run could not send; returns the number of entries that are still unsent."""
     entries = read_entries(folder / LOG)
     try:
         run_id = str(json.loads((folder / SENT).read_text())["run"])
@@ -413,7 +413,7 @@ def start_run(
 ) -> Tracker:
     """A new run, or the resumed run `resume` where the store has it; a new one gets all that the folder has logged.
 
-    `command` is what to type to send what the store does not take. Raises UserError where the store cannot be written.
+    `command` sends the entries that the store does not take. Raises UserError where the store cannot be written.
     """
     client, experiment = open_store(tracking)
     tags = {key: redacted(value) for key, value in tags.items()}

@@ -106,7 +106,7 @@ def code_hash(file: Path) -> str:
 
 
 def neighbours(file: Path) -> list[Path]:
-    """The files of the modules and packages of a file's own folder that it imports; none where it is no Python."""
+    """The files of the modules and packages of a file's own folder that it imports; none where it is not Python."""
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
     except (SyntaxError, ValueError):
@@ -124,7 +124,7 @@ def neighbours(file: Path) -> list[Path]:
 
 
 def require_loggable(path: str, key: str) -> None:
-    """Raises UserError where the file of a path, which is part of a parameter's name, is no such name for MLflow."""
+    """Raises UserError for the path of a file that MLflow does not take as part of a parameter's name."""
     in_file = FILE.fullmatch(path)
     typed = in_file["file"] if in_file else "f"
     if not re.fullmatch(r"[\w./ -]+", typed) or posixpath.normpath(f"x{typed}") != f"x{typed}":

@@ -284,7 +284,7 @@ def impossible_rewards(config: Config) -> Iterator[str]:
 
 
 def impossible_turns(config: Config) -> Iterator[str]:
-    """What reads a completion as one text, for a task whose completions have several turns."""
+    """Options that read a completion as one text, for a task whose completions have several turns."""
     if config.task.most_turns == 1:
         return
     name = type(config.task).__name__
@@ -301,7 +301,7 @@ def impossible_turns(config: Config) -> Iterator[str]:
 
 
 def impossible_processes(config: Config) -> Iterator[str]:
-    """Many processes for too few prompts, and what only one can do."""
+    """More processes than prompts allow, and options that one process alone supports."""
     algorithm, processes, here = config.algorithm, config.processes, place().size
     if here > 1 and processes not in (1, here):
         yield f"processes is {processes}, but {here} processes were started; set processes={here}."
@@ -328,7 +328,7 @@ def impossible_processes(config: Config) -> Iterator[str]:
 
 
 def impossible_shards(config: Config) -> Iterator[str]:
-    """What needs whole weights where processes hold parts of them."""
+    """Options that need whole weights, where processes hold parts of them."""
     algorithm = config.algorithm
     if not config.shard:
         return

@@ -54,7 +54,7 @@ class SequenceReturn(Advantage):
 
 @dataclass
 class RewardToGo(Advantage):
-    """Sum of the rewards from the token on, which it may have caused. DeepSeekMath §4.1.3 for step rewards.
+    """Sum of the rewards from the token on: those that it may have caused. DeepSeekMath §4.1.3 for step rewards.
 
     gamma   γ, the discount of a token; at 0 a token gets its own reward alone
     """

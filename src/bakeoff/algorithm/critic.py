@@ -35,7 +35,7 @@ class Critic:
     takes_steps: ClassVar[bool] = False
     shares_trunk: ClassVar[bool] = False
 
-    warmup_updates = 0  # without an annotation it is no key of the configuration; critics that take steps make it one
+    warmup_updates = 0  # without an annotation it is not a key; critics that take steps annotate it
 
 
 @dataclass

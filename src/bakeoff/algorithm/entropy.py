@@ -24,7 +24,7 @@ class Entropy:
     needs_entropy: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
 
-    coefficient = 0.0  # without an annotation it is no key of the configuration; subclasses make it one
+    coefficient = 0.0  # without an annotation it is not a key of the configuration; subclasses annotate it
 
     def bonus(self, coefficient: float, entropy: Tensor) -> Tensor:
         """Term added to the objective of every token [S, T], from the entropy of π_θ there in nats."""

@@ -17,7 +17,7 @@ class GroupFilter:
 
     smallest_group: ClassVar[int] = 1
 
-    rounds = 1  # without an annotation it is no key of the configuration; subclasses make it one
+    rounds = 1  # without an annotation it is not a key of the configuration; subclasses annotate it
 
     def __call__(self, totals: Tensor) -> Tensor:
         """Which groups are kept, [P] bool, from the scores of their completions [P, G]."""

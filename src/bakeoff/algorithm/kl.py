@@ -81,7 +81,7 @@ class KLToReference:
 
     reads_scores: ClassVar[bool] = True
 
-    # Without an annotation these are no keys of the configuration; subclasses make them some.
+    # Without an annotation these are not keys of the configuration; subclasses annotate theirs.
     beta = 0.0
     iteration_updates = 0  # number of updates after which the reference becomes the policy anew; 0: never
     name = ""  # the model that is the reference; empty: the start
@@ -132,7 +132,7 @@ class Distillation(InReward):
     name: str = ""
 
     def files(self) -> dict[str, str]:
-        """What may be the teacher's folder."""
+        """The teacher's name, which may be a folder, by its key."""
         return {"name": self.name} if self.name else {}
 
 

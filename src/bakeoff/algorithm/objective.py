@@ -31,7 +31,7 @@ class Objective:
     def choose(self, advantages: Tensor, behaviour: Tensor, mask: Tensor, draws: torch.Generator) -> Tensor | None:
         """The tokens [S, T] bool of the rollout that it treats differently, none where it `chooses` none.
 
-        Once for each rollout, from scaled advantages and log π_old, all [S, T]: what a minibatch holds changes nothing.
+        Once for each rollout, from scaled advantages and log π_old, all [S, T]: minibatches do not matter.
         """
         return None
 

@@ -36,7 +36,7 @@ class Subproblem:
 
 @dataclass
 class StepStatistics:
-    """What every kind of step has.
+    """Statistics of every kind of step.
 
     gradient_norm      norm of the gradient before clipping
     gradient_clipped   1 where that is above the largest norm, else 0; none where no norm bounds the gradient
@@ -61,7 +61,7 @@ class TrustRegionStatistics(StepStatistics):
 
 @dataclass
 class Optimizer:
-    """What all kinds of step share. Epochs and minibatches are ours; every tuned value is in conf/tuned.
+    """Options of every kind of step. Epochs and minibatches are ours; every tuned value is in conf/tuned.
 
     epochs              number of passes over each rollout
     minibatches         number of parts of each epoch, one step each

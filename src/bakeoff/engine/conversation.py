@@ -21,7 +21,7 @@ TURN = "⟦turn⟧"  # stands for a turn in a template's text
 
 @dataclass
 class Said:
-    """What was said in a turn by policy or environment, or in several, [S, N] each.
+    """The tokens of one turn or several, of policy or environment, [S, N] each.
 
     ids        int64
     shown      bool, false where a row says nothing
@@ -56,7 +56,7 @@ def converse(
     """The rollout whose first turns are those of `first`, each conversation held to its end.
 
     `take_turn(number, prompts)` is one more turn of the policy, one completion of each of these prompts. It is asked
-    for every row as long as one conversation goes on, so that what a row draws depends on no other; the turns of rows
+    for every row as long as one conversation continues, so that what a row draws depends on no other; the turns of rows
     that have ended are dropped. A conversation ends where the environment says so, after `most_turns` turns, after a
     turn without an end, and where the model has no positions for a reply and one more turn.
     """
@@ -142,7 +142,7 @@ def by_environment(like: Said, replies: dict[int, list[int]]) -> Said:
 
 
 def continued(policy: Policy, first: Rollout, said: Said, takes_part: Tensor) -> Prompts:
-    """A prompt for each row: its own and all that was said since; of a conversation that has ended, its own alone."""
+    """A prompt for each row: its own and all turns since, or its own alone where the conversation has ended."""
     sequences, width = first.sequences, first.sequences.prompt_width
     ids = torch.cat([sequences.ids[:, :width], said.ids], 1)
     shown = torch.cat([sequences.attention[:, :width], said.shown & takes_part[:, None]], 1)

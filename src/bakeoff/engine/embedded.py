@@ -218,7 +218,7 @@ class Decoding:
         self.hidden, self.position = out.last_hidden_state[:, -1], self.position + 1
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these completions alone."""
+        """Keeps these completions alone."""
         self.cache.batch_select_indices(rows)
         self.attention = None if self.attention is None else self.attention[rows]
         self.position, self.hidden = self.position[rows], self.hidden[rows]

@@ -88,7 +88,7 @@ class Generated:
     ids        [S, T] int64, the G completions of a prompt in consecutive rows
     logprobs   [S, T] log-prob of each token under the distribution that it was drawn from, truncation included
     entropy    [S, T] entropy in nats of each token's distribution, before truncation; none where it is not computed
-    version    `weights_version` of the policy that the engine has a copy of; none where it has none of its own
+    version    `weights_version` of the policy that the engine has a copy of; none where it has no copy
     """
 
     ids: Tensor

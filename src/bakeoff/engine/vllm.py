@@ -122,7 +122,7 @@ class Vllm(Engine):
                 top_p=1.0 if request.greedy else sampling.top_p,
                 seed=derive(request.seed, "completions of a prompt", first + number) >> 1,  # the n-th adds n
                 max_tokens=request.max_tokens,
-                ignore_eos=True,  # which tokens end a completion is the policy's to say
+                ignore_eos=True,  # the policy defines the tokens that end a completion
                 stop_token_ids=ends,
                 stop=list(request.stop) or None,
                 include_stop_str_in_output=True,

@@ -89,7 +89,7 @@ def starting_policy(
 
 
 def start_identity(config: Config) -> dict[str, Any]:
-    """The part of the configuration that the start depends on; how it is then trained is none of it."""
+    """The part of the configuration that the start depends on; training after it is not part of it."""
     values = by_content(plain(config))
     identity = {key: values[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
@@ -102,8 +102,8 @@ def start_identity(config: Config) -> dict[str, Any]:
 def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Path:
     """Creates the folder with `make` if it does not exist, atomically and under a file lock; returns it.
 
-    A folder whose content has changed since is kept beside under another name, and made again. Of several processes
-    the leader makes it and all read it. Raises UserError where the cache cannot be written.
+    A folder whose content has changed since is renamed, and made again. With several processes the leader makes it
+    and all read it. Raises UserError where the cache cannot be written.
     """
     processes.led(lambda: _make_once(folder, make, report))
     return folder

@@ -75,7 +75,7 @@ class Shard:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Whole weights for as many passes without gradients as there are."""
+        """Whole weights for all passes without gradients in the context."""
         for group in self._groups:
             group.unshard()
         try:
@@ -109,7 +109,7 @@ def in_turn(shards: Shards, model: str, micro_batches: Iterable[slice]) -> Itera
 
 
 def in_parts(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as its twin is held: in parts, where that is."""
+    """A whole tensor in the layout of its twin: in parts, where the twin is."""
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return value

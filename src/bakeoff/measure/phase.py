@@ -46,7 +46,7 @@ def largest_peak(peaks: dict[str, Peak]) -> int:
 
 @dataclass
 class Measured:
-    """Seconds, those of the process's threads, and peaks by phase."""
+    """Seconds by the clock, seconds of the process's threads, and peaks, by phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)

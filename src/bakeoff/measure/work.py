@@ -57,7 +57,7 @@ class Work(TorchDispatchMode):
 
     @contextmanager
     def counted(self, times: float, phase: str = "") -> Iterator[None]:
-        """Counts each operator in the context `times` times, whatever is outside, in that phase or else the outer."""
+        """Counts each operator in the context `times` times, not by the outer factor, in that phase or the outer."""
         outer = self._phase, self.times
         self._phase, self.times = phase or self._phase, times
         try:

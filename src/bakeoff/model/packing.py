@@ -72,7 +72,7 @@ def pack(sequences: Sequences) -> Packed:
 
 
 def sizes(sequences: Sequences, read: Tensor) -> tuple[int, int]:
-    """Tokens that the longest row reads, and those of the mask; of a prediction's tensors, the most there can be."""
+    """Number of tokens of the longest row, and of the mask; the maximum, in a prediction."""
     mask = sequences.mask
     if isinstance(mask, FakeTensor):
         return sequences.prompt_width + sequences.group_size * (mask.shape[1] - 1), mask.numel()

@@ -62,7 +62,7 @@ class Policy:
             return self.scaled(self.products(hidden), temperature)
 
     def products(self, hidden: Tensor) -> Tensor:
-        """What the head's matrix makes of last hidden states [..., H], [..., V].
+        """The head's matrix times last hidden states [..., H]: [..., V].
 
         The head computes in its weights' float32 even under autocast: bfloat16 rounds a logit of 16 or more to a
         multiple of 0.125, and the log-prob with it.

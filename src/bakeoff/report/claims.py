@@ -51,7 +51,7 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
 
 
 def claims_verdict(table: pd.DataFrame) -> str:
-    """How many claims have each verdict, in a sentence."""
+    """The number of claims with each verdict, in a sentence."""
     counts = table["verdict"].str.split(":").str[0].value_counts()
     parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
     tested = int(table["verdict"].isin(["supported", "not supported", "undecided"]).sum())

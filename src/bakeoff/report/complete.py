@@ -35,7 +35,7 @@ def with_complete_runs(study: Study) -> Study:
 
 
 def lacks(study: Study) -> dict[str, str]:
-    """What the runs of a study that trains lack, by MLflow's id; without the whole ones.
+    """What each run of a study that trains lacks, by MLflow's id; whole runs are left out.
 
     A run is whole if every held-out accuracy is in [0, 1], the last one is of its last update, and the budget is used.
     Where the budget is not known, the longest run of the study is the measure.

@@ -1,4 +1,4 @@
-"""What is in an arm's configuration and does nothing in its runs, or stops doing it: a rule for each metric."""
+"""Parts of an arm's configuration that do nothing in its runs, or stop working: a rule for each metric."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def question_of(study: Study) -> list[str]:
 def mismatches(study: Study) -> list[str]:
     """Sentences on each unintended difference between arms and on each missing run; empty if the arms are matched.
 
-    What the study varies on purpose, as `question_of` lists it, is no mismatch.
+    A setting that the study varies on purpose, as `question_of` lists it, is not a mismatch.
     """
     found = unequal_settings(study) + unequal_tags(study)
     if study.runs.empty:
@@ -77,7 +77,7 @@ def unequal_settings(study: Study) -> list[str]:
     wide = shared.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).fillna("none")
     names, seeds = (study.runs.set_index("run")[column] for column in ("name", "seed"))
     in_seed, in_arm = (wide.groupby(by.to_numpy()).nunique().max() > 1 for by in (seeds, names))
-    # What varies with the seed alone, and is another one for each, is drawn by it.
+    # A value that varies with the seed alone, and differs for each seed, is drawn by it.
     differs = in_seed | ((wide.nunique() > 1) & (~in_arm | (wide.nunique() < seeds.nunique())))
     return [f"{key} differs: {by_run(study, wide[key])}" for key in wide.columns[differs]]
 
@@ -148,7 +148,7 @@ def matched(study: Study) -> str:
 def config_diff(study: Study) -> pd.DataFrame:
     """A row for each parameter that differs between arms, a column for each arm, from its run with the lowest seed.
 
-    Values that the seed draws, such as `sft.seed`, are no difference between arms.
+    Values that the seed draws, such as `sft.seed`, are not a difference between arms.
     """
     names = study.runs.sort_values("seed").drop_duplicates("name").set_index("run")["name"]
     params = study.params[study.params["in_config_id"] & study.params["run"].isin(names.index)]

@@ -33,7 +33,7 @@ def size(mb: float) -> str:
 
 
 def ledger(study: Study) -> pd.DataFrame:
-    """Every cell of every ledger: name, seed, phase, role, kind, mb; of several traced updates the largest."""
+    """Every cell of every ledger: name, seed, phase, role, kind, mb; the largest of the traced updates."""
     cells = [str(name) for name in study.metrics["metric"].cat.categories if str(name).count("/") == 2]
     names = pd.Series([name for name in cells if name.startswith("memory/")], dtype=str)
     pattern = rf"memory/(\w+)/(?:({'|'.join(ROLE_SHADES)})_)?({'|'.join(KIND_SHADES)})_mb"

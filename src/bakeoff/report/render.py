@@ -48,7 +48,7 @@ def execute(notebook: Path, folder: Path) -> Any:
 
 
 def reason(error: Any) -> str:
-    """An output that is an error in a few words."""
+    """The error of an output, in a few words."""
     return " ".join(f"{error.ename}: {error.evalue}".split())[:300]
 
 
@@ -88,9 +88,9 @@ def figures(book: Any) -> Iterator[tuple[str, bytes]]:
 
 
 def to_html(book: Any, title: str, command: str = "", notebook: str = "") -> str:
-    """The page: outputs and text, images inside, a table of contents, and folded beside each output what makes it.
+    """The page: outputs and text, images inside, and a table of contents.
 
-    That is `command`, which gives the page, and the code of the cell in the notebook.
+    Folded beside each output are `command`, which gives the page, and the code of the cell in the notebook.
     """
     exporter = HTMLExporter(
         template_name="page",

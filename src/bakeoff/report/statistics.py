@@ -28,7 +28,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % confidence interval, which is NaN where one run has none; of nothing all is NaN."""
+    """A value and its 95 % confidence interval: NaN for a single run; without a run the value is NaN too."""
 
     value: float = math.nan
     low: float = math.nan
@@ -148,7 +148,7 @@ def detectable(deviation: float, seeds: int, comparisons: int = 1) -> float:
     critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, seeds - 1))
 
     def missing(shift: float) -> float:
-        """The power that lacks at a difference in standard errors; the side opposite to it is of no account."""
+        """The power that is missing at a difference in standard errors; the opposite tail is negligible."""
         return POWER - float(stats.nct.sf(critical, seeds - 1, shift))
 
     return float(brentq(missing, 0, 10 * critical)) * deviation / math.sqrt(seeds)
@@ -169,8 +169,7 @@ middle_mean = partial(stats.trim_mean, proportiontocut=0.25)
 def interquartile_mean(scores: pd.Series) -> Estimate:
     """Mean of the middle half of the runs, with a percentile bootstrap interval: Agarwal et al. 2021 §4.1 and §4.3.
 
-    All is NaN for fewer than FEWEST runs, of which none, or too few, would be left out, and whose bootstrap is too
-    narrow.
+    All is NaN for fewer than FEWEST runs: too few of them would be left out, and their bootstrap is too narrow.
     """
     x = scores.to_numpy()
     if len(x) < FEWEST:

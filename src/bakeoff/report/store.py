@@ -133,7 +133,7 @@ def report_command(name: str, where: str, sweeps: int) -> str:
 
 
 def fault(run: Run) -> str:
-    """Why a run below a sweep's is no job of it; empty if it is one."""
+    """The reason why a run below a sweep's is not a job of the sweep; empty if it is."""
     missing = [tag for tag in IDENTITY if not run.data.tags.get(tag, "").strip()]
     if run.info.lifecycle_stage == "deleted":
         return "it is deleted"

@@ -61,7 +61,7 @@ def most_kl(values: pd.Series) -> float:
 def unmoved(study: Study, runs: pd.DataFrame | None = None, column: str = "name") -> frozenset[str]:
     """The arms whose policies have not moved, by the mean over seeds of their largest KL to the start.
 
-    Of runs with a column `name`, the values of another column all of whose arms are such.
+    With `runs`, which name their arms: the values of a column whose arms have all not moved.
     """
     most = grouped(study, REFERENCE_KL).agg(most_kl).groupby("name").mean()
     still = frozenset(most.index[most < STILL])

@@ -1,4 +1,4 @@
-"""What stands between a completion's score and what the method sees of it: level, scale, noise and errors."""
+"""Distortions between a completion's score and the score that the method sees: level, scale, noise, errors."""
 
 from __future__ import annotations
 

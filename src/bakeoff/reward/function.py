@@ -51,7 +51,7 @@ class UserFunction:
     def __call__(self, arguments: dict[str, Any]) -> Any:
         """The entry of each completion, or a metric's values by name.
 
-        Raises what the function raises, and UserError for something else.
+        Raises what the function raises, and UserError for a result of the wrong kind.
         """
         taken = {name: value for name, value in arguments.items() if self._signature.takes(name)}
         return self._read(self.place, self._function(**taken), len(arguments["completions"]))
@@ -93,7 +93,7 @@ def call_arguments(rollout: Rollout) -> dict[str, list[Any]]:
 def as_scores(label: str, returned: Any, count: int) -> list[float | None]:
     """A score for each completion, None where the function does not apply to it.
 
-    Raises UserError that names the function, the completion and what it got.
+    Raises UserError that names the function, the completion and the value.
     """
     scores = []
     for index, score in enumerate(entries(label, returned, count)):

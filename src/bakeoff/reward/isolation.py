@@ -42,7 +42,7 @@ class Lost(Exception):
 
 
 def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
-    """The result of a call, or its Failure where it raises; UserError, a result that is none, passes."""
+    """The result of a call, or its Failure where it raises; UserError, for an invalid result, passes."""
     try:
         return scorer(*call)
     except UserError:
@@ -77,7 +77,7 @@ class Workers:
         self._workers: list[Worker | None] = [None] * min(WORKERS, os.cpu_count() or 1)
 
     def map(self, name: str, calls: Sequence[tuple[Any, ...]], seconds: float, seed: int, spread: bool) -> list[Any]:
-        """The result of each call of a scorer, or its Failure, in order; raises UserError for a result that is none.
+        """The result of each call of a scorer, or its Failure, in order; raises UserError for an invalid result.
 
         A call has `seconds` and starts from generators with `seed`. Calls are spread over the workers, or all come to
         the first one, which keeps a function's state.
@@ -132,7 +132,7 @@ class Worker:
             raise Lost("ended its process") from error
 
     def answer(self, seconds: float) -> Any:
-        """The next answer: a result or its Failure; raises UserError for a result that is none.
+        """The next answer: a result or its Failure; raises UserError for an invalid result.
 
         Raises Lost after `seconds`, which a worker that waits for a busy processor gets in full: otherwise the load of
         the machine would decide on scores.

@@ -1,4 +1,4 @@
-"""What a worker may not do: limits of the operating system, each of which is left out where there is none.
+"""The limits of a worker, set by the operating system; a limit that a system lacks is left out.
 
 A worker runs code of others on text of a policy, and some scorers evaluate that text as Python. docs/robustness.md says
 what each limit stops.

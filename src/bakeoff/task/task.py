@@ -32,7 +32,7 @@ def as_number(score: Any) -> float:
 
 @dataclass
 class Verdict:
-    """What a task says of a completion.
+    """A task's verdict on a completion.
 
     score    the verifier's score in [0, 1]; 1 is an exact match
     grade    the true reward in [0, 1], which ranks preference pairs: finer than the score if the task scores steps
@@ -88,9 +88,9 @@ class Task:
         raise NotImplementedError
 
     def reply(self, messages: list[Message], example: Example) -> str | None:
-        """What an environment says to the policy's last message, none where the conversation ends.
+        """The environment's answer to the policy's last message, none where the conversation ends.
 
-        `messages` are the prompt and all that was said since, the policy's as `assistant`, the environment's as `user`.
+        `messages` are the prompt and every message since, the policy's as `assistant`, the environment's as `user`.
         It is a function of its arguments alone, and raises nothing whatever the policy says. The verifier and reward
         functions then get the policy's texts, a line for each turn; the messages are the column `conversation`.
         """

@@ -113,7 +113,7 @@ def plot(study: Study) -> Figure:
 
 
 def harder_to_pick(study: Study) -> Estimate:
-    """What a wrong β costs less what a wrong target costs."""
+    """The cost of a wrong β minus the cost of a wrong target."""
     spread = spreads(study)
     return paired_difference(spread["fixed penalty"], spread["adaptive penalty"])
 

@@ -1,4 +1,4 @@
-"""What a correction is worth where the sampler is not the policy: samplers × methods × corrections."""
+"""The worth of a correction where the sampler is not the policy: samplers × methods × corrections."""
 
 from __future__ import annotations
 
