@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +42,12 @@ def node(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def listens(port: int) -> bool:
+    """Whether something answers at a port of this machine."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
 def end(machine: subprocess.Popen[bytes]) -> None:
     """Kills everything that runs on a machine, as one that loses its power."""
     for pid in [machine.pid, *descendants(machine.pid)]:
@@ -57,12 +63,7 @@ def ray() -> Iterator[list[subprocess.Popen[bytes]]]:
     port = ADDRESS.partition(":")[2]
     machines = [node("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")]
     try:
-        for _ in range(int(PATIENCE)):
-            status = subprocess.run(["ss", "-ltn"], capture_output=True, text=True).stdout
-            if ADDRESS in status or f"*:{port}" in status:
-                break
-            assert machines[0].poll() is None
-            time.sleep(1)
+        until(lambda: listens(int(port)), machines[0])
         machines.append(node(f"--address={ADDRESS}"))
         yield machines
     finally:

@@ -282,7 +282,7 @@ def test_the_rlhf_study_and_its_report(command, report, tmp_path):
     assert reported.returncode == 0, reported.stderr
     page = (tmp_path / "reports" / "rlhf.html").read_text()
     assert page.count("image/svg+xml") >= 4
-    assert "below the best" in page
+    assert "below its best" in page
 
 
 def test_optuna_searches_a_rate(command, tmp_path):
