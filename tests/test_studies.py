@@ -151,7 +151,7 @@ def test_neither_an_arms_name_nor_the_record_of_tuning_is_part_of_a_configuratio
 def test_tuned_values_say_how_they_were_chosen(path):
     tuned = Tuned(**OmegaConf.load(path).tuned)
     assert tuned.name == f"{path.parent.name}/{path.stem}"
-    assert tuned.command.startswith(("bakeoff ", "make "))
+    assert tuned.command.startswith(("bakeoff ", "bakeoff-tune ", "make "))
     assert len(tuned.accuracies) <= tuned.trials
     assert tuned.trials > 0
     assert tuned.seeds
