@@ -105,7 +105,10 @@ def values(override: Override) -> list[str]:
             f"{override.input_line} is an interval, which has no grid of values; list values, or choose a search "
             "as sweeps/tuning.yaml does."
         )
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    found = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not found:
+        raise UserError(f"{override.input_line} has no value: a range must hold a number, a glob must match a name.")
+    return found
 
 
 def settings_of(overrides: list[str], arms: Arms) -> list[str]:

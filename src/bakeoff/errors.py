@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
@@ -26,8 +26,10 @@ class UserError(Exception):
 
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)  # errors of a command line or a YAML file
-# errors of a disk that is full, over its quota, for reading alone, closed to the user, or broken
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# errors of a disk that is full, over its quota, for reading alone, closed to the user, or broken, and of paths
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+DISK |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+MAKING = {"mkdir", "makedirs"}  # functions whose every error is the disk's
 
 
 @contextmanager
@@ -52,7 +54,9 @@ def disk_fault(error: BaseException) -> str:
     """
     found = re.search(r"\(os error (\d+)\)(?: at path \"(.+)\")?", str(error))
     number, path = (error.errno, error.filename) if isinstance(error, OSError) else found.groups() if found else (0, "")
-    if number is None or int(number) not in DISK:
+    functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    making = isinstance(error, OSError) and MAKING & functions
+    if number is None or (int(number) not in DISK and not making):
         return ""
     return os.strerror(int(number)) + (f": '{path}'" if path else "")
 
@@ -100,7 +104,12 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if fault := disk_fault(error):
-        return f"a file cannot be written ({fault}); make space there, or choose another folder."
+        return f"a file or folder cannot be written ({fault}); make space there, or choose another folder."
+    if isinstance(error, OverrideParseException):
+        return (
+            f"'{error.override}' cannot be read as KEY=VALUE; a value with a quote, a `#` or a letter beyond ASCII "
+            f"takes quotes of its own, as in KEY='\"VALUE\"'."
+        )
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     tuned_key = re.search(r"In 'tuned/.*full_key: (\S+)", str(error), re.DOTALL)
     if tuned_key:

@@ -33,6 +33,7 @@ from bakeoff.signals import shielding
 
 SUBMITTED = ".submitit"  # the folder of a sweep that holds what submitit writes, and the ids of its jobs in the queue
 INHERITED = ("BAKEOFF_", "MLFLOW_", "HF_", "HYDRA_")  # variables of the environment that Ray's workers get
+RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 POLL = 10.0  # seconds between two looks at Slurm's queue
 ENDING = 60.0  # seconds for which an interrupted sweep waits until its jobs in the queue have ended
 PREEMPTED = 600.0  # seconds for which a job that Slurm preempts waits for its end: a partition's grace
@@ -255,6 +256,8 @@ def on_ray(
 
     Ray runs a job again, from its last checkpoint, where its worker or its machine dies.
     """
+    if address != "local" and RAY_TOKEN.is_file():  # with which `ray start` then protects a cluster
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     environment = {key: value for key, value in os.environ.items() if key.startswith(INHERITED)}

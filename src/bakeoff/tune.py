@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
+import re
 import shlex
 import statistics
 import sys
 from collections import defaultdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -27,6 +29,7 @@ from bakeoff.tracking import commit
 from bakeoff.validation import compose
 
 RATES = "1e-6:1e-3:7"
+MOST = 1000  # rates of a search
 RADIUS = 10  # a trust region has no rate; its radius is searched at this multiple of the rates
 METRIC = "eval/sampled_accuracy"
 
@@ -70,30 +73,57 @@ def main() -> None:
 
 
 def numbers(text: str) -> list[float]:
-    """`1e-5,1e-4` or `1e-6:1e-3:7`, equally spaced in the logarithm; raises UserError for anything else."""
+    """`1e-5,1e-4` or `1e-6:1e-3:7`, equally spaced in the logarithm, to three digits.
+
+    Raises UserError for anything else, and for rates that are equal.
+    """
     try:
-        first, last, count = [*text.split(":"), "", ""][:3]
-        spaced = ":" in text
-        found = list(np.geomspace(float(first), float(last), int(count))) if spaced else map(float, text.split(","))
-        return [float(f"{value:.3g}") for value in found]
-    except ValueError as error:
+        found = spaced(*text.split(":")) if ":" in text else [float(rate) for rate in text.split(",")]
+        rates = [float(f"{rate:.3g}") for rate in found]
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise ValueError
+    except (ValueError, ArithmeticError, TypeError) as error:
         raise UserError(
-            f"--rates is {text!r}; it must be a list, as 1e-5,1e-4, or FIRST:LAST:NUMBER, as {RATES}."
+            f"--rates is {text!r}; it must be a list of positive numbers, as 1e-5,1e-4, or FIRST:LAST:NUMBER, as "
+            f"{RATES}."
         ) from error
+    return distinct(rates, "--rates", text, "three digits of a rate count")
+
+
+def spaced(first: str, last: str, count: str) -> list[float]:
+    """Numbers from the first to the last, equally spaced in the logarithm; raises ValueError for more than MOST."""
+    steps = range(int(count))
+    if len(steps) > MOST:
+        raise ValueError
+    return [float(first) * (float(last) / float(first)) ** (step / max(len(steps) - 1, 1)) for step in steps]
+
+
+def distinct(values: list[Any], option: str, text: str, why: str) -> list[Any]:
+    """The values; raises UserError for an option that has one of them twice."""
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise UserError(f"{option} is {text!r}, which has {twice[0]:g} twice; {why}, so leave one out.")
+    return values
 
 
 def seeds_of(text: str) -> list[int]:
     """`100,101`; raises UserError for anything else."""
     try:
-        return [int(seed) for seed in text.split(",")]
+        seeds = [int(seed) for seed in text.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds is {text!r}; it must be whole numbers, as 100,101.") from error
+    return distinct(seeds, "--seeds", text, "a trial is run once")
 
 
 def methods_of(override: str) -> list[str]:
-    """The methods of `algorithm=a,b`; `glob(*)` names every one of the package."""
+    """The methods of `algorithm=a,b`, or of `algorithm=glob(PATTERN)`, which the package's methods may match."""
     value = override.removeprefix("algorithm=")
-    return sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")) if "glob" in value else value.split(",")
+    pattern = re.fullmatch(r"glob\((.*)\)", value)
+    if not pattern:
+        return value.split(",")
+    found = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml") if fnmatchcase(path.stem, pattern[1]))
+    if not found:
+        raise UserError(f"{override} matches no method; `bakeoff --help` lists them.")
+    return found
 
 
 def name_of(overrides: list[str]) -> str:
@@ -121,16 +151,21 @@ def tune(
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
     folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
-    launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
+    refused = launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
+    if len(tried) < len(values) and refused:
+        raise SystemExit(refused)
     if len(tried) < len(values) or not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
     values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
     write(path, name, key, tried, seeds, command, config, values_kept)
 
 
-def launch(overrides: list[str], typed: str) -> None:
-    """Runs a sweep in this process; a rate that diverges is an outcome. `typed` resumes one that is interrupted."""
+def launch(overrides: list[str], typed: str) -> int:
+    """Runs a sweep in this process; `typed` resumes one that is interrupted.
+
+    Returns its exit code, 2 for a sweep that was refused and for one with a rate that diverged, which is an outcome.
+    """
     from bakeoff.command import command
 
     GlobalHydra.instance().clear()
@@ -141,6 +176,8 @@ def launch(overrides: list[str], typed: str) -> None:
         if getattr(ended, "code", None) != 2:
             ended.__notes__ = [f"To resume, type: {typed}"]  # in the place of the sweep's own command
             raise
+        return 2
+    return 0
 
 
 def accuracies(folder: Path, key: str) -> dict[float, list[float]]:

@@ -6,6 +6,7 @@ Ray listens on every interface, so the target gives the test a network of its ow
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -57,8 +58,10 @@ def end(machine: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def ray() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The machines of a cluster: its head and another."""
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The machines of a cluster: its head and another, which share a token."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     folder = tempfile.mkdtemp(prefix="ray-")
     port = ADDRESS.partition(":")[2]
     machines = [node("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")]
@@ -75,12 +78,17 @@ def ray() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def test_a_killed_worker_a_preempted_job_and_a_dead_machine_change_no_curve(ray, undisturbed, tmp_path):
     command = begun(tmp_path, "bakeoff", *STUDY, *RAY)
+    hit: list[Path] = []  # a job that runs again waits until Ray has started the others
     for number in (signal.SIGKILL, signal.SIGTERM):
-        folder = until(lambda: running(tmp_path), command)[0]
-        os.kill(process := process_of(folder), number)
-        until(lambda p=process, f=folder: process_of(f) not in (0, p), command)
-    on_other = set(descendants(ray[1].pid))
-    until(lambda: [each for each in running(tmp_path) if process_of(each) in on_other], command)
+        folder = until(lambda: [each for each in running(tmp_path) if each not in hit], command)[0]
+        os.kill(process_of(folder), number)
+        hit.append(folder)
+
+    def on_other() -> list[Path]:
+        there = set(descendants(ray[1].pid))
+        return [each for each in running(tmp_path) if each not in hit and process_of(each) in there]
+
+    until(on_other, command)
     end(ray[1])
     assert command.wait(PATIENCE) == 0, (tmp_path / "stderr").read_text()
     assert [progress(each)["state"] for each in sorted((tmp_path / "out").glob("[0-9]*"))] == ["done"] * 6

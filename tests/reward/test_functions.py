@@ -1,5 +1,6 @@
 """Functions of a user: in a file, with the arguments that they name, None where they do not apply, and their faults."""
 
+import os
 import pickle
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +18,7 @@ from bakeoff import validation
 from bakeoff.errors import UserError
 from bakeoff.metrics import term_metrics
 from bakeoff.reward.function import UserFunction, as_scores
+from bakeoff.reward.isolation import attempt
 from bakeoff.reward.reward import Reward
 from bakeoff.task.sort import Sort
 from tests.conftest import loop_of, update_of
@@ -342,3 +345,31 @@ def test_a_sum_of_all_kinds_trains_and_logs_each_with_its_range():
     for name in ("verifier", "rewards_of_mine.brevity", "format", "length"):
         mean, least, most = (metrics[f"reward/term_{name}{end}"] for end in ("", "_min", "_max"))
         assert least <= mean <= most
+
+
+@pytest.mark.parametrize(
+    "returned", [{0: 1.0, 1: 1.0}, {1.0, 2.0}, frozenset({1.0, 2.0}), {0: 1, 1: 2}.keys(), "11", b"11"]
+)
+def test_scores_without_the_order_of_the_completions_are_refused(returned):
+    with pytest.raises(UserError, match="a list with one entry for each of the 2 completions"):
+        as_scores("mine", returned, 2)
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, iter, np.array, torch.tensor, lambda scores: dict(enumerate(scores)).values()]
+)
+def test_scores_in_order_are_those_of_a_list(kind):
+    assert as_scores("mine", kind([0.5, 2.0]), 2) == [0.5, 2.0]
+
+
+def test_what_a_function_does_to_torch_and_to_its_process_stays_its_own():
+    def careless(completions):
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        return [1.0 if os.fork() else 2.0 for _ in completions]
+
+    assert attempt(careless, (["a", "b"],)) == [1.0, 1.0], "of this process alone"
+    assert torch.is_grad_enabled()
+    assert torch.ones(1).dtype is torch.float32
+    assert torch.ones(1).device == torch.device("cpu")

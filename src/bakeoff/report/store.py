@@ -163,7 +163,10 @@ def day(run: Run) -> str:
 def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
     """The runs for which an expression is true; raises UserError if it is invalid or no finished run is left."""
     try:
-        kept = runs.query(where).reset_index(drop=True)
+        chosen = runs.eval(where)
+        if not isinstance(chosen, pd.Series) or chosen.dtype != bool:
+            raise ValueError("not true or false for each run")
+        kept = runs[chosen].reset_index(drop=True)
     except Exception as error:  # pandas raises many types
         columns = ", ".join(sorted(column for column in runs.columns if column.isidentifier()))
         raise UserError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,13 @@ def as_values(label: str, returned: Any, count: int) -> dict[str, float]:
 
 
 def entries(label: str, returned: Any, count: int | None, wanted: str = "") -> list[Any]:
-    """What a function returned, as a list; raises UserError where it is none, or its length is not `count`."""
+    """What a function returned, as a list; raises UserError where it has no order, or its length is not `count`.
+
+    A mapping, a set and a text can be iterated, but not by completion.
+    """
     try:
+        if isinstance(returned, Mapping | Set | str | bytes):
+            raise TypeError
         found = list(returned)
     except TypeError as error:
         wanted = wanted or f"; it must return a list with one entry for each of the {count} completions."

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bakeoff.errors import UserError
 from bakeoff.user_code import described
@@ -42,13 +44,34 @@ class Lost(Exception):
 
 
 def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
-    """The result of a call, or its Failure where it raises; UserError, for an invalid result, passes."""
+    """The result of a call, or its Failure where it raises; UserError, for an invalid result, passes.
+
+    Settings of torch are afterwards what they were, and a process that the scorer forked ends here.
+    """
+    process = os.getpid()
     try:
-        return scorer(*call)
+        with kept_settings():
+            return scorer(*call)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         return Failure(described(error))
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+
+
+@contextmanager
+def kept_settings() -> Iterator[None]:
+    """Restores torch's default dtype and device and its gradient mode, in which the run computes too."""
+    dtype, device, gradients = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 class Workers:
@@ -155,7 +178,10 @@ class Worker:
                 raise Lost("ended its process")
             self._received += part
         line, _, self._received = self._received.partition(b"\n")
-        kind, value = json.loads(line)
+        try:
+            kind, value = json.loads(line)
+        except (ValueError, TypeError) as error:
+            raise Lost("answered what is no answer") from error
         if kind == "refused":
             raise UserError(value)
         return Failure(value) if kind == "failed" else value
