@@ -41,6 +41,8 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
     progress.show(ledger_table(prediction.peaks, title))
     if config.hardware.name:
         log_cost(config, prediction, tracker, progress)
+    else:
+        progress.show("for hours and price, add hardware=NAME (conf/hardware); `make calibrate` measures this machine")
     return prediction.peak / 1e6
 
 

@@ -105,7 +105,7 @@ def train(run: Run) -> float:
     run.progress.report(
         f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}\n"
         f"the run: `mlflow ui --backend-store-uri {uri}`, then {run.tracker.page()}\n"
-        "next, compare methods: this command with `-m algorithm=ppo,grpo seed=1,2`, then `bakeoff-report sweep`"
+        "next, compare methods: `bakeoff -m algorithm=ppo,grpo seed=1,2` with these keys, then `bakeoff-report sweep`"
     )
     return heldout.greedy_accuracy
 

@@ -103,7 +103,7 @@ def run_sweep(
         tracker = start_parent(study, first, folder, len(jobs), varied)
         missing = [n for n in range(len(jobs)) if search or result_of(folders[n], configs[n]) is None]
         if len(missing) < len(jobs):
-            console.print(f"{len(jobs) - len(missing)} of them are done already", highlight=False)
+            console.print(f"done already: {len(jobs) - len(missing)} of them", highlight=False)
         for n in missing:
             (folders[n] / FILE).unlink(missing_ok=True)  # the report of an earlier launch
         overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}

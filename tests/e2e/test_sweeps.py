@@ -218,7 +218,7 @@ def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, 
     assert command(*common, limit, "algorithm=grpo", "seed=2").returncode == 0
     more = command(*common, limit, "algorithm=glob([grpo,rloo*])", "seed=1,2")
     assert more.returncode == 0, more.stderr
-    assert "1 of them are done already" in more.stdout
+    assert "done already: 1 of them" in more.stdout
     assert finished() == [("grpo", "1"), ("grpo", "2"), ("rloo", "1"), ("rloo", "2")]
     reports = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*.json")}
     for other in (

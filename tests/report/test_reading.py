@@ -73,7 +73,7 @@ def test_completions_of_one_prompt_stand_side_by_side_over_updates_and_by_arm(tm
     text = side_by_side(study)
     (table,) = re.findall(r"<strong>Prompt:</strong> held0.*?</table>", text)
     assert re.findall(r"<th>update (\d+)</th>", table) == ["0", "5", "10"]
-    assert "<th>ppo</th><td>&lt;b&gt;0&lt;/b&gt;<br>line two<br><small>reward 0, not ended</small></td>" in table
+    assert "<th>ppo</th><td>&lt;b&gt;0&lt;/b&gt;<br>line two<br><small>score 0, not ended</small></td>" in table
     assert "<th>grpo</th>" not in table, "it logged no held-out completions"
     old = side_by_side(load_study("methods", tracking, where="name == 'grpo'"))
     (trained,) = re.findall(r"<strong>Prompt:</strong> train0 1.*?</table>", old)

@@ -401,6 +401,36 @@ def test_a_verdict_on_few_arms_names_the_result_of_every_pair():
     assert "ppo − grpo = +0.100 [+0.100, +0.100]: ppo is higher." in methods.verdict(apart)
 
 
+@pytest.mark.parametrize("one", [["algorithm=grpo"], ["algorithm=grpo", "budget.limit=8"]])
+def test_runs_of_one_configuration_share_a_name_however_they_came_to_it(one):
+    """One was made longer by `resume=`, the other by its sweep."""
+    both = [["algorithm=grpo", "seed=1", "budget.limit=8"], [*one, "seed=2"]]
+    runs = pd.DataFrame({"algorithm": "grpo", "config_id": "1", "overrides": [json.dumps(each) for each in both]})
+    assert arm_names(runs).tolist() == ["grpo", "grpo"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({1: 0.3, 2: -0.3}, "no significant difference (2 seeds)"),  # it would have to be larger than 1
+        ({1: 0.0, 2: 0.0}, "equivalent (within ±0.02)"),
+        ({}, "not compared: no seed in common"),
+    ],
+)
+def test_a_result_claims_no_more_than_shares_and_their_seeds_allow(values, text):
+    found = Family({("a", "b"): pd.Series(values, dtype=float)}, 0.02, step=1 / 4096)
+    (only,) = found.comparisons
+    assert found.result(only) == text
+    assert "find a difference of 0 " not in found.note
+    assert not any(abs(each) > 1 for each in only.change)
+
+
+def test_arms_of_one_mean_have_no_best_one():
+    tied = study({"ppo": {1: 0.5, 2: 0.7}, "grpo": {1: 0.6, 2: 0.6}})
+    assert "best mean" not in set(methods.table(tied)[methods.RESULT])
+    assert "-0.0" not in methods.table(tied).to_string().replace("-0.0.", "")
+
+
 def test_overoptimisation_by_hand():
     """The true reward rises to 0.8 and falls to 0.5 while the learned one rises on."""
     data = study({"ppo": {1: 0.9, 2: 0.92}}, group=("4",))

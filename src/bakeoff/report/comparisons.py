@@ -108,16 +108,22 @@ class Family:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of paired differences over seeds, pooled over the pairs."""
-        return pooled_deviation(self.differences.values())
+        """The standard deviation of paired differences over seeds, pooled over the pairs; at least that of rounding."""
+        return max(pooled_deviation(self.differences.values()), self.step / math.sqrt(6))
 
     @cached_property
     def detectable(self) -> float:
-        """The difference that four of five such studies find, corrected for the number of pairs."""
-        return detectable(self.deviation, self.seeds, max(len(self.differences), 1))
+        """The difference that four of five such studies find, corrected for the number of pairs.
+
+        Infinite where no difference of the values would be large enough: shares differ by at most 1.
+        """
+        smallest = detectable(self.deviation, self.seeds, max(len(self.differences), 1))
+        return math.inf if self.step and smallest > 1 else smallest
 
     def result(self, each: Comparison) -> str:
         """`a is higher`, `equivalent (within ±0.02)`, `no significant difference (detectable: ±0.03)`, …"""
+        if math.isnan(each.change.value):
+            return "not compared: no seed in common"
         return {
             HIGHER: f"{each.higher} is higher" + (f", by less than {self.margin:g}" if each.within else ""),
             EQUIVALENT: f"{EQUIVALENT} (within ±{self.margin:g})",
@@ -140,7 +146,7 @@ class Family:
         if pairs > 1:
             text += f", and corrected for {pairs} comparisons (Holm); intervals are not"
         if math.isinf(self.detectable):
-            return f"{text}. A single seed shows no difference."
+            return f"{text}. So few seeds detect no difference."
         return (
             f"{text}. With {seeds}, four of five such studies find a difference of {self.detectable:.2g} (pooled "
             f"deviation of paired differences {self.deviation:.2g})."

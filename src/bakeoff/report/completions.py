@@ -55,9 +55,9 @@ def prompt_table(rows: pd.DataFrame, arms: list[str]) -> str:
 
 
 def cell(row: Mapping[Hashable, Any]) -> str:
-    """A completion with its reward, and whether it was cut off."""
+    """A completion with its score, and whether it was cut off: the verifier's on held-out prompts."""
     cut = "" if str(row["ended"]) == "True" else ", not ended"
-    return f"<td>{text(row['completion'])}<br><small>reward {number(float(row['reward']))}{cut}</small></td>"
+    return f"<td>{text(row['completion'])}<br><small>score {number(float(row['reward']))}{cut}</small></td>"
 
 
 def text(value: object) -> str:

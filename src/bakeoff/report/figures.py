@@ -33,6 +33,7 @@ ROLE_SHADES = {
 }
 MANY = 6  # arms, above which each has a panel of its own
 WIDTH = 6.0  # inches: text of 10 points is readable on a page and on a phone
+TERM = "reward/term_"  # begins the names of a reward's parts
 AXES = {"update": "updates", "sequences": "completions", "tokens": "completion tokens", "seconds": "training seconds"}
 
 
@@ -193,6 +194,25 @@ def plot_curves(
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.supylabel(unit, fontsize=10)
     return finished(figure, caption, study)
+
+
+def plot_terms(study: Study) -> Figure | None:
+    """A panel for each part of the reward: its mean score over updates; none for one part, and for many arms."""
+    every = [str(name) for name in study.metrics["metric"].unique() if str(name).startswith(TERM)]
+    terms = [name for name in every if name.removesuffix("_min").removesuffix("_max") not in {*every} - {name}]
+    if len(terms) < 2 or len(study.arms) > MANY:
+        return None
+    palette = colours(study.arms)
+    figure, all_axes = panels(len(terms), 2.7)
+    for axes, term in zip(all_axes, terms, strict=True):
+        data = curves(study, term, smooth=5)
+        for arm in study.arms:
+            band(axes, data[data["name"] == arm], palette[arm], arm)
+        axes.set(title=term.removeprefix(TERM), xlabel=AXES["update"], xlim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+    figure.supylabel("score", fontsize=10)
+    return finished(figure, "Each part of the reward, unweighted: mean and range over seeds.", study)
 
 
 def plot_final(study: Study) -> Figure:

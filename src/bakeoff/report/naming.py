@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -45,9 +46,21 @@ def overrides(tag: str) -> list[str] | None:
     return [one_line(each) for each in listed]  # JSON writes \x1b, which the tag itself does not hold
 
 
+def by_configuration(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """The same, alike for all runs of one `config_id`: the most that one of them lists.
+
+    A run that `resume=` made longer lists its first settings, one that a sweep did the sweep's.
+    """
+    identities = list(runs.get("config_id", runs.index))
+    most: dict[Any, dict[str, str]] = {}
+    for identity, own in zip(identities, settings(runs), strict=True):
+        most[identity] = max(most.get(identity, {}), own, key=len)
+    return [most[identity] for identity in identities]
+
+
 def varied(runs: pd.DataFrame) -> list[str]:
     """The keys that take several values in a sweep, other than method, arm and seed."""
-    values = settings(runs)
+    values = by_configuration(runs)
     keys = dict.fromkeys(key for each in values for key in each)
     return [key for key in keys if key not in NOT_SHOWN and len({each.get(key) for each in values}) > 1]
 
@@ -58,7 +71,7 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
     A name is one line of at most LONGEST characters. Arms that would share one are distinguished by the first digits of
     their `config_id`, or all of them.
     """
-    values, keys = settings(runs), varied(runs)
+    values, keys = by_configuration(runs), varied(runs)
     heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
     names = pd.Series(
         [

@@ -54,9 +54,11 @@ class Estimate(NamedTuple):
         value, low, high = (self.rounded(each, sign) for each in self)
         return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
 
-    def rounded(self, value: float, sign: str = "") -> str:
-        """A value with as many digits as the interval supports."""
-        return f"{round(value, self.decimals):{sign}.{max(0, self.decimals)}f}"
+    def rounded(self, value: float, sign: str = "", digits: int = 0) -> str:
+        """A value with as many digits as the interval supports, and at least `digits` significant ones."""
+        least = digits - 1 - math.floor(math.log10(abs(value))) if digits and value else self.decimals
+        decimals = max(self.decimals, least)
+        return f"{round(value, decimals) + 0.0:{sign}.{max(0, decimals)}f}"  # −0 becomes 0
 
 
 def standard_error(x: Any, step: float = 0.0) -> float:
@@ -71,13 +73,14 @@ def standard_error(x: Any, step: float = 0.0) -> float:
 def mean_interval(values: pd.Series, step: float = 0.0) -> Estimate:
     """Mean over seeds with Student's t interval; no interval for fewer than two values, NaN for none.
 
-    `step` is that of `standard_error`.
+    `step` is that of `standard_error`; with one, the values are differences of shares, which lie between −1 and 1.
     """
     x = values.to_numpy(dtype=float)
     if len(x) < 2:
         return Estimate(*map(float, x))
     mean, half = float(x.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * standard_error(x, step))
-    return Estimate(mean, mean - half, mean + half)
+    least, most = (-1.0, 1.0) if step else (-math.inf, math.inf)
+    return Estimate(mean, max(mean - half, least), min(mean + half, most))
 
 
 def share_interval(values: pd.Series) -> Estimate:

@@ -110,9 +110,12 @@ def estimates(study: Study, metric: str) -> dict[str, Estimate]:
 
 
 def mean_text(values: pd.Series) -> str:
-    """The mean over seeds with the digits that its 95 % interval supports, or three significant ones without it."""
+    """The mean over seeds with the digits that its 95 % interval supports, at least two significant ones.
+
+    Without an interval it has three.
+    """
     mean = mean_interval(values)
-    return mean.rounded(mean.value) if mean.high > mean.low else number(mean.value)
+    return mean.rounded(mean.value, digits=2) if mean.high > mean.low else number(mean.value)
 
 
 def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:

@@ -31,6 +31,7 @@ def table(study: Study) -> pd.DataFrame:
     scores, sampled, peak = estimates(study, ACCURACY), estimates(study, SAMPLED), study.of("memory/peak_mb")
     order = sorted(study.arms, key=lambda name: -scores[name].value)
     against = study.baseline or order[0]
+    tied = len({round(scores[name].value, 9) for name in order[:2]}) < len(order[:2])
     distance, results = f"difference from {against} [95 %]", against_one(study, against)
     rows = [
         {
@@ -38,7 +39,7 @@ def table(study: Study) -> pd.DataFrame:
             FINAL_ACCURACY: scores[name].text(),
             "sampled accuracy [95 %]": sampled[name].text(),
             distance: "–" if name == against else from_arm(study, name, against).text("+"),
-            RESULT: results.get(name, "best mean" if name == order[0] else "baseline"),
+            RESULT: results.get(name, "baseline" if study.baseline or tied else "best mean"),
             "seconds": mean_text(by_seed(study, "progress/seconds", name)),
             "peak MB": peak[peak["name"] == name]["value"].max(),
             "KL to the start (nats/sequence)": mean_text(by_seed(study, REFERENCE_KL, name)),
@@ -84,9 +85,10 @@ def verdict(study: Study) -> str:
     answers = [compared(study, metric) for metric in measured] if len(study.arms) > 1 else [only_arm(study)]
     if not math.isnan(start):
         answers[0] += f" All start at {start:.3f}."
-    dearest = f", {seconds[dear]:.3g} s with {dear}" if len(study.arms) > 1 else ""
+    costs = {name: mean_text(by_seed(study, "progress/seconds", name)) for name in (cheap, dear)}
+    dearest = f", {costs[dear]} s with {dear}" if len(study.arms) > 1 else ""
     answers.append(
-        f"Training takes {seconds[cheap]:.3g} s with {cheap}{dearest}. These data are of one "
+        f"Training takes {costs[cheap]} s with {cheap}{dearest}. These data are of one "
         f"task, one model and {counted(study.seeds, 'seed')}. They say nothing about other models, longer training or "
         "other hyperparameters; the order of the means is not a ranking."
     )
