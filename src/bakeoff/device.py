@@ -148,3 +148,10 @@ def wait_for(device: torch.device) -> None:
     """Waits until the device has finished everything that is queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is an allocator's, of torch or of a library below it, or that of a ledger's limit."""
+    message = str(error).lower()
+    marks = ("can't allocate memory", "out of memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in message for mark in marks)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 
-import torch
-
 from bakeoff.algorithm.divergence import Diverged
 from bakeoff.attribution import Label
 from bakeoff.config import Config
+from bakeoff.device import is_out_of_memory
 from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints
 from bakeoff.measure.phase import Peak, Phases
@@ -71,13 +70,6 @@ def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) ->
     rate = RATES.get("critic_update" if critic else phase, "algorithm.optimizer.lr")
     rewards = "" if phase in STAGES else " or smaller rewards"
     return f"{DIVERGED} in {where}: {error}. A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error is an allocator's, of torch or of a library below it, or that of a ledger's limit."""
-    message = str(error).lower()
-    marks = ("can't allocate memory", "out of memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in message for mark in marks)
 
 
 def lack_of_memory(error: BaseException, phases: Phases, tracker: Tracker, progress: RunProgress) -> str:

@@ -32,7 +32,7 @@ from bakeoff.learner.learner import Learner, make_learner
 from bakeoff.learner.offload import USES, place_for, visiting
 from bakeoff.learner.reward_training import untrained
 from bakeoff.learner.sft import demonstrations, held_weights, train_step
-from bakeoff.learner.teacher import named_reference
+from bakeoff.learner.teacher import KEY, named_reference
 from bakeoff.learner.update import measure_start, measure_step, update_actor, update_critic
 from bakeoff.loop import Loop
 from bakeoff.measure.phase import Peak, Phases, largest_peak
@@ -124,7 +124,7 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         if config.sft.steps and policy.tokenizer is not None:
             supervised(config, policy, phases)
         learned = untrained(policy, 0) if config.reward.is_learned else None
-        learner = make_learner(config, policy, learned, named_reference(config, policy, skeleton))
+        learner = make_learner(config, policy, learned, named_reference(config, policy, partial(skeleton, key=KEY)))
         for role, optimizer in learner.optimizers().items():
             with_state(role, optimizer)
         collector, heldout = collector_of(config), imagined_prompts(0, 0)

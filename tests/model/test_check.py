@@ -1,11 +1,12 @@
 """Models with awkward features: each passes the check at loading, or is refused in a sentence."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bakeoff.batch import Example
@@ -14,12 +15,14 @@ from bakeoff.errors import UserError, within
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
 from bakeoff.model.encode import (
+    COMPARED,
     TODAY,
     decoder,
     encode,
     encode_with_completions,
     end_id,
     render,
+    require_distinct,
     require_room,
     undated,
 )
@@ -204,3 +207,89 @@ def test_a_template_writes_the_same_day_in_every_run(form, before):
     fixed = tok.apply_chat_template(asked, tokenize=False, chat_template=undated(tok.chat_template))
     assert fixed == dated.replace(datetime.now().strftime(form), TODAY.strftime(form))
     assert undated("{{ messages }}") == "{{ messages }}"
+
+
+CONTENT = "{{ m['content'] }}"
+ROLES = ["system", "user", "assistant", "human", "gpt", "tool", "developer"]
+
+
+def only(roles, form=CONTENT) -> str:
+    """A template that writes the messages of these roles alone."""
+    written = f"{{% if m['role'] in {roles} %}}|{{{{ m['role'] }}}}:{form}{{% endif %}}"
+    return f"{{% for m in messages %}}{written}{{% endfor %}}|"
+
+
+def chats(roles) -> list[Example]:
+    """Examples whose chats have one message of each role."""
+    return [
+        Example(f"{at} + 1", None, messages=[{"role": role, "content": f"{role} {at} + 1"} for role in roles])
+        for at in range(9)
+    ]
+
+
+@pytest.mark.parametrize("dropped", ROLES)
+@pytest.mark.parametrize(
+    "form", [CONTENT, "{{ m['content'] | trim | upper }}", "{{ m['content'].split('</think>')[-1] }}"]
+)
+def test_a_role_that_the_template_leaves_out_is_named(saved, dropped, form):
+    written = [role for role in ROLES if role != dropped]
+    policy = build(saved("llama", tokenizer(chat=only(written, form)), **LLAMA))
+    require_distinct(policy, chats(written), [])
+    remedy = {"system": "leave task.system empty", "user": "choose another model", "assistant": "choose another model"}
+    sentence = f"leaves out messages of the role '{dropped}'; {remedy.get(dropped, 'rename that role')}"
+    for roles in (ROLES, [dropped]) if dropped != "system" else (ROLES,):
+        with pytest.raises(UserError, match=f"^model.chat is true, but the chat template {sentence}[^\n]*$"):
+            require_distinct(policy, chats(written) + chats(roles), [])
+
+
+def test_a_system_prompt_and_solved_examples_that_the_template_leaves_out_are_named(saved):
+    policy = build(saved("llama", tokenizer(chat=only(["user"])), **LLAMA))
+    require_distinct(policy, [Example("1", None)], [])
+    with pytest.raises(UserError, match=r"of the role 'assistant'; choose another model, or set model.chat=false"):
+        require_distinct(policy, [Example("1", None)], [Example("2", "3")])
+    policy.system = "Think."
+    with pytest.raises(UserError, match=r"of the role 'system'; leave model.system empty, or set model.chat=false"):
+        require_distinct(policy, [Example("1", None)], [])
+
+
+PROMPTS = [f"{at} + {at % 7}" for at in range(2000)]
+
+
+@pytest.mark.parametrize("template", ["hello", "{{ '|' }}", only([]), only(["user"], "{{ m['content'][:2] }}"),
+                                      only(["user"], "{{ m['content'] | length }}")])  # fmt: skip
+def test_a_template_that_writes_too_little_of_a_prompt_is_refused(saved, template):
+    policy = build(saved("llama", tokenizer(chat=template), **LLAMA))
+    policy_without = replace(policy, chat=False)
+    examples = [Example(text, None) for text in PROMPTS]
+    require_distinct(policy_without, examples, [])
+    with pytest.raises(UserError, match=r"^model\.chat is true, but the chat template [^\n]* model\.chat=false[^\n]*$"):
+        require_distinct(policy, examples, [])
+
+
+def test_the_sentence_shows_where_two_prompts_of_equal_tokens_differ(saved):
+    template = only(["user"], "{{ m['content'][:50] }}{{ m['content'] | length }}")
+    policy = build(saved("llama", tokenizer(chat=template), **LLAMA))
+    with pytest.raises(UserError, match=r"of the prompts 'a{20}1' and 'a{20}2'; set model.chat=false"):
+        require_distinct(policy, [Example("a" * 60 + end, None) for end in "12"], [])
+
+
+def test_a_tokenizer_that_drops_what_differs_is_refused(saved):
+    tok = tokenizer()
+    tok.backend_tokenizer.normalizer = normalizers.Replace(Regex("[0-9]"), "0")
+    with pytest.raises(UserError, match=r"^task: the tokenizer makes the same tokens of the prompts '1' and '2'; "):
+        require_distinct(build(saved("llama", tok, **LLAMA)), [Example("1", None), Example("2", None)], [])
+
+
+def test_equal_prompts_and_those_that_differ_in_case_or_white_space_are_accepted(saved):
+    tok = tokenizer(chat=only(["user"], "{{ m['content'] | trim | lower }}"))
+    policy = build(saved("llama", tok, **LLAMA))
+    require_distinct(policy, [Example(text, None) for text in ("a b", "a b", " a b\n", "A b")], [])
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 5000])
+def test_the_number_of_prompts_that_are_compared_is_bounded(saved, monkeypatch, size):
+    policy = build(saved("llama", tokenizer(), **LLAMA))
+    seen = []
+    monkeypatch.setattr("bakeoff.model.encode.render", lambda policy, example, shots: seen.append(1) or example.prompt)
+    require_distinct(policy, [Example(str(at), None) for at in range(size)], [])
+    assert min(size, COMPARED) // 2 <= len(seen) <= COMPARED

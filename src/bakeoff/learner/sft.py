@@ -34,6 +34,7 @@ from bakeoff.model.encode import (
     encode,
     encode_with_completions,
     leave_out_long_prompts,
+    require_distinct,
     require_room,
     text_ids,
 )
@@ -143,7 +144,8 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
         leave_out_long_prompts(policy, task)
     known, shots = task.known_examples(), task.shot_examples()
     longest = sorted(known, key=lambda example: len(example.prompt))[-64:]
-    with within(60, "model.chat is true, and the chat template has not written 64 prompts within 60 s; mend it."):
+    with within(60, "model.chat is true, and the chat template has not written 320 prompts within 60 s; mend it."):
+        require_distinct(policy, known, shots)
         require_room(policy, encode(policy, longest, shots), task.max_new_tokens)
     text_ids(policy, [example.prompt for example in known], "prompt")
     if config.sft.steps:

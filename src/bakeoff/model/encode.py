@@ -14,6 +14,7 @@ from bakeoff.errors import UserError
 from bakeoff.model.policy import Policy
 from bakeoff.task.task import Task, as_read
 
+COMPARED = 256  # prompts whose tokens are compared: a template that drops what differs shows it in a few
 TODAY = date(2024, 7, 26)  # as Llama 3's templates have it where there is no clock
 
 
@@ -22,17 +23,22 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
 
     The example's own system prompt stands before both, and in a chat instead of model.system.
     """
-    own = [message["content"] for message in example.messages if message["role"] == "system"]
     if not policy.chat:
+        own = [message["content"] for message in example.messages if message["role"] == "system"]
         return "".join([*(f"{text}\n\n" for text in own), *(f"{s.prompt}{s.answer}\n" for s in shots), example.prompt])
+    return chat_text(policy, chat_of(policy, example, shots), add_generation_prompt=True)
+
+
+def chat_of(policy: Policy, example: Example, shots: list[Example]) -> list[dict[str, str]]:
+    """The messages of a prompt: a system prompt, the solved examples as turns, and the example's own."""
+    own = [message["content"] for message in example.messages if message["role"] == "system"]
     system = own or [policy.system] * bool(policy.system)
     messages = [{"role": "system", "content": text} for text in system]
     turns = [(shot.prompt, str(shot.answer)) for shot in shots]
     messages += [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
-    messages += [each for each in example.messages if each["role"] != "system"] or [
-        {"role": "user", "content": example.prompt}
-    ]
-    return chat_text(policy, messages, add_generation_prompt=True)
+    return messages + (
+        [each for each in example.messages if each["role"] != "system"] or [{"role": "user", "content": example.prompt}]
+    )
 
 
 def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -66,6 +72,51 @@ def undated(template: str) -> str:
     directives = ("-d", "-m", *"aAbBdmyYjHIMSpeFDxcuwUWV")
     written = "".join(f"|replace('%{each}', '{TODAY.strftime(f'%{each}')}')" for each in directives)
     return f"{{% macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro +%}}{template}"
+
+
+def require_distinct(policy: Policy, examples: list[Example], shots: list[Example]) -> None:
+    """Raises UserError where prompts that differ are equal tokens, such as those of a template that drops a message.
+
+    A role is tried in one example of each combination of roles. Tokens are compared in `COMPARED` examples, evenly
+    from all of them; texts that differ in case or white space alone may be equal to a tokenizer.
+    """
+    if policy.chat:
+        for example in {frozenset(each["role"] for each in example.messages): example for example in examples}.values():
+            require_roles(policy, example, shots)
+    compared = examples[:: -(-len(examples) // COMPARED) or 1]
+    rows = text_ids(policy, [render(policy, example, shots) for example in compared], "prompt")
+    seen: dict[tuple[int, ...], str] = {}
+    for example, row in zip(compared, rows, strict=True):
+        system = [each["content"] for each in example.messages if each["role"] == "system"]
+        text = "\n".join([*system, example.prompt])
+        other = seen.setdefault(tuple(row), text)
+        if as_read(other).casefold() != as_read(text).casefold():
+            differ = (at for at, (one, two) in enumerate(zip(other, text, strict=False)) if one != two)
+            start = max(0, next(differ, min(len(other), len(text))) - 20)  # the part in which they differ is shown
+            subject = "model.chat is true, but the chat template makes" if policy.chat else "task: the tokenizer makes"
+            remedy = "set model.chat=false, or choose another model" if policy.chat else "choose another model"
+            raise UserError(
+                f"{subject} the same tokens of the prompts {other[start : start + 60]!r} and "
+                f"{text[start : start + 60]!r}; {remedy}."
+            )
+
+
+def require_roles(policy: Policy, example: Example, shots: list[Example]) -> None:
+    """Raises UserError where other messages of a role leave the text of the chat as it is."""
+    messages = chat_of(policy, example, shots)
+    text = chat_text(policy, messages, add_generation_prompt=True)
+    for role in dict.fromkeys(each["role"] for each in messages):
+        # the change is around the content, because a template may drop a part of it, such as the reasoning
+        others = [each | {"content": f"x{each['content']}x"} if each["role"] == role else each for each in messages]
+        if chat_text(policy, others, add_generation_prompt=True) == text:
+            own = any(each["role"] == "system" for each in example.messages)
+            remedy = "choose another model" if role in ("user", "assistant") else "rename that role in the task's data"
+            if role == "system":
+                remedy = f"leave {'task' if own else 'model'}.system empty"
+            raise UserError(
+                f"model.chat is true, but the chat template leaves out messages of the role '{role}'; {remedy}, or set "
+                "model.chat=false."
+            )
 
 
 def leave_out_long_prompts(policy: Policy, task: Task) -> None:
