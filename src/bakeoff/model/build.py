@@ -31,6 +31,7 @@ from bakeoff.model.config import SCRATCH, Model
 from bakeoff.model.policy import Policy, end_ids
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # code in a model's folder is not executed, nor asked about
 SOUND: set[str] = set()  # architectures that this process has checked: the jobs of a sweep share theirs
 
 transformers.utils.logging.disable_progress_bar()
@@ -58,7 +59,7 @@ def build(model: Model, seed: int = 0, key: str = "model.name") -> Policy:
             network = from_architecture(model, tokenizer)
     else:
         with loadable(model, key):
-            tokenizer = AutoTokenizer.from_pretrained(model.name)
+            tokenizer = AutoTokenizer.from_pretrained(model.name, **NO_CODE)
             network = saved_network(model.name, model, tokenizer)
         check_tokenizer(tokenizer, network, model, key)
     return prepared(network, tokenizer, model)
@@ -97,6 +98,7 @@ def saved_network(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, r
             revision=revision or "main",
             dtype=torch.float32,
             attn_implementation=model.attention or None,
+            **NO_CODE,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name
         )
@@ -198,18 +200,27 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel
 def skeleton(model: Model, key: str = "model.name") -> Policy:
     """The policy that `model` describes, without its weights: for a prediction, under FakeTensorMode.
 
-    Nothing of a model with an architecture is loaded, not even a tokenizer (unless it is one of characters).
+    Of a model with an architecture nothing is loaded but a tokenizer, of characters or where this machine has it.
     """
     tokenizer = character_tokenizer(model.characters) if model.characters else None
     if model.architecture:
-        return prepared(from_architecture(model, tokenizer), tokenizer, model)
+        return prepared(from_architecture(model, tokenizer), tokenizer or tokenizer_here(model.name), model)
     with loadable(model, key):
-        tokenizer = AutoTokenizer.from_pretrained(model.name)
-        config = AutoConfig.from_pretrained(base_of(model.name))
+        tokenizer = AutoTokenizer.from_pretrained(model.name, **NO_CODE)
+        config = AutoConfig.from_pretrained(base_of(model.name), **NO_CODE)
         network = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=model.attention or None
         )
     return prepared(network, tokenizer, model)
+
+
+def tokenizer_here(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model in a folder or in the Hub's cache, none where this machine has neither."""
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=True, **NO_CODE)
+    except Exception:  # of a folder that is no model's, whatever a library makes of it
+        return None
+    return found
 
 
 def from_architecture(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
