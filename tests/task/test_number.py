@@ -98,7 +98,8 @@ the square root of {} | the cube of {} | |{}| | |-{}| | √{} | ∛{} | {}! | {}
 e^{} | x^{} | x_{} | \\sqrt{{{}}} | \\log {} | \\pm {} | {}\\pi | {}π | \\frac{{x}}{{{}}} | \\frac{{{}}}{{x}}
 \\frac{{x+{}}}{{2}} | -\\frac{{-{}}}{{x}} | {}\\cdot x | \\neq {} | x ≠ {} | x != {} | x >= {} | x < {} | ≥ {}
 > {} | x ≤ {} | at least {} | at most {} | more than {} | {} or more | less than {} | not {} | it is not {}
-it isn't {} | {} is wrong | {}*100 | {}_100 | {}(100) | ({})(100) | {} (100) | {}$100 | 2({}) | {} mod x
+it isn't {} | {} is wrong | x = 7 or x = {} | {}*100 | {}_100 | {}(100) | ({})(100) | {} (100) | {}$100
+2({}) | {} mod x
 {} plus x | x minus {} | eggs minus {} | {} times x | {} squared | half of {} | twice {} | double {}
 {} and a half | {} fifths | {} dozen | {} factorial | {}k | ${}M | £{}m | {}bn x | {} choose two | {}‰ | {}:3
 {} : 3 | {}: 3 | {} & x | {} ∈ A | ∑{} | {}i | {}e | {}–7 | {} to 7 | {}, 7 | between {} and 7

@@ -38,7 +38,7 @@ VARIABLE, ARTICLES = re.compile("[A-Za-zα-ωΑ-Ω]"), {"a", "A", "I"}
 WORD = re.compile(rf"{LETTER}+(?:['’]{LETTER}+)*")
 # beside a number only words and the punctuation of prose; a slash, a dot or a hyphen joins two words
 SYMBOL = re.compile(rf"[^\w\s.,;:!?'\"’‘“”#%/·。，-]|_|(?<!{LETTER})[/·-]|[/·-](?!{LETTER})")
-DENIED = re.compile(r"\b(?i:not|never|cannot|wrong|incorrect)\b|n['’]t\b|[<>≤≥≠]|[!/~]=|^[^A-Za-z]*\d\s?:\s*\d")
+DENIED = re.compile(r"\b(?i:not|never|cannot|wrong|incorrect|or)\b|n['’]t\b|[<>≤≥≠]|[!/~]=|^[^A-Za-z]*\d\s?:\s*\d")
 ABBREVIATED = re.compile(rf"{CURRENCY}\s*[\d.,]+\s?(?:[kKmMbBT]|bn|mn|tn)\b")  # £5m is five million
 # units of one or two letters; any other letter at a number is a variable, and two at it are a product
 UNIT = "g m s h d l t A C F J K L N V W km cm mm nm kg mg ml mL dl dL cl cL kJ kW kV mV mA Hz Pa eV mi ft yd in oz lb"

@@ -84,8 +84,8 @@ def same_number(answer: str, right: str) -> bool:
     return found is not None and found.equals(expected)
 
 
-# what follows a letter makes a word, a number or an expression of it: C++, C#, A/B, n!
-LETTER = r"(?<![-+<>=/~])\(?([A-Z])(?![\w'’+#=<>^/&@%!*-]|\.\d)\)?"
+# what follows a letter makes a word, a number or an expression of it: C++, C#, A/B
+LETTER = r"(?<![-+<>=/~])\(?([A-Z])(?![\w'’+#=<>^/&@%*-]|\.\d)\)?"
 ALONE = re.compile(r"[\s(\[]*([A-Za-z])[\s)\].:,;]*")
 LABEL = re.compile(r"\A\(?([a-z])[).:]+\s")
 STATED = re.compile(rf"(?i:answer|choice|option)\b\W{{0,20}}(?:(?i:is|would be)\W{{1,20}})?{LETTER}")
