@@ -380,3 +380,154 @@ def test_a_preset_reads_data_of_its_schema_and_knows_a_right_answer(tmp_path, na
     assert task.stops() == ()
     assert 0 < len(task.heldout_examples()) <= 20
     assert (task.demonstration(task.known_examples()[0]) is None) == (name == "countdown")
+
+
+@pytest.mark.parametrize("answer", ["", " ", "\t\n", "\u00a0"])
+@pytest.mark.parametrize("verify", [Verify.exact, Verify.number, Verify.choice, Verify.math])
+def test_an_empty_answer_is_refused_by_its_row_where_it_is_compared(tmp_path, verify, answer):
+    for ending in ("jsonl", "csv"):
+        path = write(
+            tmp_path / f"d.{ending}", [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+2=", "answer": answer}]
+        )
+        for keys in ({}, {"answer": "{{ answer }}"}, {"answer_pattern": "(?s).*"} if ending == "csv" else {}):
+            with pytest.raises(UserError, match=r"task.path: (line|row) 2 of .*(answer is empty|is not in)"):
+                Dataset(path=path, verify=verify, **keys)
+
+
+def test_a_message_without_an_answer_is_refused_and_a_function_may_take_one(tmp_path, monkeypatch):
+    empty = {"role": "assistant", "content": " "}
+    with pytest.raises(UserError, match=r"line 1 of .*answer is empty"):
+        Dataset(path=write(tmp_path / "m.jsonl", [{"messages": [USER, empty]}]))
+    (tmp_path / "own.py").write_text("def score(text, answer):\n    return text == answer\n")
+    path = write(tmp_path / "d.jsonl", [{"prompt": "a", "answer": ""}])
+    assert (
+        Dataset(path=path, verify=Verify.function, function=f"{tmp_path}/own.py:score").known_examples()[0].answer == ""
+    )
+
+
+@pytest.mark.parametrize(
+    "number", ["1.10", "1e5", "12345678901234567890.0", "-0", "0.0", "12345678901234567890", "1E-7"]
+)
+def test_a_template_writes_a_number_as_the_file_has_it_and_computes_with_it(tmp_path, number):
+    (path := tmp_path / "d.jsonl").write_text(
+        f'{{"prompt": "a", "answer": {number}, "more": [{number}, 2], "in": {{"x": {number}}}}}'
+    )
+
+    def answer(template):
+        return Dataset(path=str(path), answer=template).known_examples()[0].answer
+
+    for template in (
+        "{{ answer }}",
+        "{{ more[0] }}",
+        "{{ '' ~ answer }}",
+        "{{ more[:1]|join }}",
+        "{{ '%s'|format(answer) }}",
+    ):
+        assert answer(template) == answer("answer") == number
+    assert answer("{{ more|join(', ') }}") == f"{number}, 2"
+    assert answer("{% for each in more %}{{ each }};{% endfor %}") == f"{number};2;"
+    value = json.loads(number)
+    assert answer("{{ answer + more[1] }}") == str(value + 2)
+    assert answer("{{ '%.2f'|format(answer * 2) }}") == f"{value * 2:.2f}"
+    assert answer("{{ 'yes' if answer == more[0] and answer < 1e30 else 'no' }}") == "yes"
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "null", "true", "[1, 2]", '{"a": 1}'])
+@pytest.mark.parametrize("template", ["{{ n }}", "{{ [n][0] }}", "{% set a = n %}{{ a }}", "{{ -n }}"])
+def test_a_template_refuses_what_a_column_refuses(tmp_path, value, template):
+    (path := tmp_path / "d.jsonl").write_text(f'{{"prompt": "a", "answer": "b", "n": {value}}}')
+    template = "{{ not n }}" if (value, template) == ("true", "{{ -n }}") else template
+    for key in ("prompt", "answer", "solution"):
+        with pytest.raises(UserError, match=r"task.path: line 1 of .*the columns are prompt, answer, n"):
+            Dataset(path=str(path), **{key: template})
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ ''~answer }}", "{{ [answer]|join }}", "{{ answer|tojson }}", "{{ '%s'|format(answer) }}"]
+)
+def test_a_value_that_is_missing_reaches_no_text_through_a_filter(tmp_path, template):
+    for value in ("NaN", "Infinity"):
+        (path := tmp_path / "d.jsonl").write_text(f'{{"prompt": "a", "answer": {value}}}')
+        with pytest.raises(UserError, match="line 1 of"):
+            Dataset(path=str(path), answer=template)
+
+
+DRAWING = [
+    "{{ ['a', 'b']|random }}",
+    "{{ range(9) | random }}",
+    "{{ lipsum() }}",
+    "{% filter random %}abc{% endfilter %}",
+]
+DRAWING += [
+    "{{ ['ab', 'cd']|map('random')|join }}",
+    '{{ q ~ (["a"] |map("random")|first) }}',
+    "{% set a = 'ab'|random %}{{ a }}",
+]
+
+
+@pytest.mark.parametrize("template", DRAWING)
+def test_a_template_that_draws_is_refused(tmp_path, template, tiny):
+    path = write(tmp_path / "d.jsonl", [{"q": "a", "answer": "b"}])
+    for keys in ({"prompt": template}, {"prompt": "q", "answer": template}, {"prompt": "q", "solution": template}):
+        with pytest.raises(UserError, match=r"^task.(prompt|answer|solution) is .* draws at random"):
+            Dataset(path=path, **keys)
+    policy = deepcopy(tiny)
+    policy.chat, policy.tokenizer.chat_template = True, "{% for m in messages %}{{ m.content }}{% endfor %}" + template
+    with pytest.raises(UserError, match=r"^model.chat is true, but '(random|lipsum)' in the chat template draws"):
+        render(policy, Example("q", ""), [])
+
+
+def test_a_word_that_draws_nothing_is_a_text_like_any_other(tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"q": "a", "random": "b", "lipsum": "c", "answer": "d"}])
+    for template in (
+        "random lipsum {{ random }}{{ lipsum }}",
+        "{{ 'a random'[2:] }} {{ 'lipsum' }} {{ random ~ lipsum }}",
+    ):
+        assert Dataset(path=path, prompt=template).known_examples()[0].prompt == "random lipsum bc"
+
+
+@pytest.mark.parametrize(
+    "name", ["self", "super", "true", "false", "none", "True", "False", "None", "loop", "in", "not", "if", "for"]
+)
+def test_a_column_that_is_called_as_a_word_of_jinja_is_written_or_refused(tmp_path, name):
+    path = write(tmp_path / "d.jsonl", [{name: "text", "answer": "b"}])
+    if name in ("loop", "in", "if", "for"):  # names like any other where nothing stands before them
+        assert Dataset(path=path, prompt=f"{{{{ {name} }}}}").known_examples()[0].prompt == "text"
+    else:
+        with pytest.raises(UserError, match=r"^task.prompt is"):
+            Dataset(path=path, prompt=f"{{{{ {name} }}}}")
+    assert Dataset(path=path, prompt=name).known_examples()[0].prompt == "text"
+    assert Dataset(path=path, prompt="{{ answer }}").known_examples()[0].prompt == "b"
+
+
+@pytest.mark.parametrize(
+    "part", ["[3]", "[0]", "[", "[:3", "[3:]]]", "[::2]", "[:10%]", "[a:]", "[-:]", "]", "[]", "[1:2][3:4]", "[ 1:]"]
+)
+def test_a_part_of_a_split_is_one_of_rows_or_refused(tmp_path, part):
+    import datasets
+
+    datasets.Dataset.from_list(WORDS).save_to_disk(tmp_path / "d")
+    for split in (f"train{part}", part):
+        with pytest.raises(UserError, match=r"task.path is .*its split is .*, or rows of it, as train\[5:25\]"):
+            Dataset(path=str(tmp_path / "d"), split=split, **GSM)
+
+
+@pytest.mark.parametrize("part", ["[:]", "[5:]", "[:5]", "[-5:]", "[:-5]", "[5:9]", "[5:900]", ""])
+def test_a_part_of_a_split_has_the_rows_of_a_slice(tmp_path, part):
+    import datasets
+
+    datasets.Dataset.from_list(WORDS).save_to_disk(tmp_path / "d")
+    begin, _, end = part.strip("[]").partition(":")
+    rows = WORDS[int(begin) if begin else None : int(end) if end else None]
+    found = Dataset(path=str(tmp_path / "d"), split=f"train{part}", **GSM | {"heldout": 1}).known_examples()
+    assert [each.columns["level"] for each in found] == [row["level"] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\0", "a/b\0", "\0.csv", "n" * 300, "\ud800", "a/\ud800"])
+@pytest.mark.parametrize("ending", ["", ".jsonl", ".json", ".csv", ".parquet"])
+def test_a_path_that_no_file_can_have_is_refused_in_a_sentence(tmp_path, name, ending):
+    held = write(tmp_path / "d.jsonl", [{"prompt": "a", "answer": "b"}])
+    with pytest.raises(UserError, match=r"^task.path is .*cannot be read"):
+        Dataset(path=name + ending)
+    with pytest.raises(UserError, match=r"^task.heldout_path is .*cannot be read"):
+        Dataset(path=held, heldout_path=name + ending)

@@ -5,7 +5,7 @@ import pytest
 from bakeoff.batch import Example
 from bakeoff.task.countdown import solves
 from bakeoff.task.number import LONGEST, number_of
-from bakeoff.task.verify import Extract, choice_of, hint, same_choice, same_math, same_number
+from bakeoff.task.verify import COMPARED, Extract, choice_of, hint, same_choice, same_math, same_number
 
 NUMBERS = [  # written, the right answer, whether both are the same number
     ("72", "72", True),
@@ -164,6 +164,91 @@ def test_a_choice_is_read_where_it_is_clear(text, letter):
 def test_a_choice_in_words_is_compared_as_words():
     assert same_choice("the Red Planet.", "The red planet")
     assert not same_choice("the blue planet", "The red planet")
+
+
+def test_only_decoration_is_left_out_of_a_choice():
+    for letter in "ABz":
+        forms = (
+            "{}",
+            "({})",
+            "{}.",
+            "{})",
+            "**{}**",
+            "'{}'",
+            "“{}”",
+            r"\text{{{}}}",
+            "[{}]",
+            "{}:",
+            "({}).",
+            "${}$",
+            "_{}_",
+        )
+        for form in forms:
+            assert same_choice(form.format(letter.lower()), letter), form
+            assert same_choice(letter, form.format(letter)), form
+    meant = [
+        "5",
+        "-5",
+        "+5",
+        "< 5",
+        "> 5",
+        "= 5",
+        "5%",
+        "$5",
+        "5!",
+        "0.5",
+        ".5",
+        "1.5",
+        "1 5",
+        "15",
+        "1,5",
+        "1/5",
+        "C",
+        "C++",
+    ]
+    meant += [
+        "C#",
+        "-C",
+        "C!",
+        "C*",
+        "C'",
+        "C-",
+        "A/B",
+        "A B",
+        "AB",
+        "(1, 2)",
+        "[1, 2]",
+        "(1, 2]",
+        "x + y",
+        "x - y",
+        "~C",
+    ]
+    for one in meant:
+        for other in meant:
+            assert same_choice(one, other) is (one == other), (one, other)
+            assert same_choice(f"The answer is {one}", other) is (one.rstrip("!") == other == "C"), (one, other)
+
+
+def test_the_words_of_a_choice_are_the_same_with_the_punctuation_of_prose():
+    for written in (
+        "ice cream",
+        "Ice-Cream.",
+        "**ice cream**",
+        '"ice cream"',
+        "ice cream!",
+        "‘Ice cream’;",
+        r"\text{ice cream}",
+    ):
+        assert same_choice(written, "ice cream"), written
+    assert same_choice("b) Paris", "B. Paris")
+    assert not same_choice("b) Paris", "C. Paris")
+
+
+@pytest.mark.parametrize("verify", COMPARED)
+def test_an_empty_answer_is_never_right(verify):
+    for nothing in ("", " ", "\n\t", "\u00a0"):
+        for right in ("", " ", "1", "B", "yes", "..", "!"):
+            assert not COMPARED[verify](nothing, right)
 
 
 @pytest.mark.parametrize(

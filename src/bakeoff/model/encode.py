@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model.policy import Policy
+from bakeoff.task.examples import draws
 from bakeoff.task.task import Task, as_read
 
 COMPARED = 256  # prompts whose tokens are compared: a template that drops what differs shows it in a few
@@ -43,10 +44,16 @@ def chat_of(policy: Policy, example: Example, shots: list[Example]) -> list[dict
 
 def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
     """The messages as the chat template writes them; raises UserError where the template refuses them."""
+    template = policy.tokenizer.get_chat_template()
+    if drawing := draws(template):
+        raise UserError(
+            f"model.chat is true, but '{drawing}' in the chat template draws at random, so that prompts would differ "
+            "from run to run; set model.chat=false."
+        )
     try:
         text = policy.tokenizer.apply_chat_template(
             messages,
-            chat_template=undated(policy.tokenizer.get_chat_template()),
+            chat_template=undated(template),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )

@@ -302,7 +302,8 @@ class Dataset(Task):
         rows = read_table(f"task.{key}", path, self.format, self.name, split, revision)
         if not Path(path).expanduser().exists():  # of the Hub
             self._fingerprints[key] = rows_hash(rows)
-        reading = Reading(self.prompt, self.answer, self.answer_pattern, self.solution, self.system)
+        compared = self.verify is not Verify.function
+        reading = Reading(self.prompt, self.answer, self.answer_pattern, self.solution, self.system, compared)
         slow = f"task.{key}: the rows have not become examples within {READING_S:g} s; mend the template or pattern."
         with within(READING_S, slow):
             return examples_of(rows, reading, f"task.{key}", path)

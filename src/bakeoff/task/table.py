@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -114,6 +116,8 @@ def found(path: str, key: str) -> tuple[Path, bool]:
     """
     try:
         file = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            file.stat()  # unlike `exists`, it raises for a name that no file can have
         if file.exists() and not file.is_file() and not file.is_dir():
             raise OSError("it is a pipe or a device")
         return file, file.is_dir() or (not file.exists() and is_hub_name(path))
@@ -123,7 +127,7 @@ def found(path: str, key: str) -> tuple[Path, bool]:
 
 def unreadable(key: str, path: str | Path, error: Exception) -> UserError:
     """The error of a file that cannot be read."""
-    return UserError(f"{key} is '{path}', which cannot be read ({error}); it must be a file of examples.")
+    return UserError(f"{key} is {str(path)!r}, which cannot be read ({error}); it must be a file of examples.")
 
 
 def read_rows(path: str, key: str, texts: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -229,18 +233,23 @@ def read_dataset(key: str, path: str, folder: Path, name: str, split: str, revis
 
     datasets.disable_progress_bars()
     try:
+        part = re.fullmatch(r"([^\[\]]*)(?:\[(-?\d+)?:(-?\d+)?\])?", split)
+        if folder.is_dir() and part is None:
+            raise ValueError(
+                f"its split is {split!r}, which must be a name, such as train, or rows of it, as train[5:25]"
+            )
         if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(folder))
         elif folder.is_dir():
             found = datasets.load_dataset(str(folder), name if (folder / "README.md").is_file() and name else None)
         else:
             found = datasets.load_dataset(path, name or None, split=split, revision=revision or None)
-        if folder.is_dir():
-            parts, _, part = split.partition("[")
-            if isinstance(found, dict) and parts not in found:
-                raise ValueError(f"its splits are {', '.join(found)}, not {parts}")
-            found = found[parts] if isinstance(found, dict) else found
-            found = cut(found, part) if part else found
+        if folder.is_dir() and part is not None:
+            if isinstance(found, dict) and part[1] not in found:
+                raise ValueError(f"its splits are {', '.join(found)}, not {part[1]}")
+            found = found[part[1]] if isinstance(found, dict) else found
+            begin, end = (int(part[n]) if part[n] else None for n in (2, 3))
+            found = found.select(range(*slice(begin, end).indices(len(found)))) if split.endswith("]") else found
     except Exception as error:  # whatever reading, downloading and unpacking may raise
         kind = "a folder" if folder.is_dir() else "no file here, and a data set of the Hub"
         raise UserError(
@@ -248,12 +257,6 @@ def read_dataset(key: str, path: str, folder: Path, name: str, split: str, revis
             "Parquet file, a folder of them or one saved by datasets, or a data set of huggingface.co."
         ) from error
     return list(as_rows(found.to_list(), f"{path} {split}"))
-
-
-def cut(rows: Any, part: str) -> Any:
-    """The rows `begin:end]` of a split, as `train[:1000]` asks for them."""
-    begin, _, end = part.rstrip("]").partition(":")
-    return rows.select(range(*slice(int(begin or 0), int(end) if end else None).indices(len(rows))))
 
 
 def as_rows(values: Iterable[dict[str, Any]], source: str) -> Iterator[Row]:

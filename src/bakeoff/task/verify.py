@@ -71,8 +71,8 @@ def boxed(text: str) -> str:
 
 
 def same_text(answer: str, right: str) -> bool:
-    """Whether both are the same characters, but for blanks around them."""
-    return answer.strip() == right.strip()
+    """Whether both are the same characters, but for blanks around them; nothing is never the same as nothing."""
+    return answer.strip() == right.strip() != ""
 
 
 def same_number(answer: str, right: str) -> bool:
@@ -84,15 +84,18 @@ def same_number(answer: str, right: str) -> bool:
     return found is not None and found.equals(expected)
 
 
-LETTER = r"\(?\**([A-Z])\**(?![A-Za-z'’])\)?"
+# what follows a letter makes a word, a number or an expression of it: C++, C#, A/B
+LETTER = r"(?<![-+<>=/~])\(?([A-Z])(?![\w'’+#=<>^/&@%*-]|\.\d)\)?"
+ALONE = re.compile(r"[\s(\[]*([A-Za-z])[\s)\].:,;]*")
+LABEL = re.compile(r"\A\(?([a-z])[).:]+\s")
 STATED = re.compile(rf"(?i:answer|choice|option)\b\W{{0,20}}(?:(?i:is|would be)\W{{1,20}})?{LETTER}")
 NEXT = re.compile(r"[\s)*]*(?:or|and|/|,|&)\s*(?:\(?[A-Z](?![A-Za-z'’]))")
 
 
 def choice_of(text: str) -> str:
     """The letter that a text chooses: `B`, `(b)`, `B) because …`, `the answer is **B**`. Empty where it is unclear."""
-    text = re.sub(r"\\(?:boxed|text|textbf|mathrm)\s*\{|[{}$]", "", text).strip()
-    if alone := re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", text):
+    text = undressed(text)
+    if alone := ALONE.fullmatch(text):
         return alone[1].upper()
     stated = list(STATED.finditer(text))
     if stated:
@@ -104,16 +107,29 @@ def choice_of(text: str) -> str:
 
 
 def same_choice(answer: str, right: str) -> bool:
-    """Whether both choose the same letter; words, but for case and punctuation, where the right answer is no letter."""
-    letter = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", right)
+    """Whether both choose the same letter; words, but for case and punctuation, where the right answer is no letter.
+
+    Punctuation that carries meaning counts: `-5` is not `5`, `C++` is not `C`, `(1, 2]` is not `[1, 2]`.
+    """
+    letter = ALONE.fullmatch(undressed(right))
     if letter:
         return choice_of(answer) == letter[1].upper()
-    return words(answer) == words(right)
+    return words(answer) == words(right) != []
+
+
+def undressed(text: str) -> str:
+    """The text without what only dresses it: LaTeX's boxes and fonts, and emphasis and quotation marks in pairs."""
+    text = re.sub(r"\\(?:boxed|text|textbf|mathrm)\s*\{|[{}]", "", text)
+    for mark in "*_`$'\"":
+        text = re.sub(rf"(?<![\w{mark}])([{mark}]{{1,3}})([^{mark}]+)\1(?![\w{mark}])", r"\2", text)
+    return re.sub("[‘“]([^‘’“”]*)[’”]", r"\1", text).strip()
 
 
 def words(text: str) -> list[str]:
-    """The words of a text without case and punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    """The words of a text without case, and without the punctuation of prose: at the end of a word, and of a label."""
+    text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", LABEL.sub(r"\1 ", undressed(text).casefold(), count=1))
+    found = [re.sub(r"(?<=[^\W\d_]{2})[!?]+$", "", word.rstrip(".,;:")).rstrip(".,;:") for word in text.split()]
+    return [word for word in found if word]
 
 
 SENTENCE = re.compile(r"\$|\\boxed|\\\(|\\\[|(?<![\\{\w])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # no expression alone
