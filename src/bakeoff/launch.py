@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from joblib import register_parallel_backend
 from joblib._parallel_backends import LokyBackend
+from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from omegaconf import DictConfig, open_dict
 
 from bakeoff.device import claim_gpu
@@ -111,6 +113,8 @@ class Shielded(LokyBackend):  # type: ignore[misc]  # its package has no types
 
     def submit(self, *arguments: Any, **options: Any) -> Any:
         """Queues a call, for which it starts a process where one is missing."""
+        for tracker in (resource_tracker, loky_tracker):
+            tracker.ensure_running()  # which unblocks the signal where it starts
         with shielding():
             return super().submit(*arguments, **options)
 
