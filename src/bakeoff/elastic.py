@@ -66,5 +66,7 @@ def ended(error: ChildFailedError) -> BaseException:
     if leader is not None and leader.exitcode > 0:
         return SystemExit(leader.exitcode)
     number, failure = error.get_first_failure()
-    name = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+    if failure.exitcode >= 0:
+        return UserError(f"process {number} of the run ended with exit code {failure.exitcode}.")
+    name = signal.Signals(-failure.exitcode).name
     return UserError(f"process {number} of the run was killed ({name}), as by the system when memory runs out.")
