@@ -109,7 +109,7 @@ def test_an_arm_may_name_values_by_task_and_model():
     [
         ({"a": [], "b": []}, "arm=c", "unknown arm c; valid arms are a, b."),
         ({}, "arm=c", "unknown arm c; arms belong to a study, which sweeps=NAME chooses."),
-        ({}, "seed=interval(1,2)", "seed=interval(1,2) is an interval, from which a grid cannot be made"),
+        ({}, "seed=interval(1,2)", "seed=interval(1,2) is an interval, which has no grid of values"),
     ],
 )
 def test_a_job_that_cannot_be_listed_is_refused(arms, argument, sentence):
