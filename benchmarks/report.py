@@ -38,7 +38,7 @@ def main() -> None:
     names = [*SHOWN, *(f"metric/{number}" for number in range(metrics - len(SHOWN)))]
 
     def series(arm: str, seed: int) -> dict[str, dict[int, float]]:
-        return {name: {step: step / steps + seed / 100 for step in range(steps)} for name in names}
+        return {name: {step: step / steps / 2 + seed / runs for step in range(steps)} for name in names}
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
