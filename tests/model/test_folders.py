@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bakeoff.errors import UserError
-from bakeoff.model.build import build, saved_network, skeleton
+from bakeoff.model.build import build, skeleton
 from bakeoff.model.config import Model
+from bakeoff.model.saved import saved_network
 from bakeoff.model.weights import weights_hash
 from tests.conftest import compose, loop_of, update_of
 from tests.model.test_check import GPT, LLAMA, OPT, tokenizer

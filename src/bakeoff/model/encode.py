@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from bakeoff.batch import Example, Prompts, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model.policy import Policy
-from bakeoff.task.examples import draws
 from bakeoff.task.task import Task, as_read
+from bakeoff.task.template import draws
 
 COMPARED = 256  # prompts whose tokens are compared: a template that drops what differs shows it in a few
 TODAY = date(2024, 7, 26)  # as Llama 3's templates have it where there is no clock
@@ -25,15 +25,19 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
     The example's own system prompt stands before both, and in a chat instead of model.system.
     """
     if not policy.chat:
-        own = [message["content"] for message in example.messages if message["role"] == "system"]
-        return "".join([*(f"{text}\n\n" for text in own), *(f"{s.prompt}{s.answer}\n" for s in shots), example.prompt])
+        system, solved = (f"{text}\n\n" for text in system_of(example)), (f"{s.prompt}{s.answer}\n" for s in shots)
+        return "".join([*system, *solved, example.prompt])
     return chat_text(policy, chat_of(policy, example, shots), add_generation_prompt=True)
+
+
+def system_of(example: Example) -> list[str]:
+    """The system prompts of an example's own."""
+    return [message["content"] for message in example.messages if message["role"] == "system"]
 
 
 def chat_of(policy: Policy, example: Example, shots: list[Example]) -> list[dict[str, str]]:
     """The messages of a prompt: a system prompt, the solved examples as turns, and the example's own."""
-    own = [message["content"] for message in example.messages if message["role"] == "system"]
-    system = own or [policy.system] * bool(policy.system)
+    system = system_of(example) or [policy.system] * bool(policy.system)
     messages = [{"role": "system", "content": text} for text in system]
     turns = [(shot.prompt, str(shot.answer)) for shot in shots]
     messages += [{"role": r, "content": c} for q, a in turns for r, c in (("user", q), ("assistant", a))]
@@ -94,8 +98,7 @@ def require_distinct(policy: Policy, examples: list[Example], shots: list[Exampl
     rows = text_ids(policy, [render(policy, example, shots) for example in compared], "prompt")
     seen: dict[tuple[int, ...], str] = {}
     for example, row in zip(compared, rows, strict=True):
-        system = [each["content"] for each in example.messages if each["role"] == "system"]
-        text = "\n".join([*system, example.prompt])
+        text = "\n".join([*system_of(example), example.prompt])
         other = seen.setdefault(tuple(row), text)
         if as_read(other).casefold() != as_read(text).casefold():
             differ = (at for at, (one, two) in enumerate(zip(other, text, strict=False)) if one != two)
@@ -116,10 +119,9 @@ def require_roles(policy: Policy, example: Example, shots: list[Example]) -> Non
         # the change is around the content, because a template may drop a part of it, such as the reasoning
         others = [each | {"content": f"x{each['content']}x"} if each["role"] == role else each for each in messages]
         if chat_text(policy, others, add_generation_prompt=True) == text:
-            own = any(each["role"] == "system" for each in example.messages)
             remedy = "choose another model" if role in ("user", "assistant") else "rename that role in the task's data"
             if role == "system":
-                remedy = f"leave {'task' if own else 'model'}.system empty"
+                remedy = f"leave {'task' if system_of(example) else 'model'}.system empty"
             raise UserError(
                 f"model.chat is true, but the chat template leaves out messages of the role '{role}'; {remedy}, or set "
                 "model.chat=false."

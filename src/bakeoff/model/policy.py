@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +96,13 @@ class Policy:
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> list[int]:
     """The token ids that end a completion: the tokenizer's, and those of the network's generation configuration."""
+    return sorted({each for each in (tokenizer.eos_token_id, *configured_ends(network)) if each is not None})
+
+
+def configured_ends(network: PreTrainedModel) -> list[Any]:
+    """The values of eos_token_id in the network's generation configuration; empty where it has none."""
     configured = getattr(network.generation_config, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
-    return sorted(each for each in ids if each is not None)
+    return configured if isinstance(configured, list) else [] if configured is None else [configured]
 
 
 def recomputes(network: nn.Module) -> bool:

@@ -51,15 +51,22 @@ class Row:
         if column not in self.values:
             raise ValueError(f"{column} is missing")
         value = self.values[column]
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise ValueError(f"{column} is {shown(value)}, which is not a text")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{column} is {value}, which stands for a value that is missing")
+        if wrong := fault(value):
+            raise ValueError(f"{column} is {wrong}")
         return checked(str(self.written[column]))
 
     def refused(self, key: str, wanted: str, reason: Exception) -> UserError:
         """The error of a row that cannot be used."""
         return UserError(f"{key}: {self.place} is {shown(self.values)}; it must {wanted} ({reason}).")
+
+
+def fault(value: Any) -> str:
+    """A value that is not a text of an example, and why, as `true, which is not a text`; empty for any other."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return f"{shown(value)}, which is not a text"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which stands for a value that is missing"
+    return ""
 
 
 def shown(value: Any) -> str:
