@@ -651,3 +651,8 @@ def test_a_difference_to_detect_names_the_seeds_that_are_missing():
     for refused, sentence in ((1e-6, "more than 10000 seeds"), (0.01, "two arms and two seeds")):
         with pytest.raises(UserError, match=sentence):
             detect(data if refused < 0.01 else study({"ppo": {1: 0.9, 2: 0.8}}, group=("4",)), refused)
+
+
+def test_seeds_that_do_not_differ_say_nothing_of_the_number_to_detect():
+    with pytest.raises(UserError, match="no two arms whose accuracies differ from seed to seed"):
+        detect(study({"ppo": {1: 0.5, 2: 0.5}, "grpo": {1: 0.5, 2: 0.5}}), 0.01)

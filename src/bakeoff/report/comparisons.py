@@ -108,17 +108,13 @@ class Family:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of paired differences over seeds, pooled over the pairs; at least that of rounding."""
-        return max(pooled_deviation(self.differences.values()), self.step / math.sqrt(6))
+        """The standard deviation of paired differences over seeds, pooled over the pairs."""
+        return pooled_deviation(self.differences.values())
 
     @cached_property
     def detectable(self) -> float:
-        """The difference that four of five such studies find, corrected for the number of pairs.
-
-        Infinite where no difference of the values would be large enough: shares differ by at most 1.
-        """
-        smallest = detectable(self.deviation, self.seeds, max(len(self.differences), 1))
-        return math.inf if self.step and smallest > 1 else smallest
+        """The difference that four of five such studies find, corrected for the number of pairs."""
+        return detectable(self.deviation, self.seeds, max(len(self.differences), 1), self.step)
 
     def result(self, each: Comparison) -> str:
         """`a is higher`, `equivalent (within ±0.02)`, `no significant difference (detectable: ±0.03)`, …"""

@@ -157,6 +157,12 @@ def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
     axes.fill_between(grid, lines.min(0), lines.max(0), color=colour, alpha=0.18, lw=0)
 
 
+def bands(axes: Axes, data: pd.DataFrame, palette: Mapping[str, str]) -> None:
+    """A band for each arm, in its colour."""
+    for arm, colour in palette.items():
+        band(axes, data[data["name"] == arm], colour, arm)
+
+
 def plot_curves(
     study: Study, metric: str, title: str, unit: str, against: Sequence[str] = ("update",), smooth: int = 1
 ) -> Figure:
@@ -168,9 +174,7 @@ def plot_curves(
     if len(study.arms) <= MANY:
         figure, all_axes = panels(len(against), 2.7, sharey=True)
         for axes, name in zip(all_axes, against, strict=True):
-            data = curves(study, metric, name, smooth)
-            for arm in study.arms:
-                band(axes, data[data["name"] == arm], palette[arm], arm)
+            bands(axes, curves(study, metric, name, smooth), palette)
             axes.set(xlabel=AXES[name], xlim=(0, None))
         figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
     else:
@@ -205,9 +209,7 @@ def plot_terms(study: Study) -> Figure | None:
     palette = colours(study.arms)
     figure, all_axes = panels(len(terms), 2.7)
     for axes, term in zip(all_axes, terms, strict=True):
-        data = curves(study, term, smooth=5)
-        for arm in study.arms:
-            band(axes, data[data["name"] == arm], palette[arm], arm)
+        bands(axes, curves(study, term, smooth=5), palette)
         axes.set(title=term.removeprefix(TERM), xlabel=AXES["update"], xlim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")

@@ -67,7 +67,12 @@ def standard_error(x: Any, step: float = 0.0) -> float:
     It is at least that of their rounding, whose variance is 2 · step²/12: seeds whose differences agree to the last
     prompt do so by chance.
     """
-    return max(float(stats.sem(x)), step / math.sqrt(6 * len(x)))
+    return max(float(stats.sem(x)), rounding(step) / math.sqrt(len(x)))
+
+
+def rounding(step: float) -> float:
+    """The standard deviation of a difference of two values that are rounded to multiples of `step`."""
+    return step / math.sqrt(6)
 
 
 def mean_interval(values: pd.Series, step: float = 0.0) -> Estimate:
@@ -141,10 +146,11 @@ def pooled_deviation(samples: Iterable[pd.Series]) -> float:
     return math.sqrt(sum(weight * variance for weight, variance in variances) / weights) if weights else math.nan
 
 
-def detectable(deviation: float, seeds: int, comparisons: int = 1) -> float:
+def detectable(deviation: float, seeds: int, comparisons: int = 1, step: float = 0.0) -> float:
     """The smallest difference that a two-sided paired t-test at 5 % ÷ comparisons finds with power 0.8.
 
-    `deviation` is that of the paired differences over seeds; infinite for fewer than two seeds.
+    `deviation` is that of the paired differences over seeds; infinite for fewer than two seeds. With a `step` the
+    values are shares: rounding makes them deviate, and a difference above 1 cannot be, so that it is infinite too.
     """
     if seeds < 2 or math.isnan(deviation):
         return math.inf
@@ -154,7 +160,8 @@ def detectable(deviation: float, seeds: int, comparisons: int = 1) -> float:
         """The power that is missing at a difference in standard errors; the opposite tail is negligible."""
         return POWER - float(stats.nct.sf(critical, seeds - 1, shift))
 
-    return float(brentq(missing, 0, 10 * critical)) * deviation / math.sqrt(seeds)
+    smallest = float(brentq(missing, 0, 10 * critical)) * max(deviation, rounding(step)) / math.sqrt(seeds)
+    return math.inf if step and smallest > 1 else smallest
 
 
 def seeds_to_detect(difference: float, deviation: float, comparisons: int = 1) -> int:

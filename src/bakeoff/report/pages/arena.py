@@ -149,7 +149,7 @@ def power(study: Study, frame: pd.DataFrame) -> str:
     families = [family(study, str(regime), frame) for regime in regimes(study).index]
     deviation = pooled_deviation(own for each in families for own in each.differences.values())
     seeds, pairs = min(each.seeds for each in families), max(len(each.differences) for each in families)
-    smallest = detectable(deviation, seeds, pairs)
+    smallest = detectable(deviation, seeds, pairs, study.step(SAMPLED))
     seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (
         "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
