@@ -151,10 +151,10 @@ def tune(
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
     folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
-    refused = launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
+    code = launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
-    if len(tried) < len(values) and refused:
-        raise SystemExit(refused)
+    if len(tried) < len(values) and code:
+        raise SystemExit(code)
     if len(tried) < len(values) or not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
     values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
