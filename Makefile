@@ -69,7 +69,7 @@ report: $(READY)  ## the headline report again, from the store alone
 	$(BIN)/bakeoff-report methods
 
 ui: $(READY)  ## the MLflow UI on the store of this folder, and the addresses of its runs and curves
-	$(BIN)/python -m bakeoff.tracking $${PORT:-5000}
+	$(BIN)/python -m bakeoff.ui $${PORT:-5000}
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $${PORT:-5000}
 
 test: $(READY)  ## all tests

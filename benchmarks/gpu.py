@@ -29,9 +29,9 @@ from bakeoff.measure import NOT_REPRODUCIBLE
 from bakeoff.measure.phase import largest_peak
 from bakeoff.metrics import update_metrics
 from bakeoff.model.logprobs import completion_logprobs
+from bakeoff.paths import commit
 from bakeoff.predict import predict
 from bakeoff.rows import select
-from bakeoff.tracking import commit
 from bakeoff.validation import compose
 from benchmarks.start import UNTRAINED, endless, started, with_device
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from mlflow.entities import Metric, Param
 
-from bakeoff.tracking import METRICS, Tracking, metrics_table, start_run
+from bakeoff.mlflow_store import METRICS, Tracking, metrics_table
+from bakeoff.tracking import start_run
 
 
 def synthetic_store(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import bakeoff.__main__  # noqa: F401  it sets variables of the environment, which the commands inherit
-from bakeoff.tracking import make_database
+from bakeoff.mlflow_store import make_database
 
 PATIENCE_S = 1200  # a process that takes longer hangs; a command on a busy machine takes minutes
 SERVER = multiprocessing.get_context("forkserver")

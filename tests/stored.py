@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bakeoff.measure import NOT_REPRODUCIBLE
+from bakeoff.mlflow_store import Tracking
 from bakeoff.report import store
 from bakeoff.report.study import Study
-from bakeoff.tracking import Tracking
 
 
 def tracking(folder: Path) -> Tracking:

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 import bakeoff.signals
 from bakeoff.device import claim_gpu
 from bakeoff.errors import UserError
-from bakeoff.launch import returned, sbatch
+from bakeoff.launcher.elsewhere import returned
+from bakeoff.launcher.slurm import sbatch
 from bakeoff.progress import RunProgress
 from bakeoff.signals import termination
 from bakeoff.sweep import Parent, elsewhere, refuse_file

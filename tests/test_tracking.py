@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bakeoff import outbox, tracking
+from bakeoff import mlflow_store, outbox, tracking
 from bakeoff.errors import UserError, redacted
+from bakeoff.mlflow_store import Tracking, open_store
 from bakeoff.outbox import LOG, as_line, read_entries
 from bakeoff.report.store import run_metrics
-from bakeoff.tracking import Tracker, Tracking, open_store, send_unsent, start_run
+from bakeoff.tracking import Tracker, send_unsent, start_run
 from tests.commands import empty_store, store_of
 
 
@@ -19,7 +20,7 @@ from tests.commands import empty_store, store_of
 def impatient(monkeypatch):
     monkeypatch.setattr(outbox, "RETRY", 0.0)
     monkeypatch.setattr(tracking, "PATIENCE", 0.1)
-    monkeypatch.setattr(tracking, "LOCKED", 0.1)
+    monkeypatch.setattr(mlflow_store, "LOCKED", 0.1)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
 from bakeoff.files import HASH, content_hash
 from bakeoff.hardware import Hardware
+from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, Tracking
 from bakeoff.model.config import Model
 from bakeoff.overrides import extend_grammar
 from bakeoff.paths import CONF, ROOT, study_folders
@@ -32,7 +33,6 @@ from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
-from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracking
 from bakeoff.user_code import code_hash, import_named, require_loggable
 
 

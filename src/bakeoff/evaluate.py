@@ -21,9 +21,9 @@ from bakeoff.learner.sft import usable
 from bakeoff.model.config import Lora
 from bakeoff.model.policy import Policy
 from bakeoff.nearest import unknown
-from bakeoff.progress import plain_table
 from bakeoff.resume import apply, refuse_code, restored
 from bakeoff.start import collector_of, prepare, start
+from bakeoff.terminal import plain_table
 from bakeoff.validation import compose, validate
 
 

@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 from bakeoff.config import Config, config_id, flatten, plain
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
+from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, has_run, open_store, store_uri
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
 from bakeoff.task.countdown import solves
-from bakeoff.tracking import NOT_IN_CONFIG_ID, has_run, open_store, store_uri
 
 RECORD, CONFIG, LOCK = "run.json", Path(".hydra", "config.yaml"), ".lock"
 # what may change without making another run of it; every other key decides what is trained

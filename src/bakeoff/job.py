@@ -40,16 +40,17 @@ from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics
+from bakeoff.mlflow_store import NOT_IN_CONFIG_ID
 from bakeoff.modes import log_prediction, measure_quality
 from bakeoff.outbox import LOG
 from bakeoff.outcome import explained
-from bakeoff.paths import ROOT
+from bakeoff.paths import ROOT, commit
 from bakeoff.predict import predict
 from bakeoff.progress import RunProgress
 from bakeoff.run import Run, Silent, train
 from bakeoff.signals import ends_with, termination
 from bakeoff.start import prepare, start
-from bakeoff.tracking import NOT_IN_CONFIG_ID, Tracker, commit, send_unsent, start_run
+from bakeoff.tracking import Tracker, send_unsent, start_run
 
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from rich.table import Table
+
+from bakeoff.attribution import KINDS, ROLES, Label
 from bakeoff.config import Config, Mode
 from bakeoff.cost import cost_of
+from bakeoff.measure.phase import Peak
+from bakeoff.measure.work import Operators
 from bakeoff.metrics import named, peak_metrics, predicted_seconds, weight_metrics
 from bakeoff.predict import Prediction, predict, sizes_of
-from bakeoff.progress import RunProgress, cost_table, ledger_table, megabytes
+from bakeoff.progress import RunProgress
 from bakeoff.quality.advantage import advantage_quality
 from bakeoff.quality.gradient import gradient_quality
 from bakeoff.run import Run
+from bakeoff.terminal import megabytes, plain_table
 from bakeoff.tracking import Tracker
 
 
@@ -62,3 +68,29 @@ def log_cost(config: Config, prediction: Prediction, tracker: Tracker, progress:
         f"that scores are not included.{small if 0 < room < prediction.peak else ''}",
         highlight=False,
     )
+
+
+def ledger_table(peaks: dict[str, Peak], title: str) -> Table:
+    """A row a phase: its peak, and what each role holds of each kind there."""
+    table = plain_table(title, ("role", "kind"), [phase.replace("_", " ") for phase in peaks])
+    for label in (Label(role, kind) for role in ROLES for kind in KINDS):
+        sizes = [peak.cells.get(label, 0) for peak in peaks.values()]
+        if any(sizes):
+            table.add_row(*label, *(megabytes(size) if size else "" for size in sizes))
+    table.add_section()
+    table.add_row("[bold]peak", "", *(f"[bold]{megabytes(peak.allocated)}" for peak in peaks.values()))
+    return table
+
+
+def cost_table(work: dict[str, Operators], seconds: dict[str, float], title: str, unit: str) -> Table:
+    """A row a phase of an update: its floating-point operations, bytes, operators and seconds."""
+    table = plain_table(title, ("phase",), ("GFLOP", "GB", "operators", unit))
+    for phase, operators in work.items():
+        flops = sum(operator.flops * times for operator, times in operators.items())
+        moved = sum(operator.bytes * times for operator, times in operators.items())
+        launches = sum(operators.values())
+        sizes = f"{flops / 1e9:,.1f}", f"{moved / 1e9:,.1f}", f"{launches:,.0f}"
+        table.add_row(phase.replace("_", " "), *sizes, f"{seconds[phase]:,.3f}")
+    table.add_section()
+    table.add_row("[bold]update", "", "", "", f"[bold]{sum(seconds.values()):,.3f}")
+    return table

@@ -15,9 +15,11 @@ from bakeoff.errors import UserError
 from bakeoff.learner.checkpoint import checkpoints
 from bakeoff.measure.phase import Peak, Phases
 from bakeoff.metrics import peak_metrics
+from bakeoff.mlflow_store import DIVERGED, OUT_OF_MEMORY
 from bakeoff.predict import savings
-from bakeoff.progress import RunProgress, megabytes
-from bakeoff.tracking import DIVERGED, OUT_OF_MEMORY, Tracker
+from bakeoff.progress import RunProgress
+from bakeoff.terminal import megabytes
+from bakeoff.tracking import Tracker
 
 STAGES = {
     **dict.fromkeys(("sft", "sft_accuracy"), "the supervised start"),

@@ -6,6 +6,7 @@ In a checkout they stand beside src/; in a wheel they are inside the package.
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 from bakeoff.errors import UserError
@@ -17,6 +18,20 @@ SWEEPS = ROOT / "sweeps"
 ANALYSIS = ROOT / "analysis"
 AD_HOC = "sweep"  # name of a sweep without a study, as of `bakeoff -m algorithm=ppo,grpo`
 PAGES = _PACKAGE / "report" / "pages"
+
+
+def commit() -> str:
+    """The checkout's commit, `-dirty` where it has changes; empty outside of a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return described.stdout.strip()
 
 
 def near(path: str | Path) -> Path:

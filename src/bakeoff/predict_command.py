@@ -22,11 +22,11 @@ from bakeoff.config import Config, register
 from bakeoff.cost import cost_of
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
-from bakeoff.launch import shield_processes
+from bakeoff.launcher.local import shield_processes
 from bakeoff.measure import TRAINING
 from bakeoff.paths import CONF
 from bakeoff.predict import UNKNOWN_LENGTH, Prediction, predict, sizes_of
-from bakeoff.progress import megabytes, plain_table
+from bakeoff.terminal import megabytes, plain_table
 from bakeoff.validation import compose
 
 ABOUT = """Predicts the memory of every phase by role and kind, and with hardware=NAME its time, the hours of the

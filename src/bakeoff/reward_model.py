@@ -17,9 +17,10 @@ from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics
 from bakeoff.model.weights import weights_hash
 from bakeoff.outcome import divergence_named
-from bakeoff.progress import plain_table
+from bakeoff.paths import commit
 from bakeoff.start import collector_of, prepare
-from bakeoff.tracking import commit, start_run
+from bakeoff.terminal import plain_table
+from bakeoff.tracking import start_run
 from bakeoff.validation import compose
 
 USAGE = """bakeoff-reward-model [key=value …]

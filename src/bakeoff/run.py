@@ -28,10 +28,11 @@ from bakeoff.metrics import (
     user_metrics,
     weight_metrics,
 )
+from bakeoff.mlflow_store import COMPLETIONS, HELDOUT
 from bakeoff.model.weights import save
 from bakeoff.progress import RunProgress, Standing
 from bakeoff.reward.measure import scored
-from bakeoff.tracking import COMPLETIONS, HELDOUT, Tracker
+from bakeoff.tracking import Tracker
 
 STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on

@@ -29,12 +29,14 @@ from bakeoff.config import Config, config_id, plain
 from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
-from bakeoff.launch import shield_processes
-from bakeoff.paths import AD_HOC, page_file, study_file, study_folders
+from bakeoff.launcher.local import shield_processes
+from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, SQLITE
+from bakeoff.paths import AD_HOC, commit, page_file, study_file, study_folders
 from bakeoff.processes import place
-from bakeoff.progress import FILE, RunProgress, has_ended, read, watching
-from bakeoff.tracking import NOT_IN_CONFIG_ID, SQLITE, Tracker, commit, start_run
+from bakeoff.progress import FILE, RunProgress, has_ended, read
+from bakeoff.tracking import Tracker, start_run
 from bakeoff.validation import to_config
+from bakeoff.watch import watching
 
 PARENT = "parent_run.json"
 SHOWN = 5  # jobs that a message names

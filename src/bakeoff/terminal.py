@@ -1,8 +1,8 @@
-"""Tables in a terminal: no word is cut. Columns that do not fit beside the others follow below, with the first."""
+"""Numbers and tables in a terminal: no word is cut, and columns that do not fit follow below, with the first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -68,3 +68,26 @@ class Words(Table):
             own = sizes[n].minimum + more - self.padding[1]
             columns.append(replace(self.columns[n], _index=index, width=own, no_wrap=False, overflow="fold"))
         return columns
+
+
+def plain_table(title: str, names: Iterable[str], numbers: Iterable[str] = ()) -> Table:
+    """A table without lines, of columns of names and then of columns of numbers."""
+    columns, numbered = list(names), list(numbers)
+    table = Words(title, heads=len(columns) if numbered else 1)
+    for column in columns:
+        table.add_column(column)
+    for column in numbered:
+        table.add_column(column, justify="right")
+    return table
+
+
+def duration(seconds: float) -> str:
+    """`75` → `1:15`."""
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as a person reads them, in 10⁶ or 10⁹: `14.2 MB`, `23.1 GB`."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"

@@ -23,9 +23,8 @@ from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
 from bakeoff.outbox import LOG, read_entries
-from bakeoff.paths import CONF, study_folders
+from bakeoff.paths import CONF, commit, study_folders
 from bakeoff.progress import read
-from bakeoff.tracking import commit
 from bakeoff.validation import compose
 
 RATES = "1e-6:1e-3:7"

@@ -1,4 +1,4 @@
-"""Hydra's door to `bakeoff.launch`: Hydra finds a launcher only as a class of this namespace package.
+"""Hydra's door to `bakeoff.launcher`: Hydra finds a launcher only as a class of this namespace package.
 
 Their options are in conf/hydra/launcher. Every Hydra application imports this file where bakeoff is installed, so
 bakeoff itself is imported when a sweep starts.
@@ -20,7 +20,7 @@ class PerGpuLauncher(JoblibLauncher):  # type: ignore[misc]  # its package has n
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from bakeoff.device import visible_gpus
-        from bakeoff.launch import on_gpu
+        from bakeoff.launcher.local import on_gpu
 
         gpus = visible_gpus()
         self.joblib["n_jobs"] = len(gpus) or 2
@@ -43,7 +43,7 @@ class _Elsewhere(Launcher):
         self.options: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from bakeoff.launch import require
+        from bakeoff.launcher.elsewhere import require
 
         require(*self.needs)
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -55,7 +55,7 @@ class SlurmLauncher(_Elsewhere):
     needs = "slurm", "submitit"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from bakeoff.launch import in_slurm
+        from bakeoff.launcher.slurm import in_slurm
 
         return in_slurm(self, job_overrides, initial_job_idx, **self.options)
 
@@ -66,6 +66,6 @@ class RayLauncher(_Elsewhere):
     needs = "ray", "ray"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from bakeoff.launch import on_ray
+        from bakeoff.launcher.ray import on_ray
 
         return on_ray(self, job_overrides, initial_job_idx, **self.options)

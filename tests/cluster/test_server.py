@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from bakeoff.tracking import Tracking, metric_history, start_run
+from bakeoff.mlflow_store import Tracking, metric_history
+from bakeoff.tracking import start_run
 
 pytestmark = pytest.mark.cluster
 WRITERS, STEPS = 8, 50

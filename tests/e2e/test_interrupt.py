@@ -58,7 +58,7 @@ SHARED = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from joblib import Parallel, delayed
-from bakeoff.launch import shield_processes
+from bakeoff.launcher.local import shield_processes
 shield_processes()
 print(flush=True)
 try:

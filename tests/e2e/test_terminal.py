@@ -19,8 +19,10 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from bakeoff.configuration import every_key
-from bakeoff.progress import HEAD, Row, RunProgress, Standing, plain_table, sweep_table, watching
+from bakeoff.progress import HEAD, RunProgress, Standing
+from bakeoff.terminal import plain_table
 from bakeoff.tracking import start_run
+from bakeoff.watch import Row, sweep_table, watching
 from tests.commands import store_of
 from tests.stored import tracking
 

@@ -15,6 +15,7 @@ from nbconvert.filters import markdown2html
 from rich.console import Console
 
 from bakeoff.errors import UserError
+from bakeoff.mlflow_store import METRICS, Tracking, metrics_table
 from bakeoff.report.__main__ import terminal_table
 from bakeoff.report.completions import side_by_side
 from bakeoff.report.matching import configuration, matched, mismatches
@@ -26,7 +27,6 @@ from bakeoff.report.setup import commands
 from bakeoff.report.store import load_study
 from bakeoff.report.study import read_study, write_study
 from bakeoff.report.tables import as_text, estimates, markdown, shown
-from bakeoff.tracking import METRICS, Tracking, metrics_table
 from benchmarks.synthetic import synthetic_store
 from tests.commands import store_of
 from tests.report.test_pages import params, run

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bakeoff.mlflow_store import Tracking
 from bakeoff.paths import study_names
 from bakeoff.report import across_seeds, claims
 from bakeoff.report.claim import Claim
@@ -26,7 +27,6 @@ from bakeoff.report.statistics import Estimate
 from bakeoff.report.store import load_study
 from bakeoff.report.study import provenance, read_study, write_study
 from bakeoff.report.tables import by_seed
-from bakeoff.tracking import Tracking
 from benchmarks.synthetic import synthetic_store
 from tests.commands import store_of
 

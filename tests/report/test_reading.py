@@ -10,10 +10,10 @@ from mlflow import MlflowClient
 from nbclient import NotebookClient
 
 from bakeoff.errors import UserError
+from bakeoff.mlflow_store import COMPLETIONS, HELDOUT
 from bakeoff.paths import ANALYSIS
 from bakeoff.report.completions import side_by_side
 from bakeoff.report.store import find_study, load_study
-from bakeoff.tracking import COMPLETIONS, HELDOUT
 from benchmarks.synthetic import synthetic_store
 from tests.commands import store_of
 from tests.report.test_pages import params, run

@@ -2,8 +2,9 @@
 
 import pytest
 
+from bakeoff.mlflow_store import METRICS, Tracking
 from bakeoff.report.store import run_metrics
-from bakeoff.tracking import METRICS, Tracking, start_run
+from bakeoff.tracking import start_run
 from tests.commands import store_of
 
 

@@ -122,7 +122,7 @@ def test_from_the_study_to_a_chart_by_method_and_to_completions(store, address, 
 def test_the_printed_addresses_open_the_runs_and_their_curves_by_arm(store, address, page):
     port = address.split(":")[2].split("/")[0]
     environment = os.environ | {"MLFLOW_TRACKING_URI": store}
-    command = [sys.executable, "-m", "bakeoff.tracking", port]
+    command = [sys.executable, "-m", "bakeoff.ui", port]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     runs, curves = (line.split()[1] for line in printed.splitlines())
     page.goto(runs)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.errors import UserError, answering, redacted
+from bakeoff.mlflow_store import open_store, store_uri
 from bakeoff.nearest import did_you_mean, nearest
 from bakeoff.paths import AD_HOC, ANALYSIS, study_names
 from bakeoff.report.claims import claims_table, claims_verdict, verdicts
@@ -32,7 +33,6 @@ from bakeoff.report.store import MOST, default_tracking, is_there, load_study
 from bakeoff.report.study import Study, write_study
 from bakeoff.report.tables import as_text, code_block, in_markdown, interval_note, markdown, per_seed
 from bakeoff.terminal import Words
-from bakeoff.tracking import open_store, store_uri
 
 CLAIMS = "claims"  # the page that is made from all studies
 KERNELS = 2  # notebooks that run at once

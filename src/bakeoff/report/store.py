@@ -23,12 +23,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from bakeoff.errors import UserError, first_line, redacted
-from bakeoff.paths import near
-from bakeoff.report.complete import with_complete_runs
-from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
-from bakeoff.report.statistics import counted
-from bakeoff.report.study import Study, read_study
-from bakeoff.tracking import (
+from bakeoff.mlflow_store import (
     COMPLETIONS,
     HELDOUT,
     METRICS,
@@ -39,6 +34,11 @@ from bakeoff.tracking import (
     metrics_table,
     open_store,
 )
+from bakeoff.paths import near
+from bakeoff.report.complete import with_complete_runs
+from bakeoff.report.naming import UNSHOWN, arm_names, labels, one_line, overrides
+from bakeoff.report.statistics import counted
+from bakeoff.report.study import Study, read_study
 
 DOWNLOADS = 8  # at once: from a server, most of the time is waiting
 MOST = 50_000  # runs of a search: MLflow's own limit
