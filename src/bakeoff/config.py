@@ -22,7 +22,7 @@ from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
 from bakeoff.files import HASH, content_hash
 from bakeoff.hardware import Hardware
-from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, Tracking
+from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, Tracking, defines_arm
 from bakeoff.model.config import Model
 from bakeoff.overrides import extend_grammar
 from bakeoff.paths import CONF, ROOT, study_folders
@@ -382,8 +382,9 @@ def digest(value: Any) -> str:
 
 def config_id(config: Config) -> str:
     """Hash of a configuration without seeds, bookkeeping and hardware: runs that differ in nothing else share it."""
-    rest = {k: v for k, v in by_content(plain(config)).items() if k not in NOT_IN_CONFIG_ID}
-    return digest(rest | {"sft": rest["sft"] | {"seed": None}})
+    rest = {k: v for k, v in by_content(plain(config)).items() if defines_arm(k)}
+    engine = {k: v for k, v in rest["engine"].items() if defines_arm(f"engine.{k}")}
+    return digest(rest | {"engine": engine, "sft": rest["sft"] | {"seed": None}})
 
 
 def task_id(config: Config) -> str:

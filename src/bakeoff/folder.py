@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from bakeoff.config import Config, config_id, flatten, plain
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
-from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, has_run, open_store, store_uri
+from bakeoff.mlflow_store import defines_arm, has_run, open_store, store_uri
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
 from bakeoff.task.countdown import solves
@@ -142,7 +142,7 @@ def longer(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]] 
     old, new = saved["budget"], config.budget
     if old["unit"] != new.unit.value or old["limit"] >= new.limit:
         return None
-    changes = {k: v for k, v in differences(saved, plain(config)).items() if k.split(".")[0] not in NOT_IN_CONFIG_ID}
+    changes = {k: v for k, v in differences(saved, plain(config)).items() if defines_arm(k)}
     return changes if all(may_change(key) for key in changes) else None
 
 

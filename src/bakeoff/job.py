@@ -40,7 +40,7 @@ from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics
-from bakeoff.mlflow_store import NOT_IN_CONFIG_ID
+from bakeoff.mlflow_store import defines_arm
 from bakeoff.modes import log_prediction, measure_quality
 from bakeoff.outbox import LOG
 from bakeoff.outcome import explained
@@ -140,7 +140,7 @@ def follow() -> None:
 
 def names_run(key: str, varied: list[str] | None) -> bool:
     """Whether a setting is part of a run's name: in a sweep, one in which its jobs differ, else one of its training."""
-    return key in varied if varied is not None else key.split(".")[0] not in NOT_IN_CONFIG_ID
+    return key in varied if varied is not None else defines_arm(key)
 
 
 def refuse_another(
@@ -152,7 +152,7 @@ def refuse_another(
             raise UserError(f"the folder '{folder}' holds checkpoints of an unknown run; choose another hydra.run.dir.")
     elif changes is None and (earlier.config_id, earlier.seed) != (config_id(config), config.seed):
         different = differences(read_config(folder), plain(config))
-        different = {k: v for k, v in different.items() if k == "seed" or k.split(".")[0] not in NOT_IN_CONFIG_ID}
+        different = {k: v for k, v in different.items() if k == "seed" or defines_arm(k)}
         values = " ".join(f"{key}={new}" for key, (_, new) in different.items() if all(map(may_change, different)))
         raise UserError(
             f"the folder '{folder}' holds another run ({described(different)}); choose another hydra.run.dir, or "

@@ -37,6 +37,7 @@ OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a 
 NOT_IN_CONFIG_ID = (
     *("seed", "arm", "study", "tuned", "tracking", "checkpoint"),
     *("device", "threads", "processes", "shard", "deterministic", "memory_limit_mb", "hardware", "price"),
+    *("engine.url", "engine.folder"),
 )
 
 for noisy in ("alembic", "mlflow"):
@@ -63,6 +64,11 @@ class Tracking:
     show_completion: bool = False
     system_metrics: bool = False
     register_model: str = ""
+
+
+def defines_arm(key: str) -> bool:
+    """Whether a parameter, by its dotted key, is part of `config_id`."""
+    return not {key, key.split(".")[0]} & {*NOT_IN_CONFIG_ID}
 
 
 def store_uri(tracking: Tracking) -> str:

@@ -75,7 +75,8 @@ def resume(folder: Path, arguments: list[str]) -> float:
     if refused:
         raise UserError(
             f"the run in '{folder}' cannot change what it trains: {described(refused)}; on resume, values of "
-            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final, and engine between embedded and vllm."
+            f"{', '.join(MAY_CHANGE)} may change, except evaluation.final, and engine among embedded, vllm and "
+            "vllm_server."
         )
     if starts_processes(after):
         return launched(after, folder, [f"resume={folder}", *arguments])

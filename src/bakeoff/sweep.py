@@ -30,7 +30,7 @@ from bakeoff.errors import UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import Record, described, differences, held, longer, read_config, read_record, result_of
 from bakeoff.launcher.local import shield_processes
-from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, SQLITE
+from bakeoff.mlflow_store import SQLITE, defines_arm
 from bakeoff.paths import AD_HOC, commit, page_file, study_file, study_folders
 from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read
@@ -225,7 +225,7 @@ def refuse_another_sweep(
             different = {
                 key: values
                 for key, values in differences(saved[path], plain(config)).items()
-                if key.split(".")[0] not in NOT_IN_CONFIG_ID and key != "sft.seed"
+                if defines_arm(key) and key != "sft.seed"
                 if not covers(varied - METHOD, key) and (not retyped & METHOD or covers(retyped - METHOD, key))
             }
             if "sweeps" in retyped:

@@ -18,6 +18,7 @@ from bakeoff.device import HOST, choose_device
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.rounded import Rounded
 from bakeoff.engine.vllm import Vllm, require_vllm
+from bakeoff.engine.vllm_server import VllmServer
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import SCRATCH, Precision
@@ -94,6 +95,8 @@ def validate(config: Config) -> None:
             raise UserError(sentence)
     if isinstance(config.engine, Vllm) and config.mode is not Mode.predict:
         require_vllm()
+    if isinstance(config.engine, VllmServer) and config.mode is not Mode.predict:
+        config.engine.reach()
     here = place()
     others = config.processes - 1 if config.mode is not Mode.predict else 0
     device = choose_device(config.device, here.local if here.size > 1 else others)

@@ -13,6 +13,8 @@ from bakeoff.engine.embedded import truncated
 from bakeoff.engine.engine import Engine, Generated, Request, Sampling, StaleWeights, make_rollout
 from bakeoff.engine.rounded import Rounded
 from bakeoff.engine.vllm import Vllm
+from bakeoff.engine.vllm_requests import VllmEngine
+from bakeoff.engine.vllm_server import VllmServer
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
@@ -20,6 +22,7 @@ from bakeoff.model.weights import weights_version
 from bakeoff.randomness import derive
 from bakeoff.rows import select
 from tests.conftest import compose, loop_of, update_of
+from tests.engine.conftest import HEADS
 from tests.passes import completion_logits
 
 TEXTS = ["12=", "4829103758=", "7="]
@@ -58,9 +61,11 @@ class Uncached(Engine):
 
 
 EVERY = ENGINES | {"uncached": Uncached}
-NATS = {Rounded: 0.05, Vllm: 1e-4}  # how far an engine's log-probs may be from the policy's; 1e-5 for all others
-# attention of 32 dimensions a head, the fewest that vLLM's kernel on the CPU computes
-HEADS = ["model.architecture.num_attention_heads=2", "model.architecture.num_key_value_heads=2"]
+NATS = {
+    Rounded: 0.05,
+    Vllm: 1e-4,
+    VllmServer: 1e-4,
+}  # how far an engine's log-probs may be from the policy's; 1e-5 for all others
 
 
 @pytest.fixture(params=EVERY)
@@ -68,6 +73,8 @@ def engine(request) -> Engine:
     if request.param == "vllm":
         pytest.importorskip("vllm", reason="`make vllm-test` runs it")
         return Vllm(cache_mb=64)
+    if request.param == "vllm_server":
+        return VllmServer(url=request.getfixturevalue("vllm_url"))
     return EVERY[request.param]()
 
 
@@ -171,7 +178,7 @@ def test_load_takes_the_current_weights(engine, policy):
 def test_completions_of_weights_that_have_moved_since_are_refused(engine, policy):
     """An engine without a copy has none that could be old."""
     rollout, request = completed(engine, policy), asked(policy)
-    assert (rollout.version is None) == (not isinstance(engine, Rounded | Vllm))
+    assert (rollout.version is None) == (not isinstance(engine, Rounded | VllmEngine))
     with torch.no_grad():
         next(iter(policy.parameters())).add_(1e-3)
     generated = engine.generate(request)

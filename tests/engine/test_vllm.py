@@ -2,22 +2,27 @@
 
 import importlib.util
 import os
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import torch
 
 from bakeoff.batch import Example
+from bakeoff.config import config_id
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.engine.vllm import RUNNING, Vllm
+from bakeoff.engine.vllm_server import VllmServer
 from bakeoff.errors import UserError
 from bakeoff.learner.learner import make_learner
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from tests.commands import call
 from tests.conftest import compose
-from tests.engine.test_contract import HEADS, completed
+from tests.engine.conftest import HEADS
+from tests.engine.test_contract import asked, completed
 from tests.passes import completion_logits
 from tests.stored import history, only_run
 
@@ -58,10 +63,16 @@ def test_memory_is_predicted_without_vllm(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@needs_vllm
-def test_greedy_completions_are_those_of_the_embedded_engine_in_float32():
+@pytest.fixture(params=["vllm", "vllm_server"])
+def vllm(request):
+    """vLLM in this process, and on a server."""
+    pytest.importorskip("vllm", reason="`make vllm-test` runs it")
+    return Vllm(cache_mb=64) if request.param == "vllm" else VllmServer(url=request.getfixturevalue("vllm_url"))
+
+
+def test_greedy_completions_are_those_of_the_embedded_engine_in_float32(vllm):
     policy = policy_of(*HEADS)
-    own, its = (completed(engine, policy, greedy=True, max_tokens=20) for engine in (Embedded(), Vllm(cache_mb=64)))
+    own, its = (completed(engine, policy, greedy=True, max_tokens=20) for engine in (Embedded(), vllm))
     assert its.completions == own.completions
     assert torch.allclose(its.sampler_logprobs, own.sampler_logprobs, atol=1e-4)
 
@@ -74,9 +85,8 @@ def test_greedy_completions_of_smollm2_are_those_of_the_embedded_engine_in_float
     assert its.completions == own.completions
 
 
-@needs_vllm
-def test_seeded_completions_of_more_prompts_than_one_pass_reads():
-    policy, engine = policy_of(*HEADS), Vllm(cache_mb=64)
+def test_seeded_completions_of_more_prompts_than_one_pass_reads(vllm):
+    policy, engine = policy_of(*HEADS), vllm
     prompts = encode(policy, [Example("7" * 99 + "=", "") for _ in range(100)], [])
     request = Request(prompts, 2, Sampling(), 4, seed=1)
     engine.load(policy)
@@ -85,14 +95,13 @@ def test_seeded_completions_of_more_prompts_than_one_pass_reads():
     assert len(set(first.completions)) > 50
 
 
-@needs_vllm
-def test_vllm_samples_with_the_adapter_merged_in():
+def test_vllm_samples_with_the_adapter_merged_in(vllm):
     config = compose(*HEADS, "model.lora.rank=4")
     learner = make_learner(config, policy_of(*HEADS))
     with torch.no_grad():
         for number, tensor in enumerate(learner.actor.trained().values()):
             tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)) / 4)
-    rollout = completed(Vllm(cache_mb=64), learner.actor)
+    rollout = completed(vllm, learner.actor)
     mask = rollout.sequences.mask
     with learner.actor.trunk.computing():
         logits = completion_logits(learner.actor, rollout.sequences, 1.0)
@@ -150,3 +159,73 @@ def test_smollm2_learns_with_vllm(tmp_path):
     reward = metrics["reward/mean"].dropna()
     assert reward[-5:].mean() > reward[:5].mean()
     assert metrics["rollout/sampler_mismatch"].max() < 1e-3, "nats a token; bfloat16's rounding alone gives up to 0.2"
+
+
+def test_a_server_that_another_run_uses_is_refused(vllm_url):
+    policy, mine, other = policy_of(*HEADS), VllmServer(url=vllm_url), VllmServer(url=vllm_url)
+    assert completed(mine, policy).completions
+    completed(other, policy)
+    with pytest.raises(UserError, match=r"weights are of version \w+-\d+, but this run has sent \w+-\d+: another run"):
+        mine.generate(asked(policy))
+    assert completed(mine, policy).completions, "its own weights again"
+
+
+def test_a_prompt_for_which_the_server_has_no_room_is_refused(vllm_url):
+    policy = policy_of(*HEADS, "model.architecture.max_position_embeddings=1024")
+    with pytest.raises(UserError, match=r"has room for 128 tokens, .* may have \d+; raise the server's --max-model"):
+        completed(VllmServer(url=vllm_url), policy, max_tokens=900)
+
+
+def test_weights_that_cannot_be_handed_over_name_the_folder(vllm_url, tmp_path, monkeypatch):
+    policy = policy_of(*HEADS)
+    with pytest.raises(UserError, match=r"engine.folder is '/nowhere', which does not take the weights .*No such file"):
+        completed(VllmServer(url=vllm_url, folder="/nowhere"), policy)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"engine.folder is '.', which the server does not see"):
+        completed(VllmServer(url=vllm_url, folder="."), policy)  # the server's working folder is another
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_with_a_server_logs_the_mismatch_and_goes_on_with_the_embedded_engine(vllm_url, tmp_path, processes):
+    """No file of weights is left, and several processes have one server."""
+    (tmp_path / "weights").mkdir()
+    small = [each for each in SMALL if not each.startswith("engine")]
+    server = ("engine=vllm_server", f"engine.url={vllm_url}", f"engine.folder={tmp_path / 'weights'}")
+    limit = ("budget={unit: updates, limit: 2}", f"processes={processes}", "algorithm.optimizer.minibatches=1")
+    first = call("bakeoff.__main__", (*small, *server, "algorithm=grpo", *limit), tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert (history(tmp_path)["rollout/sampler_mismatch"] < 1e-4).all()
+    assert not list((tmp_path / "weights").iterdir())
+    later = call("bakeoff.__main__", ("resume=out", "engine=embedded", "budget.limit=4"), tmp_path)
+    assert later.returncode == 0, later.stderr
+    assert history(tmp_path)["progress/sequences"].tolist() == [16.0 * n for n in range(1, 5)]
+
+
+@pytest.fixture(scope="module")
+def another_program():
+    """Address of a web server that is no vLLM."""
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nowhere", "8000", "ftp://127.0.0.1", "http://"])
+def test_a_server_that_does_not_answer_is_one_sentence_before_anything_is_begun(url, tmp_path):
+    result = call("bakeoff.__main__", ("engine=vllm_server", f"engine.url={url}"), tmp_path)
+    assert result.returncode == 2
+    assert f"engine.url is '{url}', which does not answer" in result.stderr
+    assert "to start the server, type: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --worker-extension-cls" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("outputs/*/*/*")), "nothing was begun"
+
+
+def test_a_program_that_is_no_vllm_is_one_sentence(another_program, tmp_path):
+    result = call("bakeoff.__main__", ("engine=vllm_server", f"engine.url={another_program}"), tmp_path)
+    assert result.returncode == 2
+    assert f"engine.url is '{another_program}', which answers 501 to /collective_rpc" in result.stderr
+
+
+def test_the_address_of_a_server_defines_no_arm():
+    one, elsewhere = (compose("mode=predict", "engine=vllm_server", f"engine.url=http://{host}") for host in "ab")
+    assert config_id(one) == config_id(elsewhere) != config_id(compose("mode=predict", "engine=vllm"))

@@ -27,9 +27,9 @@ from bakeoff.mlflow_store import (
     COMPLETIONS,
     HELDOUT,
     METRICS,
-    NOT_IN_CONFIG_ID,
     SQLITE,
     Tracking,
+    defines_arm,
     metric_history,
     metrics_table,
     open_store,
@@ -189,7 +189,7 @@ def params_frame(runs: list[Run]) -> pd.DataFrame:
         for key, value in run.data.params.items()
     ]
     frame = pd.DataFrame(rows, columns=["run", "key", "value"])
-    return frame.assign(in_config_id=~frame["key"].str.split(".").str[0].isin(NOT_IN_CONFIG_ID))
+    return frame.assign(in_config_id=frame["key"].map(defines_arm).astype(bool))
 
 
 def metrics_frame(
