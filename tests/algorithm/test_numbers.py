@@ -1,12 +1,13 @@
 """Extreme log-ratios, groups and batches: losses and gradients stay finite, whatever the options of a method."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from bakeoff.algorithm import AXES, Algorithm
-from bakeoff.algorithm.kl import InRewardAdaptive
+from bakeoff.algorithm.kl import MOST_BETA, AdaptivePenalty, InRewardAdaptive
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, policy_loss
 from bakeoff.batch import Tokens
 
@@ -73,6 +74,17 @@ def test_an_adaptive_beta_never_changes_its_sign(episodes, nats):
     for _ in range(20):
         beta = InRewardAdaptive(horizon_episodes=1000).adapt(beta, nats, episodes)
         assert beta > 0
+
+
+@pytest.mark.parametrize("nats", [0.0, 1e-3, 1.0, math.inf])
+def test_an_adaptive_beta_stays_where_a_gradients_norm_is_a_number(nats):
+    """Also where a target is one that no coefficient reaches."""
+    first, second = AdaptivePenalty(target_nats_per_token=1e-9), InRewardAdaptive(target_nats_per_sequence=1e-9)
+    betas = [first.beta, second.beta]
+    for _ in range(2000):
+        betas = [first.adapt(betas[0], nats), second.adapt(betas[1], nats, 10**6)]
+        assert all(0 <= beta <= MOST_BETA for beta in betas)
+    assert torch.isfinite((torch.tensor(betas) * torch.ones(2)).square().sum())
 
 
 def rewards_of(scores, lengths, group):

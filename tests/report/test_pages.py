@@ -1,5 +1,6 @@
 """Every study's page from a store whose answers are known: the sentences, the frames, and the notebooks themselves."""
 
+import dataclasses
 import html
 import math
 import re
@@ -271,6 +272,18 @@ def test_bounds_are_compared_at_their_best_and_at_their_worst_strength(store):
     assert "clip 0.952, adaptive penalty 0.940, fixed penalty 0.932" in text
     assert "Clip − adaptive penalty: +0.012" in text
     assert "clip is higher" in text
+
+
+def test_a_strength_at_which_runs_diverged_leaves_the_cost_of_a_wrong_one_unknown(store):
+    study = load_study("clip_vs_adaptive", store)
+    lost = study.runs["name"] == study.runs["name"][study.runs["algorithm"] == "ppo_kl"].iloc[0]
+    study = dataclasses.replace(study, runs=study.runs[~lost], unfinished=study.runs[lost])
+    spread = clip_vs_adaptive.spreads(study)
+    assert spread["adaptive penalty"].isna().all()
+    assert spread["clip"].notna().all()
+    assert "adaptive penalty unknown, as runs at one did not finish" in clip_vs_adaptive.verdict(study)
+    hard_to_pick = clip_vs_adaptive.CLAIMS[0]
+    assert hard_to_pick.verdict(hard_to_pick.of(study)) == "undecided"
 
 
 def test_a_verdict_on_quality_names_best_lower_and_biased_methods(store):

@@ -611,6 +611,8 @@ def test_what_is_idle_is_named():
     assert len(found) == 4, "TRPO has no clip, which cannot idle"
     for part in ("trpo leaves 2.3 of", "trpo takes no step in 50 %", "ppo_kl is off in 50 %", "ppo_kl never binds"):
         assert any(part in sentence for sentence in found), part
+    beyond = with_metrics(data, kl__beta_behaviour={"ppo_kl": [1.0, 100.0, 10_000.0, 1e6]})
+    assert [sentence.split(":")[0] for sentence in idle(beyond)] == ["the KL of ppo_kl stays above its target"]
     well = with_metrics(
         data,
         policy__cg_residual={"trpo": [0.1, 0.3]},

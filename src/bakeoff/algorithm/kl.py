@@ -45,6 +45,11 @@ def exact(logits: Tensor, other_logits: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
+# β at most (ours): Adam keeps the length of a step whatever its coefficient, so a target below the KL of such a step
+# would double β until a gradient's norm overflows, after 66 updates
+MOST_BETA = 1e6
+
+
 class Estimator(Enum):
     k1 = "k1"
     k2 = "k2"
@@ -141,7 +146,8 @@ class InRewardAdaptive(InReward):
     """β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon): the controller of Ziegler et al. 2019 §2.2.
 
     Its KL is nats per *sequence*; feeding it a per-token mean would be another controller. One update at most halves
-    β: where n is several horizons, the formula's β would be negative, a reward for leaving the reference.
+    β: where n is several horizons, the formula's β would be negative, a reward for leaving the reference. β is at most
+    MOST_BETA (ours).
 
     target_nats_per_sequence   target of the KL to the reference
     horizon_episodes           number of sequences in which β may grow or fall by a fifth
@@ -153,7 +159,7 @@ class InRewardAdaptive(InReward):
 
     def adapt(self, beta: float, nats_per_sequence: float, episodes: int) -> float:
         error = min(max(nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
-        return beta * max(1 + error * episodes / self.horizon_episodes, 0.5)
+        return min(beta * max(1 + error * episodes / self.horizon_episodes, 0.5), MOST_BETA)
 
 
 @dataclass
@@ -222,7 +228,8 @@ class Penalty(KLToBehaviour):
 class AdaptivePenalty(Penalty):
     """β halves below target/1.5 and doubles above 1.5·target: Schulman et al. 2017 §4.
 
-    1.5 and 2 are the paper's; the target is ours (the paper's 0.003 to 0.03 are per state of a robot).
+    1.5 and 2 are the paper's; the target is ours (the paper's 0.003 to 0.03 are per state of a robot), and so is the
+    bound MOST_BETA.
 
     target_nats_per_token   target of KL(π_old‖π_θ)
     """
@@ -236,5 +243,5 @@ class AdaptivePenalty(Penalty):
         if nats_per_token < self.target_nats_per_token / 1.5:
             return beta / 2
         if nats_per_token > self.target_nats_per_token * 1.5:
-            return beta * 2
+            return min(beta * 2, MOST_BETA)
         return beta

@@ -34,6 +34,11 @@ def share_dead(values: pd.Series) -> float:
     return float((values < 0.01 * values.iloc[0]).mean())
 
 
+def share_excessive(values: pd.Series) -> float:
+    """The share of updates in which a coefficient is above 1000 times its first value."""
+    return float((values > 1000 * values.iloc[0]).mean())
+
+
 RULES = [
     Rule(
         "policy/cg_residual",
@@ -53,6 +58,16 @@ RULES = [
         share_dead,
         lambda dead: dead > 0.1,
         "the KL penalty of {arm} is off in {share} of its updates: β is below 1 % of its start",
+    ),
+    *(
+        Rule(
+            metric,
+            share_excessive,
+            lambda excessive: excessive > 0.1,
+            "the KL of {arm} stays above its target: β is above 1000 times its start in {share} of its updates; the "
+            "target is below what a step at this learning rate makes",
+        )
+        for metric in ("kl/beta_behaviour", "kl/beta_reference")
     ),
     Rule(
         REFERENCE_KL,

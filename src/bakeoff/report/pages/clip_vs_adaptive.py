@@ -55,7 +55,10 @@ def verdict(study: Study) -> str:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
         text += f"{found.note} Each accuracy is the largest of several noisy means. "
-    costs = ", ".join(f"{way} {mean_interval(cost).text()}" for way, cost in spreads(study).items())
+    costs = ", ".join(
+        f"{way} {mean_interval(cost).text() if cost.notna().any() else 'unknown, as runs at one did not finish'}"
+        for way, cost in spreads(study).items()
+    )
     return text + f"Difference between the best and the worst strength: {costs}."
 
 
@@ -70,9 +73,16 @@ def at_best(study: Study) -> dict[str, pd.Series]:
 
 
 def spreads(study: Study) -> pd.DataFrame:
-    """Highest − lowest accuracy over the strengths of a way: a row for each seed, a column for each way."""
+    """Highest − lowest accuracy over the strengths of a way: a row for each seed, a column for each way.
+
+    NaN where a strength has no finished run, which may be the worst.
+    """
+    every = pd.concat([study.runs, study.unfinished])
+    strengths = every.groupby(every["algorithm"].map(lambda algorithm: WAYS[algorithm][0]))["name"].nunique()
     accuracies = runs_by_bound(study).groupby(["seed", "way"], sort=False)["accuracy"]
-    return (accuracies.max() - accuracies.min()).unstack("way")
+    spread = (accuracies.max() - accuracies.min()).unstack("way")
+    ended = accuracies.size().unstack("way")
+    return spread.where(ended == strengths[ended.columns])
 
 
 def target_ratios(study: Study) -> pd.DataFrame:
