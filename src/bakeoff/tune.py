@@ -39,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="bakeoff-tune",
         description=__doc__,
         epilog="Takes the keys of `bakeoff`, as in: bakeoff-tune algorithm=ppo,grpo task=my_task model=smollm2_135m. "
+        "Two jobs run at a time; hydra/launcher=NAME chooses another launcher. "
         "Writes conf/tuned/TASK_MODEL/METHOD.yaml in the working folder, where runs on that task and model find it.",
     )
     parser.add_argument("overrides", nargs="*", help="keys of `bakeoff`; algorithm=a,b names the methods")
@@ -150,7 +151,8 @@ def tune(
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
     folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
-    code = launch([*common, *swept, "hydra/launcher=two_jobs", f"hydra.sweep.dir={folder}"], command)
+    launcher = [] if any(each.startswith("hydra/launcher=") for each in overrides) else ["hydra/launcher=two_jobs"]
+    code = launch([*common, *swept, *launcher, f"hydra.sweep.dir={folder}"], command)
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) and code:
         raise SystemExit(code)

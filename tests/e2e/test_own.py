@@ -108,7 +108,8 @@ def test_a_checkpoint_and_an_adapter_are_scored_and_open_in_transformers(project
 def test_rates_are_tuned_with_equal_trials_and_then_used(project):
     easy = ["task.digits=2", "task.max_new_tokens=3", "task.heldout=8", "sft={steps: 60, batch: 32, accuracy: 0}"]
     short = [*easy, "batch={prompts: 4, group_size: 4}", "budget={unit: updates, limit: 1}"]
-    search = ("algorithm=ppo,grpo", *short, "--rates", "1e-4,1e-3", "--seeds", "100,101")
+    one_by_one = "hydra/launcher=basic"
+    search = ("algorithm=ppo,grpo", *short, one_by_one, "--rates", "1e-4,1e-3", "--seeds", "100,101")
     refused = call("bakeoff.tune", search, project)
     assert "the package already has tuned values sort_tiny/ppo" in refused.stderr
     tuned = call("bakeoff.tune", (*search, "--name", "mine"), project)

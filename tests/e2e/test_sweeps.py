@@ -32,7 +32,7 @@ def runs_in(folder: Path):
 
 
 def test_a_sweep_and_its_report(command, report, tmp_path):
-    arguments = [*SHORT, "budget={unit: updates, limit: 2}", "hydra.sweep.dir=sweep"]
+    arguments = [*SHORT, "budget={unit: updates, limit: 2}", "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
     ran = command("sweeps=methods", "algorithm=ppo,grpo", "seed=1,2", *arguments)
     assert ran.returncode == 0, ran.stderr
     assert "4 jobs" in ran.stdout
