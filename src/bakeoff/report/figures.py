@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,7 @@ ROLE_SHADES = {
 }
 MANY = 6  # arms, above which each has a panel of its own
 WIDTH = 6.0  # inches: text of 10 points is readable on a page and on a phone
+CHARACTERS = 72  # of a title across the page
 TERM = "reward/term_"  # begins the names of a reward's parts
 AXES = {"update": "updates", "sequences": "completions", "tokens": "completion tokens", "seconds": "training seconds"}
 
@@ -76,6 +78,9 @@ def finished(figure: Figure, caption: str, study: Study | None = None) -> Figure
     """
     caption = f"{caption} {provenance(study)}." if study else caption
     figure.suptitle(caption, x=0.01, ha="left", fontsize=10, wrap=True)
+    for axes in figure.axes:
+        if grid := axes.get_gridspec():  # a long title would run over its neighbour's
+            axes.set_title(textwrap.fill(axes.get_title("left"), CHARACTERS // grid.ncols))
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         transform: Any = axis.get_transform()
         plain = LogFormatter(transform.base)  # matplotlib's own writes 10² as mathematical text: see `style`
