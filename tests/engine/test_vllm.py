@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import threading
-from http.server import HTTPServer, SimpleHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -224,6 +224,26 @@ def test_a_program_that_is_no_vllm_is_one_sentence(another_program, tmp_path):
     result = call("bakeoff.__main__", ("engine=vllm_server", f"engine.url={another_program}"), tmp_path)
     assert result.returncode == 2
     assert f"engine.url is '{another_program}', which answers 501 to /collective_rpc" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "answer", ["{}", "[]", "null", '{"results": []}', '{"results": [{}]}', '{"results": ["x"]}', "<p>"]
+)
+def test_a_program_that_answers_otherwise_is_one_sentence(answer):
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(
+            UserError, match=r"^engine.url is .*, which answers as no vLLM server does; to start one, type"
+        ):
+            VllmServer(url=f"http://127.0.0.1:{server.server_port}").reach()
+        server.shutdown()
 
 
 def test_the_address_of_a_server_defines_no_arm():

@@ -64,14 +64,20 @@ class VllmServer(VllmEngine):
             return
         folder = Path(self.folder or (MEMORY if MEMORY.is_dir() else tempfile.gettempdir()))
         remote = Remote(torch.float32, 0, self.url.rstrip("/"), folder)
-        with self.alive():
-            settings = remote.rpc("bakeoff_settings")[0]
-        if settings["logprobs_mode"] != "processed_logprobs":
+        try:
+            with self.alive():
+                settings = remote.rpc("bakeoff_settings")[0]
+            mode, remote.room = settings["logprobs_mode"], settings["max_model_len"]
+            remote.dtype = getattr(torch, settings["dtype"])
+        except (TypeError, LookupError, AttributeError, ValueError) as error:
             raise UserError(
-                f"engine.url is '{self.url}', whose log-probs are {settings['logprobs_mode']}; start the server with "
+                f"engine.url is '{self.url}', which answers as no vLLM server does; to start one, type: {START}."
+            ) from error
+        if mode != "processed_logprobs":
+            raise UserError(
+                f"engine.url is '{self.url}', whose log-probs are {mode}; start the server with "
                 "--logprobs-mode processed_logprobs."
             )
-        remote.room, remote.dtype = settings["max_model_len"], getattr(torch, settings["dtype"])
         self._remote = remote
 
     def require_finite(self, logprobs: Tensor) -> None:
@@ -124,11 +130,15 @@ class Remote(Server):
         self.label = processes.led(lambda: self.send(policy))
 
     def send(self, policy: Policy) -> str:
-        """Sends the weights in the server's precision; returns their label."""
+        """Sends the weights in the server's precision; returns their label.
+
+        They have another label until they are there, which a run sees that uses the server at the same time.
+        """
         from bakeoff.model.weights import exported  # late, as it imports transformers
 
         label = f"{self._run}-{self._sent}"
         weights = {name: tensor.to(HOST, self.dtype).contiguous() for name, tensor in exported(policy)}
+        self.ask("/update_weight_version", {"new_version": f"{label}, half sent"})
         with weights_file(weights, self.folder, label) as path:
             try:
                 self.rpc("bakeoff_take", str(path))
