@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
-from bakeoff.report.statistics import Estimate, mean_interval, paired_difference
+from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, share_interval
 from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary, unmoved
 
@@ -102,12 +102,13 @@ def plot(study: Study) -> Figure:
     """Accuracy, and the median KL of an update, over the strengths of each way from smallest to largest."""
     runs = runs_by_bound(study)
     figure, all_axes = panels(2, 3.6)
-    for axes, measure in zip(all_axes, ("accuracy", "kl"), strict=True):
+    for axes, measure, interval in zip(all_axes, ("accuracy", "kl"), (share_interval, mean_interval), strict=True):
         for number, (way, own) in enumerate(runs.groupby("way", sort=False)):
-            means, colour = own.groupby("strength")[measure].apply(mean_interval), SHADES[str(way)]
+            means, colour = own.groupby("strength")[measure].apply(interval), SHADES[str(way)]
             points = [(place + 0.12 * (number - 1), mean) for place, mean in enumerate(means)]
             plot_over_strength(axes, points, colour, str(way))
-            for (x, mean), strength in zip(points, means.index, strict=True):
+            labelled = zip(points, means.index, strict=True) if measure == "kl" else ()  # accuracies lie too close
+            for (x, mean), strength in labelled:
                 at = (x, mean.value)
                 axes.annotate(f"{strength:g}", at, (4, 5), textcoords="offset points", fontsize=8, color=colour)
         axes.set_xticks(range(3), ["smallest", "middle", "largest"])
