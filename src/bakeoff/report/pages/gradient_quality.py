@@ -15,7 +15,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import plot_dots
 from bakeoff.report.statistics import Estimate, counted, paired_ratio
 from bakeoff.report.study import Study
-from bakeoff.report.tables import by_seed, estimates, estimates_table
+from bakeoff.report.tables import by_seed, estimates, estimates_table, number
 
 SIGNAL = "gradient/snr_per_1000_tokens"
 VARIANCE, NORM = "gradient/relative_variance", "gradient/norm"
@@ -61,7 +61,7 @@ def verdict(study: Study) -> str:
     return (
         f"The gradient of {best} has the highest signal-to-noise ratio per 1000 completion tokens. Significantly lower "
         f"as a fraction of the best: {', '.join(lower) or 'none'}; four of five such studies find a factor of "
-        f"{least:.2g}. Significantly biased (a cosine between expected and policy gradient below one): "
+        f"{number(least)}. Significantly biased (a cosine between expected and policy gradient below one): "
         f"{', '.join(biased) or 'none'}. Tests are corrected (Holm), of signals for {len(pairs)} pairs, of bias for "
         f"{arms}. "
         + "".join(covariance_sentence(study, *pair) for pair in BASELINE if set(pair) <= set(study.arms))
