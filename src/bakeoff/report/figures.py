@@ -79,7 +79,8 @@ def finished(figure: Figure, caption: str, study: Study | None = None) -> Figure
     caption = f"{caption} {provenance(study)}." if study else caption
     figure.suptitle(caption, x=0.01, ha="left", fontsize=10, wrap=True)
     for axes in figure.axes:
-        if grid := axes.get_gridspec():  # a long title or label would run over its neighbour's
+        grid = axes.get_gridspec()
+        if grid and grid.ncols > 1:  # a long title or label would run over its neighbour's
             width = CHARACTERS // grid.ncols
             axes.set_title(textwrap.fill(axes.get_title("left"), width))
             axes.set_xlabel(textwrap.fill(axes.get_xlabel(), width * 3 // 4))  # beside the labels of the other axis
