@@ -34,11 +34,11 @@ METRICS = "metrics.parquet"  # the artifact that holds an ended run's metrics, s
 COMPLETIONS, HELDOUT = "completions.json", "heldout.json"  # tables of training and of held-out completions, over time
 OUT_OF_MEMORY, DIVERGED = "out of memory", "diverged"  # the tag `outcome` of a run that ended so
 # parameters outside of `config_id`: runs that differ in them alone are of one arm
-NOT_IN_CONFIG_ID = (
+NOT_IN_CONFIG_ID = {
     *("seed", "arm", "study", "tuned", "tracking", "checkpoint"),
     *("device", "threads", "processes", "shard", "deterministic", "memory_limit_mb", "hardware", "price"),
     *("engine.url", "engine.folder"),
-)
+}
 
 for noisy in ("alembic", "mlflow"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -68,7 +68,7 @@ class Tracking:
 
 def defines_arm(key: str) -> bool:
     """Whether a parameter, by its dotted key, is part of `config_id`."""
-    return not {key, key.split(".")[0]} & {*NOT_IN_CONFIG_ID}
+    return not {key, key.split(".")[0]} & NOT_IN_CONFIG_ID
 
 
 def store_uri(tracking: Tracking) -> str:

@@ -13,10 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from bakeoff.engine.vllm_requests import OTHERWISE, Completion, Server, VllmEngine
 from bakeoff.engine.vllm_worker import renew_heads
@@ -60,13 +59,10 @@ class Vllm(VllmEngine):
     cache_mb    memory of vLLM's keys and values
     """
 
+    name: ClassVar[str] = "vllm"
+
     precision: Passes = Passes.policy
     cache_mb: float = number(1024.0, least=1, most=VAST, unit="MB")
-
-    @property
-    def name(self) -> str:
-        """What `engine` is set to."""
-        return "vllm"
 
     def connect(self, policy: Policy) -> InProcess:
         """The vLLM of this process, which has a model of the policy's configuration."""
@@ -87,12 +83,6 @@ class Vllm(VllmEngine):
         """Precision of weights and passes."""
         exact = policy.precision is Precision.float32 and self.precision is Passes.policy
         return torch.float32 if exact or self.precision is Passes.float32 else torch.bfloat16
-
-    def require_finite(self, logprobs: Tensor) -> None:
-        """Raises Diverged where a log-prob is not finite."""
-        if not torch.isfinite(logprobs).all():
-            stop()  # its cache holds NaN, which a later run of this process would read
-        super().require_finite(logprobs)
 
     def rest(self) -> None:
         """On a GPU, frees the memory of weights, keys and values until the next `load`."""
@@ -138,6 +128,10 @@ class InProcess(Server):
         found = self.llm.generate(asked, sampled, use_tqdm=False)
         outputs = [each for one in found for each in sorted(one.outputs, key=lambda each: each.index)]
         return [Completion(list(each.token_ids), list(each.logprobs.logprobs), each.stop_reason) for each in outputs]
+
+    def clear(self) -> None:
+        """Ends it; the next `load` starts another."""
+        stop()
 
 
 RUNNING: dict[Any, InProcess] = {}  # at most one: vLLM holds state of the whole process

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bakeoff.algorithm.divergence import require_finite
@@ -61,9 +60,18 @@ class Server:
         """
         raise NotImplementedError
 
+    def clear(self) -> None:
+        """Clears its keys and values, which hold NaN that would reach what is computed beside it."""
+        raise NotImplementedError
+
 
 class VllmEngine(Engine):
-    """Decodes with a vLLM, which has a copy of the weights and receives it before every rollout."""
+    """Decodes with a vLLM, which has a copy of the weights and receives it before every rollout.
+
+    name   what `engine` is set to
+    """
+
+    name: ClassVar[str]
 
     def connect(self, policy: Policy) -> Server:
         """The vLLM, which may have other weights."""
@@ -75,11 +83,6 @@ class VllmEngine(Engine):
 
     def no_room(self, tokens: int) -> str:
         """A sentence that the server has no room for this number of tokens, and what gives it more."""
-        raise NotImplementedError
-
-    @property
-    def name(self) -> str:
-        """What `engine` is set to."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -147,12 +150,10 @@ class VllmEngine(Engine):
         for row, each in enumerate(completions):
             ids[row, : len(each.ids)] = torch.tensor(each.ids)
             logprobs[row, : len(each.ids)] = torch.tensor(each.logprobs)
-        self.require_finite(logprobs)
-        return Generated(ids.to(policy.device), logprobs.to(policy.device), version=self._version)
-
-    def require_finite(self, logprobs: Tensor) -> None:
-        """Raises Diverged where a log-prob is not finite."""
+        if not torch.isfinite(logprobs).all():
+            self._server.clear()
         require_finite(logprobs, "a log-probability of the policy that samples")
+        return Generated(ids.to(policy.device), logprobs.to(policy.device), version=self._version)
 
     def require_stops(self, completions: list[Completion], stop: tuple[str, ...]) -> None:
         """Raises UserError where a completion ends at a stop string that its text, as the tokenizer has it, lacks."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,23 +45,19 @@ class VllmServer(VllmEngine):
     folder   folder that the server reads too, for the file of weights; empty: in the memory of this machine
     """
 
+    name: ClassVar[str] = "vllm_server"
+
     url: str = "http://127.0.0.1:8000"
     folder: str = ""
 
-    @property
-    def name(self) -> str:
-        """What `engine` is set to."""
-        return "vllm_server"
-
     def connect(self, policy: Policy) -> Remote:
-        """The server, asked once for its settings."""
-        self.reach()
-        return self._remote
+        """The server, which may have other weights."""
+        return self.reach()
 
-    def reach(self) -> None:
-        """Asks the server for its settings; raises UserError where it does not answer, or another program does."""
-        if hasattr(self, "_remote"):
-            return
+    def reach(self) -> Remote:
+        """The server, asked once for its settings; raises UserError where it, or another program, answers otherwise."""
+        if isinstance(known := getattr(self, "_server", None), Remote):
+            return known
         folder = Path(self.folder or (MEMORY if MEMORY.is_dir() else tempfile.gettempdir()))
         remote = Remote(torch.float32, 0, self.url.rstrip("/"), folder)
         try:
@@ -78,13 +74,8 @@ class VllmServer(VllmEngine):
                 f"engine.url is '{self.url}', whose log-probs are {mode}; start the server with "
                 "--logprobs-mode processed_logprobs."
             )
-        self._remote = remote
-
-    def require_finite(self, logprobs: Tensor) -> None:
-        """Raises Diverged where a log-prob is not finite."""
-        if not torch.isfinite(logprobs).all():
-            self._remote.rpc("bakeoff_clear")  # its cache holds NaN, which a later run would read
-        super().require_finite(logprobs)
+        self._server = remote
+        return remote
 
     def no_room(self, tokens: int) -> str:
         """A sentence that the server has no room for this number of tokens, and what gives it more."""
@@ -165,6 +156,10 @@ class Remote(Server):
                     f"sent {self.label}: another run uses the server; give each run a server of its own."
                 )
         return [Completion(each["token_ids"], logprobs(each), each["stop_reason"]) for each in choices]
+
+    def clear(self) -> None:
+        """Clears its keys and values in every worker."""
+        self.rpc("bakeoff_clear")
 
     def rpc(self, method: str, *arguments: str) -> Any:
         """What the method of each of the server's workers returns."""
