@@ -18,7 +18,8 @@ ready  = $(if $(call others,$(1)),,$(1)/.ready)
 READY       := $(call ready,$(VENV))
 READY_PEERS := $(call ready,$(PEERS))
 READY_VLLM  := $(call ready,$(VLLM))
-ifneq ($(call others,$(VENV))$(call others,$(PEERS))$(call others,$(VLLM)),)
+READY_LAUNCHERS := $(call ready,$(LAUNCHERS))
+ifneq ($(strip $(foreach each,$(VENV) $(PEERS) $(VLLM) $(LAUNCHERS),$(call others,$(each)))),)
 export PYTHONPATH := $(CURDIR)/src
 endif
 
@@ -78,14 +79,14 @@ test: $(READY)  ## all tests
 ui-test: $(READY)  ## the MLflow UI in headless Chromium
 	$(BIN)/python -m pytest -m ui tests/ui
 
-slurm-test: $(LAUNCHERS)/.ready  ## as root on Debian: six jobs in a Slurm of two nodes on this machine, preempted, with a node killed: ten minutes or so
+slurm-test: $(READY_LAUNCHERS)  ## as root on Debian: six jobs in a Slurm of two nodes on this machine, preempted, with a node killed: ten minutes or so
 	command -v slurmctld > /dev/null || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends slurm-wlm)
 	$(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_slurm.py
 
-ray-test: $(LAUNCHERS)/.ready  ## six jobs on a Ray cluster in a network of its own, with a worker and a node killed: five minutes or so
+ray-test: $(READY_LAUNCHERS)  ## six jobs on a Ray cluster in a network of its own, with a worker and a node killed: five minutes or so
 	unshare --net --map-root-user sh -c 'ip link set lo up && exec $(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_ray.py'
 
-server-test: $(LAUNCHERS)/.ready  ## eight writers on `mlflow server` with PostgreSQL behind it: two minutes or so
+server-test: $(READY_LAUNCHERS)  ## eight writers on `mlflow server` with PostgreSQL behind it: two minutes or so
 	$(LAUNCHERS)/bin/python -m pytest -n 0 -m cluster tests/cluster/test_server.py
 
 fuzz: $(READY)  ## 10 000 mutated configurations: each is refused in one sentence or sound; 1000 small ones take an update
@@ -167,7 +168,7 @@ lock: $(READY)  ## write the lock from what is installed
 	$(BIN)/pip freeze --exclude bakeoff | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS) $(READY_VLLM)) $(SITE) $(LAUNCHERS) site
+	rm -rf $(patsubst %/.ready,%,$(READY) $(READY_PEERS) $(READY_VLLM) $(READY_LAUNCHERS)) $(SITE) site
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV): about two minutes"

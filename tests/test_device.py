@@ -28,7 +28,7 @@ from bakeoff.metrics import update_metrics
 from bakeoff.model.config import Precision
 from bakeoff.model.weights import save
 from bakeoff.paths import CONF
-from bakeoff.predict import cheaper
+from bakeoff.savings import cheaper
 from bakeoff.validation import validate
 from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of

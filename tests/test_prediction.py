@@ -12,8 +12,9 @@ from bakeoff.loop import update_once
 from bakeoff.model.build import skeleton
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF
-from bakeoff.predict import predict, savings
+from bakeoff.predict import predict
 from bakeoff.predict_command import largest
+from bakeoff.savings import savings
 from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS

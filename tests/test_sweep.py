@@ -10,8 +10,9 @@ from bakeoff.arms import Job
 from bakeoff.config import config_id, register
 from bakeoff.errors import UserError
 from bakeoff.folder import Record, write_record
+from bakeoff.job_folders import placed
 from bakeoff.progress import read
-from bakeoff.sweep import launch_each, placed
+from bakeoff.sweep import launch_each
 from bakeoff.tracking import start_run
 from bakeoff.validation import compose
 from tests.commands import store_of

@@ -16,8 +16,8 @@ from bakeoff.learner.checkpoint import checkpoints
 from bakeoff.measure.phase import Peak, Phases
 from bakeoff.metrics import peak_metrics
 from bakeoff.mlflow_store import DIVERGED, OUT_OF_MEMORY
-from bakeoff.predict import savings
 from bakeoff.progress import RunProgress
+from bakeoff.savings import savings
 from bakeoff.terminal import megabytes
 from bakeoff.tracking import Tracker
 

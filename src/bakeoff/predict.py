@@ -7,10 +7,8 @@ a run. Nothing is loaded, and nothing is allocated but Python objects: 70 billio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,13 +16,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bakeoff.algorithm.critic import Adapter, OwnStep, Separate
+from bakeoff.algorithm.critic import OwnStep
 from bakeoff.algorithm.optimizer import Adam, Optimizer, StepStatistics, Subproblem, Trpo
 from bakeoff.attribution import Label, attributed
-from bakeoff.batch import Experience, Prompts, Rollout, Sequences, micro_batches
+from bakeoff.batch import Experience, Sequences, micro_batches
 from bakeoff.config import Config
 from bakeoff.device import GPU_LOGITS_MB, HOST, logits_bound
-from bakeoff.engine.engine import Batch, Engine, Request
+from bakeoff.engine.engine import Engine, Request
+from bakeoff.imagined import imagined_experience, imagined_prompts, imagined_rollout
 from bakeoff.learner.experience import forward_passes
 from bakeoff.learner.fisher import sequences_within
 from bakeoff.learner.holdings import optimizer_tensors, weight_bytes, weights
@@ -38,7 +37,6 @@ from bakeoff.loop import Loop
 from bakeoff.measure.phase import Peak, Phases, largest_peak
 from bakeoff.measure.work import Operators, Work
 from bakeoff.model.build import skeleton
-from bakeoff.model.config import Lora
 from bakeoff.model.encode import encode, leave_out_long_prompts
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.policy import Policy
@@ -325,70 +323,3 @@ def with_gradients(role: str, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-
-
-def imagined_prompts(prompts: int, tokens: int) -> Prompts:
-    """Encoded prompts of that number of tokens each."""
-    ids = torch.zeros(prompts, tokens, dtype=torch.int64)
-    return Prompts([], [], ids, torch.ones_like(ids, dtype=torch.bool))
-
-
-def imagined_rollout(batch: Batch, prompt: int, completion: int) -> Rollout:
-    """The tensors of a decoded rollout."""
-    mask = torch.ones(batch.sequences, completion, dtype=torch.bool)
-    attention = torch.ones(batch.sequences, prompt + completion, dtype=torch.bool)
-    return Rollout(
-        examples=[],
-        prompts=[],
-        completions=[],
-        sequences=Sequences(attention.long(), attention, mask, batch.group_size),
-        sampler_logprobs=torch.zeros(mask.shape),
-        entropy=torch.zeros(mask.shape),
-        ended=mask[:, -1],
-        max_tokens=completion,
-        decode=lambda ids: "",
-    )
-
-
-def imagined_experience(learner: Learner, rollout: Rollout) -> Experience:
-    """An experience of a rollout with the tensors that the method needs."""
-    one = torch.zeros(rollout.sequences.mask.shape)
-    valued = learner.algorithm.critic.exists
-    return Experience(
-        sequences=rollout.sequences,
-        behaviour_logprobs=one,
-        advantages=one.clone(),
-        max_tokens=rollout.max_tokens,
-        entropy=rollout.entropy,
-        chosen=torch.zeros_like(rollout.sequences.mask) if learner.algorithm.objective.chooses else None,
-        correction=one.clone() if learner.algorithm.correction.corrects else None,
-        reference_logprobs=one.clone() if learner.algorithm.kl_to_reference.needs_reference else None,
-        values=one.clone() if valued else None,
-        returns=one.clone() if valued else None,
-    )
-
-
-def savings(config: Config) -> list[tuple[str, int]]:
-    """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first."""
-    return sorted(((setting, predict(changed).peak) for setting, changed in cheaper(config)), key=itemgetter(1))
-
-
-def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
-    """The configuration with one setting changed to save memory, and that setting as a user types it."""
-    algorithm, model = config.algorithm, config.model
-    completion = config.lengths.completion or config.task.max_tokens
-    read = config.micro_tokens or config.batch.sequences * completion
-    if read > completion:  # a pass reads at least one sequence
-        yield f"micro_tokens={read // 4}", replace(config, micro_tokens=read // 4)
-    if not model.gradient_checkpointing:
-        recomputing = replace(model, gradient_checkpointing=True)
-        yield "model.gradient_checkpointing=true", replace(config, model=recomputing)
-    if not config.logits_mb or config.logits_mb > 16:
-        yield "logits_mb=16", replace(config, logits_mb=16)
-    if not config.offload:
-        yield "offload=true", replace(config, offload=True)
-    if not model.lora.rank and not isinstance(algorithm.critic, Adapter):
-        yield "model.lora.rank=16", replace(config, model=replace(model, lora=Lora(16)))
-    if isinstance(algorithm.critic, Separate):
-        critic = Adapter(optimizer=algorithm.critic.optimizer, head_std=algorithm.critic.head_std)
-        yield "algorithm/critic=adapter", replace(config, algorithm=replace(algorithm, critic=critic))

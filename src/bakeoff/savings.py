@@ -1,0 +1,38 @@
+"""Settings that save memory, by prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from operator import itemgetter
+
+from bakeoff.algorithm.critic import Adapter, Separate
+from bakeoff.config import Config
+from bakeoff.model.config import Lora
+from bakeoff.predict import predict
+
+
+def savings(config: Config) -> list[tuple[str, int]]:
+    """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first."""
+    return sorted(((setting, predict(changed).peak) for setting, changed in cheaper(config)), key=itemgetter(1))
+
+
+def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
+    """The configuration with one setting changed to save memory, and that setting as a user types it."""
+    algorithm, model = config.algorithm, config.model
+    completion = config.lengths.completion or config.task.max_tokens
+    read = config.micro_tokens or config.batch.sequences * completion
+    if read > completion:  # a pass reads at least one sequence
+        yield f"micro_tokens={read // 4}", replace(config, micro_tokens=read // 4)
+    if not model.gradient_checkpointing:
+        recomputing = replace(model, gradient_checkpointing=True)
+        yield "model.gradient_checkpointing=true", replace(config, model=recomputing)
+    if not config.logits_mb or config.logits_mb > 16:
+        yield "logits_mb=16", replace(config, logits_mb=16)
+    if not config.offload:
+        yield "offload=true", replace(config, offload=True)
+    if not model.lora.rank and not isinstance(algorithm.critic, Adapter):
+        yield "model.lora.rank=16", replace(config, model=replace(model, lora=Lora(16)))
+    if isinstance(algorithm.critic, Separate):
+        critic = Adapter(optimizer=algorithm.critic.optimizer, head_std=algorithm.critic.head_std)
+        yield "algorithm/critic=adapter", replace(config, algorithm=replace(algorithm, critic=critic))
