@@ -84,15 +84,6 @@ class Vllm(VllmEngine):
         exact = policy.precision is Precision.float32 and self.precision is Passes.policy
         return torch.float32 if exact or self.precision is Passes.float32 else torch.bfloat16
 
-    def rest(self) -> None:
-        """On a GPU, frees the memory of weights, keys and values until the next `load`."""
-        server = self._server
-        if isinstance(server, InProcess) and server.sleeps and server.awake:
-            self._version = ""
-            with alive():
-                server.llm.sleep(level=2)
-            server.awake = False
-
 
 @dataclass
 class InProcess(Server):
@@ -128,6 +119,14 @@ class InProcess(Server):
         found = self.llm.generate(asked, sampled, use_tqdm=False)
         outputs = [each for one in found for each in sorted(one.outputs, key=lambda each: each.index)]
         return [Completion(list(each.token_ids), list(each.logprobs.logprobs), each.stop_reason) for each in outputs]
+
+    def rest(self) -> bool:
+        """On a GPU, frees the memory of weights, keys and values; whether it did."""
+        if not (self.sleeps and self.awake):
+            return False
+        self.llm.sleep(level=2)
+        self.awake = False
+        return True
 
     def clear(self) -> None:
         """Ends it; the next `load` starts another."""

@@ -60,6 +60,10 @@ class Server:
         """
         raise NotImplementedError
 
+    def rest(self) -> bool:
+        """Frees memory that the learner may use until the next `take`; returns whether it did. On other GPUs: never."""
+        return False
+
     def clear(self) -> None:
         """Clears its keys and values, which hold NaN that would reach what is computed beside it."""
         raise NotImplementedError
@@ -100,6 +104,12 @@ class VllmEngine(Engine):
         if not self._server.checked:
             self.check()
             self._server.checked = True
+
+    def rest(self) -> None:
+        """Lets the vLLM free memory that the learner may use; the next `load` sends weights again."""
+        with self.alive():
+            if self._server.rest():
+                self._version = ""
 
     @property
     def exact_logprobs(self) -> bool:
