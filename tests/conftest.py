@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -45,6 +47,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read on import; where there is no network,
 os.environ["COLUMNS"] = "160"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 gc.set_threshold(20_000, 20, 20)  # with the default, a tenth of the time goes into looking for garbage
+
+
+MEMORY, ROOM = Path("/dev/shm"), 8e9  # a file system in memory, and the bytes that it must have free
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the folders of tests in memory: a store waits for the disk at every write. TMPDIR keeps them elsewhere."""
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+        folder = tempfile.mkdtemp(prefix="bakeoff-tests-", dir=MEMORY)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # of the workers too, which start later
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_finish() -> None:
