@@ -112,7 +112,7 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["algorithm.optimizer.epochs=0"], "algorithm.optimizer.epochs is 0; it must be at least 1"),
         (
             ["algorithm=trpo", "algorithm.optimizer.minibatches=2"],
-            "algorithm.optimizer takes 1 epochs of 2 minibatches, but a trust",
+            "algorithm.optimizer has 1 epochs of 2 minibatches, but a trust",
         ),
         (["algorithm=trpo", "algorithm/critic=shared", "tuned=none"], "algorithm/critic is shared, but a trust-region"),
         (
@@ -148,7 +148,7 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["sampling.top_p=1.5"], "sampling.top_p is 1.5"),
         (
             ["algorithm=gmpo", "algorithm/advantage=reward_to_go"],
-            "algorithm/objective is geometric_mean, which takes one advantage per completion, but algorithm/adv",
+            "algorithm/objective is geometric_mean, which needs one advantage per completion, but algorithm/adv",
         ),
         (
             ["algorithm=clip_cov", "algorithm/ratio=sequence"],

@@ -15,7 +15,7 @@ import bakeoff.signals
 from bakeoff.device import claim_gpu
 from bakeoff.errors import UserError
 from bakeoff.launcher.elsewhere import returned
-from bakeoff.launcher.slurm import sbatch
+from bakeoff.launcher.slurm import sbatch, still_queued
 from bakeoff.progress import RunProgress
 from bakeoff.signals import termination
 from bakeoff.sweep import Parent, elsewhere, refuse_file
@@ -93,6 +93,21 @@ def test_only_a_child_of_the_launch_ends_with_it():
     assert Parent("run", os.getppid(), [], socket.gethostname()).started_this()
     assert not Parent("run", os.getppid(), [], "another").started_this()
     assert not Parent("run", os.getpid(), [], socket.gethostname()).started_this()
+
+
+def test_a_queue_that_does_not_answer_queues_no_job_again(tmp_path, monkeypatch):
+    """Slurm's `squeue` is a program that names one of two jobs, or fails."""
+    known = {"0": ("7", ["seed=1"]), "1": ("8", ["seed=2"])}
+    program = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for body, expected in (("echo 7 PENDING", {"0": ("7", ["seed=1"])}), ("true", {})):
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+        assert still_queued(known, "name") == expected
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(UserError, match="whose queue does not answer"):
+        still_queued(known, "name")
+    assert still_queued({}, "name") == {}
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ from bakeoff.paths import CONF, use_folder
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
     """Adds the option of `bakeoff` that names the user's folder of studies."""
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="your folder of studies (default: this one)")
+    parser.add_argument(
+        "--config-dir", "-cd", metavar="DIR", help="your folder of studies (default: the working folder)"
+    )
 
 
 def read_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, those of this process by default; raises UserError for an option that there is not.
+    """The arguments, those of this process by default; raises UserError for an unknown option or a wrong value.
 
     `--config-dir` makes its folder the user's.
     """

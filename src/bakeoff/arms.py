@@ -24,7 +24,7 @@ HEADS = ("algorithm=", "arm=", "seed=")  # settings that every name of a job has
 class Job:
     """One run of a sweep.
 
-    settings    overrides that tell it from other jobs, as `arm=critic_none` and `seed=1`; reports name arms by them
+    settings    overrides that identify the job, such as `arm=critic_none` and `seed=1`; reports name arms by them
     overrides   overrides that Hydra composes: the settings, and those of the arm
     """
 

@@ -149,7 +149,7 @@ def micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
 
 
 def own_micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
-    """The same for the rows of this process: whole groups, and all groups where it is alone."""
+    """Yields the `micro_batches` of this process's share of the groups, as rows of all sequences."""
     size = sequences.group_size
     groups = processes.share(len(sequences) // size)
     first, last = groups.start * size, groups.stop * size

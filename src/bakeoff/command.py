@@ -30,7 +30,7 @@ register()
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def app(cfg: DictConfig) -> float:
-    """Runs one job; returns the held-out greedy accuracy, which an optimiser of hyper-parameters reads."""
+    """Runs one job; returns its result, which a search reads: after training the held-out greedy accuracy."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # here, because a launcher's processes begin here
     from bakeoff.arms import arms_of, check_files, settings_of, unresolved
     from bakeoff.elastic import launched, starts_processes
@@ -89,7 +89,7 @@ def release(error: BaseException | None) -> None:
 
 
 def resumed(arguments: list[str]) -> Path | None:
-    """The folder of `resume=DIR`, none without it; raises UserError for other arguments than overrides beside it."""
+    """The folder of `resume=DIR`, none without it; raises UserError for an option with it, and for a second folder."""
     folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     options = [argument for argument in arguments if argument.startswith("-")]
     if folders and options:

@@ -153,7 +153,7 @@ class Study:
     question       what the study asks, in words
     tuning_seeds   seeds on which its values were chosen, apart from those that it reports
     varies         keys that differ between arms on purpose: reports do not flag them as unmatched, and a sweep's folder
-                   takes jobs that differ in them
+                   accepts jobs that differ in them
     baseline       arm that the others are compared with; empty: every pair is compared, and corrected for their number
     margin         difference in accuracy within which arms count as equivalent
     threshold      held-out accuracy that runs are timed to; 0: half way between the start and 1
@@ -175,7 +175,7 @@ class Tuned:
     command      command of the search; it leaves out what the file sets beside the searched keys
     trials       number of runs behind the choice, also those of earlier searches
     seeds        seeds of those runs
-    accuracies   final held-out greedy accuracies of the command's runs, in its order
+    accuracies   final held-out accuracies of the runs with the chosen values, by seed; bakeoff-tune writes sampled ones
     date         day of the search, as year-month-day
     commit       commit of the search
     task         hash of the task, the model and the reward of the search
@@ -209,9 +209,9 @@ class Mode(Enum):
     """Purpose of a run with this configuration.
 
     train               training
-    predict             predicts memory and time of every phase, without weights and device
-    gradient_quality    compares the method's gradient at the start with that of a large sample
-    advantage_quality   compares the method's advantages at the start with the mean scores of many continuations
+    predict             prediction of memory and time of every phase, without weights and device
+    gradient_quality    comparison of the method's gradient at the start with that of a large sample
+    advantage_quality   comparison of the method's advantages at the start with mean scores of many continuations
     """
 
     train = "train"

@@ -15,10 +15,10 @@ from bakeoff.predict import Prediction
 class Cost:
     """What training costs on a device.
 
-    seconds   of an update, by phase
+    seconds   seconds of an update, by phase
     updates   number of updates of the budget
-    hours     of all updates
-    price     of these hours, 0 where an hour has no price
+    hours     hours of all these updates
+    price     price of these hours; 0 where an hour has no price
     """
 
     seconds: dict[str, float]
@@ -35,8 +35,8 @@ class Cost:
 def cost_of(config: Config, prediction: Prediction) -> Cost:
     """The cost of a configuration's budget on its `hardware`, by its prediction.
 
-    Several processes have a device each, with a share of the work. It leaves out communication, the supervised
-    start, evaluation, checkpoints, the renewal of models, and the code that scores.
+    Each of several processes has a device and a share of the work. Left out are communication, the supervised start,
+    evaluation, checkpoints, the renewal of models, and the code that scores.
     """
     seconds = {phase: config.hardware.seconds(operators) for phase, operators in prediction.work.items()}
     updates = updates_of(config, prediction.completion, sum(seconds.get(phase, 0.0) for phase in TRAINING))

@@ -33,7 +33,7 @@ def choose_device(name: str, number: int = 0) -> torch.device:
     gpus = [torch.device("cuda", index) for index in range(count)]
     if number >= count > 0 and name in ("auto", "cuda"):
         raise UserError(
-            f"every process has a GPU of its own, but this machine has {count} GPUs for {number + 1} processes; lower "
+            f"every process needs a GPU of its own, but this machine has {count} for {number + 1} processes; lower "
             "processes, or set device=cpu."
         )
     own = gpus[number : number + 1]

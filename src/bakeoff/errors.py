@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)  # errors of a command line or a YAML file
-# errors of a disk that is full, over its quota, for reading alone, closed to the user, or broken, and of paths
+# errors of a disk that is full, over quota, read-only, not permitted or broken, and of unusable paths
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 DISK |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 MAKING = {"mkdir", "makedirs"}  # functions whose every error is the disk's
@@ -48,7 +48,7 @@ def refused() -> Iterator[None]:
 
 
 def disk_fault(error: BaseException) -> str:
-    """Why a disk does not take a file, empty for any other error: `No space left on device: '/a/b'`.
+    """Why a file cannot be written, empty for any other error: `No space left on device: '/a/b'`.
 
     Errors of libraries in Rust, such as safetensors, have the number and the path in their text alone.
     """

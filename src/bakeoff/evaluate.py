@@ -59,7 +59,7 @@ def main() -> None:
         examples = collector.task.final_examples()
         found = held_out_of(policy, collector, examples, arguments.samples)
     title = f"{arguments.model}: {len(examples)} held-out prompts, {arguments.samples} samples of each"
-    table = plain_table(title, ("",), ("accuracy", "± standard error"))
+    table = plain_table(title, ("",), ("accuracy", "standard error (at most)"))
     values = {"greedy": found.greedy_accuracy, "sampled": found.sampled_accuracy}
     values |= {f"pass@{k}": value for k, value in found.pass_at.items()}
     for name, value in values.items():

@@ -43,9 +43,10 @@ SHOWN = 5  # differences that a message names
 class Record:
     """The record of a folder: the run that it belongs to.
 
-    config_id    of the run's configuration, which `.hydra/config.yaml` holds whole
+    config_id    hash of the run's configuration, which `.hydra/config.yaml` holds in full
+    seed         seed of the run
     mlflow_run   id of its MLflow run
-    uri          of the store as it was typed, which may be relative; the configuration holds it absolute
+    uri          address of the store as it was typed, perhaps relative; the configuration holds it absolute
     choices      Hydra's options by group
     settings     overrides of the command or the sweep, in which an arm stands for its own
     parent       MLflow run of the sweep, none outside of one
@@ -138,7 +139,7 @@ def may_change(key: str) -> bool:
 
 
 def longer(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]] | None:
-    """Old and new values where a configuration is a saved run's with a larger budget; none where it is another."""
+    """Changed keys with old and new value, where a configuration is a saved one with a larger budget; else none."""
     old, new = saved["budget"], config.budget
     if old["unit"] != new.unit.value or old["limit"] >= new.limit:
         return None

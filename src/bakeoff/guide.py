@@ -27,7 +27,7 @@ SCREEN = 79  # columns that any terminal has
 
 
 def guide(arguments: list[str]) -> str:
-    """The one screen, or with words the choices and keys whose name holds one of them; `all` is every one."""
+    """The help on one screen, or with words the choices and keys whose names contain one; `all` is every one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
     given, others = parser.parse_known_args(arguments)

@@ -18,7 +18,7 @@ class Hardware:
     bandwidth_gb      bytes that the device reads and writes in a second, in 10⁹
     memory_gb         bytes that the device holds, in 10⁹; 0: not stated
     efficiency        share of these rates that operators reach
-    launch_us         time that every operator takes beside its work, Python's included
+    launch_us         time of a launch in addition to the operator's work, Python's included
     queues            whether the host launches operators while the device still works on earlier ones
     calibrated        whether the rates were measured on such a device
     source            where the figures are from
@@ -36,9 +36,9 @@ class Hardware:
     source: str = ""
 
     def seconds(self, operators: Operators) -> float:
-        """Seconds of the operators of a phase, which run one after another; each computes and moves bytes at once.
+        """Seconds of a phase's operators, one after another; each overlaps its arithmetic with its memory traffic.
 
-        Launches add to the work, but where the device queues them the longer of the two hides the other.
+        Launches add to this work; where the device queues them, only the longer of the two counts.
         """
         work = 0.0
         for operator, times in operators.items():

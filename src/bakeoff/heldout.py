@@ -28,7 +28,8 @@ class HeldOut:
 
     pass_at        by k: the probability that one of k sampled completions of a prompt is right
     failed         share of all completions, greedy and sampled, that could not be scored
-    right_length   tokens of the sampled completions that are right, none where none is; wrong_length alike
+    right_length   mean length in tokens of the sampled completions that are right, none where none is
+    wrong_length   mean length in tokens of those that are wrong, none where none is
     by_difficulty  sampled accuracy on the prompts of each difficulty, empty where all are of one
     hint           what to type where no greedy completion is right and another verifier would accept some
     user           values of the user's metrics on the sampled completions, by name

@@ -89,7 +89,8 @@ def run_job(
             left = send_unsent(config.tracking, folder)
             if left:
                 raise UserError(
-                    f"{left} entries of the run in {folder} are still unsent, because its store does not accept them."
+                    f"{left} entries of the run in {folder} are still unsent, because its store does not accept them; "
+                    "mend the store, then type the same command again."
                 )
             progress.show(f"the run in {folder} is finished; a larger budget.limit continues it.")
             return result
@@ -102,7 +103,7 @@ def run_job(
             tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report, command)
             if earlier and tracker.new:
                 store = redacted(config.tracking.uri)
-                progress.report(f"the store {store} does not hold this run; a new one there gets all of it")
+                progress.report(f"the store {store} does not hold this run; a new run there receives all of its log")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}

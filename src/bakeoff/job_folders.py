@@ -1,4 +1,4 @@
-"""The folder of each job of a sweep, which holds one sweep alone."""
+"""The folder of each job of a sweep. A sweep's folder holds the jobs of one sweep only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares
 
 
 def placed(jobs: list[Job], configs: list[Config], folder: Path) -> list[Path]:
-    """The folder of every job: of its configuration and seed, perhaps with a smaller budget, or else the next number.
+    """The folder of every job: that of its configuration and seed, also with a smaller budget, or the next free number.
 
     Raises UserError where the folder holds another sweep.
     """

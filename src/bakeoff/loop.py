@@ -1,4 +1,4 @@
-"""One update, which reads as the data flow: prompts → rollout → scores → experience → steps. Every method takes it.
+"""One update, in the order of its data: prompts → rollout → scores → experience → steps. Every method uses it.
 
 This module opens every phase of an update: it places the models that the phase uses, then measures time and memory.
 """
@@ -141,9 +141,9 @@ class Update:
 
 
 def update_once(loop: Loop, progress: float = 0.0) -> Update:
-    """Samples, scores, evaluates and learns once, and advances the counters. `progress` is the used budget share.
+    """Makes one update, from prompts to steps, and advances the counters; returns its parts and its cost.
 
-    Raises Diverged where a quantity is not finite.
+    `progress` is the used share of the budget. Raises Diverged where a quantity is not finite.
     """
     learner, collector = loop.learner, loop.collector
     algorithm, number, seed = learner.algorithm, learner.counters.updates, collector.seed

@@ -33,7 +33,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "reward/quantile_90": ("score", "the same for nine tenths of them"),
     "reward/exact_match": ("share", "completions to which the task's verifier gives full marks"),
     "reward/true": ("score", "mean true reward: the task's own grade in [0, 1], whatever the method is trained on"),
-    "reward/failed": ("share", "completions of which the verifier or a reward function gave no score; they score 0"),
+    "reward/failed": ("share", "completions for which the verifier or a reward function gave no score, counted as 0"),
     "reward/zero_spread_groups": ("share", "groups in which all completions have the same reward"),
     "reward/shaped": ("share", "completions whose score the method's shaping changes"),
     "reward/term_*": ("score", "mean of one reward function, unweighted, over the completions to which it applies"),

@@ -1,8 +1,8 @@
-"""The name that a mistyped one stands for."""
+"""Names: the one that a mistyped one stands for, and the one by which a registry has an option."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 MOST = 3  # names that a message offers
@@ -12,6 +12,11 @@ def unknown(kind: str, name: str, known: Iterable[object], key: str = "") -> str
     """`unknown arm grop; valid arms are grpo, ppo; did you mean grpo?`; `key` stands before each name, as `task=`."""
     names = [str(each) for each in known]
     return f"unknown {kind} {key}{name}; valid {kind}s are {', '.join(names)}{did_you_mean(nearest(name, names), key)}"
+
+
+def name_of(option: object, options: Mapping[str, type]) -> str:
+    """The name by which a registry has the option's class; the class's own where none has it."""
+    return next((name for name, each in options.items() if each is type(option)), type(option).__name__)
 
 
 def did_you_mean(names: list[str], key: str = "") -> str:

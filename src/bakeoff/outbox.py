@@ -27,14 +27,14 @@ LOST: Entry = {"lost": True}  # an entry whose line was damaged
 
 @dataclass
 class Outbox:
-    """What a run logs and its store may lack. The store never ends or holds up the run.
+    """What a run logs and its store may lack. A store that fails neither ends nor delays the run.
 
     Every entry is first a line of `tracking.jsonl`, and `tracking.sent` says how many of them the store has. So
     nothing is lost where the store is locked, away, full or deleted, and a new store gets all of it. Entries wait for
     up to FLUSH_S and go together.
 
-    folder    of the run
-    run_id    in the store
+    folder    the run's folder
+    run_id    the run's id in the store
     store     address of the store, without a password
     send      sends entries as one, and gets the number of the last; raises whatever the store raises
     report    receives a message when the store fails

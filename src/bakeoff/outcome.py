@@ -104,6 +104,6 @@ def hint(config: Config, progress: RunProgress) -> str:
     except UserError as error:
         return f"no remedy can be predicted: {error}"
     if not settings:
-        return "every setting that saves memory is on; choose a smaller model, batch.prompts or batch.group_size."
+        return "no setting saves memory any more; choose a smaller model, batch.prompts or batch.group_size."
     setting, peak = settings[0]
     return f"{setting} saves most: its peak is predicted at {megabytes(peak)}."

@@ -105,7 +105,7 @@ def sizes_of(config: Config, prediction: Prediction) -> str:
 
 
 def predict(config: Config, limit: float = 0) -> Prediction:
-    """The memory that a run of this configuration needs, of several processes each.
+    """The predicted peaks, work and weights of a run; with several processes, those of each.
 
     Raises UserError where the model cannot be built from a configuration, and torch.OutOfMemoryError as soon as more
     than `limit` bytes are needed (0: no limit).

@@ -166,7 +166,8 @@ def table_of_what_fits(gigabytes: float, overrides: list[str], console: Console)
     prompt, completion = config.lengths.prompt or UNKNOWN_LENGTH, config.lengths.completion or UNKNOWN_LENGTH
     title = (
         f"what fits in {gigabytes:g} GB: {config.batch.prompts} prompts of {prompt} tokens, {config.batch.group_size} "
-        f"completions each of {completion}, micro_tokens {config.micro_tokens}, {model} unless a column says otherwise"
+        f"completions each of {completion} tokens, micro_tokens {config.micro_tokens}, {model} unless a column says "
+        "otherwise"
     )
     table = plain_table(title, (key, "largest model", "largest group", "longest completion"))
     chosen = {value: f"{key}={value}" for value in values.split(",")}
@@ -191,7 +192,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--fit", action="store_true", help="also print the largest group and completion that fit hardware=NAME"
     )
     add_config_dir(parser)
-    return read_arguments(parser, arguments)
+    found = read_arguments(parser, arguments)
+    if found.fit and any(each.startswith("sweeps=") for each in found.overrides):
+        raise UserError("--fit needs configurations side by side, as algorithm=ppo,grpo; leave sweeps= out.")
+    return found
 
 
 def check(arguments: list[str]) -> None:

@@ -35,7 +35,7 @@ class Standing:
     share       used share of the budget
     reward      mean reward of the update's completions
     failed      share of them that could not be scored
-    kl          KL to the reference in nats per sequence
+    kl          KL to the start in nats per sequence
     held_out    held-out greedy accuracy
     memory_mb   largest peak of a phase in MB
     sample      a prompt and its completion, where they are to be shown

@@ -32,6 +32,7 @@ from bakeoff.folder import (
     their_code,
 )
 from bakeoff.job import run_job
+from bakeoff.nearest import name_of
 from bakeoff.signals import ends_with
 from bakeoff.validation import to_config
 
@@ -57,8 +58,8 @@ def resume(folder: Path, arguments: list[str]) -> float:
     for key, (old, new) in differences(saved, plain(before)).items():
         if key.endswith(HASH) and old != new:
             raise UserError(
-                f"what {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; restore it, or "
-                "start another run."
+                f"the file or data that {key.removesuffix(HASH)} names has changed since the run in '{folder}' began; "
+                "restore it, or start another run."
             )
     if (config_id(before), before.seed) != (record.config_id, record.seed):
         raise UserError(
@@ -82,8 +83,7 @@ def resume(folder: Path, arguments: list[str]) -> float:
         return launched(after, folder, [f"resume={folder}", *arguments])
     new = {f"{override.key_or_group}=": str(override.input_line) for override in overrides}
     settings = [new.get(f"{setting.split('=')[0]}=", setting) for setting in record.settings]  # arms are named by them
-    engine = next(name for name, option in ENGINES.items() if option is type(after.engine))
-    choices = record.choices | {"engine": engine}
+    choices = record.choices | {"engine": name_of(after.engine, ENGINES)}
     with ends_with(processes.launcher()):
         return run_job(after, folder, choices, settings, record.parent, quiet=False, changes=changes)
 
@@ -146,7 +146,7 @@ def apply(node: DictConfig, override: Override, record: Record) -> None:
     """Sets the value of an override; raises UserError for one that does not set a value."""
     key = override.key_or_group
     if override.is_delete() or override.is_sweep_override():
-        raise UserError(f"{override.input_line} does not set one value, which is all that resume= takes.")
+        raise UserError(f"{override.input_line} does not set one value; with resume=, write KEY=VALUE.")
     value = override.value()
     if isinstance(value, str) and record.choices.get(key) == value:
         return  # the option that the run has

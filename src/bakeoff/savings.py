@@ -14,7 +14,9 @@ from bakeoff.predict import predict
 
 def savings(config: Config) -> list[tuple[str, int]]:
     """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first."""
-    return sorted(((setting, predict(changed).peak) for setting, changed in cheaper(config)), key=itemgetter(1))
+    now = predict(config).peak
+    peaks = ((setting, predict(changed).peak) for setting, changed in cheaper(config))
+    return sorted(((setting, peak) for setting, peak in peaks if peak < now), key=itemgetter(1))
 
 
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
@@ -23,7 +25,8 @@ def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     completion = config.lengths.completion or config.task.max_tokens
     read = config.micro_tokens or config.batch.sequences * completion
     if read > completion:  # a pass reads at least one sequence
-        yield f"micro_tokens={read // 4}", replace(config, micro_tokens=read // 4)
+        fewer = max(read // 4, 1)
+        yield f"micro_tokens={fewer}", replace(config, micro_tokens=fewer)
     if not model.gradient_checkpointing:
         recomputing = replace(model, gradient_checkpointing=True)
         yield "model.gradient_checkpointing=true", replace(config, model=recomputing)

@@ -104,7 +104,7 @@ def run_sweep(
         tracker = start_parent(study, first, folder, len(jobs), varied)
         missing = [n for n in range(len(jobs)) if search or result_of(folders[n], configs[n]) is None]
         if len(missing) < len(jobs):
-            console.print(f"done already: {len(jobs) - len(missing)} of them", highlight=False)
+            console.print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done already", highlight=False)
         for n in missing:
             (folders[n] / FILE).unlink(missing_ok=True)  # the report of an earlier launch
         overrides = {folders[n]: [*jobs[n].overrides, f"hydra.sweep.subdir={folders[n].name}"] for n in missing}
@@ -198,7 +198,7 @@ def refuse_file(uri: str) -> None:
 def check_study(study: str) -> None:
     """Raises UserError if the name is a path, or if two studies have it."""
     if Path(study).name != study:
-        raise UserError(f"sweeps is '{study}', which is a path; it may be the name of a file in sweeps/, as methods.")
+        raise UserError(f"sweeps is '{study}', which is a path; it must be the name of a study, such as methods.")
     if study:  # both raise where the user and the package have one
         study_file("sweeps", f"{study}.yaml")
         page_file(study)
@@ -229,7 +229,7 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
     if earlier and tracker.new:
         store = redacted(config.tracking.uri)
-        Console().print(f"the store {store} does not hold this sweep: it starts over there", markup=False)
+        Console().print(f"the store {store} does not hold this sweep: a new MLflow run there holds it", markup=False)
     replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied, socket.gethostname()))))
     return tracker
 

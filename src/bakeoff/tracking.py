@@ -46,12 +46,12 @@ ACTOR = "actor"  # the artifact folder of a registered actor
 class Tracker:
     """Writes one MLflow run, by the outbox in the run's folder.
 
-    uri      of the store
+    uri          address of the store
     experiment   id of the experiment that the run is in
-    new      whether the run was made for this tracker, not resumed
-    ended    whether the run has ended, and only what is unsent is sent
-    report   receives a message when the store fails
-    command  command that sends the entries that are unsent in the end; none where no command does
+    new          whether the run was made for this tracker, not resumed
+    ended        whether the run has ended, and only what is unsent is sent
+    report       receives a message when the store fails
+    command      command that sends the entries that are unsent in the end; empty where there is none
     """
 
     client: MlflowClient

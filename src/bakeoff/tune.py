@@ -87,7 +87,7 @@ def numbers(text: str) -> list[float]:
             f"--rates is {text!r}; it must be a list of positive numbers, as 1e-5,1e-4, or FIRST:LAST:NUMBER, as "
             f"{RATES}."
         ) from error
-    return distinct(rates, "--rates", text, "three digits of a rate count")
+    return distinct(rates, "--rates", text, "rates are rounded to three digits")
 
 
 def spaced(first: str, last: str, count: str) -> list[float]:
@@ -111,7 +111,7 @@ def seeds_of(text: str) -> list[int]:
         seeds = [int(seed) for seed in text.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds is {text!r}; it must be whole numbers, as 100,101.") from error
-    return distinct(seeds, "--seeds", text, "a trial is run once")
+    return distinct(seeds, "--seeds", text, "every seed is run once")
 
 
 def methods_of(override: str) -> list[str]:
@@ -156,7 +156,9 @@ def tune(
     tried = {value: each for value, each in accuracies(folder, key).items() if value in values}
     if len(tried) < len(values) and code:
         raise SystemExit(code)
-    if len(tried) < len(values) or not any(map(any, tried.values())):
+    if len(tried) < len(values):
+        raise UserError(f"{len(values) - len(tried)} of {len(values)} rates of {method} have no run; see {folder}.")
+    if not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
     values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
     write(path, name, key, tried, seeds, command, config, values_kept)

@@ -136,18 +136,18 @@ def require_loggable(path: str, key: str) -> None:
 
 @dataclass
 class Signature:
-    """The arguments of a function beside the first ones, which it gets by position.
+    """The arguments that a function accepts by name; the first ones are passed by position.
 
-    must     whether it needs it, by each argument that it names
-    others   whether it takes every other one too
-    first    names of the first ones
+    must     for each argument that the function names: whether it has no default
+    others   whether the function accepts any other argument by name (**columns)
+    first    names of the arguments that are passed by position
     """
 
     must: dict[str, bool]
     others: bool
     first: list[str]
 
-    def takes(self, name: str) -> bool:
+    def accepts(self, name: str) -> bool:
         """Whether it may be called with this argument by name."""
         return name in self.must or (self.others and name not in self.first)
 

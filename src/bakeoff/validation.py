@@ -15,6 +15,7 @@ from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.algorithm.optimizer import Adafactor, Optimizer, Trpo
 from bakeoff.config import Config, Mode
 from bakeoff.device import HOST, choose_device
+from bakeoff.engine import ENGINES
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.rounded import Rounded
 from bakeoff.engine.vllm import Vllm, require_vllm
@@ -22,10 +23,11 @@ from bakeoff.engine.vllm_server import VllmServer
 from bakeoff.errors import GROUP, UserError, refused
 from bakeoff.measure.allocator import has_allocator
 from bakeoff.model.config import SCRATCH, Precision
-from bakeoff.nearest import unknown
+from bakeoff.nearest import name_of, unknown
 from bakeoff.paths import CONF
 from bakeoff.processes import place
 from bakeoff.ranges import Range
+from bakeoff.task import TASKS
 
 QUALITY = (Mode.gradient_quality, Mode.advantage_quality)
 
@@ -178,7 +180,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
         )
     if optimizer.needs_whole_rollout and uses > 1:
         yield (
-            f"algorithm.optimizer takes {optimizer.epochs} epochs of {optimizer.minibatches} minibatches, but a "
+            f"algorithm.optimizer has {optimizer.epochs} epochs of {optimizer.minibatches} minibatches, but a "
             "trust-region step (algorithm/optimizer=trpo) is one step on the whole rollout; both must be 1."
         )
     if optimizer.needs_whole_rollout and config.model.precision is Precision.bfloat16_weights:
@@ -194,7 +196,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
     if algorithm.objective.fresh_only and uses > 1:
         yield (
             f"algorithm.optimizer takes {uses} steps per rollout, but algorithm/objective="
-            f"{option(config, 'objective')} has no ratio and takes fresh samples only; choose "
+            f"{option(config, 'objective')} has no ratio and is valid for fresh samples only; choose "
             "algorithm/optimizer=adam_once, or an objective with a ratio."
         )
     if algorithm.ratio.of_sequences and algorithm.kl_to_behaviour.beta > 0:
@@ -205,7 +207,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
         )
     if algorithm.objective.needs_one_advantage and not algorithm.advantage.of_sequences:
         yield (
-            f"algorithm/objective is {option(config, 'objective')}, which takes one advantage per completion, but "
+            f"algorithm/objective is {option(config, 'objective')}, which needs one advantage per completion, but "
             f"algorithm/advantage is {option(config, 'advantage')}, which has one per token; choose "
             "algorithm/advantage=sequence_return or another objective."
         )
@@ -227,7 +229,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
             "engine=embedded or model.lora.rank=0."
         )
     if config.lag and config.offload:
-        yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set one of them only."
+        yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set offload=false."
     yield from impossible_teachers(config)
     if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
         yield (
@@ -276,7 +278,7 @@ def impossible_rewards(config: Config) -> Iterator[str]:
             )
     if reward.verifies_steps and not config.task.scores_steps:
         yield (
-            f"reward.process names `verifier`, but the task {type(config.task).__name__.lower()} does not score steps; "
+            f"reward.process names `verifier`, but the task {name_of(config.task, TASKS)} does not score steps; "
             "choose task=sort, or name a function that scores steps by its import path."
         )
     if reward.is_learned and algorithm.kl_to_reference.iteration_updates and config.preferences.path:
@@ -290,7 +292,7 @@ def impossible_turns(config: Config) -> Iterator[str]:
     """Options that read a completion as one text, for a task whose completions have several turns."""
     if config.task.most_turns == 1:
         return
-    name = type(config.task).__name__
+    name = name_of(config.task, TASKS)
     if config.reward.is_learned:
         yield (
             f"reward.functions names `learned`, but the task {name} has several turns, and a reward model "
@@ -311,13 +313,13 @@ def impossible_processes(config: Config) -> Iterator[str]:
     processes = max(processes, here)
     if processes == 1:
         if config.shard:
-            yield "shard is true, but processes is 1: nobody holds the other parts; set processes, or shard=false."
+            yield "shard is true, but processes is 1, so no other process holds a part; set processes=N or shard=false."
         return
     for key, optimizer in optimizers(algorithm).items():
         fewest = config.batch.prompts // optimizer.minibatches
         if fewest < processes:
             yield (
-                f"processes is {processes}, and every process needs a prompt of every minibatch, but one has {fewest}: "
+                f"processes is {processes}, and each needs a prompt of every minibatch, but a minibatch has {fewest}: "
                 f"batch.prompts is {config.batch.prompts}, and {key}.minibatches {optimizer.minibatches}; change one "
                 "of the three."
             )
@@ -345,11 +347,10 @@ def impossible_shards(config: Config) -> Iterator[str]:
         "offload is true, which moves whole weights": config.offload,
         f"lag is {config.lag}, which keeps whole old weights": config.lag > 0,
         "algorithm/kl_to_reference renews whole weights": algorithm.kl_to_reference.iteration_updates > 0,
-        f"engine is {type(config.engine).__name__.lower()}, which copies whole weights": type(config.engine)
-        is not Embedded,
+        f"engine is {name_of(config.engine, ENGINES)}, which copies whole weights": type(config.engine) is not Embedded,
     }
     for reason in (reason for reason, holds in whole.items() if holds):
-        yield f"shard is true, but {reason}; set shard=false, or change that."
+        yield f"shard is true, but {reason}; set shard=false, or change that setting."
 
 
 def option(config: Config, axis: str) -> str:

@@ -57,7 +57,9 @@ def sweep_table(rows: list[Row], elapsed: float, before: int, width: int, height
     finished, ended = (sum(row.state in states for row in rows) for states in (("done",), ENDED))
     waiting = sum(row.report is None for row in rows)
     title = f"{finished} of {len(rows)} jobs done, {len(rows) - ended - waiting} running"
-    title += f", {ended - finished} failed" if ended > finished else ""
+    for state in ("failed", "killed"):
+        count = sum(row.state == state for row in rows)
+        title += f", {count} {state}" if count else ""
     if before < ended < len(rows):
         title += f"; about {duration(elapsed / (ended - before) * (len(rows) - ended))} left"
     forms = {"reward": ".3f", "held_out": ".3f", "kl": ".2f", "tokens_per_second": ",.0f"}

@@ -136,7 +136,7 @@ def test_bakeoff_starts_the_processes_itself(command, tmp_path):
         (["processes=9", "batch.prompts=8"], "batch.prompts is 8, and algorithm.optimizer.minibatches 1"),
         (["processes=2", "mode=gradient_quality"], "measures in one process"),
         (["processes=2", "engine=vllm"], "engine is vllm, which decodes for one process"),
-        (["shard=true"], "processes is 1: nobody holds the other parts"),
+        (["shard=true"], "processes is 1, so no other process holds a part"),
         (["processes=2", "shard=true", "model.lora.rank=2"], "model.lora.rank is 2, whose base is frozen"),
         (["processes=2", "shard=true", "offload=true"], "offload is true, which moves whole weights"),
         (["processes=2", "shard=true", "algorithm/optimizer=trpo"], "algorithm/optimizer is trpo"),

@@ -88,7 +88,7 @@ def test_the_seeds_that_a_difference_takes_are_added_by_the_command_that_the_rep
     store = tracking(tmp_path)
     found = family(load_study("methods", store))
     said = report("methods", "--detect", str(detectable(found.deviation, 3) * 1.01))
-    assert "takes 3 seeds per arm" in said.stdout, said.stderr
+    assert "needs 3 seeds per arm" in said.stdout, said.stderr
     assert not (tmp_path / "reports").exists(), "it only says so"
     typed = shlex.split(said.stdout.split("type: bakeoff ")[1])
     assert "seed=3" in typed
@@ -218,7 +218,7 @@ def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, 
     assert command(*common, limit, "algorithm=grpo", "seed=2").returncode == 0
     more = command(*common, limit, "algorithm=glob([grpo,rloo*])", "seed=1,2")
     assert more.returncode == 0, more.stderr
-    assert "done already: 1 of them" in more.stdout
+    assert "1 of 4 jobs are done already" in more.stdout
     assert finished() == [("grpo", "1"), ("grpo", "2"), ("rloo", "1"), ("rloo", "2")]
     reports = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*.json")}
     for other in (

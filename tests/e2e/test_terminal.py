@@ -144,6 +144,10 @@ MISTAKES = {
     "bakeoff-predict bakeoff.predict_command algorithm=ppo,grop": "bakeoff-predict: unknown choice algorithm=grop",
     "bakeoff-evaluate bakeoff.evaluate outputs/x --sampels=3": "did you mean --samples?",
     "bakeoff-report bakeoff.report.__main__ --latset": "unknown option --latset; did you mean --latest?",
+    "bakeoff-predict bakeoff.predict_command --fit sweeps=memory": "--fit needs configurations side by side",
+    "bakeoff-report bakeoff.report.__main__ methods --latest": "methods and --latest exclude each other",
+    "bakeoff-report bakeoff.report.__main__ --all --sweeps=2": "--sweeps is 2, which needs one study, but --all",
+    "bakeoff-report bakeoff.report.__main__ claims --where=seed<3": "a claim is about all runs of a study",
     "bakeoff-reward-model bakeoff.reward_model preferences.pair=3": "did you mean preferences.pairs?",
 }
 RIGHT = [
@@ -256,6 +260,7 @@ def test_a_sweep_of_any_size_fits_the_screen_and_each_job_keeps_number_arm_and_s
     values |= {"tokens_per_second": 12_345.0, "memory_mb": 12_345.0, "left": 4000.0}
     name = "reinforce_pp seed 1 prompts=4 group_size=4 lr=0.00123 limit=100000"
     rows = [Row(str(n), name, values if n < 3 else None) for n in range(jobs)]
+    rows[2].report = {"state": "killed"}
     Console(width=width).print(sweep_table(rows, 10.0, 0, width, 24))
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
@@ -264,6 +269,7 @@ def test_a_sweep_of_any_size_fits_the_screen_and_each_job_keeps_number_arm_and_s
     assert len(shown) == min(jobs, 19)
     assert all(line.split()[0] == str(n) for n, line in enumerate(shown))
     assert "12,345" in shown[0]
+    assert f"0 of {jobs} jobs done, 2 running, 1 killed" in lines[0]
 
 
 LAUNCHER = """

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
@@ -201,13 +202,21 @@ def test_a_run_with_a_server_logs_the_mismatch_and_goes_on_with_the_embedded_eng
     assert history(tmp_path)["progress/sequences"].tolist() == [16.0 * n for n in range(1, 5)]
 
 
+@contextmanager
+def serving(handler):
+    """Address of a web server that is no vLLM; without its shutdown, its thread would spin on a closed socket."""
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 @pytest.fixture(scope="module")
 def another_program():
-    """Address of a web server that is no vLLM."""
-    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(SimpleHTTPRequestHandler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nowhere", "8000", "ftp://127.0.0.1", "http://"])
@@ -237,13 +246,9 @@ def test_a_program_that_answers_otherwise_is_one_sentence(answer):
             self.end_headers()
             self.wfile.write(answer.encode())
 
-    with HTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(
-            UserError, match=r"^engine.url is .*, which answers as no vLLM server does; to start one, type"
-        ):
-            VllmServer(url=f"http://127.0.0.1:{server.server_port}").reach()
-        server.shutdown()
+    expected = r"^engine.url is .*, which does not answer as a vLLM server does; to start one, type"
+    with serving(Answers) as url, pytest.raises(UserError, match=expected):
+        VllmServer(url=url).reach()
 
 
 def test_the_address_of_a_server_defines_no_arm():

@@ -645,7 +645,7 @@ def test_a_difference_to_detect_names_the_seeds_that_are_missing():
     data = with_params(data, tuning_seeds="[5]")
     data.command = "bakeoff sweeps=methods seed=1,2,3 budget.limit=9 hydra.sweep.dir=/some/where"
     text = detect(data, 0.01)
-    assert "takes 9 seeds per arm" in text
+    assert "needs 9 seeds per arm" in text
     assert text.endswith("type: bakeoff sweeps=methods budget.limit=9 seed=4,6,7,8,9,10 hydra.sweep.dir=/some/where")
     assert detect(data, 0.5).endswith("the study has 3. These suffice.")
     data.command = ""

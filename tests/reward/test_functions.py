@@ -325,8 +325,8 @@ def test_a_pattern_that_takes_for_ever_ends_and_fails_that_completion_alone(roll
     assert scores.failed.tolist() == [True, False, False, False]
     assert scores.terms["format"].tolist() == [0, 1, 0, 0]
     assert reports == [
-        "reward.format.pattern took more than 0.05 s on a completion, which scores 0; reward/failed counts all such "
-        "failures"
+        "reward.format.pattern took more than 0.05 s on a completion; its score there is 0, and reward/failed counts "
+        "all such failures"
     ]
 
 

@@ -46,7 +46,7 @@ class Objective:
 
 @dataclass
 class Reinforce(Objective):
-    """log π·A: Williams 1992. No ratio corrects for older samples, so it takes fresh ones only."""
+    """log π·A: Williams 1992. No ratio corrects for older samples, so it is valid for fresh ones only."""
 
     fresh_only: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""The engines, by the name that `engine=…` takes. Each is a class beside `engine.py`, which states the contract."""
+"""The engines, by the name in `engine=NAME`. Each is a class beside `engine.py`, which states the contract."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from bakeoff.engine.vllm import Vllm
 from bakeoff.engine.vllm_server import VllmServer
 
 ENGINES: dict[str, type[Engine]] = {"embedded": Embedded, "rounded": Rounded, "vllm": Vllm, "vllm_server": VllmServer}
-# engines that sample the policy itself, to rounding: a run may change them
+# engines that sample the policy itself, up to rounding: a resumed run may switch between them
 EQUIVALENT: tuple[type[Engine], ...] = (Embedded, Vllm, VllmServer)

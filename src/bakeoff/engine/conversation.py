@@ -12,7 +12,9 @@ from bakeoff.batch import Example, Prompts, Rollout, Sequences
 from bakeoff.errors import UserError
 from bakeoff.model.encode import chat_text, encode, end_id, positions, text_ids
 from bakeoff.model.policy import Policy
+from bakeoff.nearest import name_of
 from bakeoff.rows import columns_first, concatenate
+from bakeoff.task import TASKS
 from bakeoff.task.task import CONVERSATION, Message, Task
 
 Replies = Callable[[list[tuple[list[Message], Example]]], list[str | None]]
@@ -196,7 +198,7 @@ def given(policy: Policy, task: Task, example: Example, texts: list[str]) -> tup
             text = task.reply(list(talk), example)
             if text is None:
                 raise UserError(
-                    f"the task {type(task).__name__} demonstrates {len(texts)} turns, but its `reply` ends the "
+                    f"the task {name_of(task, TASKS)} demonstrates {len(texts)} turns, but its `reply` ends the "
                     f"conversation after {number}; they must agree."
                 )
             reply = reply_ids(policy, [text])[0]

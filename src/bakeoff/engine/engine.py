@@ -61,12 +61,12 @@ class Sampling:
 
 @dataclass
 class Request:
-    """Completions that are asked of an engine.
+    """A request for completions of an engine.
 
     completions   number of completions of each prompt
     max_tokens    generation budget of a completion, EOS included
     greedy        the likeliest token is taken instead of drawing one
-    stop          strings whose first one ends a completion; an engine may sample past it, which is then ignored
+    stop          strings, the first of which to occur ends a completion; what an engine samples past it is ignored
     first         number of the first completion among those that share the seed: a part of a request generates what
                   the whole would there
     """

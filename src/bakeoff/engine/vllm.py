@@ -100,7 +100,7 @@ class InProcess(Server):
     awake: bool = True
 
     def take(self, policy: Policy) -> None:
-        """Takes its memory again, where it rests, and the policy's weights."""
+        """Wakes vLLM where it sleeps, and loads the policy's weights into it."""
         from bakeoff.model.weights import exported  # late, as it imports transformers
 
         if not self.awake:

@@ -38,7 +38,7 @@ class Completion:
 
 @dataclass
 class Server:
-    """A vLLM.
+    """A running vLLM, in this process or on a server.
 
     dtype     precision of its weights and passes
     room      number of tokens that a prompt and its completion may have

@@ -67,7 +67,7 @@ class VllmServer(VllmEngine):
             remote.dtype = getattr(torch, settings["dtype"])
         except (TypeError, LookupError, AttributeError, ValueError) as error:
             raise UserError(
-                f"engine.url is '{self.url}', which answers as no vLLM server does; to start one, type: {START}."
+                f"engine.url is '{self.url}', which does not answer as a vLLM server does; to start one, type: {START}."
             ) from error
         if mode != "processed_logprobs":
             raise UserError(
@@ -137,8 +137,8 @@ class Remote(Server):
                 if "No such file" not in str(error):
                     raise
                 raise UserError(
-                    f"engine.folder is '{self.folder}', which the server does not see; set it to a folder that the "
-                    "server reads under the same path."
+                    f"the weights go through '{self.folder}', which the server does not see; set engine.folder to a "
+                    "folder that the server reads under the same path."
                 ) from error
         self.ask("/update_weight_version", {"new_version": label})
         return label
@@ -186,8 +186,8 @@ class Remote(Server):
                 return await response.json()
             text = " ".join((await response.text()).split())[:200]
             raise UserError(
-                f"engine.url is '{self.url}', which answers {response.status} to {path} ({text}); the server is to be "
-                f"started so: {START}."
+                f"engine.url is '{self.url}', which answers {response.status} to {path} ({text}); to start "
+                f"the server as this needs it, type: {START}."
             )
 
 
@@ -203,8 +203,8 @@ def weights_file(weights: dict[str, Tensor], folder: Path, label: str) -> Iterat
             save_file(weights, path)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"engine.folder is '{folder}', which does not take the weights ({first_line(error)}); set it to a "
-                "folder with room that the server reads too."
+                f"the weights cannot be written to '{folder}' ({first_line(error)}); set engine.folder to a folder "
+                "with room that the server reads too."
             ) from error
         yield path
     finally:

@@ -1,4 +1,4 @@
-"""What a vLLM server does for `engine=vllm_server`, in each of its workers: it says what it is, and takes weights."""
+"""Worker extension of a vLLM server for `engine=vllm_server`: reports settings, loads weights, clears the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Weights:
-    """What a worker can do beside: `vllm serve MODEL --worker-extension-cls bakeoff.engine.vllm_worker.Weights`."""
+    """Methods for each worker of `vllm serve MODEL --worker-extension-cls bakeoff.engine.vllm_worker.Weights`."""
 
     vllm_config: Any  # this and the next three are the worker's, which inherits from this class
     model_runner: Any

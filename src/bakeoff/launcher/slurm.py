@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from bakeoff.errors import UserError
 from bakeoff.files import replace_text
 from bakeoff.launcher.elsewhere import folders_of, returned, task_of
 
@@ -27,9 +28,10 @@ PREEMPTED = 600.0  # seconds for which a job that Slurm preempts waits for its e
 
 
 def in_slurm(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, **options: Any) -> list[JobReturn]:
-    """Queues the jobs, and waits for their ends; a job that an earlier launch has queued is waited for alone.
+    """Queues the jobs and waits for their ends; a job still queued by an earlier launch is only waited for.
 
-    An interrupt cancels the jobs. The queue keeps them where this process dies.
+    An interrupt cancels the jobs. The queue keeps them where this process dies. Raises UserError where Slurm does not
+    say which of them are still queued.
     """
     import submitit
 
@@ -40,12 +42,12 @@ def in_slurm(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, **op
     name = re.sub(r"[^\w.-]", "_", f"bakeoff-{sweep.name}")
     folders = folders_of(config, jobs, first)
     known = queued_before(place)
-    there = queue(name) or {} if known else {}
-    queued: dict[Path, submitit.SlurmJob[None]] = {}
-    for folder, job in zip(folders, jobs, strict=True):
-        identity, overrides = known.get(folder.name, ("", []))
-        if identity in there and overrides == list(job):
-            queued[folder] = submitit.SlurmJob(place / "%j", identity)
+    still = still_queued(known, name)
+    queued: dict[Path, submitit.SlurmJob[None]] = {
+        folder: submitit.SlurmJob(place / "%j", still[folder.name][0])
+        for folder, job in zip(folders, jobs, strict=True)
+        if folder.name in still and still[folder.name][1] == list(job)
+    }
     new = [(folder, list(job), first + n) for n, (folder, job) in enumerate(zip(folders, jobs, strict=True))]
     new = [each for each in new if each[0] not in queued]
     if new:
@@ -81,6 +83,17 @@ def queued_before(place: Path) -> dict[str, tuple[str, list[str]]]:
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def still_queued(known: dict[str, tuple[str, list[str]]], name: str) -> dict[str, tuple[str, list[str]]]:
+    """Those of the jobs of earlier launches that are in the queue; raises UserError where Slurm does not answer.
+
+    A job that is in the queue without our knowledge would run twice.
+    """
+    there = queue(name) if known else {}
+    if there is None:
+        raise UserError("hydra/launcher is slurm, whose queue does not answer (squeue); type the command again later.")
+    return {folder: (identity, job) for folder, (identity, job) in known.items() if identity in there}
 
 
 def queue(name: str) -> dict[str, str] | None:

@@ -23,7 +23,7 @@ from bakeoff.rows import Scalar, select
 class ForwardPasses:
     """Results of the no-gradient passes over a rollout, all [S, T]; none where the pass was not needed.
 
-    reference_kl   exact, over the whole vocabulary; it takes the logits of both models
+    reference_kl   exact KL(π_old‖π_ref) over the whole vocabulary; it requires the logits of both models
     """
 
     logprobs: Tensor | None = None

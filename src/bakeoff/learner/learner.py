@@ -40,8 +40,8 @@ class Counters:
     sequences     number of completions that were sampled
     tokens        number of their tokens
     work          work of tokens that were sampled and read by steps, as `budget` counts it
-    seconds       those of the phases of training, by the clock
-    cpu_seconds   those of all threads of the process
+    seconds       wall-clock seconds in the phases of training
+    cpu_seconds   CPU seconds of all threads of the process in these phases
     """
 
     updates: int = 0
@@ -174,7 +174,7 @@ def renew_reference(learner: Learner) -> None:
 
 
 def method_of(config: Config) -> Algorithm:
-    """The method as a run takes it: rates times the factor of its seed, epochs times `reuse` where it may reuse."""
+    """The method as a run uses it: rates times the factor of its seed, epochs times `reuse` where it allows reuse."""
     algorithm, factors = config.algorithm, config.lr_factors or [1.0]
     factor = factors[config.seed % len(factors)]
     reuses = not (algorithm.objective.fresh_only or algorithm.optimizer.needs_whole_rollout)

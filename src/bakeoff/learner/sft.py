@@ -117,7 +117,7 @@ def _make_once(folder: Path, make: Callable[[Path], None], report: Report) -> No
         with FileLock(f"{folder}.lock"):
             if folder.is_dir() and not (seal.is_file() and seal.read_text() == content_hash(folder)):
                 aside = set_aside(folder, "damaged")
-                report(f"{folder} was changed after it was made; it is made again, and kept as {aside}")
+                report(f"{folder} was changed after it was made; it is kept as {aside}, and a new one is made")
             if not folder.is_dir():
                 with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
                     (whole := Path(partial) / folder.name).mkdir()
@@ -144,7 +144,11 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
         leave_out_long_prompts(policy, task)
     known, shots = task.known_examples(), task.shot_examples()
     longest = sorted(known, key=lambda example: len(example.prompt))[-64:]
-    with within(60, "model.chat is true, and the chat template has not written 320 prompts within 60 s; mend it."):
+    with within(
+        60,
+        "the prompts have not been encoded within 60 s; mend the chat template, set model.chat=false, or choose "
+        "another model.",
+    ):
         require_distinct(policy, known, shots)
         require_room(policy, encode(policy, longest, shots), task.max_new_tokens)
     text_ids(policy, [example.prompt for example in known], "prompt")
@@ -156,11 +160,11 @@ def usable(model: Model, config: Config, device: torch.device) -> Policy:
 
 
 def train(policy: Policy, config: Config, collector: Collector, phases: Phases, report: Report) -> Supervised:
-    """AdamW (weight decay 0.01) on the mean negative log-likelihood of the demonstrations' tokens, EOS included.
+    """Trains by AdamW (weight decay 0.01) on the mean negative log-likelihood of demonstrations; returns the stage.
 
-    It ends after `sft.steps` steps, or at `sft.accuracy`, which the collector's samples show: always of the same fresh
-    prompts with the same draws, so that what changes from check to check is the policy. A ledger traces the first two
-    steps, the second of which has optimiser state.
+    It ends after `sft.steps` steps, or once `sft.accuracy` of sampled completions are right. Every check samples the
+    same fresh prompts with the same draws, so that only the policy changes from check to check. EOS counts as a token.
+    A ledger traces the first two steps, the second of which has optimiser state. Raises Diverged.
     """
     sft, network, accuracy, check = config.sft, policy.network, None, SELDOM
     fresh = config.task.fresh_examples(CHECKED, stdlib_random(sft.seed, "sft accuracy")) if sft.accuracy else []
@@ -230,7 +234,7 @@ def demonstrations(policy: Policy, task: Task, examples: list[Example]) -> Seque
     """The examples with their demonstrations; raises UserError where the task has none."""
     texts = [task.demonstration(example) for example in examples]
     if None in texts:
-        raise UserError("sft.steps is above 0, but the task has no demonstrations; it must be 0.")
+        raise UserError("sft.steps is above 0, but the task has no demonstrations; set sft.steps=0.")
     if task.most_turns > 1:
         turns = [text if isinstance(text, list) else [str(text)] for text in texts]
         return encode_turns(policy, task, examples, turns)

@@ -32,7 +32,10 @@ def teacher_of(config: Config, actor: Policy) -> Policy | None:
 
 
 def named_reference(config: Config, actor: Policy, load: Callable[[Model], Policy]) -> Policy | None:
-    """The same by any loader of a model: a prediction's makes no weights."""
+    """The named reference, by any loader of a model: a prediction's makes no weights. None where none is named.
+
+    Raises UserError where its vocabulary is not the actor's.
+    """
     name = config.algorithm.kl_to_reference.name
     if not name:
         return None

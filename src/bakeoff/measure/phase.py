@@ -28,7 +28,7 @@ class Peak:
     cells: Cells = field(default_factory=dict)
 
     def join(self, other: Peak) -> None:
-        """The larger of both."""
+        """Raises this peak, in place, to the larger of both."""
         if other.allocated > self.allocated:
             self.allocated, self.cells = other.allocated, other.cells
         self.reserved = max(self.reserved, other.reserved)

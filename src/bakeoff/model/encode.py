@@ -31,7 +31,7 @@ def render(policy: Policy, example: Example, shots: list[Example]) -> str:
 
 
 def system_of(example: Example) -> list[str]:
-    """The system prompts of an example's own."""
+    """The example's own system prompts; empty where it has none."""
     return [message["content"] for message in example.messages if message["role"] == "system"]
 
 
@@ -64,7 +64,7 @@ def chat_text(policy: Policy, messages: list[dict[str, str]], add_generation_pro
     except Exception as error:  # a template is a program of the model's authors
         said = messages[0]["content"] if messages[0]["role"] == "system" else ""
         key = "model.system" if said == policy.system else "task.system"
-        system = f"{key} is '{said}', and " if said else ""
+        system = f"{key} is '{said}', and " if said else "but "
         remedy = f"leave {key} empty, as templates without a system role need it, or " if said else ""
         raise UserError(
             f"model.chat is true, {system}the chat template refuses the messages ({error}); {remedy}set "
@@ -145,7 +145,7 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
     start = [] if policy.chat else start_ids(policy.tokenizer)
     rows = [start + ids for ids in text_ids(policy, texts, "prompt")]
     if [] in rows:
-        raise UserError("task: a prompt is empty, and the model has no token that starts a text; it must have a token.")
+        raise UserError("task: a prompt has an empty text, and the tokenizer adds no start token; give it a text.")
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), policy.tokenizer.pad_token_id)
     attention = torch.zeros(len(rows), width, dtype=torch.bool)

@@ -46,7 +46,7 @@ def logprobs_and_values(
 def policy_pass(
     policy: Policy, head: ValueHead | None, sequences: Sequences, forward: ForwardSettings, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The same, and where it is asked for the entropy of π in nats [S, T], from the same logits."""
+    """One pass: log π [S, T], values [S, T] where there is a head, and, if asked for, the entropy in nats [S, T]."""
     hidden = completion_hidden(policy.trunk, sequences)
     values = None if head is None else hidden.spread(head(at_least_float32(hidden.states)))
     logprobs, *entropy = map(hidden.spread, head_terms(policy, hidden, forward, with_entropy))
@@ -90,7 +90,7 @@ def logprobs_and_kl(
 
 @torch.no_grad()
 def exact_kl(policy: Policy, other: Policy, hidden: Hidden, other_hidden: Hidden, forward: ForwardSettings) -> Tensor:
-    """The same KL alone, [N]."""
+    """The exact KL(p‖q) over the vocabulary in nats, [N], from the last hidden states of both models."""
     size, parts = chunk_size(policy, forward), []
     with attributed(policy.name, "logits"):
         for states, other_states in zip(hidden.states.split(size), other_hidden.states.split(size), strict=True):

@@ -13,7 +13,7 @@ from bakeoff.model.weights import duplicate
 
 
 class ValueHead(nn.Module):
-    """Hidden states [S, T, H] to values [S, T]."""
+    """Values [...] from hidden states [..., H]."""
 
     def __init__(self, hidden_size: int, std: float) -> None:
         super().__init__()

@@ -64,6 +64,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     found = read_arguments(parser, arguments)
     if found.sweeps < 1:
         raise UserError(f"--sweeps is {found.sweeps}; it must be at least 1.")
+    named = [found.study] * bool(found.study) + ["--latest"] * found.latest + ["--all"] * found.all
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} exclude each other; leave all but one out.")
+    if found.sweeps > 1 and (found.all or found.study == CLAIMS):
+        raise UserError(f"--sweeps is {found.sweeps}, which needs one study, but {named[0]} is of all; leave it out.")
+    if found.where and found.study == CLAIMS:
+        raise UserError(f"--where is {found.where!r}, but a claim is about all runs of a study; leave it out.")
     return found
 
 
@@ -149,7 +156,7 @@ def list_sweeps(console: Console) -> None:
 def report_all(out: Path, where: str, console: Console) -> None:
     """The page of every study that the store holds, and the page of claims unless `where` selects runs.
 
-    A page that fails costs no other one. Raises UserError that names those which failed.
+    A page that fails does not stop the others. Raises UserError that names the pages that failed.
     """
     names = dict.fromkeys([*study_names(), *(name for name, _ in stored_sweeps())])
     held = held_studies(names, where, console)

@@ -39,7 +39,7 @@ def to_threshold(study: Study, against: str, level: float) -> pd.Series:
 
 
 def restricted(study: Study, against: str, level: float) -> pd.Series:
-    """What each run uses until it reaches a held-out accuracy or ends, by name and seed.
+    """The sequences, tokens or seconds (`against`) of each run until it reaches a held-out accuracy, or in all.
 
     A run that never reaches it is censored at its budget, so means of these values are restricted means: they compare
     what was used, and say nothing of what the run would have needed.

@@ -27,10 +27,10 @@ def detect(study: Study, difference: float) -> str:
             "trained study of at least two arms and two seeds."
         )
     if detectable(found.deviation, MOST, comparisons) > difference:
-        raise UserError(f"--detect is {difference:g}, which takes more than {MOST} seeds; choose a larger difference.")
+        raise UserError(f"--detect is {difference:g}, which needs more than {MOST} seeds; choose a larger difference.")
     needed = seeds_to_detect(difference, found.deviation, comparisons)
     return (
-        f"A difference of {difference:g} in held-out greedy accuracy takes {counted(needed, 'seed')} per arm (four "
+        f"A difference of {difference:g} in held-out greedy accuracy needs {counted(needed, 'seed')} per arm (four "
         f"of five such studies find it; pooled deviation of paired differences {found.deviation:.2g}, corrected for "
         f"{counted(comparisons, 'comparison')}); the study has {found.seeds}. {more(study, needed)}"
     )

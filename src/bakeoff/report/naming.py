@@ -47,9 +47,9 @@ def overrides(tag: str) -> list[str] | None:
 
 
 def by_configuration(runs: pd.DataFrame) -> list[dict[str, str]]:
-    """The same, alike for all runs of one `config_id`: the most that one of them lists.
+    """The overrides of each run, equal for all runs of one `config_id`: the longest list among them.
 
-    A run that `resume=` made longer lists its first settings, one that a sweep did the sweep's.
+    A run that `resume=` made longer lists its own first settings, a run of a sweep those of the sweep.
     """
     identities = list(runs.get("config_id", runs.index))
     most: dict[Any, dict[str, str]] = {}

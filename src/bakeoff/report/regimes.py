@@ -88,7 +88,7 @@ def choices(study: Study) -> list[Choice]:
 
 
 def shared(frame: pd.DataFrame) -> list[str]:
-    """The regimes that at least half as many methods ran as any other: an aggregate is over them alone."""
+    """Regimes with at least half as many methods as the regime with the most: those that an aggregate covers."""
     methods = frame.groupby("regime", sort=False)["method"].nunique()
     return list(methods[methods >= methods.max() / 2].index)
 
@@ -131,7 +131,7 @@ def verdicts(study: Study) -> list[Verdict]:
     return [
         Verdict(
             *(regime, each, mean_interval(own, step), len(own)),
-            judged(each, own, p, study.margin, still >= arms(regime, each)),
+            judged(each, own, p, study.margin, still >= arms(regime, each), step),
         )
         for (regime, each, own), step, p in zip(found, steps, corrected, strict=True)
     ]
@@ -159,13 +159,15 @@ def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Serie
     return (left - values(prediction.right, prediction.right_in, "last")).dropna()
 
 
-def judged(prediction: Prediction, difference: pd.Series, p: float, margin: float, still: bool) -> str:
+def judged(
+    prediction: Prediction, difference: pd.Series, p: float, margin: float, still: bool, step: float = 0.0
+) -> str:
     """The verdict of a prediction from its paired differences, their corrected p, and whether neither arm moved."""
     if len(difference) < 2 or (prediction.equal and still):
         return "not tested"
     significant, mean = p < 1 - CONFIDENCE, float(difference.mean())
     if prediction.equal:
-        if equivalent(difference, margin):
+        if equivalent(difference, margin, step):
             return "as predicted"
         return "against the prediction" if significant and abs(mean) > margin else "undecided"
     if not significant:

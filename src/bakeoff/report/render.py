@@ -25,7 +25,7 @@ KERNEL = ["--IPKernelApp.log_level=40", "--InlineBackend.print_figure_kwargs={'b
 def execute(notebook: Path, folder: Path) -> Any:
     """Runs a notebook in a kernel of its own, with `folder` as its parameter; returns it with its outputs.
 
-    A cell that raises costs its own output alone: see `faults`. Raises UserError where the first one does, which reads
+    A cell that raises loses only its own output: see `faults`. Raises UserError where the first one does, which reads
     the study, and where the kernel ends.
     """
     book = nbformat.read(notebook, as_version=4)

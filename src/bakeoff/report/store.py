@@ -170,7 +170,7 @@ def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
     except Exception as error:  # pandas raises many types
         columns = ", ".join(sorted(column for column in runs.columns if column.isidentifier()))
         raise UserError(
-            f"where is '{where}', which is invalid ({error}); it is an expression over {columns}."
+            f"where is '{where}', which is invalid ({error}); it must be true or false for each run, over {columns}."
         ) from error
     if not (kept["status"] == "FINISHED").any():
         names = ", ".join(runs["name"].unique())

@@ -1,4 +1,4 @@
-"""The rewards, by the name that `reward.functions` and `reward.process` take, beside functions of a user."""
+"""The rewards, by the name in `reward.functions` and `reward.process`, where functions of a user may stand too."""
 
 from __future__ import annotations
 

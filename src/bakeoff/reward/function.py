@@ -53,7 +53,7 @@ class UserFunction:
 
         Raises what the function raises, and UserError for a result of the wrong kind.
         """
-        taken = {name: value for name, value in arguments.items() if self._signature.takes(name)}
+        taken = {name: value for name, value in arguments.items() if self._signature.accepts(name)}
         return self._read(self.place, self._function(**taken), len(arguments["completions"]))
 
     def __reduce__(self) -> tuple[Any, ...]:

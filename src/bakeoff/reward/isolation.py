@@ -1,4 +1,4 @@
-"""Calls of scorers: in this process, or in workers with limits, where a call that fails costs nothing but itself."""
+"""Calls of scorers: in this process, or in workers with limits, where a failed call loses only its own result."""
 
 from __future__ import annotations
 

@@ -20,18 +20,20 @@ from torch import Tensor
 from bakeoff.batch import Example, Rollout, Scores, StepRewards
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
+from bakeoff.nearest import name_of
 from bakeoff.ranges import VAST, number
 from bakeoff.reward.builtin import Completed, Format, Length, learned, verified_steps, verifier
 from bakeoff.reward.distortion import Distortion
 from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments, shown
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
 from bakeoff.rows import to_device
+from bakeoff.task import TASKS
 from bakeoff.task.task import Message, Task, Verdict
 from bakeoff.user_code import require_loggable
 
 VERIFIER, ENVIRONMENT = "verifier", "environment"
 TRIED = 8  # number of completions: a function that has never worked, and fails on each of them alone, always fails
-FAILED = "{} on a completion, which scores 0; reward/failed counts all such failures"
+FAILED = "{} on a completion; its score there is 0, and reward/failed counts all such failures"
 HINT = (
     "; it runs without network and may take {:g} s (reward.timeout_s) per completion; reward.isolated=false calls it "
     "in the run's own process, without limits."
@@ -61,10 +63,10 @@ class Reward:
     format                options of the reward `format`
     length                options of the reward `length`
     missing_eos_penalty   subtracted from the score of a completion that does not end within its budget
-    distortion            of the sum, before the method sees it; the true reward and the accuracies stay as they are
-    isolated              code of others is called in workers, without network, and without writing outside of TMPDIR
+    distortion            distortion of the sum as the method sees it; true reward and accuracies stay as they are
+    isolated              whether code of others runs in workers, without network and without writing outside of TMPDIR
     timeout_s             seconds that a worker may take for a completion; a list of n completions may take n times that
-    memory_mb             memory that a worker may use beside what it imports, in MB
+    memory_mb             memory that a worker may use in addition to what it imports, in MB
     """
 
     functions: dict[str, float] = number(dict, least=-VAST, most=VAST)
@@ -159,7 +161,7 @@ class Reward:
             if each is not None and not (isinstance(each, str) and each):
                 did = each.reason if isinstance(each, Failure) else f"returned {shown(each)}"
                 raise UserError(
-                    f"the `reply` of the task {type(task).__name__} {did}; whatever the policy writes, it must return "
+                    f"the `reply` of the task {name_of(task, TASKS)} {did}; whatever the policy writes, it must return "
                     "a text, or None to end the conversation."
                 )
         return found

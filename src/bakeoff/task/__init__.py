@@ -1,4 +1,4 @@
-"""The tasks, by the name that `task=…` takes. Each is a class beside `task.py`, which states what a task is."""
+"""The tasks, by the name in `task=NAME`. Each is a class beside `task.py`, which states what a task is."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Dataset(Task):
         if self.heldout_share and (self.heldout_path or self.heldout_split):
             raise UserError(
                 f"task.heldout_share is {self.heldout_share}, but task.heldout_path or task.heldout_split names the "
-                "held-out prompts already; set one of them only."
+                "held-out prompts already; leave one of the two out."
             )
         for key, pattern in (("answer_pattern", self.answer_pattern), ("after", self.after)):
             try:
@@ -131,13 +131,13 @@ class Dataset(Task):
                 ) from error
         if (self.extract is Extract.after) != bool(self.after):
             raise UserError(
-                f"task.extract is {self.extract.value} and task.after is {self.after!r}; task.extract=after needs the "
-                "pattern, and no other value takes it."
+                f"task.extract is {self.extract.value} and task.after is {self.after!r}; task.extract=after needs a "
+                "pattern in task.after, and every other value needs task.after to be empty."
             )
         if (self.verify is Verify.function) != bool(self.function):
             raise UserError(
                 f"task.verify is {self.verify.value} and task.function is {self.function!r}; task.verify=function "
-                "needs the function, and no other value takes it."
+                "needs a function, and every other value needs task.function to be empty."
             )
         held = "" if self.heldout_path else self.heldout_split
         for key, split, default in (("split", self.split, type(self).split), ("heldout_split", held, "")):
@@ -161,7 +161,7 @@ class Dataset(Task):
             self._source = self.function.rpartition(":")[0] or source_of(function)
 
             def score(text: str, example: Example) -> Any:
-                columns = {name: value for name, value in example.columns.items() if called.takes(name)}
+                columns = {name: value for name, value in example.columns.items() if called.accepts(name)}
                 return function(text, example.answer, **columns)
 
             return score

@@ -63,7 +63,7 @@ BEFORE_WORDS = AFTER_WORDS | {*COMPUTED_BEFORE.split()}
 
 @dataclass(frozen=True)
 class Number:
-    """A rational number; a percentage is the number before its sign."""
+    """A rational number; of a percentage, the number in front of the % sign."""
 
     value: Fraction
     percent: bool = False

@@ -61,8 +61,8 @@ class Task:
 
     foreign = False
     scores_steps: ClassVar[bool] = False
-    final = 0  # without an annotation it is no key of the task, nor is `foreign`
-    turns = 8  # likewise; subclasses may make it one
+    final = 0  # without an annotation it is not a key of the task; neither are `foreign` and `turns`
+    turns = 8  # a subclass that annotates it makes it a key
 
     heldout: int = count(256, least=1, most=2**20, unit="prompts")
     shots: int = count(0, most=1000, unit="examples")
@@ -121,7 +121,7 @@ class Task:
         raise NotImplementedError
 
     def difficulty(self, example: Example) -> str:
-        """The example's level, of few, by which an evaluation splits its accuracy; empty where a task has one alone."""
+        """The example's difficulty level, by which an evaluation splits its accuracy; empty where there is only one."""
         return ""
 
     def demonstration(self, example: Example) -> str | list[str] | None:
@@ -137,9 +137,9 @@ class Task:
         return 0
 
     def leave_out(self, prompts: Mapping[str, int]) -> None:
-        """Drops prompts, as they are read, from training and evaluation; only of a task that has a `prompt_bound`.
+        """Removes prompts from training and evaluation; called only for a task that has a `prompt_bound`.
 
-        With each stands its number of tokens.
+        `prompts` maps each prompt, as `as_read` gives it, to its number of tokens.
         """
         raise NotImplementedError
 
@@ -174,7 +174,10 @@ class Task:
         return self._reserve()[1]
 
     def training_examples(self, count: int, rng: Random, without: Set[str] = frozenset()) -> list[Example]:
-        """`count` examples drawn with `rng`, none of them reserved, nor `without` these prompts as they are read."""
+        """`count` examples drawn with `rng`, neither reserved nor with a prompt in `without`, compared by `as_read`.
+
+        Raises UserError where almost every prompt is excluded.
+        """
         excluded = self._reserve()[2] | without if without else self._reserve()[2]
         drawn: list[Example] = []
         for _ in range(100 * count + 10_000):
@@ -210,7 +213,9 @@ class Task:
             add_spared(found, self.final + self.shots, lambda: self.generate(rng))
             examples = list(found.values())
             if any(example.answer is None for example in examples[: self.shots]):
-                raise UserError(f"task.shots is {self.shots}, but the task's examples have no answer; it must be 0.")
+                raise UserError(
+                    f"task.shots is {self.shots}, but the task's examples have no answer; set task.shots=0."
+                )
             self._reserved = examples[self.shots :], examples[: self.shots], set(found)
         return self._reserved
 

@@ -71,7 +71,7 @@ def boxed(text: str) -> str:
 
 
 def same_text(answer: str, right: str) -> bool:
-    """Whether both are the same characters, but for blanks around them; nothing is never the same as nothing."""
+    """Whether both texts are equal, up to blanks around them; two empty texts are not."""
     return answer.strip() == right.strip() != ""
 
 

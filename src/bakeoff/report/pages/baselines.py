@@ -13,7 +13,7 @@ NOTEBOOK = "methods"
 CLAIMS = [
     Claim(
         "1 REINFORCE",
-        "Fresh samples for every update: this share of the time goes into sampling, for answers this short",
+        "With fresh samples for every update, sampling takes this share of the time, for answers this short",
         "share of training time in sampling",
         lambda study: share_interval(sampling_share(study)["baseline_none"]),
     ),

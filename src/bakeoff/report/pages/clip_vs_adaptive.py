@@ -153,7 +153,7 @@ CLAIMS = [
     ),
     Claim(
         "7 clip",
-        "The clip is usually better than the adaptive penalty",
+        "The clip, at its default strength, is better than the adaptive penalty",
         "final accuracy, clip 0.2 − adaptive 0.006",
         difference("clip_0_2", "adaptive_0_006"),
         above=0.0,

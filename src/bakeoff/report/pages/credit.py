@@ -19,7 +19,7 @@ CLAIMS = [
     ),
     Claim(
         "9 GRPO",
-        "and a critic lies between (regime credit)",
+        "GAE lies above the whole return (regime credit)",
         "final sampled accuracy, GAE − whole return",
         difference("gae", "whole_return", SAMPLED),
         above=0.0,

@@ -167,7 +167,7 @@ CLAIMS = [
     ),
     Claim(
         "9 GRPO",
-        "at no loss of reward (a loss of 0.02 would be one)",
+        "Dropping the critic loses no reward (a loss of 0.02 would be one)",
         "final accuracy, GRPO − PPO",
         difference("grpo", "ppo"),
         above=-0.02,

@@ -96,10 +96,10 @@ def verdict(study: Study) -> str:
             f"{' and '.join(a)} {verb}{'s' * (len(a) == 1)}" for a, verb in ((higher, "gain"), (lower, "lose")) if a
         ]
         worth.append(f"with {sampler}, {' and '.join(said) or 'no correction makes a significant difference'}")
-    seeds = counted(frame["seed"].nunique(), "seed")
+    seeds, text = counted(frame["seed"].nunique(), "seed"), "; ".join(worth)
     return (
-        f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run is without a mismatch'}.\n\n"
-        f"{'; '.join(worth).capitalize()}.\n\nMeans are over {counted(frame['method'].nunique(), 'method')} and "
+        f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run has the policy as its sampler'}.\n\n"
+        f"{text[:1].upper()}{text[1:]}.\n\nMeans are over {counted(frame['method'].nunique(), 'method')} and "
         f"{seeds}; intervals are over pairs of method and seed, and those with one seed share their start; "
         "results are corrected for the number of corrections of a sampler (Holm). One small model, one task."
     )

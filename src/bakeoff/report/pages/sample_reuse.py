@@ -119,8 +119,9 @@ def verdict(study: Study) -> str:
         if best > 1:
             counts = " and ".join(f"{reached['sum'][n]} of {reached['size'][n]} with {n}" for n in (best, 1))
             text += (
-                f"; {counts} reach {level:.3f}, and the former use {saved(study, 'sequences', objective, best).text()} "
-                f"of the latter's completions for it; that saves time where sampling and scoring take more than "
+                f"; {counts} reach {level:.3f}, the former with "
+                f"{saved(study, 'sequences', objective, best).text()} times the completions of the latter; that saves "
+                "time where sampling and scoring take more than "
                 f"{break_even(study, objective, best).text()} of an update with one epoch, of which sampling takes "
                 f"{runs['sampling'][(runs['objective'] == objective) & (runs['epochs'] == 1)].mean():.2f} here"
             )
@@ -177,7 +178,7 @@ CLAIMS = [
     ),
     Claim(
         STEP,
-        "and with unbounded weights",
+        "Reuse with unbounded weights saves samples too",
         "completions until the threshold or in all, 4 epochs ÷ 1, no clip",
         lambda study: saved(study, "sequences", "ratio", 4),
         below=1.0,
@@ -197,14 +198,14 @@ CLAIMS = [
     ),
     Claim(
         STEP,
-        "and limits how far reuse goes",
+        "The variance of the weights limits how far reuse goes",
         "final accuracy, 8 epochs − 2, no clip",
         lambda study: change(study, "accuracy", 8, 2),
         below=0.0,
     ),
     Claim(
         STEP,
-        "unless the weights are clipped",
+        "With clipped weights reuse goes further",
         "final accuracy at 8 epochs, clip − no clip",
         lambda study: clipped(study, 8),
         above=0.0,
