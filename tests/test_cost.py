@@ -96,13 +96,13 @@ def test_hours_and_price_follow_from_the_budget_whatever_its_unit():
         return cost_of(replace(config, budget=replace(config.budget, unit=Unit(unit), limit=limit)), prediction)
 
     hundred = cost("updates", 100)
-    assert hundred.hours == pytest.approx(100 * hundred.update / 3600)
+    assert hundred.hours == pytest.approx(100 * hundred.seconds_per_update / 3600)
     assert hundred.price == pytest.approx(2.5 * hundred.hours)
     sequences = 4 * 4 + 4  # and a greedy completion of each prompt
     assert cost("sequences", 100 * sequences) == hundred
     assert cost("sequences", 100 * sequences + 1).updates == 101
     assert cost("tokens", 100 * sequences * prediction.completion) == hundred
-    training = hundred.update - hundred.seconds["measure"]
+    training = hundred.seconds_per_update - hundred.seconds["measure"]
     assert cost("seconds", 99.5 * training) == hundred
 
 
@@ -110,7 +110,7 @@ def test_the_actor_costs_nothing_while_the_critic_alone_is_trained():
     budget = ["algorithm.critic.warmup_updates=3", "budget.unit=updates", "budget.limit=5"]
     cost = cost_of(compose(*SMALL, *TRPO, *budget), predicted(*TRPO))
     actor = cost.seconds["actor_update"] + cost.seconds["fisher_product"]
-    assert cost.hours * 3600 == pytest.approx(5 * cost.update - 3 * actor)
+    assert cost.hours * 3600 == pytest.approx(5 * cost.seconds_per_update - 3 * actor)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "hardware").glob("*.yaml")))

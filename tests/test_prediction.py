@@ -49,7 +49,7 @@ SETTINGS = [
     ["algorithm=grpo", "logits_mb=0.2", "micro_tokens=120"],
     ["algorithm=grpo", "algorithm/optimizer=adafactor"],
     ["algorithm=ppo", "model.precision=bfloat16_weights", "offload=true"],
-    ["algorithm=grpo", "measure.kl_to_reference=false", "batch.group_size=8"],
+    ["algorithm=grpo", "measure.kl_to_start=false", "batch.group_size=8"],
 ]
 
 

@@ -10,7 +10,7 @@ from bakeoff.errors import UserError
 from bakeoff.learner.learner import Counters, method_of, passes_over
 from bakeoff.metrics import DEFINITIONS
 from bakeoff.paths import CONF
-from bakeoff.regime import ACCURACY, START, Regime, parsed
+from bakeoff.regime import SAMPLED_ACCURACY, START, Regime, parsed
 from bakeoff.validation import compose
 
 pytestmark = pytest.mark.xdist_group("regimes")  # one worker, so that each regime is composed once
@@ -47,7 +47,7 @@ def test_the_parts_of_a_prediction():
     each = parsed("eval/wrong_length: grpo@verbose > dr_grpo")
     assert (each.metric, each.left, each.left_in, each.equal) == ("eval/wrong_length", "grpo", "verbose", False)
     assert (parsed("rloo ~ start").metric, parsed("rloo ~ start").equal, parsed("rloo ~ start").right) == (
-        ACCURACY,
+        SAMPLED_ACCURACY,
         True,
         START,
     )

@@ -102,7 +102,7 @@ class Evaluation:
 class Measure:
     """Measurements that training itself does not need.
 
-    kl_to_reference     measure the KL to the start, even where the method itself asks for no reference
+    kl_to_start         measure the KL to the start, even where the method itself asks for no reference
     kl_sequences        number of sequences on which the KL of an update is measured, in an extra forward pass; 0: all.
                         A β that adapts to this KL reads all of them
     memory_prediction   log the predicted memory beside the measured one
@@ -111,7 +111,7 @@ class Measure:
                         `./file.py:function`, which is relative to the working folder
     """
 
-    kl_to_reference: bool = True
+    kl_to_start: bool = True
     kl_sequences: int = count(64, unit="sequences")
     memory_prediction: bool = False
     memory_snapshot: bool = False

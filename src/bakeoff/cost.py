@@ -27,7 +27,7 @@ class Cost:
     price: float
 
     @property
-    def update(self) -> float:
+    def seconds_per_update(self) -> float:
         """Seconds of an update."""
         return sum(self.seconds.values())
 

@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bakeoff.config import Config, Mode
-from bakeoff.errors import UserError
+from bakeoff.errors import KILLED, UserError
 from bakeoff.processes import place
 from bakeoff.progress import read
 
@@ -69,4 +69,4 @@ def ended(error: ChildFailedError) -> BaseException:
     if failure.exitcode >= 0:
         return UserError(f"process {number} of the run ended with exit code {failure.exitcode}.")
     name = signal.Signals(-failure.exitcode).name
-    return UserError(f"process {number} of the run was killed ({name}), as by the system when memory runs out.")
+    return UserError(f"process {number} of the run {KILLED} ({name}).")

@@ -20,6 +20,8 @@ from yaml import YAMLError
 
 from bakeoff.nearest import did_you_mean, nearest, nearest_keys, unknown
 
+KILLED = "was killed, probably because memory ran out"
+
 
 class UserError(Exception):
     """A mistake that the user can correct: one sentence that names the key, its value and the values that are valid."""

@@ -123,7 +123,7 @@ def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     if config.hardware.name:
         cost = cost_of(config, prediction)
         found |= {("seconds", phase.replace("_", " ")): f"{value:,.3f}" for phase, value in cost.seconds.items()}
-        found["in all", "seconds per update"] = f"{cost.update:,.3f}"
+        found["in all", "seconds per update"] = f"{cost.seconds_per_update:,.3f}"
         found["in all", "updates"] = f"{cost.updates:,}"
         found["in all", "hours"] = f"{cost.hours:,.3g}"
         found |= {("in all", "price"): f"{cost.price:,.2f}"} if config.price else {}

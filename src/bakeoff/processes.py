@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from bakeoff.device import HOST, backend
-from bakeoff.errors import UserError, first_line
+from bakeoff.errors import KILLED, UserError, first_line
 from bakeoff.rows import concatenate, to_device
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ def leading() -> Iterator[None]:
     except Exception as error:
         if _joined is None or not is_lost(error):
             raise
-        killed = UserError("another process of the run was killed, as by the system when memory runs out.")
+        killed = UserError(f"another process of the run {KILLED}.")
         raise left_error(_joined.store) or killed from error
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bakeoff.errors import UserError
 
-ACCURACY = "eval/sampled_accuracy"
+SAMPLED_ACCURACY = "eval/sampled_accuracy"
 START = "start"  # in the place of the second method: the value of the first one before its first update
 FORM = re.compile(r"(?:([\w/]+): *)?(\w+)(?:@(\w+))? *([>~]) *(\w+)(?:@(\w+))?")
 
@@ -41,7 +41,7 @@ def parsed(text: str) -> Prediction:
             "`eval/wrong_length: grpo > dr_grpo`."
         )
     metric, left, left_in, sign, right, right_in = found.groups(default="")
-    return Prediction(text.strip(), metric or ACCURACY, left, left_in, sign == "~", right, right_in)
+    return Prediction(text.strip(), metric or SAMPLED_ACCURACY, left, left_in, sign == "~", right, right_in)
 
 
 @dataclass

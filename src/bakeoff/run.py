@@ -17,6 +17,7 @@ from bakeoff.heldout import HeldOut, completion_row, evaluate
 from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.loop import Collected, Loop, Update, update_once
+from bakeoff.measure import STILL
 from bakeoff.measure.allocator import allocation_history, has_allocator
 from bakeoff.measure.memory import peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
@@ -34,7 +35,7 @@ from bakeoff.progress import RunProgress, Standing
 from bakeoff.reward.measure import scored
 from bakeoff.tracking import Tracker
 
-STILL, LEAST = 0.01, 3  # nats per completion; updates of each third
+LEAST = 3  # updates of each third
 TRACED = 2  # memory is traced in two updates: optimiser state exists only from the second on
 
 

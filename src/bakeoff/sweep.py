@@ -25,7 +25,7 @@ from rich.text import Text
 
 from bakeoff.arms import Job, check_files, job_names, varied_keys
 from bakeoff.config import Config
-from bakeoff.errors import UserError, redacted, sentence
+from bakeoff.errors import KILLED, UserError, redacted, sentence
 from bakeoff.files import replace_text
 from bakeoff.folder import held, read_record, result_of
 from bakeoff.job_folders import placed
@@ -137,7 +137,7 @@ def launch_each(
         left = [folder for folder in overrides if not has_ended(read(folder))]
         if len(overrides) == 1:
             for folder in left:
-                end_killed(folder, tracker, "failed", "its process was killed, as by the system when memory runs out")
+                end_killed(folder, tracker, "failed", f"its process {KILLED}")
             return
         alone = [folder for folder in left if read(folder)] or left
         for folder in alone:

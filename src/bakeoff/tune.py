@@ -25,12 +25,12 @@ from bakeoff.folder import read_config, read_record
 from bakeoff.outbox import LOG, read_entries
 from bakeoff.paths import CONF, commit, study_folders
 from bakeoff.progress import read
+from bakeoff.regime import SAMPLED_ACCURACY
 from bakeoff.validation import compose
 
 RATES = "1e-6:1e-3:7"
 MOST = 1000  # rates of a search
 RADIUS = 10  # a trust region has no rate; its radius is searched at this multiple of the rates
-METRIC = "eval/sampled_accuracy"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -191,7 +191,10 @@ def accuracies(folder: Path, key: str) -> dict[float, list[float]]:
         if record is None:
             continue
         points = [
-            point for entry in read_entries(job / LOG) for point in entry.get("metrics", []) if point[0] == METRIC
+            point
+            for entry in read_entries(job / LOG)
+            for point in entry.get("metrics", [])
+            if point[0] == SAMPLED_ACCURACY
         ]
         done = (read(job) or {}).get("state") == "done"
         found[flatten(read_config(job))[key]][record.seed] = points[-1][1] if done and points else 0.0

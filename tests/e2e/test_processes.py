@@ -111,7 +111,7 @@ def test_a_signal_at_any_process_is_everyones_and_one_process_goes_on(pair, comm
     ("fault", "sentence"),
     [
         (fail, "bakeoff: process 1 has failed: ValueError: a fault of the second process."),
-        (kill, "bakeoff: another process of the run was killed, as by the system when memory runs out."),
+        (kill, "bakeoff: another process of the run was killed, probably because memory ran out."),
     ],
 )
 def test_an_error_of_one_process_ends_all_with_one_sentence(pair, fault, sentence):

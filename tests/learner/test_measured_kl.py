@@ -49,7 +49,7 @@ def test_the_kl_that_is_reported_is_to_the_start_whatever_reference_the_method_h
 def test_a_method_without_kl_pays_neither_time_nor_memory_for_what_is_measured(overrides):
     found, weights = {}, set()
     for measured in ("true", "false"):
-        loop = loop_of(compose(*SMALL, *overrides, f"measure.kl_to_reference={measured}"))
+        loop = loop_of(compose(*SMALL, *overrides, f"measure.kl_to_start={measured}"))
         update_of(loop)
         found[measured] = update_of(loop)
         weights.add(weights_hash(loop.learner.actor.network))
@@ -64,7 +64,7 @@ def test_a_method_without_kl_pays_neither_time_nor_memory_for_what_is_measured(o
 
 
 def test_an_iterative_method_logs_no_kl_where_none_is_measured():
-    metrics = update_of(loop_of(compose(*SMALL, *RENEWED, "measure.kl_to_reference=false")))
+    metrics = update_of(loop_of(compose(*SMALL, *RENEWED, "measure.kl_to_start=false")))
     assert not any(name.startswith("kl/reference_") for name in metrics)
 
 

@@ -28,7 +28,7 @@ def require(launcher: str, package: str) -> None:
 
 
 @dataclass
-class Task:
+class RemoteJob:
     """Runs jobs of a sweep in a process elsewhere, in the same working folder, which both machines share.
 
     payload       Hydra's state and the function of a job, pickled: it is read when the environment is set
@@ -66,10 +66,10 @@ class Task:
 
 def task_of(
     launcher: Launcher, environment: dict[str, str], on_sigterm: Callable[[int, Any], NoReturn] | None = None
-) -> Task:
+) -> RemoteJob:
     """The task that runs the jobs of a launcher, which Hydra has set up."""
     state = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state())  # type: ignore[attr-defined]
-    return Task(Path.cwd(), cloudpickle.dumps(state), environment, on_sigterm)
+    return RemoteJob(Path.cwd(), cloudpickle.dumps(state), environment, on_sigterm)
 
 
 def folders_of(config: DictConfig, jobs: Sequence[Sequence[str]], first: int) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
-from bakeoff.launcher.elsewhere import Task, folders_of, returned, task_of
+from bakeoff.launcher.elsewhere import RemoteJob, folders_of, returned, task_of
 
 INHERITED = ("BAKEOFF_", "MLFLOW_", "HF_", "HYDRA_")  # variables of the environment that Ray's workers get
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
@@ -56,6 +56,6 @@ def on_ray(
     return [returned(folder, lost.get(folder, "")) for folder in folders]
 
 
-def run_task(task: Task, overrides: list[str], number: int) -> None:
+def run_task(task: RemoteJob, overrides: list[str], number: int) -> None:
     """Runs one job of a task, which Ray reads from its store."""
     task(overrides, number)

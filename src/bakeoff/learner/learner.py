@@ -203,7 +203,7 @@ def make_learner(
     seed = derive(config.seed, "critic")  # draws adapters and heads
     needs_reference = teacher is None and algorithm.kl_to_reference.needs_reference
     renewed = algorithm.kl_to_reference.iteration_updates > 0
-    measures = config.measure.kl_to_reference and (renewed or not needs_reference)
+    measures = config.measure.kl_to_start and (renewed or not needs_reference)
     low, shards = config.model.precision is Precision.bfloat16_weights, processes.size() > 1 and config.shard
     if low:  # before copies are made
         if not shards:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from bakeoff.measure import STILL
 from bakeoff.report.statistics import (
     CONFIDENCE,
     Estimate,
@@ -28,7 +29,7 @@ from bakeoff.report.statistics import (
     pooled_deviation,
 )
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import STILL, by_seed, unmoved
+from bakeoff.report.tables import by_seed, unmoved
 
 HIGHER, EQUIVALENT, UNDECIDED, UNMOVED = "higher", "equivalent", "no significant difference", "did not move"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bakeoff.measure import STILL
 from bakeoff.report.study import Study
-from bakeoff.report.tables import REFERENCE_KL, STILL, grouped, most_kl, percent
+from bakeoff.report.tables import REFERENCE_KL, grouped, most_kl, percent
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 from pandas.io.formats.style import Styler
 
+from bakeoff.measure import STILL
 from bakeoff.report.statistics import Estimate, mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SHARES, Study
 
@@ -20,8 +21,8 @@ INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95
 SHARE = re.compile(r"^(?!difference).*(accuracy|asymptote|share of)|^at the end")  # labels of columns of shares
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
-REFERENCE_KL = "kl/reference_k3_per_sequence"
-STILL = 0.01  # nats per completion: a policy whose KL to the start stays below it has not moved
+REFERENCE_KL = "kl/reference_k3_per_sequence"  # to the start
+STEP_KL = "kl/behaviour_k3_per_token"  # of an update
 
 
 def grouped(study: Study, *metrics: str) -> SeriesGroupBy[Any, Any]:

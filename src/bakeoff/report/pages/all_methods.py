@@ -7,7 +7,7 @@ from bakeoff.report.claim import Claim
 from bakeoff.report.pages.methods import table, verdict
 from bakeoff.report.statistics import Estimate, paired_ratio
 from bakeoff.report.study import Study
-from bakeoff.report.tables import grouped
+from bakeoff.report.tables import STEP_KL, grouped
 
 __all__ = ["CLAIMS", "NOTEBOOK", "table", "verdict"]
 NOTEBOOK = "methods"
@@ -15,7 +15,7 @@ NOTEBOOK = "methods"
 
 def largest_step(study: Study) -> Estimate:
     """The largest KL of an update, TRPO ÷ PPO."""
-    steps = grouped(study, "kl/behaviour_k3_per_token").max()
+    steps = grouped(study, STEP_KL).max()
     return paired_ratio(steps["trpo"], steps["ppo"])
 
 

@@ -13,7 +13,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
 from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, share_interval
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary, unmoved
+from bakeoff.report.tables import FINAL_ACCURACY, STEP_KL, by_run, final, grouped, summary, unmoved
 
 # algorithm → the name of its bound, and the key of the bound's strength
 WAYS = {
@@ -22,7 +22,6 @@ WAYS = {
     "ppo_penalty": ("fixed penalty", "algorithm.kl_to_behaviour.beta"),
 }
 SHADES = {way: colour for (way, _), colour in zip(WAYS.values(), colours(list(WAYS)).values(), strict=True)}
-KL = "kl/behaviour_k3_per_token"
 
 
 def runs_by_bound(study: Study) -> pd.DataFrame:
@@ -33,7 +32,7 @@ def runs_by_bound(study: Study) -> pd.DataFrame:
         way=[WAYS[algorithm][0] for algorithm in study.runs["algorithm"]],
         strength=[float(study.param(WAYS[algorithm][1])[name, seed]) for name, seed, algorithm in runs],
         accuracy=final(study, ACCURACY),
-        kl=grouped(study, KL).median(),
+        kl=grouped(study, STEP_KL).median(),
     )
 
 

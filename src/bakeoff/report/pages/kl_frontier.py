@@ -10,16 +10,15 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels, plot_over_strength
 from bakeoff.report.statistics import mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, summary
+from bakeoff.report.tables import FINAL_ACCURACY, REFERENCE_KL, by_run, final, summary
 
 PLACE, BETA = "choice/algorithm/kl_to_reference", "algorithm.kl_to_reference.beta"
-KL = "kl/reference_k3_per_sequence"
 
 
 def frontier(study: Study) -> pd.DataFrame:
     """A row for each run: name, seed, place, beta, and at its end kl (nats per sequence) and accuracy."""
     place, beta = study.param(PLACE), study.param(BETA).astype(float)
-    return by_run(study, place=place, beta=beta, kl=final(study, KL), accuracy=final(study, ACCURACY))
+    return by_run(study, place=place, beta=beta, kl=final(study, REFERENCE_KL), accuracy=final(study, ACCURACY))
 
 
 def table(study: Study) -> pd.DataFrame:

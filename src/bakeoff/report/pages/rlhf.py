@@ -11,9 +11,9 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import curves, finished, panels
 from bakeoff.report.statistics import Estimate, mean_interval
 from bakeoff.report.study import Study
-from bakeoff.report.tables import grouped, summary, unmoved
+from bakeoff.report.tables import REFERENCE_KL, grouped, summary, unmoved
 
-LEARNED, TRUE, KL = "reward/term_learned", "reward/true", "kl/reference_k3_per_sequence"
+LEARNED, TRUE = "reward/term_learned", "reward/true"
 WINDOW = 10  # updates of a running mean
 
 
@@ -23,7 +23,7 @@ def overoptimisation(study: Study, window: int = WINDOW) -> pd.DataFrame:
     `lost` is the best true reward less the final one.
     """
     rows = []
-    for (name, seed), run in study.of(TRUE, LEARNED, KL).groupby(["name", "seed"], sort=False, observed=True):
+    for (name, seed), run in study.of(TRUE, LEARNED, REFERENCE_KL).groupby(["name", "seed"], sort=False, observed=True):
         wide = run.pivot(index="step", columns="metric", values="value").rolling(window, min_periods=1).mean()
         true = wide[TRUE].iloc[min(window, len(wide)) - 1 :]
         best = true.index[int(true.to_numpy().argmax())]
@@ -34,9 +34,9 @@ def overoptimisation(study: Study, window: int = WINDOW) -> pd.DataFrame:
                 "true at start": wide[TRUE].iloc[0],
                 "true at best": true.max(),
                 "best update": best,
-                "KL at best": wide.loc[best, KL],
+                "KL at best": wide.loc[best, REFERENCE_KL],
                 "true at end": true.iloc[-1],
-                "KL at end": wide[KL].iloc[-1],
+                "KL at end": wide[REFERENCE_KL].iloc[-1],
                 "learned at end": wide[LEARNED].iloc[-1],
                 "lost": true.max() - true.iloc[-1],
             }
@@ -94,7 +94,7 @@ def plot(study: Study) -> Figure:
     the true reward is in [0, 1] (right axis).
     """
     figure, all_axes = panels(len(study.arms), 3.0, columns=len(study.arms), sharey=True)
-    distance = curves(study, KL, smooth=WINDOW).rename(columns={"value": "kl"})
+    distance = curves(study, REFERENCE_KL, smooth=WINDOW).rename(columns={"value": "kl"})
     for axes, arm in zip(all_axes, study.arms, strict=True):
         twin = axes.twinx()
         for target, metric, colour in ((axes, LEARNED, "#D55E00"), (twin, TRUE, "#0072B2")):
