@@ -38,7 +38,7 @@ from bakeoff.report.statistics import (
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import number
 
-KINDS = ("no other is significantly higher", "avoid: another is significantly higher")
+KINDS = ("undecided: no other is significantly higher", "avoid: another is significantly higher")
 BY_DIFFICULTY = f"{SAMPLED}_of_"
 
 
