@@ -1,5 +1,6 @@
 """Stores that are partial, foreign or hostile: the page appears, says what it left out, and shows text as text."""
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -234,6 +235,17 @@ def test_completions_without_a_score_are_named(tmp_path):
     ).load()
     assert warnings(study) == {"Not scored": ["3 % of grpo's completions"]}
     assert methods.table(study).set_index("method")["not scored"].fillna("").to_dict() == {"ppo": "", "grpo": "3 %"}
+
+
+@pytest.mark.parametrize(("keys", "said"), [({"task.heldout": "24"}, True), ({"task.heldout": "128"}, False)])
+def test_few_held_out_prompts_are_named_with_the_error_that_they_leave(keys, said, tmp_path):
+    study = Store(tmp_path).load()
+    params = [{"run": run, "key": key, "value": value} for run in study.runs["run"] for key, value in keys.items()]
+    others = study.params[~study.params["key"].isin(["task.heldout", "evaluation.final"])]
+    study = dataclasses.replace(study, params=pd.concat([others, pd.DataFrame(params)], ignore_index=True))
+    sentence = "the last evaluation has 24 held-out prompts, the same for all seeds"
+    assert (sentence in str(warnings(study))) is said
+    assert ("may differ by ±0.2 (95 %)" in str(warnings(study))) is said
 
 
 def test_the_interval_of_a_share_stays_within_0_and_1(tmp_path):

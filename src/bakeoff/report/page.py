@@ -26,11 +26,12 @@ from bakeoff.report.idle import idle
 from bakeoff.report.matching import mismatches
 from bakeoff.report.naming import shortened
 from bakeoff.report.setup import setup_html
-from bakeoff.report.study import Study
+from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import in_html, not_scored, percent
 
 GENERIC = "methods"  # compares the arms of any study
 MOST = 20  # sentences of a kind of warning on a page
+FEW = 128  # held-out prompts
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,23 @@ def answer(page: Page, study: Study) -> str:
 
 
 def warnings(study: Study) -> dict[str, list[str]]:
-    """What a reader must know before the answer, by kind: what is not matched, idle, not scored, and left out."""
+    """What a reader must know before the answer, by kind: not matched, few prompts, idle, not scored, left out."""
     shares = [f"{percent(share)} of {name}'s completions" for name, share in not_scored(study).items()]
-    found = {"Not matched": mismatches(study), "Idle": idle(study), "Not scored": shares, "Left out": study.left_out}
+    found = {"Not matched": mismatches(study), "Few prompts": few_prompts(study), "Idle": idle(study)}
+    found |= {"Not scored": shares, "Left out": study.left_out}
     return {kind: shortened(each, MOST) for kind, each in found.items() if each}
+
+
+def few_prompts(study: Study) -> list[str]:
+    """A sentence where the final accuracies are of fewer than FEW held-out prompts."""
+    step = study.step(ACCURACY)
+    if step * FEW <= 1:
+        return []
+    return [
+        f"the last evaluation has {round(1 / step)} held-out prompts, the same for all seeds: on other prompts of the "
+        f"task an accuracy may differ by ±{1.96 * math.sqrt(0.25 * step):.2g} (95 %), beyond the intervals over seeds; "
+        "raise task.heldout"
+    ]
 
 
 def heading(page: Page, study: Study) -> str:
