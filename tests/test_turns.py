@@ -271,7 +271,7 @@ def test_a_reply_in_a_chat_is_what_the_template_writes_between_two_turns(tiny):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["reward=learned"], "reward.functions names `learned`, but the task SortTurns has several turns"),
+        (["reward=learned"], "reward.functions names `learned`, but the task sort_turns has several turns"),
         (["mode=advantage_quality"], "mode is advantage_quality, which continues"),
     ],
 )
