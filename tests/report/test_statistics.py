@@ -613,6 +613,12 @@ def test_what_is_idle_is_named():
         assert any(part in sentence for sentence in found), part
     beyond = with_metrics(data, kl__beta_behaviour={"ppo_kl": [1.0, 100.0, 10_000.0, 1e6]})
     assert [sentence.split(":")[0] for sentence in idle(beyond)] == ["the KL of ppo_kl stays above its target"]
+    late = "ppo_kl never renews its reference: that is due after {} updates, and its runs have {}"
+    for due, said in (("4", []), ("50", [late.format(50, 4)])):
+        renewed = with_metrics(data, reward__mean={"ppo_kl": [0.1, 0.2, 0.3, 0.4]})
+        updates = [(run, "algorithm.kl_to_reference.iteration_updates", due) for run in ("ppo_kl1", "ppo_kl2")]
+        renewed.params = pd.concat([renewed.params, parameters(updates)])
+        assert idle(renewed) == said
     well = with_metrics(
         data,
         policy__cg_residual={"trpo": [0.1, 0.3]},

@@ -107,7 +107,21 @@ def idle(study: Study) -> list[str]:
             arm = str(own.index[0]) if len(own) == 1 else f"{method} (in {len(own)} of its {every} arms)"
             value = between(own, lambda each: f"{each:.2g}")
             found.append(rule.sentence.format(arm=arm, value=value, share=between(own, percent)))
-    return found
+    return found + never_renewed(study)
+
+
+def never_renewed(study: Study) -> list[str]:
+    """A sentence on each arm whose runs end before they renew their reference for the first time."""
+    due = study.params["key"] == "algorithm.kl_to_reference.iteration_updates"
+    wanted = study.params[due].set_index("run")["value"]
+    updates = study.metrics.astype({"run": str}).groupby("run")["step"].max()
+    of_runs = study.runs.assign(wanted=study.runs["run"].map(wanted).astype(float), made=study.runs["run"].map(updates))
+    arms = of_runs.dropna(subset=["wanted"]).groupby("name", sort=False)[["wanted", "made"]].max()
+    return [
+        f"{arm} never renews its reference: that is due after {wanted:.0f} updates, and its runs have {made:.0f}"
+        for arm, wanted, made in arms.itertuples()
+        if made < wanted
+    ]
 
 
 def between(values: pd.Series, text: Callable[[float], str]) -> str:
