@@ -29,11 +29,11 @@ bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
 	$(BIN)/bakeoff-report methods
 
-league: $(READY)  ## every method at equal samples: twenty minutes or so, and the table of docs/results.md
+league: $(READY)  ## every method at equal samples and equal tuning: half an hour or so, and the table of docs/results.md
 	$(BIN)/bakeoff sweeps=all_methods
 	$(BIN)/bakeoff-report all_methods
 
-arena: $(READY)  ## methods x regimes x seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
+arena: $(READY)  ## methods x regimes x ten seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dapo,maxrl regime=sparse,mixed,explore
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=importance_sampling,cispo,dppo regime=reuse,costly
