@@ -141,15 +141,15 @@ def test_runs_of_another_version_or_machine_are_named(store, tag):
         store.tag(name, **{tag: "one"})
     assert mismatches(store.load()) == []
     store.tag("grpo 3", **{tag: "two"})
-    assert mismatches(store.load()) == [f"{tag} differs: grpo seed 3 two; the others one"]
+    assert mismatches(store.load()) == [f"{tag} differs: two (grpo seed 3); one (the others)"]
     for seed in SEEDS:
         store.tag(f"grpo {seed}", **{tag: "two"})
-    assert f"{tag} differs: ppo one; grpo two" in mismatches(store.load())
+    assert f"{tag} differs: one (ppo); two (grpo)" in mismatches(store.load())
 
 
 def test_a_parameter_of_one_run_is_named_by_its_run(store):
     store.client.log_param(store.runs["ppo 2"].info.run_id, "batch.prompts", "7")
-    assert mismatches(store.load()) == ["batch.prompts differs: ppo seed 2 7; the others none"]
+    assert mismatches(store.load()) == ["batch.prompts differs: 7 (ppo seed 2); none (the others)"]
 
 
 def test_what_is_foreign_or_damaged_is_left_out_and_named(store):

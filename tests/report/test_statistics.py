@@ -458,7 +458,7 @@ def test_matched_arms_have_no_mismatch():
 def test_unmatched_arms_are_named():
     found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, ["ppo1"], "untuned", ("4", "8")))
     text = "; ".join(found)
-    assert "batch.group_size differs: ppo 4; grpo 8" in text
+    assert "batch.group_size differs: 4 (ppo); 8 (grpo)" in text
     assert "ppo seed 1 did not finish (out of memory): OutOfMemory: in rollout" in text
     assert "ppo has no run with seed 1" in text
     assert "ppo was not tuned" in text
@@ -468,7 +468,7 @@ def test_a_value_that_only_one_arm_has_is_a_difference():
     data = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
     extra = [(run, "reward.process.verifier", "1.0") for run in ("grpo1", "grpo2")]
     data.params = pd.concat([data.params, parameters(extra)])
-    assert mismatches(data) == ["reward.process.verifier differs: grpo 1.0; ppo none"]
+    assert mismatches(data) == ["reward.process.verifier differs: 1.0 (grpo); none (ppo)"]
 
 
 def test_what_a_sweep_varies_and_what_a_seed_draws_is_no_mismatch():
@@ -531,7 +531,7 @@ def test_unequal_tuning_is_named():
     data = study({"ppo": {1: 0.9}, "ppo_kl": {1: 0.9}, "grpo": {1: 0.8}}, group=("4", "4", "4"))
     trials = [(run, "tuned.trials", "13" if "kl" in run else "3") for run in data.runs["run"]]
     data.params = pd.concat([data.params, parameters(trials)])
-    assert mismatches(data) == ["the arms had unequal tuning: ppo_kl 13 trials; the others 3 trials"]
+    assert mismatches(data) == ["the arms had unequal tuning: 13 trials (ppo_kl); 3 trials (the others)"]
     more = [(run, "tuned.seeds", "[100, 101]" if "kl" in run else "[100]") for run in data.runs["run"]]
     more += [
         (run, "tuned.command", "bakeoff -m algorithm=ppo seed=100" + " budget.limit=40960" * ("kl" in run))
@@ -539,8 +539,9 @@ def test_unequal_tuning_is_named():
     ]
     data.params = pd.concat([data.params, parameters(more)])
     assert mismatches(data)[1:] == [
-        "the arms had unequal tuning: ppo_kl 2 tuning seeds; the others 1 tuning seed",
-        "the arms had unequal tuning: ppo_kl a tuning budget of 40960; the others a tuning budget of the protocol's",
+        "the arms had unequal tuning: 2 tuning seeds (ppo_kl); 1 tuning seed (the others)",
+        "the arms had unequal tuning: a tuning budget of 40960 (ppo_kl); a tuning budget of the protocol's (the "
+        "others)",
     ]
     data.params = data.params[~data.params["key"].isin(["tuned.seeds", "tuned.command"])]
     data.params = data.params[data.params["key"] != "tuned.trials"]
@@ -575,7 +576,7 @@ def test_unequal_steps_a_rollout_are_named():
         for key, value in zip(("epochs", "minibatches"), values, strict=True)
     ]
     data.params = pd.concat([data.params, parameters(rows)])
-    assert mismatches(data) == ["optimiser steps a rollout differ: grpo 1; the others 8"]
+    assert mismatches(data) == ["optimiser steps a rollout differ: 1 (grpo); 8 (the others)"]
 
 
 def with_metrics(data, **series):

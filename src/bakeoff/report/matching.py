@@ -98,12 +98,12 @@ def by_run(study: Study, values: pd.Series) -> str:
 
 
 def by_value(values: pd.Series) -> str:
-    """`ppo 4; the others 8`: the arms (index) that share each value, the rarest value first."""
+    """`4 (ppo); 8 (the others)`: each value with the arms (index) that share it, the rarest value first."""
     arms = sorted(((value, list(own.index)) for value, own in values.groupby(values)), key=lambda each: len(each[1]))
     named = [(", ".join(shortened([str(name) for name in own], NAMED)), value) for value, own in arms]
     if len(arms) > 1 and len(arms[-1][1]) > 1:
         named[-1] = ("the others", arms[-1][0])
-    return "; ".join(f"{who} {value}" for who, value in named)
+    return "; ".join(f"{value} ({who})" for who, value in named)
 
 
 def unequal_tuning(study: Study) -> list[str]:
