@@ -114,7 +114,7 @@ def never_renewed(study: Study) -> list[str]:
     """A sentence on each arm whose runs end before they renew their reference for the first time."""
     due = study.params["key"] == "algorithm.kl_to_reference.iteration_updates"
     wanted = study.params[due].set_index("run")["value"]
-    updates = study.metrics.astype({"run": str}).groupby("run")["step"].max()
+    updates = study.last.astype({"run": str}).groupby("run")["step"].max()
     of_runs = study.runs.assign(wanted=study.runs["run"].map(wanted).astype(float), made=study.runs["run"].map(updates))
     arms = of_runs.dropna(subset=["wanted"]).groupby("name", sort=False)[["wanted", "made"]].max()
     return [

@@ -159,9 +159,7 @@ def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Serie
     return (left - values(prediction.right, prediction.right_in, "last")).dropna()
 
 
-def judged(
-    prediction: Prediction, difference: pd.Series, p: float, margin: float, still: bool, step: float = 0.0
-) -> str:
+def judged(prediction: Prediction, difference: pd.Series, p: float, margin: float, still: bool, step: float) -> str:
     """The verdict of a prediction from its paired differences, their corrected p, and whether neither arm moved."""
     if len(difference) < 2 or (prediction.equal and still):
         return "not tested"
