@@ -224,3 +224,21 @@ def test_a_strangers_log_sends_no_file_from_outside_of_its_folder(store, tmp_pat
     again.metrics({"b": 1.0}, 1)
     again.flush(1)
     assert tracker.client.list_artifacts(tracker.run_id) == []
+
+
+def test_a_copy_of_a_folder_gets_a_run_of_its_own_and_a_moved_folder_keeps_its_run(store, tmp_path):
+    original = tmp_path / "original"
+    original.mkdir()
+    first, _ = run_in(store, original)
+    log_steps(first, 0, 4)
+    shutil.copytree(original, copied := tmp_path / "copied")
+    of_copy, messages = run_in(store, copied, resume=first.run_id)
+    log_steps(of_copy, 4, 6)
+    assert of_copy.new
+    assert f"the folder '{copied}' is a copy of '{original}'" in messages[0]
+    assert (held(of_copy), held(first)) == (WHOLE, {key: value for key, value in WHOLE.items() if key[1] < 4})
+
+    original.rename(moved := tmp_path / "moved")
+    of_moved, messages = run_in(store, moved, resume=first.run_id)
+    assert (of_moved.run_id, messages) == (first.run_id, [])
+    assert of_moved.client.get_run(of_moved.run_id).data.tags[tracking.FOLDER] == str(moved)

@@ -101,9 +101,6 @@ def run_job(
             progress.report(f"opening the store {redacted(config.tracking.uri)}")
             resumes, logged = earlier.mlflow_run if earlier else None, (folder / LOG).exists()
             tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report, command)
-            if earlier and tracker.new:
-                store = redacted(config.tracking.uri)
-                progress.report(f"the store {store} does not hold this run; a new run there receives all of its log")
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}

@@ -40,6 +40,7 @@ PATIENCE = 15.0  # seconds for which a run's end waits for a store that fails
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of an entry, which the store will never take
 MISSHAPEN = (TypeError, KeyError, AttributeError)  # errors of an entry that is no entry of ours
 ACTOR = "actor"  # the artifact folder of a registered actor
+FOLDER = "folder"  # the tag with the path of a run's folder
 
 
 @dataclass
@@ -201,17 +202,22 @@ def start_run(
     report: Callable[[str], None] = lambda message: None,
     command: str = "",
 ) -> Tracker:
-    """A new run, or the resumed run `resume` where the store has it; a new one gets all that the folder has logged.
+    """A new run, or the resumed run `resume`; a new one gets all that the folder has logged.
 
+    A run is resumed where the store has it and its folder is not a copy of another one, which stays that run's.
     `command` sends the entries that the store does not take. Raises UserError where the store cannot be written.
     """
     client, experiment = open_store(tracking)
-    tags = {key: redacted(value) for key, value in tags.items()}
-    uri, resumes = store_uri(tracking), resume is not None and has_run(client, resume)
+    tags = {key: redacted(value) for key, value in (tags | {FOLDER: str(folder.resolve())}).items()}
+    uri = store_uri(tracking)
+    reason = "" if resume is None else not_resumed(client, resume, folder, uri)
+    if reason:
+        report(f"{reason}; a new run there receives all of its log")
     try:
-        if resumes:
-            client.update_run(str(resume), status="RUNNING")
-            return Tracker(client, str(resume), folder, uri, experiment, new=False, report=report, command=command)
+        if resume and not reason:
+            client.update_run(resume, status="RUNNING")
+            client.set_tag(resume, FOLDER, tags[FOLDER])
+            return Tracker(client, resume, folder, uri, experiment, new=False, report=report, command=command)
         tags = {"mlflow.runName": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "bakeoff", **tags}
         run_id = str(client.create_run(experiment, tags=tags).info.run_id)
     except Exception as error:
@@ -221,12 +227,29 @@ def start_run(
     return Tracker(client, run_id, folder, uri, experiment, report=report, command=command)
 
 
+def not_resumed(client: MlflowClient, run_id: str, folder: Path, uri: str) -> str:
+    """Why the run in a folder cannot be resumed in the store; empty where it can."""
+    if not has_run(client, run_id):
+        return f"the store {redacted(uri)} does not hold this run"
+    original = Path(client.get_run(run_id).data.tags.get(FOLDER, folder))
+    if original.resolve() != folder.resolve() and receiver(original) == run_id:
+        return f"the folder '{folder}' is a copy of '{original}', which keeps its run in the store {redacted(uri)}"
+    return ""
+
+
+def receiver(folder: Path) -> str | None:
+    """The id of the MLflow run that receives a folder's entries, none where the folder has sent none."""
+    try:
+        return str(json.loads((folder / SENT).read_text())["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def send_unsent(tracking: Tracking, folder: Path) -> int:
     """Sends the entries that a finished run could not send; returns the number of entries that are still unsent."""
     entries = read_entries(folder / LOG)
-    try:
-        run_id = str(json.loads((folder / SENT).read_text())["run"])
-    except (OSError, ValueError, KeyError, TypeError):
+    run_id = receiver(folder)
+    if run_id is None:
         return len(entries)
     if read_sent(folder / SENT, run_id) >= len(entries):
         return 0
