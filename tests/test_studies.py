@@ -12,6 +12,7 @@ from bakeoff.arms import Job, arms_of, grid, job_name, job_names, settings_of
 from bakeoff.config import Tuned, config_id, searchpath
 from bakeoff.errors import UserError
 from bakeoff.paths import CONF, ROOT, SWEEPS, page_file, study_file, study_folders, study_names
+from bakeoff.report.page import page_of
 from tests.conftest import compose
 
 pytestmark = pytest.mark.xdist_group("studies")  # one worker, so that each study is composed once
@@ -43,7 +44,7 @@ def sweeper(arms=None, **params):
 def test_every_study_asks_a_question_has_a_page_and_jobs_that_can_run(name):
     config = study(name)
     assert config.study.question.endswith("?")
-    assert page_file(name).is_file()
+    assert page_of(name).notebook.is_file()
     if config.hydra.sweeper.search:
         assert config.hydra.sweeper.search.n_trials >= 8
         compose(f"sweeps={name}")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.errors import UserError
 from bakeoff.nearest import unknown
+from bakeoff.terminal import rounded
 
 Arms = Mapping[str, list[str]]
 HEADS = ("algorithm=", "arm=", "seed=")  # settings that every name of a job has
@@ -149,11 +150,3 @@ def job_name(settings: list[str]) -> str:
     names = [last if lasts.count(last) == 1 else key for last, key in zip(lasts, by_key, strict=True)]
     pairs = [f"{name}={rounded(value)}" for name, value in zip(names, by_key.values(), strict=True)]
     return " ".join(filter(None, head + pairs))
-
-
-def rounded(value: str) -> str:
-    """A number with many digits, as a search draws it, to three of them."""
-    try:
-        return min(value, f"{float(value):.3g}", key=len)
-    except ValueError:
-        return value

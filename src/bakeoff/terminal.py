@@ -81,6 +81,14 @@ def plain_table(title: str, names: Iterable[str], numbers: Iterable[str] = ()) -
     return table
 
 
+def rounded(value: str) -> str:
+    """A value in a name: a number with many digits, as a search draws it, to three of them."""
+    try:
+        return min(value, f"{float(value):.3g}", key=len)
+    except ValueError:
+        return value
+
+
 def duration(seconds: float) -> str:
     """`75` → `1:15`."""
     minutes, rest = divmod(int(max(seconds, 0)), 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from bakeoff.report.setup import commands, setup
 from bakeoff.report.statistics import counted
 from bakeoff.report.store import MOST, default_tracking, is_there, load_study
 from bakeoff.report.study import Study, write_study
-from bakeoff.report.tables import as_text, code_block, in_markdown, interval_note, markdown, per_seed
+from bakeoff.report.tables import as_text, in_markdown, interval_note, markdown, per_seed
 from bakeoff.terminal import Words
 
 CLAIMS = "claims"  # the page that is made from all studies
@@ -69,6 +70,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"{' and '.join(named)} exclude each other; leave all but one out.")
     if found.sweeps > 1 and (found.all or found.study == CLAIMS):
         raise UserError(f"--sweeps is {found.sweeps}, which needs one study, but {named[0]} is of all; leave it out.")
+    given = {"--where": found.where, "--sweeps": found.sweeps > 1, "--detect": found.detect is not None}
+    if not named and any(given.values()):
+        option = next(key for key in given if given[key])
+        raise UserError(f"{option} needs a study; name one, as in `bakeoff-report methods`.")
+    if found.detect is not None and (not 0 < found.detect < 1 or found.all or found.study == CLAIMS):
+        raise UserError(f"--detect is {found.detect:g}; it takes one study and a number between 0 and 1.")
     if found.where and found.study == CLAIMS:
         raise UserError(f"--where is {found.where!r}, but a claim is about all runs of a study; leave it out.")
     return found
@@ -98,10 +105,6 @@ def main() -> None:
                 )
         with console.status("reading the store, running notebooks"):
             if arguments.detect is not None:
-                if not 0 < arguments.detect < 1 or arguments.all or arguments.study == CLAIMS:
-                    raise UserError(
-                        f"--detect is {arguments.detect:g}; it takes one study and a number between 0 and 1."
-                    )
                 study = load_study(arguments.study, where=arguments.where, sweeps=arguments.sweeps)
                 console.print(detect(study, arguments.detect), highlight=False, soft_wrap=True, markup=False)
             elif arguments.all:
@@ -203,7 +206,8 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
     with replaced(out, name) as made:
         write_study(study, made / name)
         seeds = f"\nFinal held-out accuracy by seed:\n\n{markdown(per_seed(study))}" if study.trained else ""
-        about = (in_markdown(interval_note(table)), code_block(commands(study)))
+        code = textwrap.indent(commands(study), "    ")  # which no backtick ends
+        about = (in_markdown(interval_note(table)), code)
         notes = "\n".join(f"{each}\n" for each in about if each)
         (made / f"{name}.md").write_text(f"{markdown(table)}\n{notes}{seeds}", encoding="utf-8")
         left_out += write_page(name, page.notebook, made / name, commands(study))

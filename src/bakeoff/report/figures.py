@@ -293,19 +293,6 @@ def plot_time(study: Study) -> Figure:
     )
 
 
-def plot_memory(study: Study) -> Figure:
-    """The largest peak of each arm, and its phase."""
-    table = mean_by_arm(study, {f"memory/{phase}_mb": phase.replace("_", " ") for phase in (*TRAINING, "measure")})
-    figure, (axes,) = panels(1, 0.36 * len(study.arms) + 0.8)
-    bars = axes.barh(study.arms, table.max(), color=list(colours(study.arms).values()))
-    labels = [f"{table[name].max():.3g}  ({table[name].idxmax()})" for name in study.arms]
-    axes.bar_label(bars, labels=labels, fontsize=9, padding=3)
-    axes.margins(x=0.35)
-    axes.invert_yaxis()
-    axes.set_xlabel("largest peak (MB), and its phase")
-    return finished(figure, "The largest peak of memory, mean over updates and seeds.")
-
-
 def plot_weights(study: Study) -> Figure:
     """The weights that each model adds, stacked, since they add up."""
     table = mean_by_arm(study, {f"memory/weights_{role}_mb": role for role in ROLE_SHADES}).fillna(0)

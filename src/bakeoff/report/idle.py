@@ -30,16 +30,6 @@ class Rule:
     param: str = ""
 
 
-def share_dead(values: pd.Series) -> float:
-    """The share of updates in which a coefficient is below 1 % of its first value."""
-    return float((values < 0.01 * values.iloc[0]).mean())
-
-
-def share_excessive(values: pd.Series) -> float:
-    """The share of updates in which a coefficient is above 1000 times its first value."""
-    return float((values > 1000 * values.iloc[0]).mean())
-
-
 RULES = [
     Rule(
         "policy/cg_residual",
@@ -56,14 +46,14 @@ RULES = [
     ),
     Rule(
         "kl/beta_behaviour",
-        share_dead,
+        lambda beta: float((beta < 0.01 * beta.iloc[0]).mean()),
         lambda dead: dead > 0.1,
         "the KL penalty of {arm} is off in {share} of its updates: β is below 1 % of its start",
     ),
     *(
         Rule(
             metric,
-            share_excessive,
+            lambda beta: float((beta > 1000 * beta.iloc[0]).mean()),
             lambda excessive: excessive > 0.1,
             "the KL of {arm} stays above its target: β is above 1000 times its start in {share} of its updates; the "
             "target is below what a step at this learning rate makes",

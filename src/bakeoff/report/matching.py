@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 
+from bakeoff.mlflow_store import defines_arm
 from bakeoff.report.naming import labels, shortened, varied
 from bakeoff.report.statistics import counted
 from bakeoff.report.study import Study, outcome
@@ -151,7 +152,7 @@ def config_diff(study: Study) -> pd.DataFrame:
     Values that the seed draws, such as `sft.seed`, are not a difference between arms.
     """
     names = study.runs.sort_values("seed").drop_duplicates("name").set_index("run")["name"]
-    params = study.params[study.params["in_config_id"] & study.params["run"].isin(names.index)]
+    params = study.params[study.params["key"].map(defines_arm) & study.params["run"].isin(names.index)]
     params = params[~params["key"].str.endswith("_option_")].assign(name=params["run"].map(names))
     wide = params.pivot_table(index="key", columns="name", values="value", aggfunc="first").reindex(columns=study.arms)
     differs = wide.fillna("–").nunique(axis=1) > 1

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from bakeoff.measure import TRAINING
-from bakeoff.report.figures import ROLE_SHADES, finished, panels, stack, stacked_bars
+from bakeoff.report.figures import ROLE_SHADES, colours, finished, panels, stack, stacked_bars
 from bakeoff.report.naming import settings
 from bakeoff.report.study import Study
 from bakeoff.report.tables import by_run
@@ -96,6 +96,19 @@ def peaks_over(study: Study, key: str) -> pd.DataFrame:
     arms = [each.get("arm", name) for each, name in zip(settings(study.runs), study.runs["algorithm"], strict=True)]
     runs = by_run(study, arm=arms, model=list(study.runs["model"]), x=study.param(key).astype(float))
     return largest_peaks(study).merge(runs.drop_duplicates("name"), on="name")[["arm", "model", "x", "mb"]]
+
+
+def plot_largest(study: Study) -> Figure:
+    """The largest peak of each arm, and its phase."""
+    frame = largest_peaks(study)
+    figure, (axes,) = panels(1, 0.36 * len(frame) + 0.8)
+    bars = axes.barh(frame["name"], frame["mb"], color=[colours(study.arms)[name] for name in frame["name"]])
+    labels = frame["mb"].map("{:.3g}  (".format) + frame["phase"].str.replace("_", " ") + ")"
+    axes.bar_label(bars, labels=list(labels), fontsize=9, padding=3)
+    axes.margins(x=0.35)
+    axes.invert_yaxis()
+    axes.set_xlabel("largest peak (MB), and its phase")
+    return finished(figure, "The largest peak of memory in the phases of training, mean over seeds.")
 
 
 def log_bytes(axes: Axes) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from bakeoff.terminal import rounded
+
 LONGEST = 60  # characters of a name
 NOT_SHOWN = ("algorithm", "arm", "seed", "sweeps", "tuned")  # keys that a name does not repeat
 SHORT = {
@@ -75,7 +77,7 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
     heads = [each.get("arm", algorithm) for each, algorithm in zip(values, runs["algorithm"], strict=True)]
     names = pd.Series(
         [
-            " ".join([head, *(f"{SHORT.get(k, k)}={brief(each[k])}".lstrip("=") for k in keys if k in each)])
+            " ".join([head, *(f"{SHORT.get(k, k)}={rounded(each[k])}".lstrip("=") for k in keys if k in each)])
             for head, each in zip(heads, values, strict=True)
         ],
         runs.index,
@@ -90,14 +92,6 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
 def labels(runs: pd.DataFrame) -> pd.Series:
     """`ppo seed 1` for each run, from its name and seed."""
     return runs["name"] + " seed " + runs["seed"].astype(str)
-
-
-def brief(value: str) -> str:
-    """A value in a name: a long number, such as an optimiser's draw, keeps three digits."""
-    try:
-        return value if len(value) < 8 else f"{float(value):.3g}"
-    except ValueError:
-        return value
 
 
 def shortened(texts: list[str], most: int) -> list[str]:

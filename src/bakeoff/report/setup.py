@@ -14,6 +14,10 @@ from bakeoff.report.tables import in_html
 
 MOST = 6  # values of a condition that a page lists
 TAGS = ("task", "model", "device", "torch", "commit")  # of a run
+BATCH = (
+    "{batch.prompts} prompts × {batch.group_size} completions of at most {task.max_new_tokens} tokens, "
+    "temperature {sampling.temperature}"
+)
 Params = dict[str, str]  # of a run, by key, as text
 
 
@@ -34,8 +38,8 @@ def setup(study: Study) -> dict[str, str]:
         "reward": listed(map(reward, own)),
         "model": tags.get("model", ""),
         "start": listed(map(start, own)),
-        "batch": listed(map(batch, own)),
-        "budget of a run": listed(map(budget, own)),
+        "batch": listed(filled(BATCH, run) for run in own),
+        "budget of a run": listed(filled("{budget.limit} {budget.unit}", run) for run in own),
         "learning rates": rates(study, own),
         "runs": ", ".join(counts),
         "seeds": listed(seeds) + (f"; tuned on {tuned}" if tuned else ""),
@@ -82,17 +86,6 @@ def positive(run: Params, key: str) -> bool:
         return float(run[key]) > 0
     except (KeyError, ValueError):
         return False
-
-
-def budget(run: Params) -> str:
-    """`65,536 sequences`."""
-    return filled("{budget.limit} {budget.unit}", run)
-
-
-def batch(run: Params) -> str:
-    """`64 prompts × 4 completions of at most 14 tokens, temperature 1`."""
-    text = "{batch.prompts} prompts × {batch.group_size} completions of at most {task.max_new_tokens} tokens"
-    return filled(text + ", temperature {sampling.temperature}", run)
 
 
 def start(run: Params) -> str:

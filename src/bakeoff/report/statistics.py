@@ -181,15 +181,12 @@ def interquartile_mean(scores: pd.Series) -> Estimate:
 
     All is NaN for fewer than FEWEST runs: too few of them would be left out, and their bootstrap is too narrow.
     """
-    x = scores.to_numpy()
-    if len(x) < FEWEST:
+    if len(scores) < FEWEST:
         return Estimate()
-    options = {"confidence_level": CONFIDENCE, "method": "percentile", "n_resamples": RESAMPLES, "rng": 0}
-    drawn = stats.bootstrap((x,), middle_mean, **options)
-    return Estimate(float(middle_mean(x)), *map(float, drawn.confidence_interval))
+    return stratified_iqm(pd.DataFrame({"regime": "", "score": scores.to_numpy()}))
 
 
-def probability_of_improvement(a: pd.Series, b: pd.Series) -> float:
+def probability_of_improvement(a: np.ndarray, b: np.ndarray) -> float:
     """The probability that a run of A is better than one of B, ties counted half: Agarwal et al. 2021 §4.4.
 
     It is Mann and Whitney's U over the number of pairs.
@@ -211,20 +208,14 @@ def stratified_iqm(scores: pd.DataFrame) -> Estimate:
     return bootstrapped(middle_mean(every, axis=1), [*runs.values()])
 
 
-def stratified_improvement(a: pd.DataFrame, b: pd.DataFrame) -> Estimate:
-    """The probability that a run of A scores above one of B in the same regime, ties counted half, as a mean over the
-    regimes that both have (columns regime, seed, score), with stratified bootstrap interval: Agarwal et al. 2021 §4.4.
+def improvement_over_regimes(a: pd.DataFrame, b: pd.DataFrame) -> float:
+    """The mean `probability_of_improvement` of the regimes that both have (columns regime, seed, score).
 
-    The interval is NaN where a regime has fewer than FEWEST seeds, and all is NaN without a common regime.
+    NaN without a common regime.
     """
     of_a, of_b = by_regime(a), by_regime(b)
-    common = [(of_a[regime], of_b[regime]) for regime in of_a if regime in of_b]
-    if not common:
-        return Estimate()
-    rng = np.random.default_rng(0)
-    drawn = [(resampled(x, rng)[:, :, None], resampled(y, rng)[:, None, :]) for x, y in common]
-    wins = np.mean([((x > y) + 0.5 * (x == y)).mean((1, 2)) for x, y in drawn], axis=0)
-    return bootstrapped(wins, [runs for pair in common for runs in pair])
+    chances = [probability_of_improvement(own, of_b[regime]) for regime, own in of_a.items() if regime in of_b]
+    return float(np.mean(chances)) if chances else math.nan
 
 
 def by_regime(scores: pd.DataFrame) -> dict[str, np.ndarray]:

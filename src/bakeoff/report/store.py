@@ -29,7 +29,6 @@ from bakeoff.mlflow_store import (
     METRICS,
     SQLITE,
     Tracking,
-    defines_arm,
     metric_history,
     metrics_table,
     open_store,
@@ -179,7 +178,7 @@ def select(runs: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def params_frame(runs: list[Run]) -> pd.DataFrame:
-    """Columns run, key, value, in_config_id: every parameter of every run, and whether it defines the arm.
+    """Columns run, key, value: every parameter of every run.
 
     A resumed run may change a parameter, which MLflow cannot; a tag holds its last value.
     """
@@ -188,8 +187,7 @@ def params_frame(runs: list[Run]) -> pd.DataFrame:
         for run in runs
         for key, value in run.data.params.items()
     ]
-    frame = pd.DataFrame(rows, columns=["run", "key", "value"])
-    return frame.assign(in_config_id=frame["key"].map(defines_arm).astype(bool))
+    return pd.DataFrame(rows, columns=["run", "key", "value"])
 
 
 def metrics_frame(

@@ -28,7 +28,7 @@ class Study:
     report       command that reads these runs from the store
     runs         a row for each finished run: run, name (of its arm), algorithm, seed, status and the other tags
     unfinished   the same for runs that failed, ran out of memory, were stopped, or lack their end
-    params       run, key, value and in_config_id, of finished runs
+    params       run, key and value, of finished runs
     metrics      run, metric, step, value, name and seed, of finished runs; sorted by run, metric and step
     completions  what each arm logged of one seed: greedy answers to held-out prompts, else completions of training
     left_out     a sentence without its full stop on each thing in the store that is not in these frames, and why
@@ -131,7 +131,7 @@ def read_study(folder: Path | str) -> Study:
         **about,
         runs=runs[ended].reset_index(drop=True),
         unfinished=runs[~ended].reset_index(drop=True),
-        params=params.assign(in_config_id=params["in_config_id"] == "True"),
+        params=params,
         metrics=pd.read_parquet(folder / "metrics.parquet"),
         completions=completions.assign(reward=pd.to_numeric(completions["reward"])),
     )

@@ -18,10 +18,10 @@ from bakeoff.report.statistics import Estimate, mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SHARES, Study
 
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
-SHARE = re.compile(r"^(?!difference).*(accuracy|asymptote|share of)|^at the end")  # labels of columns of shares
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
 REFERENCE_KL = "kl/reference_k3_per_sequence"  # to the start
+SECONDS = "progress/seconds"  # of training
 STEP_KL = "kl/behaviour_k3_per_token"  # of an update
 
 
@@ -121,7 +121,10 @@ def mean_text(values: pd.Series) -> str:
 
 def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
     """A row for each arm: mean and 95 % interval over seeds of each final metric, in columns named by the labels."""
-    columns = {label: [each.text() for each in estimates(study, metric).values()] for metric, label in metrics.items()}
+    columns = {
+        f"{label} {INTERVAL}": [each.text() for each in estimates(study, metric).values()]
+        for metric, label in metrics.items()
+    }
     return with_not_scored(study, pd.DataFrame({"method": study.arms, **columns}))
 
 
@@ -160,8 +163,7 @@ def interval_note(frame: pd.DataFrame) -> str:
     """How the intervals of a table were computed, in a sentence; empty for a table without one."""
     labels = [str(label) for label in frame if str(label).endswith(INTERVAL)]
     robust = [label for label in labels if "IQM" in label]
-    shares = [label for label in labels if SHARE.search(label)]
-    student = "Student's t over seeds" + (", of shares on the logit scale, so within [0, 1]" if shares else "")
+    student = "Student's t over seeds, of shares on the logit scale, so within [0, 1]"
     ways = [student] * (len(labels) > len(robust)) + ["of an IQM a percentile bootstrap"] * bool(robust)
     return f"95 % intervals: {'; '.join(ways)}." if ways else ""
 
@@ -188,11 +190,6 @@ def in_markdown(text: object) -> str:
     """Text as Markdown shows it literally, on one line; what is harmless, such as `ppo_kl` or `[0.1, 0.2]`, stays."""
     one_line = " ".join(str(text).split())
     return re.sub(r"[\\`*<>|&~$#]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]|(?<=\w):(?=//)|(?<=www)\.", r"\\\g<0>", one_line)
-
-
-def code_block(text: str) -> str:
-    """Lines of code as Markdown shows them literally: indented, so that no backtick ends them."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def in_html(text: object) -> str:

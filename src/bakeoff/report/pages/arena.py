@@ -18,6 +18,7 @@ from bakeoff.report.regimes import (
     Choice,
     choices,
     effect,
+    everywhere,
     family,
     overall,
     ranked,
@@ -31,9 +32,9 @@ from bakeoff.report.statistics import (
     Estimate,
     counted,
     detectable,
+    improvement_over_regimes,
     mean_interval,
     pooled_deviation,
-    stratified_improvement,
 )
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import number
@@ -113,9 +114,9 @@ def predictions(study: Study) -> pd.DataFrame:
 def improvement(study: Study) -> pd.DataFrame:
     """The probability that the row's method scores above the column's in the same regime, over regimes and seeds."""
     frame = scores(study)
-    complete = [name for name in ranked(frame) if not np.isnan(overall(frame, name, shared(frame)).value)]
+    complete = [name for name in ranked(frame) if len(everywhere(frame, name, shared(frame)))]
     own = {name: frame[frame["method"] == name] for name in complete}
-    chances = {b: [stratified_improvement(own[a], own[b]).value for a in complete] for b in complete}
+    chances = {b: [improvement_over_regimes(own[a], own[b]) for a in complete] for b in complete}
     return pd.DataFrame({"P(row > column)": complete, **chances})
 
 
@@ -138,7 +139,7 @@ def advice(named: list[Choice]) -> str:
     """A sentence for each set of methods: those to choose or those to avoid, whichever are fewer."""
     sentences: dict[str, list[str]] = {}
     for each in named:
-        few = len(each.choose) <= len(each.avoid)
+        few = 0 < len(each.choose) <= len(each.avoid)  # each of a circle of methods may be below another
         avoid = f"Avoid {listed(each.avoid)}" if each.avoid else "No method is significantly below the highest"
         sentences.setdefault(f"Choose {listed(each.choose)}" if few else avoid, []).append(each.property)
     return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())

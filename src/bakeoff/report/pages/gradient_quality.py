@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import plot_dots
 from bakeoff.report.statistics import Estimate, counted, paired_ratio
 from bakeoff.report.study import Study
-from bakeoff.report.tables import by_seed, estimates, estimates_table, number
+from bakeoff.report.tables import INTERVAL, by_seed, estimates, estimates_table, number
 
 SIGNAL = "gradient/snr_per_1000_tokens"
 VARIANCE, NORM = "gradient/relative_variance", "gradient/norm"
@@ -33,7 +32,7 @@ def table(study: Study) -> pd.DataFrame:
     """A row for each arm: mean and 95 % interval over seeds of each metric, and its signal over the best arm's."""
     shares = relative_signal(study)
     fractions = [shares[name].text() for name in study.arms]
-    return estimates_table(study, METRICS).assign(**{"signal per token ÷ the best": fractions})
+    return estimates_table(study, METRICS).assign(**{f"signal per token ÷ the best {INTERVAL}": fractions})
 
 
 def relative_signal(study: Study) -> dict[str, Estimate]:
@@ -87,14 +86,10 @@ def covariance_sentence(study: Study, a: str, b: str) -> str:
     return f"Variance (trace of the covariance), {a} ÷ {b}: {a} {', '.join(changes) or 'was not measured'}. "
 
 
-def over_starts(a: str, b: str) -> Callable[[Study], Estimate]:
+def over_starts(study: Study) -> Estimate:
     """`covariance_ratio`: its geometric mean and its range over the starts, which no interval of a mean describes."""
-
-    def of(study: Study) -> Estimate:
-        found = covariance_ratio(study, a, b)
-        return Estimate(float(stats.gmean(found)), found.min(), found.max()) if len(found) else Estimate()
-
-    return of
+    found = covariance_ratio(study, *BASELINE[0])
+    return Estimate(float(stats.gmean(found)), found.min(), found.max()) if len(found) else Estimate()
 
 
 CLAIMS = [
@@ -102,7 +97,7 @@ CLAIMS = [
         "3 baseline",
         "With scores of 0 and 1, a baseline lowers the variance of the gradient at every start",
         "trace of the covariance, batch mean ÷ none",
-        over_starts(*BASELINE[0]),
+        over_starts,
         below=1.0,
         interval="range over starts",
     ),

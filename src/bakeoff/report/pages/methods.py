@@ -7,13 +7,14 @@ import math
 import pandas as pd
 
 from bakeoff.report.claim import Claim, difference
-from bakeoff.report.comparisons import EQUIVALENT, HIGHER, UNDECIDED, UNMOVED, Comparison, Family, family
+from bakeoff.report.comparisons import EQUIVALENT, HIGHER, UNDECIDED, UNMOVED, family
 from bakeoff.report.memory import ledger, peaks
 from bakeoff.report.statistics import Estimate, counted, mean_interval, paired_difference, paired_ratio
 from bakeoff.report.study import ACCURACY, PRIMARY, SAMPLED, Study, outcome
 from bakeoff.report.tables import (
     FINAL_ACCURACY,
     REFERENCE_KL,
+    SECONDS,
     by_seed,
     estimates,
     final,
@@ -33,14 +34,20 @@ def table(study: Study) -> pd.DataFrame:
     against = study.baseline or order[0]
     tied = len({round(scores[name].value, 9) for name in order[:2]}) < len(order[:2])
     distance, results = f"difference from {against} [95 %]", against_one(study, against)
+
+    def change(name: str) -> Estimate:
+        return paired_difference(
+            by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, against), study.step(ACCURACY)
+        )
+
     rows = [
         {
             "method": name,
             FINAL_ACCURACY: scores[name].text(),
             "sampled accuracy [95 %]": sampled[name].text(),
-            distance: "–" if name == against else from_arm(study, name, against).text("+"),
+            distance: "–" if name == against else change(name).text("+"),
             RESULT: results.get(name, "baseline" if study.baseline or tied else "best mean"),
-            "seconds": mean_text(by_seed(study, "progress/seconds", name)),
+            "seconds": mean_text(by_seed(study, SECONDS, name)),
             "peak MB": peak[peak["name"] == name]["value"].max(),
             "KL to the start (nats/sequence)": mean_text(by_seed(study, REFERENCE_KL, name)),
         }
@@ -50,11 +57,6 @@ def table(study: Study) -> pd.DataFrame:
     lost = lost[~lost["name"].isin(study.arms)]
     rows += [{"method": run["name"], FINAL_ACCURACY: "–", RESULT: outcome(run)} for _, run in lost.iterrows()]
     return with_not_scored(study, pd.DataFrame(rows))
-
-
-def from_arm(study: Study, name: str, other: str) -> Estimate:
-    """The paired difference of an arm's final accuracy from another's."""
-    return paired_difference(by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, other), study.step(ACCURACY))
 
 
 def against_one(study: Study, against: str, metric: str = ACCURACY) -> dict[str, str]:
@@ -77,7 +79,7 @@ def differences(study: Study) -> pd.DataFrame:
 
 def verdict(study: Study) -> str:
     """Which methods differ in final held-out accuracy, by how much, and at what cost in time."""
-    seconds = {name: by_seed(study, "progress/seconds", name).mean() for name in study.arms}
+    seconds = {name: by_seed(study, SECONDS, name).mean() for name in study.arms}
     cheap, dear = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
     many, start = len(study.arms) > FEW or bool(study.baseline), start_accuracy(study)
     compared = all_against_one if many else all_pairs
@@ -85,7 +87,7 @@ def verdict(study: Study) -> str:
     answers = [compared(study, metric) for metric in measured] if len(study.arms) > 1 else [only_arm(study)]
     if not math.isnan(start):
         answers[0] += f" All start at {start:.3f}."
-    costs = {name: mean_text(by_seed(study, "progress/seconds", name)) for name in (cheap, dear)}
+    costs = {name: mean_text(by_seed(study, SECONDS, name)) for name in (cheap, dear)}
     dearest = f", {costs[dear]} s with {dear}" if len(study.arms) > 1 else ""
     answers.append(
         f"Training takes {costs[cheap]} s with {cheap}{dearest}. These data are of one "
@@ -104,13 +106,8 @@ def only_arm(study: Study) -> str:
 def all_pairs(study: Study, metric: str = ACCURACY) -> str:
     """The result of each pair of arms in an accuracy."""
     found = family(study, metric)
-    sentences = [f"{difference_text(each)}: {found.result(each)}." for each in found.comparisons]
+    sentences = [f"{each.a} − {each.b} = {each.change.text('+')}: {found.result(each)}." for each in found.comparisons]
     return f"Final held-out {PRIMARY[metric]} accuracy. {' '.join(sentences)} {found.note}"
-
-
-def difference_text(each: Comparison) -> str:
-    """`ppo − grpo = +0.010 [+0.005, +0.015]`."""
-    return f"{each.a} − {each.b} = {each.change.text('+')}"
 
 
 def all_against_one(study: Study, metric: str = ACCURACY) -> str:
@@ -127,13 +124,8 @@ def all_against_one(study: Study, metric: str = ACCURACY) -> str:
         f"{best} has the highest mean of final held-out {PRIMARY[metric]} accuracy, {scores[best].text()}. "
         f"Lower than {against}: {named['lower']}.{higher} Equivalent to it (within ±{study.margin:g}): "
         f"{named[EQUIVALENT]}. {f'Without a verdict, since not both moved: {still}. ' if still else ''}"
-        f"{of_undecided(found)}: {named[UNDECIDED]}. {found.note}"
+        f"{found.undecided.capitalize()}: {named[UNDECIDED]}. {found.note}"
     )
-
-
-def of_undecided(found: Family) -> str:
-    """`No significant difference (detectable: ±0.03)`, at the beginning of a sentence."""
-    return found.undecided[0].upper() + found.undecided[1:]
 
 
 def critic_over_actor(study: Study) -> Estimate:
