@@ -216,14 +216,17 @@ def test_a_strangers_log_sends_no_file_from_outside_of_its_folder(store, tmp_pat
     tracker, _ = run_in(store, folder)
     paths = [str(tmp_path / "secret"), "../secret", "in", "in/link", "/", "/dev/zero", "\0"]
     entries = [{"artifact": [path, None]} for path in paths]
-    entries += [{"artifact": 1}, {"metrics": [["a"]]}, {"unknown": 1}, [1], 1, {"params": [1]}, {}]
+    entries += [{"metrics": points} for points in (1, "a", [1], [["a"]], [["a", "b", 1, 2]], [[1, 2.0, 3, 4]])]
+    entries += [{"artifact": 1}, {"unknown": 1}, [1], 1, {"params": [1]}, {}]
     lines = [as_line(number, entry) for number, entry in enumerate(entries)]
     lines += [as_line(10**15, {"tags": {}}), as_line(-1, {"tags": {}}), as_line("x", {"tags": {}})]
     (folder / LOG).write_text("\n".join(lines) + "\n")
     again, _ = run_in(store, folder, resume=tracker.run_id)
-    again.metrics({"b": 1.0}, 1)
-    again.flush(1)
-    assert tracker.client.list_artifacts(tracker.run_id) == []
+    with again.running():
+        again.metrics({"b": 1.0}, 1)
+        again.flush(1)
+        assert tracker.client.list_artifacts(tracker.run_id) == []
+    assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
 def test_a_copy_of_a_folder_gets_a_run_of_its_own_and_a_moved_folder_keeps_its_run(store, tmp_path):
@@ -237,6 +240,11 @@ def test_a_copy_of_a_folder_gets_a_run_of_its_own_and_a_moved_folder_keeps_its_r
     assert of_copy.new
     assert f"the folder '{copied}' is a copy of '{original}'" in messages[0]
     assert (held(of_copy), held(first)) == (WHOLE, {key: value for key, value in WHOLE.items() if key[1] < 4})
+
+    elsewhere = Tracking(uri=f"sqlite:///{database(store)}.copy")
+    shutil.copy(database(store), f"{database(store)}.copy")
+    of_copy, messages = run_in(elsewhere, copied, resume=first.run_id)
+    assert (of_copy.new, messages) == (False, []), "the store was copied too, and has the run"
 
     original.rename(moved := tmp_path / "moved")
     of_moved, messages = run_in(store, moved, resume=first.run_id)

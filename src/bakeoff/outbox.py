@@ -9,7 +9,8 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ MOST = 10**7  # entries of a log, above which a number is damage
 Entry = dict[str, Any]  # its content, by kind
 NOTHING: Entry = {"tags": {}}  # an entry that changes nothing
 LOST: Entry = {"lost": True}  # an entry whose line was damaged
+
+
+@dataclass
+class Receipt:
+    """What `tracking.sent` says: the MLflow run that receives the lines of a folder's log, and their number.
+
+    store   address of the run's store, without a password
+    """
+
+    run: str = ""
+    lines: int = 0
+    store: str = ""
 
 
 @dataclass
@@ -59,7 +72,8 @@ class Outbox:
     _failed: float = -math.inf
 
     def __post_init__(self) -> None:
-        self._sent = read_sent(self.folder / SENT, self.run_id)
+        receipt = read_receipt(self.folder)
+        self._sent = receipt.lines if receipt.run == self.run_id else 0
         entries = read_entries(self.folder / LOG)
         entries += [LOST] * (max(self._sent, self.begun) - len(entries))
         self._number, unsent = len(entries), entries[self._sent :]
@@ -125,21 +139,16 @@ class Outbox:
 
     def _remember(self) -> None:
         with suppress(OSError):  # at worst, entries are sent twice
-            replace_text(self.folder / SENT, json.dumps({"run": self.run_id, "lines": self._sent}))
+            receipt = Receipt(self.run_id, self._sent, self.store)
+            replace_text(self.folder / SENT, json.dumps(asdict(receipt)))
 
 
 def next_entry(entries: list[Entry]) -> tuple[int, Entry]:
     """The next thing to send, and the number of entries that it covers: consecutive metrics go together."""
-    if "metrics" not in entries[0]:
+    together = list(takewhile(lambda entry: "metrics" in entry, entries))
+    if not together:
         return 1, entries[0]
-    together: list[list[Any]] = []
-    number = 0
-    for entry in entries:
-        if "metrics" not in entry:
-            break
-        together += entry["metrics"]
-        number += 1
-    return number, {"metrics": together}
+    return len(together), {"metrics": [point for entry in together for point in entry["metrics"]]}
 
 
 def as_line(number: int, entry: Entry) -> str:
@@ -158,15 +167,26 @@ def read_entries(path: Path) -> list[Entry]:
                 with suppress(ValueError, RecursionError):  # a folder may come from anyone
                     number, _, content = text.partition(" ")
                     entry = json.loads(content)
-                    if isinstance(entry, dict) and entry and 0 <= int(number) < MOST:
+                    if is_entry(entry) and 0 <= int(number) < MOST:
                         entries[int(number)] = entry
     return [entries.get(number, LOST) for number in range(max(entries, default=-1) + 1)]
 
 
-def read_sent(path: Path, run_id: str) -> int:
-    """Number of entries that the store has of a run; zero where it is another run than the last one."""
+def is_entry(value: Any) -> bool:
+    """Whether a value read from a log is an entry: metrics, which are sent together, are checked point by point."""
+    if not isinstance(value, dict) or not value:
+        return False
+    points = value.get("metrics", [])
+    kinds = (str, int | float, int, int)  # name, value, time, step
+    return isinstance(points, list) and all(
+        isinstance(point, list) and len(point) == len(kinds) and all(map(isinstance, point, kinds)) for point in points
+    )
+
+
+def read_receipt(folder: Path) -> Receipt:
+    """The receipt in a run's folder; an empty one where there is none, or none that can be read."""
     try:
-        sent = json.loads(path.read_text())
-        return min(max(int(sent["lines"]), 0), MOST) if sent["run"] == run_id else 0
+        sent = json.loads((folder / SENT).read_text())
+        return Receipt(str(sent["run"]), min(max(int(sent["lines"]), 0), MOST), str(sent.get("store", "")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return 0
+        return Receipt()

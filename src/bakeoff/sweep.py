@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,11 +226,9 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     )
     earlier = parent_run(folder)
     resumes, title = earlier.run_id if earlier else None, f"{name} {folder.name}"
-    tracker = start_run(config.tracking, title, tags, folder, resumes, command=finishing(folder))
+    report = partial(Console().print, markup=False)
+    tracker = start_run(config.tracking, title, tags, folder, resumes, report, finishing(folder))
     tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
-    if earlier and tracker.new:
-        store = redacted(config.tracking.uri)
-        Console().print(f"the store {store} does not hold this sweep: a new MLflow run there holds it", markup=False)
     replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied, socket.gethostname()))))
     return tracker
 

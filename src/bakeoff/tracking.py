@@ -33,7 +33,7 @@ from bakeoff.mlflow_store import (
     require_database,
     store_uri,
 )
-from bakeoff.outbox import LOG, LOST, SENT, Entry, Outbox, read_entries, read_sent
+from bakeoff.outbox import LOG, LOST, Entry, Outbox, read_entries, read_receipt
 from bakeoff.ui import curves_page, ui_page
 
 PATIENCE = 15.0  # seconds for which a run's end waits for a store that fails
@@ -232,28 +232,18 @@ def not_resumed(client: MlflowClient, run_id: str, folder: Path, uri: str) -> st
     if not has_run(client, run_id):
         return f"the store {redacted(uri)} does not hold this run"
     original = Path(client.get_run(run_id).data.tags.get(FOLDER, folder))
-    if original.resolve() != folder.resolve() and receiver(original) == run_id:
+    receipt = read_receipt(original)
+    if original.resolve() != folder.resolve() and (receipt.run, receipt.store) == (run_id, redacted(uri)):
         return f"the folder '{folder}' is a copy of '{original}', which keeps its run in the store {redacted(uri)}"
     return ""
 
 
-def receiver(folder: Path) -> str | None:
-    """The id of the MLflow run that receives a folder's entries, none where the folder has sent none."""
-    try:
-        return str(json.loads((folder / SENT).read_text())["run"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def send_unsent(tracking: Tracking, folder: Path) -> int:
     """Sends the entries that a finished run could not send; returns the number of entries that are still unsent."""
-    entries = read_entries(folder / LOG)
-    run_id = receiver(folder)
-    if run_id is None:
-        return len(entries)
-    if read_sent(folder / SENT, run_id) >= len(entries):
-        return 0
-    tracker = Tracker(open_store(tracking)[0], run_id, folder, store_uri(tracking), new=False, ended=True)
+    entries, receipt = read_entries(folder / LOG), read_receipt(folder)
+    if not receipt.run or receipt.lines >= len(entries):
+        return max(len(entries) - receipt.lines, 0)
+    tracker = Tracker(open_store(tracking)[0], receipt.run, folder, store_uri(tracking), new=False, ended=True)
     tracker.flush(PATIENCE)
     return len(tracker._outbox)
 

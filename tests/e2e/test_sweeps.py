@@ -234,7 +234,7 @@ def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, 
     store_of(other)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other / 'mlflow.db'}")
     anew = command(*common, limit, "algorithm=grpo", "seed=2,1")
-    assert "does not hold this sweep" in anew.stdout, anew.stderr
+    assert "does not hold this run" in anew.stdout, anew.stderr
     assert finished(other) == [("grpo", "1"), ("grpo", "2")]
 
 
