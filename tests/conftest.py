@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ gc.set_threshold(20_000, 20, 20)  # with the default, a tenth of the time goes i
 MEMORY, ROOM = Path("/dev/shm"), 8e9  # a file system in memory, and the bytes that it must have free
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Keeps the folders of tests in memory: a store waits for the disk at every write. TMPDIR keeps them elsewhere."""
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
         folder = tempfile.mkdtemp(prefix="bakeoff-tests-", dir=MEMORY)
         os.environ["TMPDIR"] = tempfile.tempdir = folder  # of the workers too, which start later
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        # after multiprocessing has removed its own folder there, which has the priority -100
+        Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-200)
 
 
 def pytest_collection_finish() -> None:

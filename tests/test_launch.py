@@ -15,7 +15,7 @@ import bakeoff.signals
 from bakeoff.device import claim_gpu
 from bakeoff.errors import UserError
 from bakeoff.launcher.elsewhere import returned
-from bakeoff.launcher.slurm import sbatch, still_queued
+from bakeoff.launcher.slurm import QUEUED, queued_before, sbatch, still_queued
 from bakeoff.progress import RunProgress
 from bakeoff.signals import termination
 from bakeoff.sweep import Parent, elsewhere, refuse_file
@@ -108,6 +108,14 @@ def test_a_queue_that_does_not_answer_queues_no_job_again(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="whose queue does not answer"):
         still_queued(known, "name")
     assert still_queued({}, "name") == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff"])
+def test_a_list_of_queued_jobs_that_cannot_be_read_queues_no_job_again(tmp_path, text):
+    assert queued_before(tmp_path) == {}
+    (tmp_path / QUEUED).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=f"{QUEUED}', the list of queued jobs, cannot be read"):
+        queued_before(tmp_path)
 
 
 @pytest.fixture

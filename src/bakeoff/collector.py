@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bakeoff import processes
 from bakeoff.batch import Example, Prompts, Rollout, Scores
-from bakeoff.device import HOST
 from bakeoff.engine.conversation import converse
 from bakeoff.engine.engine import Batch, Engine, Request, Sampling, make_rollout, reader
 from bakeoff.model.encode import encode, require_room
@@ -90,16 +89,10 @@ class Collector:
             part = f"{stream}/{number}" if number else stream
             yield self.roll_out(policy, prompts, completions, part, step, greedy)
 
-    def score(self, rollout: Rollout, learned: Callable[[Rollout], Tensor] | None = None) -> Scores:
-        """Scores of each completion, by the leader; `learned` is the reward model, whose passes are everyone's."""
-        found = None if learned is None else learned(rollout)
-
-        def scored() -> Scores:
-            return self.reward(self.task, rollout, None if found is None else lambda rollout: found)
-
-        if processes.size() == 1:
-            return scored()
-        return to_device(processes.led(lambda: to_device(scored(), HOST)), rollout.ended.device)
+    def score(self, rollout: Rollout, learned: Tensor | None = None) -> Scores:
+        """Scores of each completion, by the leader, on the rollout's device; `learned` [S] are the reward model's."""
+        scores = processes.led(lambda: self.reward(self.task, rollout, learned))
+        return to_device(scores, rollout.ended.device)
 
     def judge(self, rollout: Rollout) -> list[Verdict]:
         """The task's verdict on each completion, by the leader."""

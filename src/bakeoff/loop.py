@@ -147,7 +147,6 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
     """
     learner, collector = loop.learner, loop.collector
     algorithm, number, seed = learner.algorithm, learner.counters.updates, collector.seed
-    torch.manual_seed(derive(seed, "global", number))
     lr, betas = set_lr(learner, number, progress), Betas(**vars(learner.betas))
     with sampling_policy(learner):
         collected = collect(loop, number)
@@ -170,7 +169,8 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
         to_start = measure_start(learner, experience)
     tokens = experience.sequences.mask.sum()
     kl, statistics, to_start, tokens = processes.agreed(numbers((kl, statistics, to_start, tokens)))
-    adapt_betas(learner, kl, statistics, len(experience))
+    if actor:  # while the critic alone learns, the KL is zero and says nothing about a coefficient
+        adapt_betas(learner, kl, statistics, len(experience))
     if not learner.reference_is_start:
         teacher = statistics.reference if algorithm.kl_to_reference.name else None
         statistics = replace(statistics, reference=to_start, reference_exact=None, teacher=teacher)
@@ -215,7 +215,7 @@ def collect(loop: Loop, number: int) -> Collected:
     """Samples and scores the completions of update `number`, until the method has groups that it can learn from."""
     actor, collector, algorithm = loop.learner.actor, loop.collector, loop.learner.algorithm
     group_filter, batch = algorithm.group_filter, collector.batch
-    learned = learned_scores(loop)
+    torch.manual_seed(derive(collector.seed, "global", number))
     rollouts: list[Rollout] = []
     scores: list[Scores] = []
     kept: list[Tensor] = []
@@ -228,7 +228,7 @@ def collect(loop: Loop, number: int) -> Collected:
             prompts = collector.prompts(actor, collector.task.training_examples(batch.prompts, prompt_draws))
             rollouts.append(collector.roll_out(actor, prompts, batch.group_size, f"rollout{stream}", number))
         with loop.phase("reward"):
-            scores.append(collector.score(rollouts[-1], learned))
+            scores.append(collector.score(rollouts[-1], learned_scores(loop, rollouts[-1])))
             kept.append(group_filter(scores[-1].total.view(-1, batch.group_size)))
     every, all_scores = concatenate(rollouts), concatenate(scores)
     rollout, chosen = every, all_scores
@@ -253,10 +253,10 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
         answers = collector.roll_out(learner.actor, prompts, 1, "greedy", greedy=True)
     with loop.phase("reward"):
         shaped = learner.algorithm.shaping(answers.sequences.mask.sum(1), answers.max_tokens)
-        return answers, collector.score(answers, learned_scores(loop)).total + shaped
+        return answers, collector.score(answers, learned_scores(loop, answers)).total + shaped
 
 
-def learned_scores(loop: Loop) -> Callable[[Rollout], Tensor] | None:
-    """The reward model as a function of rollouts, none where the reward is not learned."""
-    model, size = loop.learner.reward_model, loop.learner.forward.micro_tokens
-    return None if model is None else lambda rollout: model.score(rollout.sequences, size)
+def learned_scores(loop: Loop, rollout: Rollout) -> Tensor | None:
+    """The reward model's score of each completion [S], none where the reward is not learned."""
+    model = loop.learner.reward_model
+    return None if model is None else model.score(rollout.sequences, loop.learner.forward.micro_tokens)

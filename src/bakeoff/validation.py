@@ -276,7 +276,7 @@ def impossible_rewards(config: Config) -> Iterator[str]:
                 f"algorithm/{axis} is {option(config, axis)}, which needs the scores of steps, but reward.process is "
                 "empty; choose reward=process, or name a function of steps there."
             )
-    if reward.verifies_steps and not config.task.scores_steps:
+    if "verifier" in reward.process and not config.task.scores_steps:
         yield (
             f"reward.process names `verifier`, but the task {name_of(config.task, TASKS)} does not score steps; "
             "choose task=sort, or name a function that scores steps by its import path."

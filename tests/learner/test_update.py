@@ -1,5 +1,7 @@
 """The learner in a real update: micro-batches, the first minibatch, trained and frozen weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,6 +123,14 @@ def test_critic_warm_up_leaves_the_actor_unchanged():
     assert weights_hash(learner.critic.head) != critic
     assert len(update_once(loop).actor) == 4
     assert weights_hash(learner.actor.network) != actor
+
+
+def test_no_coefficient_adapts_while_the_critic_alone_learns():
+    few = ["sft.steps=0", "task.heldout=4", "batch.prompts=4", "batch.group_size=2", "tuned=none"]
+    loop = loop_of(compose("algorithm=ppo_kl", "algorithm.critic.warmup_updates=2", *few))
+    start = replace(loop.learner.betas)
+    assert [update_once(loop).betas for _ in range(3)] == [start] * 3
+    assert loop.learner.betas != start, "the actor has taken steps"
 
 
 def test_explained_variance_is_one_minus_the_residual_share_of_the_variance_of_returns():

@@ -1,12 +1,14 @@
 """Quality of gradients and advantages, on known distributions and against exact values of a policy."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from bakeoff.engine.embedded import Embedded
 from bakeoff.loop import collect
-from bakeoff.quality import train_critic
+from bakeoff.quality import train_critic, with_stream
 from bakeoff.quality.advantage import advantage_quality, compared, rank_accuracy, true_advantages
 from bakeoff.quality.gradient import Moments, gradient_quality, quality
 from bakeoff.task.sort import Sort
@@ -152,3 +154,47 @@ def test_advantages_are_compared_at_every_position(monkeypatch):
     overall, positions = advantage_quality(loop_of(config), config.quality, lambda message: None)
     assert -1 <= overall.correlation <= 1
     assert set(positions) == set(range(config.task.max_new_tokens)), "random completions use their budget"
+
+
+def test_advantages_of_a_learned_reward_are_measured():
+    learned = ["reward=learned", "preferences.pairs=24", "preferences.heldout=8", "preferences.steps=3"]
+    config = compose(*SMALL, *FEW, *learned, "batch.prompts=8", "batch.group_size=4")
+    overall, _ = advantage_quality(loop_of(config), config.quality, lambda message: None)
+    assert -1 <= overall.correlation <= 1
+
+
+class Rests(Embedded):
+    """An engine that generates nothing between a rest and the next load, as one that frees its weights."""
+
+    awake = False
+
+    def load(self, policy):
+        self.awake = True
+        return super().load(policy)
+
+    def rest(self):
+        self.awake = False
+
+    def generate(self, request):
+        assert self.awake, "it generates while it rests"
+        return super().generate(request)
+
+
+def test_an_engine_that_rests_is_loaded_before_it_generates(monkeypatch):
+    config = compose(*SMALL, *FEW, "algorithm=ppo")
+    loop = loop_of(config)
+    loop = replace(loop, collector=replace(loop.collector, engine=Rests()))
+    advantage_quality(loop, config.quality, lambda message: None)
+    gradient_quality(loop, config.quality, lambda message: None)
+
+
+def test_the_noise_of_a_score_is_that_of_the_seed_and_the_rollout():
+    def noise(seed, number, before):
+        loop = loop_of(compose(*SMALL, "reward.distortion.noise=1.0", f"seed={seed}"))
+        torch.manual_seed(before)
+        return collect(with_stream(loop, "gradient"), number).scores.total
+
+    first = noise(seed=1, number=0, before=0)
+    assert torch.equal(first, noise(seed=1, number=0, before=9))
+    assert not torch.equal(first, noise(seed=1, number=1, before=0))
+    assert not torch.equal(first, noise(seed=2, number=0, before=0))

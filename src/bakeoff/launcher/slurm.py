@@ -17,11 +17,12 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from bakeoff.errors import UserError
+from bakeoff.errors import UserError, first_line
 from bakeoff.files import replace_text
 from bakeoff.launcher.elsewhere import folders_of, returned, task_of
 
-SUBMITTED = ".submitit"  # the folder of a sweep that holds what submitit writes, and the ids of its jobs in the queue
+SUBMITTED = ".submitit"  # the folder of a sweep that holds what submitit writes
+QUEUED = "jobs.json"  # the list of its jobs in the queue, in that folder
 POLL = 10.0  # seconds between two looks at Slurm's queue
 ENDING = 60.0  # seconds for which an interrupted sweep waits until its jobs in the queue have ended
 PREEMPTED = 600.0  # seconds for which a job that Slurm preempts waits for its end: a partition's grace
@@ -57,7 +58,7 @@ def in_slurm(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, **op
         submitted = executor.map_array(task, [job for _, job, _ in new], [number for _, _, number in new])
         queued |= dict(zip([folder for folder, _, _ in new], submitted, strict=True))
         ids = {folder.name: (queued[folder].job_id, job) for folder, job, _ in new}
-        replace_text(place / "jobs.json", json.dumps(known | ids))
+        replace_text(place / QUEUED, json.dumps(known | ids))
     with cancelled([job.job_id for job in queued.values()], name):
         wait({job.job_id: job.paths.result_pickle for job in queued.values()}, name)
     log = "its process ended without a result, which Slurm's log may explain: {}"
@@ -76,13 +77,18 @@ def sbatch(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def queued_before(place: Path) -> dict[str, tuple[str, list[str]]]:
-    """The id in the queue and the overrides of each job that earlier launches of a sweep queued, by its folder."""
+    """The id in the queue and the overrides of each job that earlier launches of a sweep queued, by its folder.
+
+    Raises UserError for a list that cannot be read: its jobs may be in the queue, and would run twice.
+    """
+    path = place / QUEUED
     try:
-        return {
-            name: (identity, job) for name, (identity, job) in json.loads((place / "jobs.json").read_text()).items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        return json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}', the list of queued jobs, cannot be read ({first_line(error)}); cancel the jobs of this sweep "
+            "(squeue, scancel), then delete it and type the command again."
+        ) from error
 
 
 def still_queued(known: dict[str, tuple[str, list[str]]], name: str) -> dict[str, tuple[str, list[str]]]:

@@ -132,11 +132,12 @@ def ranked_pairs(collector: Collector, policy: Policy, count: int, stream: str, 
     task, batch = collector.task, collector.batch
     collector.engine.load(policy)
     pairs: list[Pair] = []
+    completions = 2 * max(1, batch.group_size // 2)  # of a prompt, compared by twos
     limit = 20 + 20 * count // batch.sequences
     for number in range(limit):
         examples = task.training_examples(batch.prompts, stdlib_random(collector.seed, stream, number))
         prompts = collector.prompts(policy, examples)
-        rollout = collector.roll_out(policy, prompts, 2 * max(1, batch.group_size // 2), stream, number)
+        rollout = collector.roll_out(policy, prompts, completions, stream, number)
         texts = rollout.completions
         verdicts = collector.judge(rollout)
         for row in range(0, len(texts), 2):
@@ -148,8 +149,8 @@ def ranked_pairs(collector: Collector, policy: Policy, count: int, stream: str, 
         if len(pairs) >= count:
             return pairs[:count]
     raise UserError(
-        f"preferences.pairs: of {limit * batch.sequences} completions only {len(pairs)} pairs differ in reward, but "
-        f"{count} are asked for; lower preferences.pairs, or choose a start whose completions differ more."
+        f"preferences.pairs: of {limit * batch.prompts * completions} completions only {len(pairs)} pairs differ in "
+        f"reward, but {count} are asked for; lower preferences.pairs, or choose a start whose completions differ more."
     )
 
 

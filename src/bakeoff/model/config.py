@@ -70,6 +70,8 @@ class Model:
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
+        if self.name.startswith("~"):  # a shell expands it at the beginning of a word alone
+            self.name = str(Path(self.name).expanduser())
         if self.name == SCRATCH and not ("model_type" in self.architecture and self.characters):
             raise UserError(
                 "model.name is 'scratch', which needs model.architecture with a model_type and model.characters; "
@@ -84,4 +86,4 @@ class Model:
 
     def files(self) -> dict[str, str]:
         """The folder of weights and tokenizer, where the name is one."""
-        return {"name": self.name} if Path(self.name).expanduser().is_dir() else {}
+        return {"name": self.name} if Path(self.name).is_dir() else {}

@@ -12,7 +12,7 @@ from bakeoff.algorithm.scale import Scale
 from bakeoff.batch import Prompts, Rollout, Scores
 from bakeoff.config import Quality
 from bakeoff.engine.engine import Generated, Request, make_rollout
-from bakeoff.loop import Loop, collect, experience_of
+from bakeoff.loop import Loop, collect, experience_of, learned_scores
 from bakeoff.quality import train_critic, with_stream
 from bakeoff.randomness import derive
 from bakeoff.rows import select
@@ -49,6 +49,7 @@ def advantage_quality(
     collected = collect(source, 0)
     rollout = collected.rollout
     experience, _ = experience_of(source, collected)
+    source.collector.engine.load(learner.actor)  # which rests while the experience is made
     truths = []
     for half in ("one", "other"):
         report(f"continuations from {int(rollout.sequences.mask.sum())} states")
@@ -96,7 +97,7 @@ def mean_continuation(
     ids = torch.cat([begun, rest.ids], 1)
     whole = Generated(ids, torch.zeros(ids.shape, device=ids.device))  # no score reads log-probs
     completed = make_rollout(loop.learner.actor, request(width, rollout.max_tokens), whole)
-    return collector.score(completed).total.view(-1, continuations).mean(1)
+    return collector.score(completed, learned_scores(loop, completed)).total.view(-1, continuations).mean(1)
 
 
 def compared(estimates: Tensor, truths: list[Tensor], mask: Tensor, group_size: int) -> AdvantageQuality:

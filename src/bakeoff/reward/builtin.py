@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import regex
@@ -25,13 +25,13 @@ class Completed:
 
     judged     the task's verdict on each completion
     failed     by function: why it has no score of a completion, by the completion's row
-    learned    the reward model as a function of rollouts; none where no reward is learned
+    learned    the reward model's score of each completion [S]; none where no reward is learned
     """
 
     task: Task
     rollout: Rollout
     judged: list[Verdict]
-    learned: Callable[[Rollout], Tensor] | None
+    learned: Tensor | None
     failed: dict[str, dict[int, str]] = field(default_factory=dict)
 
     @property
@@ -48,7 +48,7 @@ def verifier(completed: Completed) -> Sequence[float]:
 def learned(completed: Completed) -> Sequence[float]:
     """The reward model."""
     assert completed.learned is not None, "the reward model was not trained"
-    scores: list[float] = completed.learned(completed.rollout).tolist()
+    scores: list[float] = completed.learned.tolist()
     return scores
 
 

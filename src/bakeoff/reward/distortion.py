@@ -17,7 +17,7 @@ class Distortion:
     """A distortion of the outcome score, which leaves the true reward and every accuracy as they are.
 
     The score s becomes factor(prompt) · s' + offset + level(prompt) + noise · N(0, 1), where s' is 1 − s in a share
-    `flips` of the completions. Draws are from torch's generator of the CPU, which every update seeds.
+    `flips` of the completions. Draws are from torch's generator of the CPU, which `loop.collect` seeds.
 
     offset          added to every score
     prompt_offset   level(prompt) is uniform in [0, this], the same for all completions of a prompt

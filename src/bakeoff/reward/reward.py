@@ -26,7 +26,6 @@ from bakeoff.reward.builtin import Completed, Format, Length, learned, verified_
 from bakeoff.reward.distortion import Distortion
 from bakeoff.reward.function import Reader, Steps, UserFunction, as_scores, as_steps, call_arguments, shown
 from bakeoff.reward.isolation import Failure, Scorer, Workers, attempt
-from bakeoff.rows import to_device
 from bakeoff.task import TASKS
 from bakeoff.task.task import Message, Task, Verdict
 from bakeoff.user_code import require_loggable
@@ -109,15 +108,10 @@ class Reward:
         """Whether it needs a reward model."""
         return "learned" in self.functions
 
-    @property
-    def verifies_steps(self) -> bool:
-        """Whether it needs the task's own scores of steps."""
-        return "verifier" in self.process
+    def __call__(self, task: Task, rollout: Rollout, learned: Tensor | None = None) -> Scores:
+        """Scores of a rollout, in the host's memory; raises UserError that names a function which always fails.
 
-    def __call__(self, task: Task, rollout: Rollout, learned: Callable[[Rollout], Tensor] | None = None) -> Scores:
-        """Scores of a rollout on its device; raises UserError that names a function which always fails.
-
-        `learned` is the reward model. Scores are computed in the host's memory and moved to the device once.
+        `learned` [S] are the reward model's scores.
         """
         judged = self.judge(task, rollout.completions, rollout.examples)
         completed = Completed(task, rollout, judged, learned)
@@ -145,7 +139,7 @@ class Reward:
             self.report_once(who, FAILED.format(next(iter(reasons.values()))))
         without = {row for reasons in completed.failed.values() for row in reasons}
         failed = torch.tensor([verdict.failed or row in without for row, verdict in enumerate(judged)])
-        return to_device(Scores(outcome, exact, true, failed, terms, merged(found)), rollout.ended.device)
+        return Scores(outcome, exact, true, failed, terms, merged(found))
 
     def judge(self, task: Task, completions: list[str], examples: list[Example]) -> list[Verdict]:
         """The task's verdict on each completion; where the verifier fails, it is one of zeros."""
@@ -237,12 +231,7 @@ class Reward:
 
 def scorers_of(task: Task) -> dict[str, Scorer]:
     """The code of a task that reads a policy's text."""
-    return {VERIFIER: partial(judgement, task), ENVIRONMENT: partial(reply, task)}
-
-
-def reply(task: Task, messages: list[Message], example: Example) -> str | None:
-    """The task's reply."""
-    return task.reply(messages, example)
+    return {VERIFIER: partial(judgement, task), ENVIRONMENT: task.reply}
 
 
 def judgement(task: Task, completion: str, example: Example) -> tuple[float, float, Steps]:
