@@ -11,7 +11,7 @@ from bakeoff.config import register
 from bakeoff.engine import ENGINES
 from bakeoff.metrics import DEFINITIONS, metrics_table
 from bakeoff.paths import CONF, ROOT
-from bakeoff.reward import REWARDS
+from bakeoff.reward.reward import REWARDS
 from bakeoff.task import TASKS
 from tests.conftest import compose, loop_of, update_of
 

@@ -359,7 +359,7 @@ def plain(config: Config) -> dict[str, Any]:
             for key, path in value.files().items() if hasattr(value, "files") else ():
                 if path and (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
                     named[key + HASH] = code_hash(found) if found.suffix == ".py" else content_hash(found)
-            named |= {key + HASH: each for key, each in value.fingerprints().items()} if isinstance(value, Task) else {}
+            named |= {key + HASH: each for key, each in value.fingerprints.items()} if isinstance(value, Task) else {}
             return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
         if isinstance(value, dict):
             return {str(k): of(v) for k, v in value.items()}

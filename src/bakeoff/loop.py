@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bakeoff import processes
+from bakeoff.algorithm.critic import OwnStep
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
@@ -26,7 +27,7 @@ from bakeoff.learner.offload import STEPS, USES, place_for, visiting
 from bakeoff.learner.reward_training import PairQuality, Renewal
 from bakeoff.learner.sft import Supervised
 from bakeoff.learner.sharding import gathered
-from bakeoff.learner.update import ActorStep, CriticStep, measure_start, measure_step, update_actor, update_critic
+from bakeoff.learner.update import Step, measure_start, measure_step, update_actor, update_critic
 from bakeoff.measure import TRAINING
 from bakeoff.measure.phase import Measured, Phases
 from bakeoff.model.policy import Policy
@@ -121,8 +122,8 @@ class Update:
 
     collected: Collected
     experience: ExperienceStatistics
-    actor: list[ActorStep]
-    critic: list[CriticStep]
+    actor: list[Step]
+    critic: list[Step]
     kl: KLEstimates
     lr: float
     betas: Betas
@@ -152,12 +153,12 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
         collected = collect(loop, number)
     experience, statistics = experience_of(loop, collected)
     draws = generator(learner.actor.device, seed, "minibatches", number)
-    actor: list[ActorStep] = []
+    actor: list[Step] = []
     if number >= algorithm.critic.warmup_updates:
         with loop.phase("actor_update"):
             actor = update_actor(learner, experience, draws, partial(loop.phase, "fisher_product"))
-    critic: list[CriticStep] = []
-    if algorithm.critic.takes_steps:
+    critic: list[Step] = []
+    if isinstance(algorithm.critic, OwnStep):
         with loop.phase("critic_update"):
             critic = update_critic(learner, experience, draws)
     if adapts := algorithm.kl_to_behaviour.adapts:  # the method's rule reads this KL, so that it is training

@@ -18,8 +18,7 @@ from bakeoff.learner.checkpoint import save_checkpoint
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.loop import Collected, Loop, Update, update_once
 from bakeoff.measure import STILL
-from bakeoff.measure.allocator import allocation_history, has_allocator
-from bakeoff.measure.memory import peak_resident_bytes
+from bakeoff.measure.memory import allocation_history, has_allocator, peak_resident_bytes
 from bakeoff.measure.phase import largest_peak
 from bakeoff.metrics import (
     heldout_metrics,

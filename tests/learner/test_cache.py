@@ -149,7 +149,7 @@ def test_data_of_the_hub_counts_by_what_was_read(tmp_path):
     def identity(answer):
         path = Path(pairs(tmp_path / "of the hub", answer))
         task = OfTheHub(path=str(path), heldout=4)
-        task._fingerprints["path"] = rows_hash(read_table("task.path", str(path), Format.auto, "", "", ""))
+        task.fingerprints["path"] = rows_hash(read_table("task.path", str(path), Format.auto, "", "", ""))
         path.unlink()
         return config_id(replace(compose(), task=task))
 

@@ -13,7 +13,6 @@ from bakeoff.model.logprobs import (
     completion_logprobs,
     exact_kl,
     logprobs_and_kl,
-    logprobs_and_values,
     policy_pass,
     token_logprobs,
 )
@@ -68,7 +67,7 @@ def test_the_entropy_of_a_pass_has_the_values_and_gradients_of_its_definition(po
 
 def test_logprobs_and_values_of_one_pass_are_those_of_separate_passes(policy):
     sequences, head = grouped(policy), value_head(policy, 0.5).double()
-    logprobs, values = logprobs_and_values(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
+    logprobs, values, _ = policy_pass(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
     hidden = completion_hidden(policy.trunk, sequences)
     assert torch.equal(values, hidden.spread(head(hidden.states)))
     assert torch.allclose(logprobs, completion_logprobs(policy, sequences, ForwardSettings()), atol=1e-12)

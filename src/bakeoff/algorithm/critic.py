@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,25 +15,14 @@ FACTOR = 10  # of a critic's learning rate over the actor's, where none is set: 
 CRITIC_LR = 1e-5  # beside the default rate of actors
 
 
-class SquaredError(NamedTuple):
-    """½·(V − R)² of every token [S, T], and on which tokens the clip makes it flat, bool; none without a clip."""
-
-    loss: Tensor
-    clipped: Tensor | None
-
-
 @dataclass
 class Critic:
     """No critic.
 
     exists          whether values are estimated
-    takes_steps     it has parameters of its own and an optimiser that trains them
-    shares_trunk    its values are read from the actor's hidden states, and its loss is part of the actor's
     """
 
     exists: ClassVar[bool] = False
-    takes_steps: ClassVar[bool] = False
-    shares_trunk: ClassVar[bool] = False
 
     warmup_updates = 0  # without an annotation it is not a key; critics that take steps annotate it
 
@@ -52,17 +41,18 @@ class ValueLoss(Critic):
     value_clip: float = number(0.0, least=0, most=VAST)
     head_std: float = number(0.0, least=0, most=100)
 
-    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> SquaredError:
-        """½·(V − R)² for every token [S, T], the larger of clipped and unclipped where a clip is set.
+    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """½·(V − R)² for every token [S, T], the larger of clipped and unclipped where a clip is set,
+        and where the clipped one is the larger, none without a clip.
 
         ½ as in Ziegler et al. 2019's code; it only sets the unit of the learning rate.
         """
         loss = 0.5 * (values - returns).square()
         if not self.value_clip:
-            return SquaredError(loss, None)
+            return loss, None
         near = old_values + (values - old_values).clamp(-self.value_clip, self.value_clip)
         clipped = 0.5 * (near - returns).square()
-        return SquaredError(torch.maximum(loss, clipped), clipped > loss)
+        return torch.maximum(loss, clipped), clipped > loss
 
 
 @dataclass
@@ -73,8 +63,6 @@ class OwnStep(ValueLoss):
                       the actor's
     warmup_updates    number of updates that train the critic alone, before the actor moves
     """
-
-    takes_steps: ClassVar[bool] = True
 
     optimizer: Adam = field(default_factory=lambda: Adam(lr=CRITIC_LR))
     warmup_updates: int = count(0, unit="updates")
@@ -105,7 +93,5 @@ class Shared(ValueLoss):
 
     coefficient   weight of the critic's loss against the actor's; 0.1 in Ziegler et al. 2019
     """
-
-    shares_trunk: ClassVar[bool] = True
 
     coefficient: float = number(0.1, above=0, most=1000)

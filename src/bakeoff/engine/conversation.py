@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from bakeoff.errors import UserError
 from bakeoff.model.encode import chat_text, encode, end_id, positions, text_ids
 from bakeoff.model.policy import Policy
 from bakeoff.nearest import name_of
-from bakeoff.rows import columns_first, concatenate
+from bakeoff.rows import columns_first, concatenate, map_tensors
 from bakeoff.task import TASKS
 from bakeoff.task.task import CONVERSATION, Message, Task
 
@@ -40,16 +41,13 @@ class Said:
     @staticmethod
     def beside(parts: list[Said]) -> Said:
         """The parts one after another."""
-        entropy = [part.entropy for part in parts if part.entropy is not None]
-        ids, shown, mask, logprobs = (
-            torch.cat([getattr(part, name) for part in parts], 1) for name in ("ids", "shown", "mask", "logprobs")
-        )
-        return Said(ids, shown, mask, logprobs, torch.cat(entropy, 1) if entropy else None)
+        fields: Any = zip(*(vars(part).values() for part in parts), strict=True)
+        return Said(*(None if each[0] is None else torch.cat(each, 1) for each in fields))
 
     def columns(self, chosen: Tensor) -> Said:
         """The chosen columns [S, M] of each row."""
-        ids, shown, mask, logprobs = (x.gather(1, chosen) for x in (self.ids, self.shown, self.mask, self.logprobs))
-        return Said(ids, shown, mask, logprobs, None if self.entropy is None else self.entropy.gather(1, chosen))
+        found: Said = map_tensors(lambda x: x.gather(1, chosen), self)
+        return found
 
 
 def converse(

@@ -199,7 +199,8 @@ class Decoding:
             past_key_values=cache,
             use_cache=True,
         )
-        cache.batch_repeat_interleave(group_size)
+        with attributed(kind="kv_cache"):
+            cache.batch_repeat_interleave(group_size)
         hidden = out.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
         return cls(policy, cache, attention, lengths, hidden)
 
@@ -219,7 +220,8 @@ class Decoding:
 
     def keep(self, rows: Tensor) -> None:
         """Keeps these completions alone."""
-        self.cache.batch_select_indices(rows)
+        with attributed(kind="kv_cache"):
+            self.cache.batch_select_indices(rows)
         self.attention = None if self.attention is None else self.attention[rows]
         self.position, self.hidden = self.position[rows], self.hidden[rows]
 

@@ -20,7 +20,7 @@ import torch
 from bakeoff.engine.vllm_requests import OTHERWISE, Completion, Server, VllmEngine
 from bakeoff.engine.vllm_worker import renew_heads
 from bakeoff.errors import UserError
-from bakeoff.measure.allocator import has_allocator
+from bakeoff.measure.memory import has_allocator
 from bakeoff.model.config import Precision
 from bakeoff.ranges import VAST, number
 

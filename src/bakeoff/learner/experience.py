@@ -14,7 +14,7 @@ from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, own_micro_batches
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_hidden, completion_values
-from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, logprobs_and_values, policy_pass
+from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, policy_pass
 from bakeoff.model.policy import at_least_float32
 from bakeoff.rows import Scalar, select
 
@@ -100,7 +100,7 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
         logprobs = None if reference is None else completion_logprobs(reference, part, forward)
         return ForwardPasses(reference_logprobs=logprobs)
     if reference is None:
-        return ForwardPasses(*logprobs_and_values(actor, learner.head, part, forward))
+        return ForwardPasses(*policy_pass(actor, learner.head, part, forward)[:2])
     hidden, other = completion_hidden(actor.trunk, part), completion_hidden(reference.trunk, part)
     values = None if learner.head is None else hidden.spread(learner.head(at_least_float32(hidden.states)))
     mine, its, kl = logprobs_and_kl(actor, reference, hidden, other, forward)

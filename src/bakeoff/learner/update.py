@@ -26,7 +26,7 @@ from bakeoff.model.forward import Hidden, completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, exact_kl, head_terms, policy_pass
 from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import with_frozen_head
-from bakeoff.rows import Scalar, group_rows, select
+from bakeoff.rows import Scalar, group_rows, map_tensors, select
 
 Opens = Callable[[], AbstractContextManager[None]]  # opens a phase
 
@@ -51,24 +51,16 @@ class ActorLoss:
 
 
 @dataclass
-class ActorStep:
-    """One step of the actor."""
+class Step:
+    """One step of the actor, or of a critic of its own."""
 
-    minibatch: ActorLoss
-    step: StepStatistics
-
-
-@dataclass
-class CriticStep:
-    """One step of a critic of its own."""
-
-    minibatch: CriticLoss
+    minibatch: ActorLoss | CriticLoss
     step: StepStatistics
 
 
 def update_actor(
     learner: Learner, experience: Experience, draws: torch.Generator, fisher_phase: Opens = nullcontext
-) -> list[ActorStep]:
+) -> list[Step]:
     """Trains the actor on one rollout; returns its steps.
 
     `draws` shuffles groups, which a minibatch never cuts. `fisher_phase` opens the phase in which products with the
@@ -82,7 +74,7 @@ def update_actor(
                 loss = actor_gradient(learner, minibatch)
                 with attributed(kind="optimizer"):
                     step = optimizer(actor_subproblem(learner, minibatch, fisher_phase))
-            steps.append(ActorStep(loss, step))
+            steps.append(Step(loss, step))
     return steps
 
 
@@ -96,7 +88,7 @@ def with_entropy_coefficient(learner: Learner, experience: Experience) -> Learne
     return replace(learner, betas=replace(betas, entropy=entropy.applied(betas.entropy, nats)))
 
 
-def update_critic(learner: Learner, experience: Experience, draws: torch.Generator) -> list[CriticStep]:
+def update_critic(learner: Learner, experience: Experience, draws: torch.Generator) -> list[Step]:
     """Trains a critic of its own on one rollout; returns its steps, none where there is no such critic."""
     critic, steps = learner.algorithm.critic, []
     if not isinstance(critic, OwnStep) or learner.critic_optimizer is None:
@@ -107,7 +99,7 @@ def update_critic(learner: Learner, experience: Experience, draws: torch.Generat
                 loss = critic_gradient(learner, critic, minibatch)
                 with attributed(kind="optimizer"):
                     step = critic.optimizer(Subproblem(learner.critic_optimizer))
-            steps.append(CriticStep(loss, step))
+            steps.append(Step(loss, step))
     return steps
 
 
@@ -145,7 +137,7 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
         if isinstance(critic, Shared) and values is not None:
             critic_loss = minibatch_value_loss(critic, part, values, mask.sum())
             loss = loss + critic.coefficient * critic_loss.value_loss
-            value_losses.append(one_row(critic_loss))
+            value_losses.append(map_tensors(Tensor.detach, critic_loss))
         loss.backward()
         results.append(replace(result, loss=result.loss.detach()[None]))
     if not learner.shards:
@@ -212,23 +204,17 @@ def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) 
         values = passed(learner.shards, "critic", partial(completion_values, learner.critic, part.sequences))
         loss = minibatch_value_loss(critic, part, values, mask.sum())
         loss.value_loss.backward()
-        losses.append(one_row(loss))
+        losses.append(map_tensors(Tensor.detach, loss))
     if not learner.shards and learner.critic_optimizer is not None:
         sum_gradients(learner.critic_optimizer)
     return added(losses, mask.device)
 
 
-def one_row(loss: CriticLoss) -> CriticLoss:
-    """The loss of a micro-batch without gradient, its scalars as rows."""
-    clipped = loss.value_clip_fraction
-    return CriticLoss(loss.value_loss.detach()[None], None if clipped is None else clipped[None])
-
-
 def added(parts: list[CriticLoss], device: torch.device) -> CriticLoss:
-    """The loss of a minibatch from those of the micro-batches of all processes, which `one_row` made."""
-    every = processes.joined(parts, device)
-    clipped = every.value_clip_fraction
-    return CriticLoss(every.value_loss.sum(), None if clipped is None else clipped.sum())
+    """The loss of a minibatch from those of the micro-batches of all processes."""
+    rows = [map_tensors(lambda scalar: scalar[None], part) for part in parts]
+    total: CriticLoss = map_tensors(Tensor.sum, processes.joined(rows, device))
+    return total
 
 
 def minibatch_value_loss(critic: ValueLoss, part: Experience, values: Tensor, tokens: Tensor) -> CriticLoss:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bakeoff.attribution import PARKED, Label, current_label
-from bakeoff.measure.allocator import has_allocator
+from bakeoff.measure.memory import has_allocator
 
 Held = Iterable[tuple[Tensor, Label]]
 Cells = dict[Label, int]

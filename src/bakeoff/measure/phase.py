@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from bakeoff.measure import TRAINING
-from bakeoff.measure.allocator import has_allocator, take_peaks
 from bakeoff.measure.ledger import Cells, Held, Ledger
+from bakeoff.measure.memory import has_allocator, take_peaks
 
 
 @dataclass

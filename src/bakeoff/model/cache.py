@@ -1,4 +1,4 @@
-"""The cache of keys and values, for decoding and for prompts that a group shares."""
+"""The cache of keys and values, for decoding."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bakeoff.attribution import attributed
-
-
-def _kind() -> str:
-    """Kind of the cache's memory: in a training pass it is kept for the backward pass, as all activations are."""
-    return "" if torch.is_grad_enabled() else "kv_cache"
 
 
 class KeyValueCache(DynamicCache):  # type: ignore[misc]
@@ -28,14 +23,6 @@ class KeyValueCache(DynamicCache):  # type: ignore[misc]
         if torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)
             keys, values = keys.to(low), values.to(low)
-        with attributed(kind=_kind()):
+        with attributed(kind="kv_cache"):
             grown: tuple[Tensor, Tensor] = super().update(keys, values, *args, **kwargs)
             return grown
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        with attributed(kind=_kind()):
-            super().batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        with attributed(kind=_kind()):
-            super().batch_select_indices(indices)

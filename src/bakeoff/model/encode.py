@@ -130,7 +130,7 @@ def require_roles(policy: Policy, example: Example, shots: list[Example]) -> Non
 
 def leave_out_long_prompts(policy: Policy, task: Task) -> None:
     """Drops the prompts of a task that have more tokens than it allows, as the policy reads them."""
-    bound = task.prompt_bound()
+    bound = task.max_prompt_tokens
     if bound:
         known, shots = task.known_examples(), task.shot_examples()
         start = 0 if policy.chat else len(start_ids(policy.tokenizer))

@@ -32,15 +32,7 @@ def token_entropy(logits: Tensor) -> Tensor:
 
 def completion_logprobs(policy: Policy, sequences: Sequences, forward: ForwardSettings) -> Tensor:
     """log π [S, T] of the completion's tokens, zero on padding."""
-    return logprobs_and_values(policy, None, sequences, forward)[0]
-
-
-def logprobs_and_values(
-    policy: Policy, head: ValueHead | None, sequences: Sequences, forward: ForwardSettings
-) -> tuple[Tensor, Tensor | None]:
-    """One pass over the actor's trunk: log π [S, T] and, where it has a value head, values [S, T]."""
-    logprobs, values, _ = policy_pass(policy, head, sequences, forward)
-    return logprobs, values
+    return policy_pass(policy, None, sequences, forward)[0]
 
 
 def policy_pass(

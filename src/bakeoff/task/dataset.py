@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from bakeoff.batch import Example
 from bakeoff.errors import UserError, within
 from bakeoff.ranges import count, share
-from bakeoff.task.examples import Reading, examples_of
+from bakeoff.task.examples import examples_of
 from bakeoff.task.table import Format, read_table, rows_hash, shown
 from bakeoff.task.task import Task, Verdict, as_number, as_read
 from bakeoff.task.verify import COMPARED, Extract, Verify, hint
@@ -91,7 +91,6 @@ class Dataset(Task):
         # code of others, math-verify and a user's pattern may take for ever
         self.foreign = self.verify in (Verify.math, Verify.function) or self.extract is Extract.after
         self._own: list[Example] | None = None
-        self._fingerprints: dict[str, str] = {}
         self._examples = self._read("path", self.path, self.split)
         columns = self._examples[0].columns
         missing = self._signature.missing(columns) if self._signature else None
@@ -190,9 +189,6 @@ class Dataset(Task):
         named = {"path": self.path, "heldout_path": self.heldout_path, "function": self._source}
         return {key: path for key, path in named.items() if path}
 
-    def fingerprints(self) -> dict[str, str]:
-        return self._fingerprints
-
     def generate(self, rng: Random) -> Example:
         return rng.choice(self._examples)
 
@@ -220,9 +216,6 @@ class Dataset(Task):
         # LaTeX's \neq, they may be either
         both = ((each.replace("\\n", "\n"), re.sub(r"\\n(?![a-z])", "\n", each)) for each in self.stop)
         return tuple(dict.fromkeys(chain.from_iterable(both)))
-
-    def prompt_bound(self) -> int:
-        return self.max_prompt_tokens
 
     def leave_out(self, prompts: Mapping[str, int]) -> None:
         """Drops prompts, as they are read, from training and from evaluation, and counts them."""
@@ -301,12 +294,10 @@ class Dataset(Task):
         revision = self.revision if path == self.path else ""
         rows = read_table(f"task.{key}", path, self.format, self.name, split, revision)
         if not Path(path).expanduser().exists():  # of the Hub
-            self._fingerprints[key] = rows_hash(rows)
-        compared = self.verify is not Verify.function
-        reading = Reading(self.prompt, self.answer, self.answer_pattern, self.solution, self.system, compared)
+            self.fingerprints[key] = rows_hash(rows)
         slow = f"task.{key}: the rows have not become examples within {READING_S:g} s; mend the template or pattern."
         with within(READING_S, slow):
-            return examples_of(rows, reading, f"task.{key}", path)
+            return examples_of(rows, self, f"task.{key}", path)
 
 
 def hashed(prompt: str) -> float:

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bakeoff.batch import Example
 from bakeoff.errors import UserError
 from bakeoff.task.table import Row, checked, shown
 from bakeoff.task.task import Message
 from bakeoff.task.template import compiled, rendered
+from bakeoff.task.verify import Verify
+
+if TYPE_CHECKING:
+    from bakeoff.task.dataset import Dataset
 
 TextOf = Callable[[Row], str]  # raises ValueError where the row has no such text
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a row is read: the keys of these names of `task=dataset`.
-
-    compared   whether the answer is compared with completions: an empty one would be equal to one without an answer
-    """
-
-    prompt: str
-    answer: str
-    answer_pattern: str
-    solution: str
-    system: str
-    compared: bool
-
-
-def examples_of(rows: list[Row], reading: Reading, key: str, path: str) -> list[Example]:
+def examples_of(rows: list[Row], task: Dataset, key: str, path: str) -> list[Example]:
     """The examples of the table that a key names; raises UserError that names the row which cannot be used."""
     columns: dict[str, None] = {column: None for row in rows for column in row.values}
-    make = maker(reading, f"{key} is '{path}'", list(columns))
+    make = maker(task, f"{key} is '{path}'", list(columns))
     wanted = "be an object with a text for each of the keys prompt, answer"
-    if reading.prompt or reading.answer or reading.solution:
+    if task.prompt or task.answer or task.solution:
         wanted = "have a text for task.prompt, task.answer and task.solution"
     found = []
     for row in rows:
@@ -48,20 +36,20 @@ def examples_of(rows: list[Row], reading: Reading, key: str, path: str) -> list[
     return found
 
 
-def maker(reading: Reading, table: str, columns: list[str]) -> Callable[[Row], Example]:
-    """Row → Example, for a table with these columns; `table` names it in an error."""
-    prompt = reading.prompt or next((name for name in ("prompt", "messages") if name in columns), "prompt")
-    if not reading.prompt and prompt not in columns:
+def maker(task: Dataset, table: str, columns: list[str]) -> Callable[[Row], Example]:
+    """Row → Example, as the task's keys say, for a table with these columns; `table` names it in an error."""
+    prompt = task.prompt or next((name for name in ("prompt", "messages") if name in columns), "prompt")
+    if not task.prompt and prompt not in columns:
         raise UserError(
             f"{table}, which has no column prompt or messages; the columns are "
             f"{', '.join(columns)}; task.prompt names one, or is a template such as '{{{{ question }}}}'."
         )
-    answer = reading.answer or next((name for name in ("answer", "completion") if name in columns), "")
-    solution = reading.solution or ("completion" if answer != "completion" and "completion" in columns else "")
+    answer = task.answer or next((name for name in ("answer", "completion") if name in columns), "")
+    solution = task.solution or ("completion" if answer != "completion" and "completion" in columns else "")
     text = {"answer": answer, "solution": solution}
     texts = {key: text_of(f"task.{key}", spec, columns) for key, spec in text.items() if spec}
     prompt_text = None if prompt in columns else text_of("task.prompt", prompt, columns)
-    pattern = re.compile(reading.answer_pattern) if reading.answer_pattern else None
+    pattern = re.compile(task.answer_pattern) if task.answer_pattern else None
     empty = dict.fromkeys(column for column in columns if column not in ("prompt", "answer"))
 
     def make(row: Row) -> Example:
@@ -77,10 +65,10 @@ def maker(reading: Reading, table: str, columns: list[str]) -> Callable[[Row], E
             messages = [{"role": "user", "content": content}]
         if pattern is not None and said is not None:
             said = last_match(pattern, said)
-        if reading.compared and said is not None and not said.strip():
+        if task.verify is not Verify.function and said is not None and not said.strip():  # it equals no answer
             raise ValueError("answer is empty")
         rest = {key: value for key, value in row.values.items() if key in empty}
-        return example_of(messages, said, worked, reading.system, empty | rest)
+        return example_of(messages, said, worked, task.system, empty | rest)
 
     return make
 

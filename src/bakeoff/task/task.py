@@ -63,20 +63,19 @@ class Task:
     scores_steps: ClassVar[bool] = False
     final = 0  # without an annotation it is not a key of the task; neither are `foreign` and `turns`
     turns = 8  # a subclass that annotates it makes it a key
+    max_prompt_tokens = 0  # no bound; likewise
 
     heldout: int = count(256, least=1, most=2**20, unit="prompts")
     shots: int = count(0, most=1000, unit="examples")
     max_new_tokens: int = count(64, least=1, most=2**17, unit="tokens")
 
     def __post_init__(self) -> None:
+        # hashes of the data that it has read from elsewhere, such as the Hub, by the key that names each
+        self.fingerprints: dict[str, str] = {}
         self._reserved: tuple[list[Example], list[Example], set[str]] | None = None
 
     def files(self) -> dict[str, str]:
         """Paths of the files that the task reads, by the key that names each."""
-        return {}
-
-    def fingerprints(self) -> dict[str, str]:
-        """Hashes of the data that it has read from elsewhere, such as the Hub, by the key that names each."""
         return {}
 
     def generate(self, rng: Random) -> Example:
@@ -132,12 +131,8 @@ class Task:
         """Strings at which a completion ends, beside EOS; its text does not contain them."""
         return ()
 
-    def prompt_bound(self) -> int:
-        """Number of tokens of the longest prompt that is used; 0: no bound."""
-        return 0
-
     def leave_out(self, prompts: Mapping[str, int]) -> None:
-        """Removes prompts from training and evaluation; called only for a task that has a `prompt_bound`.
+        """Removes prompts from training and evaluation; called only where `max_prompt_tokens` is not 0.
 
         `prompts` maps each prompt, as `as_read` gives it, to its number of tokens.
         """
