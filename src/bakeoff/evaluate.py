@@ -120,7 +120,3 @@ def of_run(folder: Path, overrides: list[str]) -> Config:
     config: Any = OmegaConf.to_object(node)
     validate(config)
     return config  # type: ignore[no-any-return]
-
-
-if __name__ == "__main__":
-    main()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Iterator
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from bakeoff.arguments import read_arguments
@@ -16,14 +13,23 @@ from bakeoff.files import replace_text
 from bakeoff.paths import ANALYSIS
 
 PROBLEMS = 200
+PROJECT = Path(__file__).parent / "project"  # code is a text here, so that no tool takes it for the package's
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, those of this process by default; raises UserError for a mistake in them."""
+    parser = argparse.ArgumentParser(prog="bakeoff-init", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder for task, reward, study, data, notebook and README")
+    return read_arguments(parser, arguments)
+
+
+check = parse  # see early.py
 
 
 def main() -> None:
     """Writes the folder and prints what to type in it; exit code 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="bakeoff-init", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder for task, reward, study, data, notebook and README")
     with answering("bakeoff-init"):
-        folder = read_arguments(parser).folder
+        folder = parse().folder
         write(folder)
     there = shlex.quote(str(folder))
     print(f"{folder / 'README.md'} lists the commands. First: cd {there} && bakeoff sweeps=my_study model=toy")
@@ -33,7 +39,8 @@ def write(folder: Path) -> None:
     """Writes the files of a project; raises UserError, and writes nothing, where one of them is there already."""
     if next((each for each in (folder, *folder.parents) if each.exists()), folder).is_file():
         raise UserError(f"'{folder}' is a file, or below one; choose a folder.")
-    texts = dict(templates(files("bakeoff") / "project"))
+    paths = [path for path in PROJECT.rglob("*") if path.is_file()]
+    texts = {str(path.relative_to(PROJECT)).removesuffix(".txt"): path.read_text("utf-8") for path in paths}
     texts["analysis/my_study.ipynb"] = (
         (ANALYSIS / "methods.ipynb").read_text("utf-8").replace("reports/methods", "reports/my_study")
     )
@@ -48,15 +55,6 @@ def write(folder: Path) -> None:
         replace_text(folder / name, text)
 
 
-def templates(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Path and text of every file below a folder of the package."""
-    for each in folder.iterdir():
-        if each.is_dir():
-            yield from templates(each, f"{prefix}{each.name}/")
-        else:  # code is a text here, so that no tool takes it for the package's
-            yield f"{prefix}{each.name.removesuffix('.txt')}", each.read_text("utf-8")
-
-
 def problems() -> list[dict[str, str]]:
     """Word problems of grade-school maths, as reasoning-gym's gsm_symbolic draws them, with distinct texts of ASCII."""
     import reasoning_gym
@@ -66,7 +64,3 @@ def problems() -> list[dict[str, str]]:
         if entry["question"].isascii() and len(found) < PROBLEMS:
             found[entry["question"]] = str(entry["answer"])
     return [{"question": question, "answer": f"#### {answer}"} for question, answer in found.items()]
-
-
-if __name__ == "__main__":
-    main()

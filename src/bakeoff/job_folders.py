@@ -54,11 +54,12 @@ def refuse_another_sweep(
     varied = differing([typed(job.settings) for job in jobs]) | differing([each for _, each in earlier.values()])
     varied |= {key for config in configs for key in config.study.varies}  # what an option, as a regime, sets by itself
     for config, settings in (new[identity] for identity in new.keys() - earlier - known):
+        values = plain(config)
         for path, others in earlier.values():
             retyped = differing([settings, others])
             different = {
-                key: values
-                for key, values in differences(saved[path], plain(config)).items()
+                key: both
+                for key, both in differences(saved[path], values).items()
                 if defines_arm(key) and key != "sft.seed"
                 if not covers(varied - METHOD, key) and (not retyped & METHOD or covers(retyped - METHOD, key))
             }

@@ -36,10 +36,6 @@ RATES = {
 }
 
 
-class OutOfMemory(UserError):
-    """A run ran out of memory."""
-
-
 @contextmanager
 def explained(config: Config, phases: Phases, tracker: Tracker, progress: RunProgress) -> Iterator[None]:
     """Turns divergence and lack of memory into a UserError, after tagging the run with its outcome."""
@@ -54,7 +50,7 @@ def explained(config: Config, phases: Phases, tracker: Tracker, progress: RunPro
         if not is_out_of_memory(error):
             raise
         sentence = lack_of_memory(error, phases, tracker, progress)
-        raise OutOfMemory(f"{sentence}; {hint(config, progress)}") from None
+        raise UserError(f"{sentence}; {hint(config, progress)}") from None
 
 
 @contextmanager

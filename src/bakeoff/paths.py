@@ -68,15 +68,9 @@ def study_names() -> list[str]:
     return sorted(found - {"none"})
 
 
-def page_file(study: str, own: Path | None = None) -> Path | None:
-    """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither.
-
-    With `own` it is that folder's alone.
-    """
-    name = f"{study}.py"
-    if own is not None:
-        return only_one([own / "pages" / name])
-    return only_one([study_folders()[0] / "pages" / name, PAGES / name])
+def page_file(study: str) -> Path | None:
+    """The code of a study's page: pages/STUDY.py in the user's folder, or the package's; none if there is neither."""
+    return only_one([study_folders()[0] / "pages" / f"{study}.py", PAGES / f"{study}.py"])
 
 
 def refuse_shadowed() -> None:

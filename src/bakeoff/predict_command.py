@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import hydra
@@ -18,6 +18,7 @@ from rich.table import Table
 from bakeoff.arguments import add_config_dir, read_arguments
 from bakeoff.arms import Job, arms_of, grid, job_names, overrides_of
 from bakeoff.attribution import ROLES
+from bakeoff.command import command
 from bakeoff.config import Config, register
 from bakeoff.cost import cost_of
 from bakeoff.early import check_overrides
@@ -55,11 +56,23 @@ COMPLETIONS = [str(2**power) for power in range(6, 15)]
 
 def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
     """The last of ascending values that fits, by bisection; `none` where not even the first does."""
-    low, high = -1, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(values[middle]) else (low, middle)
-    return values[low] if low >= 0 else "none"
+    count = bisect_left(values, True, key=lambda value: not fits(value))
+    return values[count - 1] if count else "none"
+
+
+def fits(overrides: list[str], room: float) -> bool:
+    """Whether the predicted peak of a configuration is at most `room` bytes."""
+    try:
+        predict(compose(["mode=predict", *overrides]), room)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def largest_sizes(overrides: list[str], room: float) -> tuple[str, str]:
+    """The largest group, and the longest completion, that fit in `room` bytes, all else as it is."""
+    group = largest(GROUPS, lambda size: fits([*overrides, f"batch.group_size={size}"], room))
+    return group, largest(COMPLETIONS, lambda tokens: fits([*overrides, f"lengths.completion={tokens}"], room))
 
 
 def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides: list[str]) -> list[str]:
@@ -68,21 +81,9 @@ def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides
     `name` is the name of the row, `own` are the overrides of its arm or method.
     """
     register()
-
-    def fits(override: str) -> bool:
-        settings = ["mode=predict", f"model={model}", "task=largest", *overrides, *own, override]
-        try:
-            predict(compose(settings), gigabytes * 1e9)
-        except torch.OutOfMemoryError:
-            return False
-        return True
-
-    return [
-        name,
-        largest(MODELS, lambda name: fits(f"model={name}")),
-        largest(GROUPS, lambda size: fits(f"batch.group_size={size}")),
-        largest(COMPLETIONS, lambda length: fits(f"lengths.completion={length}")),
-    ]
+    room, settings = gigabytes * 1e9, [f"model={model}", "task=largest", *overrides, *own]
+    model = largest(MODELS, lambda each: fits([*settings, f"model={each}"], room))
+    return [name, model, *largest_sizes(settings, room)]
 
 
 def jobs_side_by_side(overrides: list[str]) -> list[Job]:
@@ -137,16 +138,7 @@ def largest_of(overrides: list[str]) -> str:
     if not room:
         raise UserError("--fit needs hardware=NAME, a device with a stated memory; choose one of conf/hardware.")
 
-    def fits(override: str) -> bool:
-        rest = [each for each in overrides if each.split("=")[0] != override.split("=")[0]]
-        try:
-            predict(compose(["mode=predict", *rest, override]), room)
-        except torch.OutOfMemoryError:
-            return False
-        return True
-
-    group = largest(GROUPS, lambda size: fits(f"batch.group_size={size}"))
-    length = largest(COMPLETIONS, lambda tokens: fits(f"lengths.completion={tokens}"))
+    group, length = largest_sizes(overrides, room)
     return (
         f"On {config.hardware.name} ({config.hardware.memory_gb:g} GB) the largest powers of two that fit, with all "
         f"else unchanged, are batch.group_size={group}, or completions of {length} tokens."
@@ -218,13 +210,6 @@ def main() -> None:
         if len(jobs) > 1:
             console.print(side_by_side(jobs, console))
         else:
-            from bakeoff.__main__ import main as bakeoff
-
-            sys.argv[1:] = ["mode=predict", *arguments.overrides]
-            bakeoff()
+            command(["mode=predict", *arguments.overrides])
         for name, job in zip(job_names(jobs), jobs, strict=True) if arguments.fit else ():
             console.print(f"{name}: {largest_of(job.overrides)}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -83,7 +83,3 @@ def calibration_table(quality: PairQuality) -> Table:
         span = f"{row['from']:.1f}–{row['to']:.1f}"
         table.add_row(span, str(row["pairs"]), f"{row['stated']:.3f}", f"{row['observed']:.3f}")
     return table
-
-
-if __name__ == "__main__":
-    main()

@@ -208,7 +208,9 @@ def check_study(study: str) -> None:
 def reporting(study: str) -> str:
     """The command that writes a sweep's report, with the user's folder where that is another than the working one."""
     own = study_folders()[0]
-    there = ["--config-dir", str(own)] if study and own != Path.cwd() and page_file(study, own) else []
+    there = (
+        ["--config-dir", str(own)] if study and own != Path.cwd() and (own / "pages" / f"{study}.py").is_file() else []
+    )
     return shlex.join(["bakeoff-report", study or AD_HOC, *there])
 
 

@@ -183,7 +183,8 @@ class Tracker:
             status = "KILLED"
             raise
         except BaseException as error:
-            self.tags({"failure": f"{type(error).__name__}: {error}"[:4900]})
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self.tags({"failure": f"{kind}{error}"[:4900]})
             raise
         finally:
             self._outbox.add({"end": status})

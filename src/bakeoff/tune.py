@@ -233,7 +233,3 @@ def write(
     edge = chosen in (min(tried), max(tried)) and len(tried) > 1
     more = " It is the smallest or largest rate tried; widen --rates, for every method." if edge else ""
     print(f"{name}: {key} {chosen:.3g}, accuracy {statistics.mean(tried[chosen]):.3f} ({means}); in {path}.{more}")
-
-
-if __name__ == "__main__":
-    main()

@@ -305,7 +305,7 @@ def study(greedy, failed=(), tuned="yes", group=("4", "4"), still=()):
         "which?",
         "parent",
         frame[~failed],
-        frame[failed].assign(status="FAILED", outcome="out of memory", failure="OutOfMemory: in rollout"),
+        frame[failed].assign(status="FAILED", outcome="out of memory", failure="out of memory in rollout"),
         parameters(params),
         pd.DataFrame(metrics, columns=["run", "metric", "step", "value", "name", "seed"])
         .sort_values(["run", "metric", "step"])
@@ -457,7 +457,7 @@ def test_unmatched_arms_are_named():
     found = mismatches(study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8}}, ["ppo1"], "untuned", ("4", "8")))
     text = "; ".join(found)
     assert "batch.group_size differs: 4 (ppo); 8 (grpo)" in text
-    assert "ppo seed 1 did not finish (out of memory): OutOfMemory: in rollout" in text
+    assert "ppo seed 1 did not finish (out of memory): out of memory in rollout" in text
     assert "ppo has no run with seed 1" in text
     assert "ppo was not tuned" in text
 

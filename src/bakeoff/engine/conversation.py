@@ -42,7 +42,8 @@ class Said:
     def beside(parts: list[Said]) -> Said:
         """The parts one after another."""
         fields: Any = zip(*(vars(part).values() for part in parts), strict=True)
-        return Said(*(None if each[0] is None else torch.cat(each, 1) for each in fields))
+        joined: list[Any] = [None if each[0] is None else torch.cat(each, 1) for each in fields]
+        return Said(*joined)
 
     def columns(self, chosen: Tensor) -> Said:
         """The chosen columns [S, M] of each row."""
