@@ -42,7 +42,7 @@ from bakeoff.measure.phase import Phases
 from bakeoff.metrics import named, pair_metrics, peak_metrics, predicted_metrics
 from bakeoff.mlflow_store import defines_arm
 from bakeoff.modes import log_prediction, measure_quality
-from bakeoff.outbox import LOG
+from bakeoff.outbox import LOG, read_entries
 from bakeoff.outcome import explained
 from bakeoff.paths import ROOT, commit
 from bakeoff.predict import predict
@@ -52,6 +52,7 @@ from bakeoff.signals import ends_with, termination
 from bakeoff.start import prepare, start
 from bakeoff.tracking import Tracker, send_unsent, start_run
 
+CONFIGURATION = {"artifact": [str(CONFIG), "config"]}  # the entry of a run's log that ends its configuration
 WAIT = 20.0  # seconds that a job of a sweep waits for a process of an earlier launch, which is about to end
 LONGEST_NAME = 48  # characters of a run's name, which stands in a column of the MLflow UI
 
@@ -99,14 +100,14 @@ def run_job(
             phases = Phases(HOST) if config.mode is Mode.predict else prepare(config)
             tags = run_tags(config, choices, phases.device, parent) | {"overrides": json.dumps(settings)}
             progress.report(f"opening the store {redacted(config.tracking.uri)}")
-            resumes, logged = earlier.mlflow_run if earlier else None, (folder / LOG).exists()
+            resumes = earlier.mlflow_run if earlier else None
             tracker = start_run(config.tracking, name, tags, folder, resumes, progress.report, command)
             uri = os.environ.get("MLFLOW_TRACKING_URI", config.tracking.uri)
             record = Record(config_id(config), config.seed, tracker.run_id, uri, choices, settings, parent)
             before = {path: path.read_text("utf-8") for path in (folder / RECORD, folder / CONFIG) if path.is_file()}
             with tracker.running(), tracker.system_metrics(config.tracking.system_metrics):
                 write_record(folder, record, config)
-                if tracker.new and not logged:  # a new store gets what the folder has logged
+                if CONFIGURATION not in read_entries(folder / LOG):  # of a new run, or of one interrupted before it
                     log_configuration(config, choices, folder, tracker)
                 if changes:
                     log_changes(config, changes, settings, folder, tracker)
@@ -233,7 +234,7 @@ def rates(config: Config) -> str:
 
 
 def log_configuration(config: Config, choices: dict[str, str], folder: Path, tracker: Tracker) -> None:
-    """Logs every parameter, the chosen options, the composed file and the lock."""
+    """Logs every parameter, the chosen options, the lock and, in the end, the composed file."""
     values = plain(config)
     tracker.params(flatten(values) | {f"choice/{group}": choice for group, choice in choices.items()})
     files = ", ".join(config.task.files().values())
@@ -243,9 +244,8 @@ def log_configuration(config: Config, choices: dict[str, str], folder: Path, tra
     lock = ROOT / "requirements.lock"  # which a wheel lacks
     if lock.is_file():  # what is sent is in the run's folder, and stays as it was
         replace_text(folder / lock.name, lock.read_text())
-    for path in (folder / CONFIG, folder / lock.name):
-        if path.is_file():
-            tracker.artifact(path, "config")
+        tracker.artifact(folder / lock.name, "config")
+    tracker.artifact(folder / CONFIG, "config")
 
 
 def run_tags(config: Config, choices: dict[str, str], device: torch.device, parent: str | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff.metrics import DEFINITIONS
+from bakeoff.outbox import LOG, SENT
 from bakeoff.report import store
 from bakeoff.run import train
 from tests.commands import call, dies_in_update, start, store_of
@@ -141,6 +143,22 @@ def test_a_finished_run_says_so_and_continues_with_a_larger_budget(tmp_path, com
     assert params["budget.limit"] == "4.0"
     files = [file.path for file in client_of(other).list_artifacts(run.info.run_id, "config")]
     assert "config/config.yaml" in files
+
+
+def test_a_run_that_was_interrupted_while_it_logged_its_configuration_logs_all_of_it(command, tmp_path):
+    assert command(*SHORT, "budget={unit: updates, limit: 1}", "hydra.run.dir=out").returncode == 0
+    first, out = only_run(tmp_path), tmp_path / "out"
+    client_of(tmp_path).delete_run(first.info.run_id)
+    (out / LOG).write_text((out / LOG).read_text().splitlines(keepends=True)[0])  # a hundred parameters
+    for name in (SENT, "progress.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    again = command("resume=out")
+    assert again.returncode == 0, again.stderr
+    run = only_run(tmp_path)
+    assert set(run.data.params) == set(first.data.params)
+    files = [file.path for file in client_of(tmp_path).list_artifacts(run.info.run_id, "config")]
+    assert files == ["config/config.yaml", "config/requirements.lock"]
 
 
 def test_sigterm_ends_the_run_as_killed(tmp_path):
