@@ -1,14 +1,15 @@
 """The supervised start: it ends at a sampled accuracy, which the seeds then share."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from bakeoff.config import config_id, training_id
+from bakeoff.engine.embedded import Embedded
 from bakeoff.heldout import evaluate
-from bakeoff.learner.sft import start_identity
-from bakeoff.start import prepare, start
+from bakeoff.learner.sft import start_identity, starting_policy
+from bakeoff.start import collector_of, prepare, start
 from bakeoff.task.sort import Sort
 from bakeoff.task.task import as_read
 from tests.conftest import compose
@@ -51,6 +52,21 @@ def test_an_accuracy_that_is_not_reached_is_named_with_what_was_reached_also_fro
         assert "set sft.steps higher" in message
 
 
+class Absent(Embedded):
+    """An engine that generates nothing."""
+
+    def generate(self, request):
+        raise AssertionError("it is asked for completions")
+
+
+def test_the_accuracy_of_a_start_is_the_policys_own_whatever_engine_samples_later(tmp_path, monkeypatch):
+    config = compose(*EASY, "sft.steps=3", "sft.accuracy=0.9")
+    monkeypatch.setenv("BAKEOFF_CACHE", str(tmp_path))
+    source = replace(collector_of(config), engine=Absent())
+    _, stage = starting_policy(config, source, prepare(config), lambda message: None)
+    assert stage == started("sft.steps=3", "sft.accuracy=0.9")[0].supervised
+
+
 def test_without_an_accuracy_all_steps_are_taken_and_none_is_measured():
     loop, _ = started("sft.steps=3", "sft.accuracy=0")
     assert (loop.supervised.steps, loop.supervised.accuracy) == (3, None)
@@ -64,6 +80,7 @@ def test_the_key_of_a_start_holds_what_decides_it():
     assert key != start_identity(compose(*EASY, *asked, "sft.accuracy=0.4"))
     assert key != start_identity(compose(*EASY, *asked, "sampling.temperature=0.5"))
     assert key == start_identity(compose(*EASY, *asked, "budget.limit=7"))
+    assert key == start_identity(compose(*EASY, *asked, "engine=rounded")), "samplers share their starts"
     fixed = ("sft.steps=3", "sft.accuracy=0")
     assert start_identity(compose(*EASY, *fixed)) == start_identity(compose(*EASY, *fixed, "sampling.temperature=0.5"))
 

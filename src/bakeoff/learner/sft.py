@@ -21,10 +21,11 @@ from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.collector import Collector
-from bakeoff.config import Config, by_content, digest, plain, sampler
+from bakeoff.config import Config, by_content, digest, plain
 from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
 from bakeoff.engine.conversation import encode_turns
+from bakeoff.engine.embedded import Embedded
 from bakeoff.errors import UserError, disk_fault, within
 from bakeoff.files import content_hash, set_aside
 from bakeoff.measure.phase import Phases
@@ -66,12 +67,14 @@ def starting_policy(
     """The policy that actor and reference start from, on the device of the phases, and the stage that made it, if any.
 
     The result of a supervised stage is cached under the hash of everything that it depends on, so that the runs of a
-    sweep train it once and start from the same bytes.
+    sweep train it once and start from the same bytes. Its accuracy is that of the policy itself, whatever engine
+    samples later: another sampler would end the stage at another step.
     """
 
     def make(folder: Path) -> None:
         policy = usable(config.model, config, phases.device)
-        stage = train(policy, config, replace(collector, seed=config.sft.seed), phases, report)
+        source = replace(collector, seed=config.sft.seed, engine=Embedded())
+        stage = train(policy, config, source, phases, report)
         save(policy, folder)
         (folder / "supervised.json").write_text(json.dumps(asdict(stage)))
 
@@ -95,9 +98,7 @@ def start_identity(config: Config) -> dict[str, Any]:
     identity = {key: values[key] for key in ("task", "model", "sft")}
     identity["model"] = {k: v for k, v in identity["model"].items() if k not in ("lora", "gradient_checkpointing")}
     identity["final"] = config.evaluation.final  # prompts that are not trained on
-    return identity | (
-        {"sampling": values["sampling"], "engine": sampler(config, values)} if config.sft.accuracy else {}
-    )
+    return identity | ({"sampling": values["sampling"]} if config.sft.accuracy else {})
 
 
 def made_once(folder: Path, make: Callable[[Path], None], report: Report) -> Path:
@@ -207,7 +208,6 @@ def sampled_accuracy(policy: Policy, collector: Collector, examples: list[Exampl
     collector.engine.load(policy)
     parts = collector.answers(policy, examples, 1, "sft accuracy")
     right = sum(verdict.score >= 1 for part in parts for verdict in collector.judge(part))
-    collector.engine.rest()
     return right / len(examples)
 
 
