@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import load_file
 
 from bakeoff.algorithm import AXES
-from bakeoff.algorithm.critic import OwnStep
 from bakeoff.batch import Example
 from bakeoff.config import Config, Mode, Quality
 from bakeoff.engine.engine import Request
@@ -48,7 +47,7 @@ def composed(*overrides: str) -> Config:
     algorithm = (config := compose(*SMALL, *overrides)).algorithm
     for taken in [
         algorithm.optimizer,
-        *([algorithm.critic.optimizer] if isinstance(algorithm.critic, OwnStep) else []),
+        *([algorithm.critic.optimizer] if algorithm.critic.takes_steps else []),
     ]:
         taken.epochs = 1
         for key in {"cg_iterations", "backtracks"} & set(vars(taken)):

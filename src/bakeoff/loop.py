@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bakeoff import processes
-from bakeoff.algorithm.critic import OwnStep
 from bakeoff.algorithm.kl import KLEstimates
 from bakeoff.algorithm.loss import Betas
 from bakeoff.attribution import Label
@@ -158,7 +157,7 @@ def update_once(loop: Loop, progress: float = 0.0) -> Update:
         with loop.phase("actor_update"):
             actor = update_actor(learner, experience, draws, partial(loop.phase, "fisher_product"))
     critic: list[Step] = []
-    if isinstance(algorithm.critic, OwnStep):
+    if algorithm.critic.takes_steps:
         with loop.phase("critic_update"):
             critic = update_critic(learner, experience, draws)
     if adapts := algorithm.kl_to_behaviour.adapts:  # the method's rule reads this KL, so that it is training

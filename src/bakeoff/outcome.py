@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 
-from bakeoff.algorithm.critic import OwnStep
 from bakeoff.algorithm.divergence import Diverged
 from bakeoff.attribution import Label
 from bakeoff.config import Config
@@ -65,7 +64,7 @@ def divergence_named(config: Config, phases: Phases) -> Iterator[None]:
 def divergence(error: Diverged, config: Config, phase: str, updates: int = 0) -> str:
     """Where training diverged, after this number of finished updates, and which learning rate to lower."""
     where = STAGES.get(phase, f"update {updates + 1}, phase {phase}")
-    critic = error.of_critic and isinstance(config.algorithm.critic, OwnStep)
+    critic = error.of_critic and config.algorithm.critic.takes_steps
     rate = RATES.get("critic_update" if critic else phase, "algorithm.optimizer.lr")
     rewards = "" if phase in STAGES else " or smaller rewards"
     return f"{DIVERGED} in {where}: {error}. A lower {rate} (it was {attrgetter(rate)(config):g}){rewards} may help"

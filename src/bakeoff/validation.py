@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
-from bakeoff.algorithm.critic import Adapter, OwnStep, Shared
+from bakeoff.algorithm.critic import Adapter, OwnStep
 from bakeoff.algorithm.optimizer import Adafactor, Optimizer, Trpo
 from bakeoff.config import Config, Mode
 from bakeoff.device import HOST, choose_device
@@ -168,7 +168,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
             "algorithm/critic is none, but the advantage is GAE, which needs values; choose "
             "algorithm/critic=separate, shared or adapter, or algorithm/advantage=sequence_return."
         )
-    if isinstance(critic, Shared) and config.mode in QUALITY and config.quality.critic_updates:
+    if critic.shares_trunk and config.mode in QUALITY and config.quality.critic_updates:
         yield (
             f"mode is {config.mode.value}, which trains a critic while the policy stands still, but algorithm/critic "
             "is shared, whose steps move it; choose algorithm/critic=separate or adapter, or quality.critic_updates=0."
@@ -188,7 +188,7 @@ def impossible_methods(config: Config) -> Iterator[str]:
             "model.precision is bfloat16_weights, but a trust-region step (algorithm/optimizer=trpo) moves the weights "
             "by less than they can hold; choose model.precision=bfloat16 or float32."
         )
-    if optimizer.needs_whole_rollout and isinstance(critic, Shared):
+    if optimizer.needs_whole_rollout and critic.shares_trunk:
         yield (
             "algorithm/critic is shared, but a trust-region step (algorithm/optimizer=trpo) bounds the policy alone, "
             "not a value head on its trunk; choose algorithm/critic=separate or adapter."

@@ -20,9 +20,13 @@ class Critic:
     """No critic.
 
     exists          whether values are estimated
+    takes_steps     it has parameters of its own and an optimiser that trains them
+    shares_trunk    its values are read from the actor's hidden states, and its loss is part of the actor's
     """
 
     exists: ClassVar[bool] = False
+    takes_steps: ClassVar[bool] = False
+    shares_trunk: ClassVar[bool] = False
 
     warmup_updates = 0  # without an annotation it is not a key; critics that take steps annotate it
 
@@ -64,6 +68,8 @@ class OwnStep(ValueLoss):
     warmup_updates    number of updates that train the critic alone, before the actor moves
     """
 
+    takes_steps: ClassVar[bool] = True
+
     optimizer: Adam = field(default_factory=lambda: Adam(lr=CRITIC_LR))
     warmup_updates: int = count(0, unit="updates")
 
@@ -93,5 +99,7 @@ class Shared(ValueLoss):
 
     coefficient   weight of the critic's loss against the actor's; 0.1 in Ziegler et al. 2019
     """
+
+    shares_trunk: ClassVar[bool] = True
 
     coefficient: float = number(0.1, above=0, most=1000)

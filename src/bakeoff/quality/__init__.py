@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bakeoff.algorithm.critic import OwnStep
 from bakeoff.learner.learner import set_lr
 from bakeoff.learner.update import update_critic
 from bakeoff.loop import Loop, collect, experience_of
@@ -22,7 +21,7 @@ def with_stream(loop: Loop, stream: str) -> Loop:
 def train_critic(loop: Loop, updates: int) -> None:
     """Trains a critic of its own on the policy as it is, for that many rollouts; without such a critic, nothing."""
     learner, source = loop.learner, with_stream(loop, "critic")
-    if not isinstance(learner.algorithm.critic, OwnStep):
+    if not learner.algorithm.critic.takes_steps:
         return
     for number in range(updates):
         set_lr(learner, number, number / updates)
