@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bakeoff.arms import values
+from bakeoff.arms import one_by_one
 from bakeoff.errors import UserError, refused
 from bakeoff.init import write
 from bakeoff.report.store import select
@@ -62,7 +62,7 @@ def test_an_override_beyond_the_grammar_is_named_with_the_quotes_that_it_takes(t
 @pytest.mark.parametrize("typed", ["seed=range(0)", "seed=range(5,5)", "seed=range(3,1)"])
 def test_a_sweep_over_no_value_is_refused(typed):
     with pytest.raises(UserError, match="has no value"):
-        values(OverridesParser.create().parse_override(typed))
+        one_by_one(OverridesParser.create().parse_override(typed))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def grid(sweeper: DictConfig, arguments: list[str], loader: ConfigLoader) -> lis
     parser = OverridesParser.create(config_loader=loader)
     arms = arms_of(sweeper)
     params = [f"{key}={value}" for key, value in sweeper.params.items()]
-    swept = {o.get_key_element(): values(o) for o in parser.parse_overrides([*params, *arguments])}
+    swept = {o.get_key_element(): one_by_one(o) for o in parser.parse_overrides([*params, *arguments])}
     if arms:
         swept = {"arm": [f"arm={name}" for name in arms]} | swept
     typed = {o.get_key_element() for o in parser.parse_overrides(arguments)}
@@ -97,8 +97,8 @@ def overrides_of(chosen: Mapping[str, str], arms: Arms) -> list[str]:
     return arms[name]
 
 
-def values(override: Override) -> list[str]:
-    """Splits an override that lists several values into one override per value."""
+def one_by_one(override: Override) -> list[str]:
+    """An override that lists several values as one override for each."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():

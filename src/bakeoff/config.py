@@ -397,11 +397,11 @@ def training_id(config: Config) -> str:
     """Hash of what decides the updates of a run, its seed included, but not their number: a run may resume longer."""
     free = {*NOT_IN_CONFIG_ID, "budget", "evaluation"} - {"seed"}
     trained = {k: v for k, v in plain(config).items() if k not in free}
-    trained["engine"] = sampler(config, trained)
+    trained["engine"] = sampler_identity(config, trained)
     return digest(trained | {"final": config.evaluation.final})  # prompts that are not trained on
 
 
-def sampler(config: Config, values: dict[str, Any]) -> Any:
+def sampler_identity(config: Config, values: dict[str, Any]) -> Any:
     """The engine among the plain values of a configuration; those that sample the policy itself count as one."""
     return {"_option_": Embedded.__name__} if type(config.engine) in EQUIVALENT else values["engine"]
 

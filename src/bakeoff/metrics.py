@@ -183,7 +183,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
 QUANTILES = {0.1: "reward/quantile_10", 0.5: "reward/median", 0.9: "reward/quantile_90"}
 
 
-def metrics_table() -> str:
+def definitions_table() -> str:
     """docs/metrics.md."""
     head = """# Metrics
 
@@ -350,4 +350,4 @@ def predicted_seconds(seconds: dict[str, float], hours: float) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    print(metrics_table(), end="")
+    print(definitions_table(), end="")

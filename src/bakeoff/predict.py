@@ -203,9 +203,9 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
         rounds = algorithm.group_filter.rounds
         request = Request(prompts, batch.group_size, loop.collector.sampling, completion)
         if timed:
-            decode(engine, request, rounds, work)
+            count_decoding(engine, request, rounds, work)
             if algorithm.baseline.needs_greedy:
-                decode(engine, replace(request, completions=1), 1, work)
+                count_decoding(engine, replace(request, completions=1), 1, work)
         engine.trace_peak(request)
         rollout = imagined_rollout(batch, prompt, completion)
         others = [imagined_rollout(batch, prompt, completion) for _ in range(rounds)] if rounds > 1 else []
@@ -256,7 +256,7 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
     del others  # the groups that dynamic sampling kept, or left, live until here
 
 
-def decode(engine: Engine, request: Request, rounds: int, work: Work) -> None:
+def count_decoding(engine: Engine, request: Request, rounds: int, work: Work) -> None:
     """Counts the work of decoding: by the first token, the first two, and the first and the last.
 
     The work of a token grows linearly with its position. So all tokens after the first count as many times the mean of

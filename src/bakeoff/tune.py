@@ -68,7 +68,7 @@ def main() -> None:
         named = [each for each in arguments.overrides if each.startswith("algorithm=")]
         rest = [each for each in arguments.overrides if each not in named]
         for method in methods_of(named[-1] if named else "algorithm=grpo"):
-            name = f"{arguments.name or name_of(rest)}/{method}"
+            name = f"{arguments.name or task_and_model(rest)}/{method}"
             tune(method, name, arguments.base, rest, arguments.rates, arguments.seeds, command)
 
 
@@ -126,7 +126,7 @@ def methods_of(override: str) -> list[str]:
     return found
 
 
-def name_of(overrides: list[str]) -> str:
+def task_and_model(overrides: list[str]) -> str:
     """TASK_MODEL, as a run looks for its tuned values."""
     chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
     return f"{chosen.get('task', 'sort')}_{chosen.get('model', 'tiny')}"

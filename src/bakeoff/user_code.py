@@ -53,7 +53,7 @@ def load(path: str, key: str, ours: Iterable[str]) -> Callable[..., Any]:
             found = getattr(importlib.import_module(name), attribute)
         except (Exception, SystemExit) as error:  # the module is code of others
             raise UserError(
-                f"{key} names {path!r}, which cannot be imported ({described(error)}); it must be "
+                f"{key} names {path!r}, which cannot be imported ({raised(error)}); it must be "
                 + (f"one of {', '.join(ours)}, " if ours else "")
                 + "an import path module.function, or a function in a file, ./file.py:function."
             ) from error
@@ -85,7 +85,7 @@ def imported_file(typed: str, key: str, path: str) -> ModuleType:
             spec.loader.exec_module(sys.modules[name])
         except (Exception, SystemExit) as error:  # the file is code of others
             del sys.modules[name]
-            raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {described(error)}.") from error
+            raise UserError(f"{key} names {path!r}, whose file cannot be imported: it {raised(error)}.") from error
     return sys.modules[name]
 
 
@@ -195,7 +195,7 @@ def import_named(modules: str, key: str) -> None:
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:  # the module is code of others
-            fail(UserError(f"{key} names {name!r}, which cannot be imported ({described(error)})."))
+            fail(UserError(f"{key} names {name!r}, which cannot be imported ({raised(error)})."))
 
 
 def anywhere(path: str) -> str:
@@ -216,7 +216,7 @@ def defined_at(function: Callable[..., Any]) -> str:
         return ""
 
 
-def described(error: BaseException) -> str:
+def raised(error: BaseException) -> str:
     """`raised KeyError: 'level' (rewards.py:12)`, with the last line of code that belongs to no library.
 
     Where there is none, it is the last line of a library, in which others may have installed their code.

@@ -81,7 +81,7 @@ def converse(
         ended = torch.where(takes_part, turn.ended, ended)
         for row in ids:
             talks[row] += [user(texts[row]), assistant(turn.completions[row])]
-    return joined(policy, first, Said.beside(parts), talks, ended, task.max_tokens)
+    return whole_rollout(policy, first, Said.beside(parts), talks, ended, task.max_tokens)
 
 
 def user(text: str) -> Message:
@@ -152,7 +152,7 @@ def continued(policy: Policy, first: Rollout, said: Said, takes_part: Tensor) ->
     return Prompts(first.examples, first.prompts, torch.where(shown, ids, policy.tokenizer.pad_token_id), shown)
 
 
-def joined(
+def whole_rollout(
     policy: Policy, first: Rollout, said: Said, talks: list[list[Message]], ended: Tensor, max_tokens: int
 ) -> Rollout:
     """The rollout of whole conversations: the columns of each row without those in which it says nothing."""

@@ -15,7 +15,7 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.batch import Example
 from bakeoff.collector import Collector
-from bakeoff.config import Config, by_content, digest, plain, sampler
+from bakeoff.config import Config, by_content, digest, plain, sampler_identity
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
 from bakeoff.learner.sft import Report, made_once, start_identity
@@ -77,7 +77,8 @@ def learned_reward(
     """
     wanted, model = config.preferences, untrained(start, config.preferences.seed)
     values = by_content(plain(config))
-    identity = {key: values[key] for key in ("preferences", "batch", "sampling")} | {"engine": sampler(config, values)}
+    identity = {key: values[key] for key in ("preferences", "batch", "sampling")}
+    identity["engine"] = sampler_identity(config, values)
 
     def make(folder: Path) -> None:
         training, heldout = preference_pairs(wanted, collector, start, report)

@@ -80,17 +80,17 @@ def unequal_settings(study: Study) -> list[str]:
     in_seed, in_arm = (wide.groupby(by.to_numpy()).nunique().max() > 1 for by in (seeds, names))
     # A value that varies with the seed alone, and differs for each seed, is drawn by it.
     differs = in_seed | ((wide.nunique() > 1) & (~in_arm | (wide.nunique() < seeds.nunique())))
-    return [f"{key} differs: {by_run(study, wide[key])}" for key in wide.columns[differs]]
+    return [f"{key} differs: {values_by_arm(study, wide[key])}" for key in wide.columns[differs]]
 
 
 def unequal_tags(study: Study) -> list[str]:
     """A sentence for each of TAGS that differs between runs: they are of several versions or machines."""
     runs, asked = study.runs.set_index("run"), question_of(study)
     values = {tag: runs[tag].replace("", "unknown") for tag in TAGS if tag in runs and tag not in asked}
-    return [f"{tag} differs: {by_run(study, each)}" for tag, each in values.items() if each.nunique() > 1]
+    return [f"{tag} differs: {values_by_arm(study, each)}" for tag, each in values.items() if each.nunique() > 1]
 
 
-def by_run(study: Study, values: pd.Series) -> str:
+def values_by_arm(study: Study, values: pd.Series) -> str:
     """`by_value` of the arms where each has one value in all of its runs (index), else of the runs."""
     runs = study.runs.set_index("run").loc[values.index]
     if (values.groupby(runs["name"]).nunique() == 1).all():

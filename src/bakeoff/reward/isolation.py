@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bakeoff.errors import UserError
-from bakeoff.user_code import described
+from bakeoff.user_code import raised
 
 Scorer = Callable[..., Any]
 
@@ -55,7 +55,7 @@ def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        return Failure(described(error))
+        return Failure(raised(error))
     finally:
         if os.getpid() != process:
             os._exit(0)
