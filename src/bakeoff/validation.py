@@ -231,10 +231,12 @@ def impossible_methods(config: Config) -> Iterator[str]:
     if config.lag and config.offload:
         yield f"lag is {config.lag}, which keeps old weights on the device, but offload is true; set offload=false."
     yield from impossible_teachers(config)
-    if isinstance(critic, Adapter) and algorithm.kl_to_reference.iteration_updates and not config.model.lora.rank:
+    kl = algorithm.kl_to_reference
+    if isinstance(critic, Adapter) and (kl.iteration_updates or not kl.reads_scores) and not config.model.lora.rank:
         yield (
-            "algorithm/critic is adapter, whose frozen base is the reference, but algorithm/kl_to_reference="
-            "in_loss_iterative changes the reference; set model.lora.rank, or choose algorithm/critic=separate."
+            "algorithm/critic is adapter, whose frozen base is the reference, but algorithm/kl_to_reference is "
+            f"{option(config, 'kl_to_reference')}, which renews or replaces it; set model.lora.rank, or choose "
+            "algorithm/critic=separate."
         )
 
 
@@ -248,11 +250,6 @@ def impossible_teachers(config: Config) -> Iterator[str]:
         yield (
             "algorithm.kl_to_reference.name is empty; it must be the teacher, a Hugging Face name or a folder with a "
             "causal LM and its tokenizer."
-        )
-    if isinstance(algorithm.critic, Adapter) and not config.model.lora.rank:
-        yield (
-            "algorithm/critic is adapter, whose frozen base is the reference, but "
-            f"{chosen}, whose reference is another model; set model.lora.rank, or choose algorithm/critic=separate."
         )
     of_scores = {
         "group_filter": algorithm.group_filter.rounds > 1,
