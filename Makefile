@@ -46,7 +46,7 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
 	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
 
-mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes or so, resumes where it stopped
+mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes, resumes where it stopped
 	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch
 	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch regime=plain algorithm/correction=none
 	$(BIN)/bakeoff-report mismatch

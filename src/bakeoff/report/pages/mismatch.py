@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,8 +23,12 @@ def finals(study: Study) -> pd.DataFrame:
 
 
 def samplers(frame: pd.DataFrame) -> list[str]:
-    """The samplers in the order in which they ran; the policy itself comes first."""
-    return sorted(frame["sampler"].unique(), key=lambda name: name != SAME)
+    """The samplers by name and number, `sampler_lag_2` before `sampler_lag_16`; the policy itself comes first."""
+
+    def parts(name: str) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+    return sorted(frame["sampler"].unique(), key=lambda name: (name != SAME, parts(name)))
 
 
 def corrections(frame: pd.DataFrame) -> list[str]:
