@@ -98,3 +98,9 @@ def shortened(texts: list[str], most: int) -> list[str]:
     """At most `most` texts, and the number of the others."""
     rest = len(texts) - most
     return texts if rest <= 0 else [*texts[:most], f"and {rest} more"]
+
+
+def enumerated(names: list[str], last: str = "and") -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, final = names
+    return f"{', '.join(first)} {last} {final}" if first else final

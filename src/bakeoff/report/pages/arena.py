@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from bakeoff.regime import parsed
 from bakeoff.report.claim import Claim
 from bakeoff.report.figures import WIDTH, colours, finished, panels, style
+from bakeoff.report.naming import enumerated
 from bakeoff.report.regimes import (
     SCORE,
     VERDICTS,
@@ -140,8 +141,10 @@ def advice(named: list[Choice]) -> str:
     sentences: dict[str, list[str]] = {}
     for each in named:
         few = 0 < len(each.choose) <= len(each.avoid)  # each of a circle of methods may be below another
-        avoid = f"Avoid {listed(each.avoid)}" if each.avoid else "No method is significantly below the highest"
-        sentences.setdefault(f"Choose {listed(each.choose)}" if few else avoid, []).append(each.property)
+        avoid = (
+            f"Avoid {enumerated(each.avoid, 'or')}" if each.avoid else "No method is significantly below the highest"
+        )
+        sentences.setdefault(f"Choose {enumerated(each.choose, 'or')}" if few else avoid, []).append(each.property)
     return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())
 
 
@@ -156,12 +159,6 @@ def power(study: Study, frame: pd.DataFrame) -> str:
         "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
         f"the regime's {pairs} pairs of methods (Holm). Arenas of {counted(seeds, 'seed')} {seen}."
     )
-
-
-def listed(names: list[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def plot_map(study: Study) -> Figure:

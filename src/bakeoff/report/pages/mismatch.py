@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from bakeoff.report.claim import Claim
 from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, panels
+from bakeoff.report.naming import enumerated
 from bakeoff.report.statistics import Estimate, counted, mean_interval
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import ends, unmoved
@@ -88,7 +89,8 @@ def by_method(study: Study) -> pd.DataFrame:
 def verdict(study: Study) -> str:
     """The cost of each sampler without a correction, and the corrections that gain or lose accuracy."""
     frame = finals(study)
-    costs, worth = [], []
+    costs: list[str] = []
+    worth: dict[str, list[str]] = {}  # what corrections do → the samplers with which they do it
     for sampler in samplers(frame):
         if sampler == SAME:
             continue
@@ -99,15 +101,17 @@ def verdict(study: Study) -> str:
         higher = [each.a for each in decided.comparisons if each.higher == each.a]
         lower = [each.a for each in decided.comparisons if each.higher == NONE]
         said = [
-            f"{' and '.join(a)} {verb}{'s' * (len(a) == 1)}" for a, verb in ((higher, "gain"), (lower, "lose")) if a
+            f"{enumerated(each)} {verb}{'s' * (len(each) == 1)}"
+            for each, verb in ((higher, "gain"), (lower, "lose"))
+            if each
         ]
-        worth.append(f"with {sampler}, {' and '.join(said) or 'no correction makes a significant difference'}")
-    seeds, text = counted(frame["seed"].nunique(), "seed"), "; ".join(worth)
+        worth.setdefault(" and ".join(said) or "no correction makes a significant difference", []).append(sampler)
+    seeds, methods = counted(frame["seed"].nunique(), "seed"), counted(frame["method"].nunique(), "method")
     return (
         f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run has the policy as its sampler'}.\n\n"
-        f"{text[:1].upper()}{text[1:]}.\n\nMeans are over {counted(frame['method'].nunique(), 'method')} and "
-        f"{seeds}; intervals are over pairs of method and seed, and those with one seed share their start; "
-        "results are corrected for the number of corrections of a sampler (Holm). One small model, one task."
+        f"{' '.join(f'With {enumerated(names)}, {result}.' for result, names in worth.items())}\n\n"
+        f"Means are over {methods} and {seeds}; intervals are over pairs of method and seed, and those with one seed "
+        "share their start; results are corrected for the number of corrections of a sampler (Holm). One small model, one task."
     )
 
 
