@@ -111,7 +111,8 @@ def verdict(study: Study) -> str:
         f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run has the policy as its sampler'}.\n\n"
         f"{' '.join(f'With {enumerated(names)}, {result}.' for result, names in worth.items())}\n\n"
         f"Means are over {methods} and {seeds}; intervals are over pairs of method and seed, and those with one seed "
-        "share their start; results are corrected for the number of corrections of a sampler (Holm). One small model, one task."
+        "share their start; results are corrected for the number of corrections of a sampler (Holm). One small model, "
+        "one task."
     )
 
 
