@@ -179,10 +179,10 @@ def test_a_prompt_for_which_the_server_has_no_room_is_refused(vllm_url):
 
 def test_weights_that_cannot_be_handed_over_name_the_folder(vllm_url, tmp_path, monkeypatch):
     policy = policy_of(*HEADS)
-    with pytest.raises(UserError, match=r"engine.folder is '/nowhere', which does not take the weights .*No such file"):
+    with pytest.raises(UserError, match=r"cannot be written to '/nowhere' .*No such file.* set engine.folder to"):
         completed(VllmServer(url=vllm_url, folder="/nowhere"), policy)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"engine.folder is '.', which the server does not see"):
+    with pytest.raises(UserError, match=r"through '.', which the server does not see; set engine.folder to"):
         completed(VllmServer(url=vllm_url, folder="."), policy)  # the server's working folder is another
 
 
