@@ -186,7 +186,7 @@ def test_a_step_that_ends_before_the_first_character_is_refused(rollout):
 
 
 def test_the_learned_score_is_weighted_like_any_other_function(rollout):
-    learned = lambda r: torch.tensor([4.0, 3.0, 2.0, 1.0])  # noqa: E731
+    learned = torch.tensor([4.0, 3.0, 2.0, 1.0])
     scores = Reward({"learned": 1.0, "verifier": 10.0})(Sort(digits=2, shortest=1), rollout, learned)
     assert scores.total.tolist() == [14, 3, 2, 1]
     assert scores.true.tolist() == pytest.approx([1, 0.25, 0.5, 0]), "half for all, half for the share of right digits"
