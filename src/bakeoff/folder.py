@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from bakeoff.config import Config, config_id, flatten, plain
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
-from bakeoff.mlflow_store import defines_arm, has_run, open_store, store_uri
+from bakeoff.mlflow_store import defines_arm, find_run, open_store, store_uri
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
 from bakeoff.task.countdown import solves
@@ -162,7 +162,7 @@ def result_of(folder: Path, config: Config) -> float | None:
     if not record or not last or last["state"] != "done" or record.config_id != config_id(config):
         return None
     client, _ = open_store(config.tracking)
-    return float(last["result"]) if has_run(client, record.mlflow_run) else None
+    return float(last["result"]) if find_run(client, record.mlflow_run) else None
 
 
 def their_code(values: dict[str, Any]) -> dict[str, Any]:

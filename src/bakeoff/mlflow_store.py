@@ -138,14 +138,15 @@ def require_database(path: Path) -> None:
         database.rollback()
 
 
-def has_run(client: MlflowClient, run_id: str) -> bool:
-    """Whether the store has a run, which is not deleted."""
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run of the store that has this id, none where there is none, or where it is deleted."""
     try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
+            return None
         raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def metric_history(client: MlflowClient, run: Run) -> pa.Table:

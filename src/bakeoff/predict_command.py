@@ -82,8 +82,11 @@ def what_fits(name: str, own: list[str], model: str, gigabytes: float, overrides
     """
     register()
     room, settings = gigabytes * 1e9, [f"model={model}", "task=largest", *overrides, *own]
-    model = largest(MODELS, lambda each: fits([*settings, f"model={each}"], room))
-    return [name, model, *largest_sizes(settings, room)]
+    return [
+        name,
+        largest(MODELS, lambda each: fits([*settings, f"model={each}"], room)),
+        *largest_sizes(settings, room),
+    ]
 
 
 def jobs_side_by_side(overrides: list[str]) -> list[Job]:

@@ -207,10 +207,9 @@ def check_study(study: str) -> None:
 
 def reporting(study: str) -> str:
     """The command that writes a sweep's report, with the user's folder where that is another than the working one."""
-    own = study_folders()[0]
-    there = (
-        ["--config-dir", str(own)] if study and own != Path.cwd() and (own / "pages" / f"{study}.py").is_file() else []
-    )
+    own, page = study_folders()[0], page_file(study)
+    has_page = page is not None and page.parent == own / "pages"
+    there = ["--config-dir", str(own)] if own != Path.cwd() and has_page else []
     return shlex.join(["bakeoff-report", study or AD_HOC, *there])
 
 

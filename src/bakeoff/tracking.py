@@ -26,7 +26,7 @@ from bakeoff.mlflow_store import (
     METRICS,
     SQLITE,
     Tracking,
-    has_run,
+    find_run,
     metric_history,
     metrics_table,
     open_store,
@@ -230,9 +230,10 @@ def start_run(
 
 def not_resumed(client: MlflowClient, run_id: str, folder: Path, uri: str) -> str:
     """Why the run in a folder cannot be resumed in the store; empty where it can."""
-    if not has_run(client, run_id):
+    run = find_run(client, run_id)
+    if run is None:
         return f"the store {redacted(uri)} does not hold this run"
-    original = Path(client.get_run(run_id).data.tags.get(FOLDER, folder))
+    original = Path(run.data.tags.get(FOLDER, folder))
     receipt = read_receipt(original)
     if original.resolve() != folder.resolve() and (receipt.run, receipt.store) == (run_id, redacted(uri)):
         return f"the folder '{folder}' is a copy of '{original}', which keeps its run in the store {redacted(uri)}"

@@ -46,10 +46,10 @@ class ValueLoss(Critic):
     head_std: float = number(0.0, least=0, most=100)
 
     def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> tuple[Tensor, Tensor | None]:
-        """½·(V − R)² for every token [S, T], the larger of clipped and unclipped where a clip is set,
-        and where the clipped one is the larger, none without a clip.
+        """The loss of every token [S, T], and where the clip makes it flat, bool; the latter is none without a clip.
 
-        ½ as in Ziegler et al. 2019's code; it only sets the unit of the learning rate.
+        The loss is ½·(V − R)², the larger of clipped and unclipped where a clip is set. ½ as in Ziegler et al. 2019's
+        code; it only sets the unit of the learning rate.
         """
         loss = 0.5 * (values - returns).square()
         if not self.value_clip:

@@ -100,9 +100,9 @@ def peaks_over(study: Study, key: str) -> pd.DataFrame:
 
 def plot_largest(study: Study) -> Figure:
     """The largest peak of each arm, and its phase."""
-    frame = largest_peaks(study)
+    frame, shades = largest_peaks(study), colours(study.arms)
     figure, (axes,) = panels(1, 0.36 * len(frame) + 0.8)
-    bars = axes.barh(frame["name"], frame["mb"], color=[colours(study.arms)[name] for name in frame["name"]])
+    bars = axes.barh(frame["name"], frame["mb"], color=list(frame["name"].map(shades)))
     labels = frame["mb"].map("{:.3g}  (".format) + frame["phase"].str.replace("_", " ") + ")"
     axes.bar_label(bars, labels=list(labels), fontsize=9, padding=3)
     axes.margins(x=0.35)
