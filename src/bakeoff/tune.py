@@ -149,7 +149,8 @@ def tune(
     key, values = "algorithm.optimizer.lr", rates
     if whole:
         key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
-    folder = Path("outputs", "tuning", name, digest([config_id(config), key]))
+    fixed = config_id(compose([*common, f"{key}=1"]))  # this search may write the value that its base has
+    folder = Path("outputs", "tuning", name, digest([fixed, key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]
     launcher = [] if any(each.startswith("hydra/launcher=") for each in overrides) else ["hydra/launcher=two_jobs"]
     code = launch([*common, *swept, *launcher, f"hydra.sweep.dir={folder}"], command)

@@ -124,6 +124,10 @@ def test_rates_are_tuned_with_equal_trials_and_then_used(project):
         assert file["algorithm"]["optimizer"]["lr"] in (1e-4, 1e-3)
     ran = call("bakeoff.__main__", ("algorithm=grpo", *short, "tuned=mine/grpo"), project)
     assert "tuned values of mine/grpo" in ran.stdout, ran.stderr
+    # a search whose base is the file that it wrote is the same search, and goes on
+    again = call("bakeoff.tune", ("algorithm=grpo", *search[1:], "--name", "mine", "--base", "mine"), project)
+    assert again.returncode == 0, again.stderr
+    assert len(list((project / "outputs" / "tuning" / "mine" / "grpo").iterdir())) == 1
 
 
 OPTION = '''
