@@ -186,6 +186,8 @@ def test_a_store_is_read_whole_and_typed(store):
     assert study.arms == ["ppo", "ppo_kl", "grpo"]
     assert by_seed(study, "eval/greedy_accuracy", "ppo").to_dict() == pytest.approx({1: 0.951, 2: 0.952, 3: 0.953})
     assert provenance(study) == "3 seeds (few); tuned on seed 100"
+    more = dataclasses.replace(study, params=study.params.replace({"value": {"[100]": "[100, 101]"}}))
+    assert provenance(more) == "3 seeds (few); tuned on seeds 100, 101"
     assert "<strong>Matched:</strong>" in matched(study)
     nan = load_study("advantage_quality", store).metrics.query("metric == 'advantage/rank_accuracy_by_position'")
     assert nan["value"].isna().sum() == 6

@@ -141,7 +141,8 @@ def provenance(study: Study) -> str:
     """The number of seeds of an arm, and the seeds that its values were tuned on: printed on every figure."""
     few = " (few)" if study.seeds < FEW_SEEDS else ""
     on = tuning_seeds(study)
-    return f"{counted(study.seeds, 'seed')}{few}; " + (f"tuned on seed {on}" if on else "nothing was tuned")
+    plural = "s" if "," in on else ""
+    return f"{counted(study.seeds, 'seed')}{few}; " + (f"tuned on seed{plural} {on}" if on else "nothing was tuned")
 
 
 def tuning_seeds(study: Study) -> str:
