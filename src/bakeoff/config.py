@@ -134,15 +134,17 @@ class Measure:
 
 @dataclass
 class Checkpoint:
-    """Checkpoints, from which a run resumes.
+    """Checkpoints, from which a run resumes, and the finished actor.
 
     every     number of updates between checkpoints; 0: none
     keep      number of latest checkpoints that are kept
+    actor     save the finished actor, a folder that transformers opens; false saves the room of a model per run
     adapter   save the finished actor of model.lora as an adapter; otherwise it is merged into its base
     """
 
     every: int = count(20, unit="updates")
     keep: int = count(2, least=1, unit="checkpoints")
+    actor: bool = True
     adapter: bool = False
 
 

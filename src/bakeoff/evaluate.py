@@ -88,7 +88,8 @@ def chosen(name: str, overrides: list[str]) -> tuple[Config, Policy]:
             raise UserError(f"the checkpoint '{checkpoint}' is damaged ({damage}); choose another.")
         return config, load_checkpoint(checkpoint, start(config, phases).learner).actor
     if not (folder / "actor").is_dir():
-        raise UserError(f"'{folder}' has no actor, because its run has not finished; name one of its checkpoints.")
+        why = "its run has not finished" if config.checkpoint.actor else "checkpoint.actor is false"
+        raise UserError(f"'{folder}' has no actor, because {why}; name one of its checkpoints.")
     model_ = replace(config.model, name=str(folder / "actor"), lora=Lora())
     config = replace(config, model=model_, sft=Sft())
     return config, usable(config.model, config, phases.device)

@@ -98,13 +98,16 @@ def train(run: Run) -> float:
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
             f"reward. {remedy(config, untaught, len(rewards))}"
         )
-    save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+    where = ""
+    if config.checkpoint.actor:
+        save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
+        where = f"; the actor is in {run.folder / 'actor'}"
     if config.tracking.register_model:
         run.progress.report(f"registering the actor as {config.tracking.register_model}")
         run.tracker.register(run.folder / "actor", config.tracking.register_model)
     uri = redacted(config.tracking.uri)
     run.progress.report(
-        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}; the actor is in {run.folder / 'actor'}\n"
+        f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}{where}\n"
         f"the run: `mlflow ui --backend-store-uri {uri}`, then {run.tracker.page()}\n"
         "next, compare methods: `bakeoff -m algorithm=ppo,grpo seed=1,2` with these keys, then `bakeoff-report sweep`"
     )

@@ -136,6 +136,9 @@ def impossible_values(config: Config) -> Iterator[str]:
         )
     if config.price and not config.hardware.name:
         yield f"price is {config.price}, but hardware is none, which has no hours to pay for; choose hardware=NAME."
+    if not config.checkpoint.actor and (config.tracking.register_model or config.checkpoint.adapter):
+        key = "tracking.register_model" if config.tracking.register_model else "checkpoint.adapter"
+        yield f"checkpoint.actor is false, but {key} needs the finished actor; set checkpoint.actor=true."
     if config.checkpoint.adapter and not config.model.lora.rank:
         yield "checkpoint.adapter is true, but model.lora.rank is 0: there is no adapter; set model.lora.rank."
     if config.checkpoint.adapter and config.model.name == SCRATCH and not config.sft.steps:

@@ -199,3 +199,15 @@ def test_a_policy_that_does_not_move_is_reported_with_the_reason(overrides, word
     run.progress.report = said.append
     train(run)
     assert words in said[0]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_finished_actor_is_saved_unless_its_room_is_wanted(saved, tmp_path):
+    few = ("batch.prompts=2", "batch.group_size=2", "checkpoint.every=0", "task.heldout=2", "sft.steps=0")
+    one = "budget={unit: updates, limit: 1}"
+    run = run_of(compose("algorithm=grpo", "tuned=none", *few, one, f"checkpoint.actor={str(saved).lower()}"), tmp_path)
+    said = []
+    run.progress.report = said.append
+    train(run)
+    assert (tmp_path / "actor").exists() == saved
+    assert ("the actor is in" in said[-1]) == saved

@@ -323,6 +323,8 @@ def test_the_actor_is_registered_and_datasets_are_logged_where_they_are_asked_fo
     (version,) = client.search_model_versions("name = 'sorter'")
     assert version.run_id == run.info.run_id
     AutoModelForCausalLM.from_pretrained(client.download_artifacts(run.info.run_id, "actor"))
+    refused = command("algorithm=grpo", "tracking.register_model=sorter", "checkpoint.actor=false")
+    assert "checkpoint.actor is false, but tracking.register_model needs the finished actor" in refused.stderr
     refused = command("algorithm=grpo", "tracking.register_model=my/sorter")
     assert refused.returncode == 2
     assert "tracking.register_model is 'my/sorter'" in refused.stderr
