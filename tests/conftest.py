@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -22,7 +23,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bakeoff import validation
 from bakeoff.config import Config, register
@@ -84,6 +85,10 @@ def own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BAKEOFF_STUDIES")
 
 
+DEFAULTS = OmegaConf.load(CONF / "config.yaml").defaults
+GROUPS = {str(key).removeprefix("optional ") for line in DEFAULTS if isinstance(line, DictConfig) for key in line}
+
+
 def compose(*overrides: str) -> Config:
     """The checked configuration of a command line, the caller's own."""
     return deepcopy(composed(overrides))
@@ -93,15 +98,21 @@ def compose(*overrides: str) -> Config:
 def composed(overrides: tuple[str, ...]) -> Config:
     """Composed once, since that takes longer than most tests; values are set in a copy of what the choices give.
 
-    A dotted key is a value. tests/test_config.py composes as a command does, and compares.
+    tests/test_config.py composes as a command does, and compares.
     """
-    values = [each for each in overrides if "." in each.partition("=")[0] and not each.startswith("hydra.")]
-    if any("{" in each for each in overrides if each not in values):
-        values = []  # a group's values may follow one of its keys, or precede it
-    cfg = deepcopy(chosen(tuple(each for each in overrides if each not in values)))
+    choices = [each for each in overrides if is_choice(each.partition("=")[0])]
+    values = [each for each in overrides if each not in choices]
+    if len({each.partition("=")[0] for each in choices}) == len(choices):
+        choices.sort()
+    cfg = deepcopy(chosen(tuple(choices)))
     with refused():
         ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
     return validation.to_config(cfg)
+
+
+def is_choice(key: str) -> bool:
+    """Whether an override of this key chooses a file; a dotted key, and one that is no group, has a value."""
+    return key.startswith("hydra.") or ("." not in key and (key.lstrip("+~") in GROUPS or "/" in key))
 
 
 @functools.cache
@@ -174,9 +185,9 @@ def loop_of(config: Config) -> Loop:
     return start(config, prepare(config))
 
 
-def update_of(loop: Loop) -> dict[str, float]:
-    """The metrics of the loop's next update, with those of memory."""
-    with loop.traced():
+def update_of(loop: Loop, traced: bool = False) -> dict[str, float]:
+    """The metrics of the loop's next update, and if it is traced, which takes as long again, those of memory."""
+    with loop.traced() if traced else nullcontext():
         update = update_once(loop)
     return update_metrics(update, loop.learner.counters)
 

@@ -18,7 +18,7 @@ from benchmarks.start import endless
 from tests.conftest import compose, loop_of
 
 pytestmark = pytest.mark.xdist_group("cost")  # one worker, so that a prediction is made once
-SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=4", "batch.group_size=4", "hardware=l4"]
+SMALL = ["tuned=none", "sft.steps=0", "batch.prompts=4", "batch.group_size=4", "task.heldout=4", "hardware=l4"]
 SMALL += ["++model.architecture.num_hidden_layers=1"]
 HARDWARE = Hardware("one", 1.0, 100.0, bandwidth_gb=1000.0, efficiency=0.5, launch_us=2.0)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from bakeoff.algorithm import AXES
@@ -31,10 +30,11 @@ from bakeoff.paths import CONF
 from bakeoff.savings import cheaper
 from bakeoff.validation import validate
 from benchmarks.start import endless
+from tests.commands import store_of
 from tests.conftest import compose, loop_of, update_of
+from tests.test_every_method import FEW_WITH_EVERY_OPTION, METHODS, options_of
 from tests.virtual_gpu import GPU, VirtualGPU, virtual_gpu
 
-METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 REWARDS = sorted(path.stem for path in (CONF / "reward").glob("*.yaml"))
 SMALL = [
     *("tuned=none", "batch.prompts=2", "batch.group_size=2", "sft.steps=0", "measure.kl_sequences=2"),
@@ -64,7 +64,7 @@ def check(config: Config):
     with virtual_gpu() as gpu:
         loop = loop_of(replace(config, deterministic=True))
         assert loop.phases.device == GPU
-        for numbers, measure in zip(expected, (metrics_of, update_of), strict=True):
+        for numbers, measure in zip(expected, (metrics_of, traced_metrics_of), strict=True):
             measured = measure(loop)
             compared = {k: v for k, v in numbers.items() if not k.startswith(NOT_REPRODUCIBLE)}
             assert {k: v for k, v in measured.items() if not k.startswith(NOT_REPRODUCIBLE)} == compared
@@ -75,8 +75,8 @@ def check(config: Config):
     assert set(remainders.values()) == {0}, remainders
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_the_cpus_numbers(method):
+@pytest.mark.parametrize("method", FEW_WITH_EVERY_OPTION)
+def test_every_option_of_a_method_has_the_cpus_numbers(method):
     check(composed(f"algorithm={method}"))
 
 
@@ -86,12 +86,7 @@ def test_every_kind_of_critic_has_the_cpus_numbers(critic, rank):
     check(composed("algorithm=ppo", f"algorithm/critic={critic}", f"model.lora.rank={rank}"))
 
 
-CHOSEN = {
-    choice
-    for method in METHODS
-    for line in yaml.safe_load((CONF / "algorithm" / f"{method}.yaml").read_text())["defaults"]
-    for choice in line.items()
-}
+CHOSEN = set().union(*map(options_of, METHODS))
 OPTIONS = {(axis, name) for axis, options in AXES.items() for name in options if axis != "critic"}
 
 
@@ -138,6 +133,7 @@ def test_every_mode_has_the_cpus_result(mode, tmp_path):
     """The job runs as from the command line, from the choice of the device on; a prediction uses no device."""
     config = composed("algorithm=ppo", f"mode={mode.value}")
     config.quality = Quality(critic_updates=1, batches=2, reference_batches=2, continuations=2)
+    store_of(tmp_path)
     config.tracking.uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     result = job(config, tmp_path / "here")
     with virtual_gpu() as gpu:
@@ -172,6 +168,10 @@ def test_a_decoded_token_launches_at_most_75_kernels_and_the_host_waits_once_in_
     launches, waits = (b - a for a, b in zip(short, long, strict=True))
     assert waits == 2
     assert launches / 32 <= 75
+
+
+def traced_metrics_of(loop: Loop) -> dict[str, float]:
+    return update_of(loop, traced=True)
 
 
 def metrics_of(loop: Loop) -> dict[str, float]:

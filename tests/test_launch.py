@@ -20,7 +20,7 @@ from bakeoff.progress import RunProgress
 from bakeoff.signals import termination
 from bakeoff.sweep import Parent, elsewhere, refuse_file
 
-PREDICT = ["mode=predict", "model=tiny", "task=sort", "batch.prompts=4", "batch.group_size=2"]
+PREDICT = ["mode=predict", "model=tiny", "task=sort", "task.heldout=4", "batch.prompts=4", "batch.group_size=2"]
 
 
 def test_per_gpu_without_a_gpu_runs_two_jobs_at_a_time(command, tmp_path):

@@ -24,6 +24,7 @@ SMALL = [
     "sft.steps=0",
     "batch.prompts=8",
     "batch.group_size=4",
+    "task.heldout=4",
     "++model.architecture.num_hidden_layers=1",
 ]
 OTHER = [
@@ -64,7 +65,7 @@ def compare(*overrides):
         )
     loop = endless(loop_of(config))
     update_once(loop)  # creates the state of the optimisers
-    metrics = update_of(loop)
+    metrics = update_of(loop, traced=True)
     predicted = predict(config).peaks
     errors = {
         phase: predicted[phase].allocated / 1e6 / metrics[f"memory/{phase}_mb"] - 1

@@ -23,7 +23,6 @@ from bakeoff.metrics import DEFINITIONS
 from bakeoff.model.encode import chat_text
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
-from bakeoff.paths import CONF
 from bakeoff.reward.reward import Reward, to_token_steps
 from bakeoff.rows import numbers, select
 from bakeoff.task.sort_turns import SortTurns
@@ -32,8 +31,8 @@ from tests.conftest import compose, known, loop_of, update_of
 from tests.engine.test_contract import Uncached
 from tests.reward.scorers import Broken, Echo
 from tests.reward.test_reward import rollout as rolled  # noqa: F401
+from tests.test_every_method import FEW_WITH_EVERY_OPTION
 
-METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 SIZES = [
     *("batch.prompts=4", "batch.group_size=2", "task.heldout=4", "measure.kl_sequences=4"),
     "++model.architecture.num_hidden_layers=1",
@@ -61,8 +60,8 @@ def rolled_out(loop, task=None, engine=None, prompts=("48=", "91=", "70="), comp
     return collector.roll_out(policy, collector.prompts(policy, examples), completions, "test")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_from_several_turns_and_from_the_policys_tokens_alone(method):
+@pytest.mark.parametrize("method", FEW_WITH_EVERY_OPTION)
+def test_every_option_learns_from_several_turns_and_from_the_policys_tokens_alone(method):
     """Rubbish at an environment's tokens, wherever a number of theirs could stand, changes nothing."""
     loop = loop_for(method)
     learner, collected = loop.learner, collect(loop, 0)

@@ -22,7 +22,7 @@ SMALL = [
     *("reward.length.margin_share=1", "++model.architecture.num_hidden_layers=1"),
 ]
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
-UPDATES = 3
+UPDATES = 2
 # what a clock or a ledger counts, and a number of exact zeros, which rounding decides
 APART = ("time/", "speed/", "memory/", "progress/seconds", "progress/cpu_seconds", "advantage/zero")
 

@@ -25,7 +25,7 @@ for name in (
 configure_mappers()
 get_checkpoint_conversion_mapping("llama")  # a thousand regular expressions, which saving a model asks for
 Plugins.instance()
-compose([])  # parsers remember what they have seen
+compose(["++model.architecture.num_hidden_layers=1"])  # parsers remember what they have seen, and a check its model
 GlobalHydra.instance().clear()
 gc.collect()
 gc.freeze()

@@ -24,7 +24,8 @@ from tests.commands import PATIENCE_S, call, changed_update, start, store_of
 from tests.stored import client_of, named
 
 SMALL = (
-    *("model=tiny", "task.digits=2", "task.max_new_tokens=6", "task.heldout=16", "sft.steps=20", "sft.batch=16"),
+    *("model=tiny", "task.digits=2", "task.max_new_tokens=6", "task.heldout=16", "evaluation.final=0"),
+    *("sft.steps=20", "sft.batch=16", "sft.accuracy=0"),
     *("batch.prompts=4", "batch.group_size=4", "budget.unit=updates", "budget.limit=6", "checkpoint.every=2"),
     *("measure.memory_prediction=false", "threads=1", "++model.architecture.num_hidden_layers=1"),
 )

@@ -13,6 +13,7 @@ from bakeoff.paths import ANALYSIS
 from bakeoff.tune import main as tune
 from tests.commands import call
 
+pytestmark = pytest.mark.xdist_group("own")  # one worker, so that the project is shared
 TOY = ("model=toy", "task=my_task")
 
 

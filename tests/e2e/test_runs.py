@@ -22,7 +22,7 @@ from tests.stored import client_of, history, named, only_run
 
 SHORT = [
     *("batch.prompts=4", "batch.group_size=4", "sft.steps=3", "task.heldout=16", "evaluation.every=2"),
-    "sft.accuracy=0",  # whose measurement takes longer than the steps
+    *("evaluation.final=0", "sft.accuracy=0"),  # whose measurements take longer than the steps
     "++model.architecture.num_hidden_layers=1",
 ]
 METHODS = ["ppo_kl", "grpo"]  # PPO's metrics and state are part of PPO-KL's

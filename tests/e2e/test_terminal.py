@@ -23,7 +23,7 @@ from bakeoff.progress import HEAD, RunProgress, Standing
 from bakeoff.terminal import plain_table
 from bakeoff.tracking import start_run
 from bakeoff.watch import Row, sweep_table, watching
-from tests.commands import store_of
+from tests.commands import call, store_of
 from tests.stored import tracking
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,12 +213,7 @@ def test_a_run_shows_itself_on_a_terminal_and_an_interrupt_names_the_command_tha
     assert "Traceback" not in shown
     folder = shown.partition("bakeoff resume=")[2].split()[0]
     assert Path(folder) == tmp_path / "out"
-    resumed = subprocess.run(
-        [sys.executable, "-m", "bakeoff", f"resume={folder}", "budget={unit: updates, limit: 2}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    resumed = call("bakeoff.__main__", (f"resume={folder}", "budget={unit: updates, limit: 2}"), tmp_path)
     assert resumed.returncode == 0, resumed.stderr
 
 

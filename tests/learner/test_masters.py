@@ -8,7 +8,15 @@ from bakeoff.learner.checkpoint import load_checkpoint, save_checkpoint
 from bakeoff.loop import update_once
 from tests.conftest import compose, loop_of, update_of
 
-FEW = ["tuned=none", "sft.steps=60", "task.digits=2", "batch.prompts=8", "batch.group_size=4", "task.heldout=8"]
+FEW = [
+    "tuned=none",
+    "sft.steps=60",
+    "sft.accuracy=0",
+    "task.digits=2",
+    "batch.prompts=8",
+    "batch.group_size=4",
+    "task.heldout=8",
+]
 LOW = "model.precision=bfloat16_weights"
 ARMS = {
     "grpo": ["algorithm=grpo"],

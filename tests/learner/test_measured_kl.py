@@ -50,8 +50,8 @@ def test_a_method_without_kl_pays_neither_time_nor_memory_for_what_is_measured(o
     found, weights = {}, set()
     for measured in ("true", "false"):
         loop = loop_of(compose(*SMALL, *overrides, f"measure.kl_to_start={measured}"))
-        update_of(loop)
-        found[measured] = update_of(loop)
+        update_of(loop, traced=True)
+        found[measured] = update_of(loop, traced=True)
         weights.add(weights_hash(loop.learner.actor.network))
     assert len(weights) == 1, "measuring changes nothing"
     peaks = {f"memory/{phase}_mb" for phase in TRAINING} & set(found["true"])

@@ -24,8 +24,8 @@ ARMS = [
 
 def after_two_updates(*overrides):
     loop = loop_of(compose(*SMALL, *overrides))
-    update_of(loop)
-    return loop, update_of(loop)
+    update_of(loop, traced=True)
+    return loop, update_of(loop, traced=True)
 
 
 @pytest.mark.parametrize("overrides", ARMS, ids=lambda o: " ".join(o))

@@ -13,6 +13,7 @@ from bakeoff.report.pages import arena
 from tests.stored import study_of
 from tests.test_regimes import config
 
+pytestmark = pytest.mark.xdist_group("regimes")  # as tests/test_regimes.py, whose configurations it reads
 SEEDS = range(11, 17)
 START = 0.4
 REGIMES = {

@@ -147,11 +147,9 @@ def encode(policy: Policy, examples: list[Example], shots: list[Example]) -> Pro
     if [] in rows:
         raise UserError("task: a prompt has an empty text, and the tokenizer adds no start token; give it a text.")
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), policy.tokenizer.pad_token_id)
-    attention = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row)
-        attention[index, width - len(row) :] = True
+    pad = policy.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    attention = torch.arange(width) >= torch.tensor([[width - len(row)] for row in rows])
     return Prompts(examples, texts, ids.to(policy.device), attention.to(policy.device))
 
 
