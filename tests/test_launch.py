@@ -20,14 +20,6 @@ from bakeoff.progress import RunProgress
 from bakeoff.signals import termination
 from bakeoff.sweep import Parent, elsewhere, refuse_file
 
-PREDICT = ["mode=predict", "model=tiny", "task=sort", "task.heldout=4", "batch.prompts=4", "batch.group_size=2"]
-
-
-def test_per_gpu_without_a_gpu_runs_two_jobs_at_a_time(command, tmp_path):
-    ran = command("-m", "algorithm=grpo,rloo", *PREDICT, "hydra/launcher=per_gpu", "hydra.sweep.dir=out")
-    assert ran.returncode == 0, ran.stderr
-    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/run.json")) == ["0", "1"]
-
 
 def claim(folder: Path, said) -> None:
     os.environ["TMPDIR"] = str(folder)

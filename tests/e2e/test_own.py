@@ -19,10 +19,11 @@ TOY = ("model=toy", "task=my_task")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project with a finished study of two methods."""
+    """A project with a finished study of two methods, whose jobs run two at a time: per_gpu, where there is no GPU."""
     folder = tmp_path_factory.mktemp("own") / "project"
     assert call("bakeoff.init", (str(folder),), folder.parent).returncode == 0
-    ran = call("bakeoff.__main__", ("sweeps=my_study", "model=toy", "seed=1", "hydra.sweep.dir=sweep"), folder)
+    study = ("sweeps=my_study", "model=toy", "seed=1", "hydra/launcher=per_gpu", "hydra.sweep.dir=sweep")
+    ran = call("bakeoff.__main__", study, folder)
     assert ran.returncode == 0, ran.stderr
     assert "bakeoff-report my_study" in ran.stdout
     return folder

@@ -407,6 +407,12 @@ def test_the_report_of_all_studies_has_every_page(report, store, tmp_path, monke
     by_seed_table = (tmp_path / "reports" / "methods.md").read_text().split("by seed:")[1].split()
     assert by_seed_table[by_seed_table.index("ppo") + 2 :: 2][:4] == ["greedy", "0.9510", "0.9520", "0.9530"]
 
+    files = [path for path in (tmp_path / "reports" / "tuning").iterdir() if path.is_file()]
+    before = {path: path.read_bytes() for path in [*files, *(tmp_path / "reports").glob("tuning.*")]}
+    again = report("tuning")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.read_bytes() for path in before} == before, "the same store, the same bytes"
+
 
 PAGE = """
 from bakeoff.report.claim import Claim, difference

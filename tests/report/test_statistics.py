@@ -37,6 +37,7 @@ from bakeoff.report.statistics import (
     performance_profile,
     probability_of_improvement,
     ratio_of_means,
+    rounding,
     seeds_to_detect,
     share_interval,
     stratified_iqm,
@@ -141,6 +142,8 @@ def test_a_detectable_difference_is_found_in_four_of_five_studies():
     """The table of an audit: 0.0089 over seeds; and by simulation, for one comparison and for seventeen."""
     assert [detectable(0.0089, n) for n in (3, 5, 10, 20)] == pytest.approx([0.030, 0.015, 0.009, 0.006], abs=1e-3)
     assert (seeds_to_detect(0.01, 0.0089), seeds_to_detect(0.01, 0.0089, 17)) == (9, 16)
+    alike = seeds_to_detect(0.01, 1e-9, step=1 / 64)  # seeds that agree to the last prompt deviate by their rounding
+    assert alike == seeds_to_detect(0.01, rounding(1 / 64)) > seeds_to_detect(0.01, 1e-9)
     assert math.isinf(detectable(0.0089, 1))
     draws = np.random.default_rng(0).normal(size=(20_000, 5))
     for comparisons in (1, 17):

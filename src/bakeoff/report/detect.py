@@ -26,9 +26,9 @@ def detect(study: Study, difference: float) -> str:
             f"the study '{study.name}' has no two arms whose accuracies differ from seed to seed; --detect needs a "
             "trained study of at least two arms and two seeds."
         )
-    if detectable(found.deviation, MOST, comparisons) > difference:
+    if detectable(found.deviation, MOST, comparisons, found.step) > difference:
         raise UserError(f"--detect is {difference:g}, which needs more than {MOST} seeds; choose a larger difference.")
-    needed = seeds_to_detect(difference, found.deviation, comparisons)
+    needed = seeds_to_detect(difference, found.deviation, comparisons, found.step)
     return (
         f"A difference of {difference:g} in held-out greedy accuracy needs {counted(needed, 'seed')} per arm (four "
         f"of five such studies find it; pooled deviation of paired differences {found.deviation:.2g}, corrected for "

@@ -164,12 +164,12 @@ def detectable(deviation: float, seeds: int, comparisons: int = 1, step: float =
     return math.inf if step and smallest > 1 else smallest
 
 
-def seeds_to_detect(difference: float, deviation: float, comparisons: int = 1) -> int:
+def seeds_to_detect(difference: float, deviation: float, comparisons: int = 1, step: float = 0.0) -> int:
     """The smallest number of seeds with which `detectable` is at most a difference."""
     enough = 2
-    while detectable(deviation, enough, comparisons) > difference:
+    while detectable(deviation, enough, comparisons, step) > difference:
         enough *= 2
-    return bisect_left(range(enough), True, 2, key=lambda n: detectable(deviation, n, comparisons) <= difference)
+    return bisect_left(range(enough), True, 2, key=lambda n: detectable(deviation, n, comparisons, step) <= difference)
 
 
 # Mean of the middle half; a quarter, rounded down, is left out at each end. Agarwal et al. 2021, arXiv:2108.13264 §4.1.
