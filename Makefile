@@ -33,7 +33,7 @@ league: $(READY)  ## every method at equal samples and equal tuning: half an hou
 	$(BIN)/bakeoff sweeps=all_methods
 	$(BIN)/bakeoff-report all_methods
 
-arena: $(READY)  ## methods x regimes x ten seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
+arena: $(READY)  ## methods x regimes x five seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dapo,maxrl regime=sparse,mixed,explore
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=importance_sampling,cispo,dppo regime=reuse,costly
