@@ -51,10 +51,10 @@ def table(study: Study) -> pd.DataFrame:
         means = wide(frame, each.regime).mean()
         top = str(means.idxmax())
         named = {
-            kind: [f"{m} {means[m]:.2f}" for m in own if m != top] for kind, own in zip(KINDS, each[2:], strict=True)
+            kind: [f"{m} {means[m]:z.2f}" for m in own if m != top] for kind, own in zip(KINDS, each[2:], strict=True)
         }
         rows.append(
-            {"regime": each.regime, "highest mean": f"{top} {means[top]:.2f}"}
+            {"regime": each.regime, "highest mean": f"{top} {means[top]:z.2f}"}
             | {kind: ", ".join(own) or "–" for kind, own in named.items()}
         )
     return pd.DataFrame(rows)
@@ -73,7 +73,7 @@ def score_table(study: Study) -> pd.DataFrame:
     rows = [
         {"method": name, "IQM [95 %]": overall(frame, name, common).text()}
         | {
-            regime: f"{mean:.2f}{'*' * (name in best)}" if np.isfinite(mean) else "–"
+            regime: f"{mean:z.2f}{'*' * (name in best)}" if np.isfinite(mean) else "–"
             for (regime, best), mean in zip(stars.items(), own, strict=True)
         }
         for name, own in zip(order, means.to_numpy(dtype=float), strict=True)
@@ -170,7 +170,7 @@ def plot_map(study: Study) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH, 0.34 * len(means) + 1.5))
     axes.imshow(means, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(means.to_numpy()):
-        text = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
+        text = "–" if np.isnan(value) else f"{value:z.2f}".replace("0.", ".").replace("-", "−")
         axes.text(column, row, text, ha="center", va="center", fontsize=7.5)
     axes.set_xticks(range(means.shape[1]), [name.replace("_", " ") for name in means.columns], rotation=45, ha="right")
     axes.set_yticks(range(len(means)), means.index)
