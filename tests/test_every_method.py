@@ -87,7 +87,7 @@ def test_every_accepted_combination_takes_two_updates(method, critic, task, pair
     if method == "trpo":
         config.algorithm.optimizer.cg_iterations, config.algorithm.optimizer.backtracks = 2, 2
     loop = loop_of(config)
-    first = update_metrics(update_once(loop), loop.learner.counters)  # without the trace of memory, which takes as long
+    first = update_of(loop)
     metrics = update_of(loop, traced=True)
     for values in (first, metrics):
         assert all(math.isfinite(value) for value in values.values()), values

@@ -98,13 +98,13 @@ def train(run: Run) -> float:
             f"the policy has hardly moved: KL to the start at most {largest_kl:.1g} nats per completion, no rise in "
             f"reward. {remedy(config, untaught, len(rewards))}"
         )
-    where = ""
+    actor, where = run.folder / "actor", ""
     if config.checkpoint.actor:
-        save(run.loop.learner.actor, run.folder / "actor", config.checkpoint.adapter)
-        where = f"; the actor is in {run.folder / 'actor'}"
+        save(run.loop.learner.actor, actor, config.checkpoint.adapter)
+        where = f"; the actor is in {actor}"
     if config.tracking.register_model:
         run.progress.report(f"registering the actor as {config.tracking.register_model}")
-        run.tracker.register(run.folder / "actor", config.tracking.register_model)
+        run.tracker.register(actor, config.tracking.register_model)
     uri = redacted(config.tracking.uri)
     run.progress.report(
         f"held-out greedy accuracy {heldout.greedy_accuracy:.3f}{where}\n"

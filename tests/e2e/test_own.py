@@ -26,6 +26,7 @@ def project(tmp_path_factory):
     ran = call("bakeoff.__main__", study, folder)
     assert ran.returncode == 0, ran.stderr
     assert "bakeoff-report my_study" in ran.stdout
+    assert sorted(path.parent.name for path in (folder / "sweep").glob("*/run.json")) == ["0", "1"]
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -166,6 +167,15 @@ def test_a_users_mistake_gets_one_sentence(arguments, words, monkeypatch, capsys
     assert lines[0].startswith("bakeoff: ")
     for word in words:
         assert word in lines[0]
+
+
+def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
+    """By an interpreter of its own, with nothing imported before."""
+    arguments = [sys.executable, "-m", "bakeoff", "batch.group_size=1"]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("bakeoff: batch.group_size is 1")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, tmp_path, monkeypatch):
