@@ -39,6 +39,16 @@ METHODS = {
     "GRPO": ["algorithm=grpo"],
 }
 ONE_STEP = ["tuned=none", "algorithm.optimizer.epochs=1", "algorithm.optimizer.minibatches=1"]
+# model, group and tokens of a completion
+SAVINGS = [
+    ("qwen2_5_0_5b", 8, 512),
+    ("qwen2_5_0_5b", 8, 8192),
+    ("qwen2_5_1_5b", 8, 512),
+    ("qwen2_5_3b", 8, 512),
+    ("qwen2_5_7b", 8, 512),
+    ("qwen2_5_7b", 8, 8192),
+    ("qwen2_5_7b", 64, 8192),
+]
 CHECKPOINTING = "model.gradient_checkpointing=true"
 
 
@@ -133,7 +143,7 @@ def remax() -> Section:
         row = {"GPUs": gpus, "offload": offload, "method": method, "states under ZeRO-2 (GB)": f"{states:.1f}"}
         for name, (few, many) in pairs.items():
             row[f"predicted, {name}"] = str(largest_batch(few, many, sizes, states))
-        batches.append(row | {"published": batch})
+        batches.append(row | {"published, a GPU": batch})
     costs = {
         f"GB that a sequence adds to the {phase.replace('_', ' ')}, {name}": f"{per_sequence(*pair, sizes, phase):.2f}"
         for name, pair in pairs.items()
@@ -212,12 +222,13 @@ def verl() -> Section:
     return Section("verl: GRPO with LoRA on one H100", wanted[1], [pd.DataFrame(rows)])
 
 
-def at_depth(few: Peaks, many: Peaks, layers: int) -> Peaks:
-    """The cells of a model of that many layers, by a straight line through those of models with DEPTHS layers.
+def at_depth(shallow: list[Peaks], layers: int) -> Peaks:
+    """The cells of a model of that many layers, by a straight line through those of two models with DEPTHS layers.
 
     Layers are alike, so that the bytes at a moment of a phase lie on a straight line over their number. Where the peak
     of deeper models is at another moment, the line is too low.
     """
+    few, many = shallow
     share = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     peaks: Peaks = {}
     for phase, more in many.items():
@@ -230,35 +241,36 @@ def at_depth(few: Peaks, many: Peaks, layers: int) -> Peaks:
 
 
 def saved() -> Section:
-    """The share of PPO's largest peak that GRPO saves in groups of 8, by size, length and reference."""
-    base = [*ONE_STEP, CHECKPOINTING, "batch.prompts=8", "batch.group_size=8", "micro_tokens=16384", "logits_mb=1024"]
+    """The share of PPO's largest peak that GRPO saves, by size, group, length and reference."""
+    base = [*ONE_STEP, CHECKPOINTING, "batch.prompts=8", "micro_tokens=16384", "logits_mb=1024"]
     wanted = {
-        (model, length, method, depth): [
+        (model, group, length, method, depth): [
             *base,
             *METHODS[method],
             f"model={model}",
             f"++model.architecture.num_hidden_layers={depth}",
+            f"batch.group_size={group}",
             "lengths.prompt=512",
             f"lengths.completion={length}",
         ]
-        for model in ("qwen2_5_0_5b", "qwen2_5_7b")
-        for length in (512, 8192)
+        for model, group, length in SAVINGS
         for method in ("PPO", "GRPO")
         for depth in DEPTHS
     }
     made = dict(zip(wanted, all_predicted(list(wanted.values())), strict=True))
     register()
     rows = []
-    for model, length in dict.fromkeys(key[:2] for key in wanted):
+    for model, group, length in SAVINGS:
         layers = compose([f"model={model}"]).model.architecture["num_hidden_layers"]
         ppo, grpo = (
-            at_depth(made[model, length, method, DEPTHS[0]], made[model, length, method, DEPTHS[1]], layers)
+            at_depth([made[model, group, length, method, depth] for depth in DEPTHS], layers)
             for method in ("PPO", "GRPO")
         )
         before, after, without = peak(ppo), peak(grpo), peak(trained(grpo))
         rows.append(
             {
                 "model": model,
+                "group": str(group),
                 "prompt + completion": f"512 + {length}",
                 "PPO (GB)": f"{before:.1f}",
                 "GRPO (GB)": f"{after:.1f}",

@@ -1,4 +1,7 @@
-"""Predicted against measured seconds of an update, by phase: the table of docs/memory.md."""
+"""Predicted against measured seconds of an update, by phase: the table of docs/memory.md.
+
+It exits with 1 where the sum of an update is off by more than BOUND.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ METHODS: dict[str, list[str]] = {"grpo": [], "ppo": [], "trpo": ONE_TRY}
 SIZES = {"hidden_size": 192, "intermediate_size": 528}  # of three times the width: nine times the parameters
 WIDE = [f"++model.architecture.{key}={size}" for key, size in SIZES.items()]
 LENGTHS = ["task.digits=7", "task.max_new_tokens=256", "batch.prompts=64", "batch.group_size=8", "micro_tokens=65536"]
+BOUND = 0.25  # largest error of a predicted update
 ONCE = [f"algorithm.optimizer.{each}=1" for each in ("epochs", "minibatches")]
 
 
@@ -58,16 +62,19 @@ def compared(case: Case, method: str, device: str, hardware: Hardware) -> dict[s
 
 
 def main() -> None:
-    """Prints a table for each model, as Markdown, after a calibration."""
+    """Prints a table for each model, as Markdown, after a calibration; exit code 1 where an update is off by more."""
     device: str = with_device(argparse.ArgumentParser(description=__doc__)).device
     register()
     chosen = choose_device(device)
+    off: list[str] = []
     for case in SMALL if chosen == HOST else [ON_GPU, *SMALL]:
         hardware = calibrated(device, chosen)
         rows = []
         for method in case.methods:
             phases = compared(case, method, device, hardware)
             sums = tuple(map(sum, zip(*phases.values(), strict=True)))
+            if abs(sums[0] / sums[1] - 1) > BOUND:
+                off.append(f"{method} on {case.name}")
             for phase, (predicted, measured) in (phases | {"**sum**": sums}).items():
                 error = f"{predicted / measured - 1:+.0%}"
                 cells = {"predicted (ms)": f"{predicted * 1e3:.0f}", "measured (ms)": f"{measured * 1e3:.0f}"}
@@ -76,6 +83,9 @@ def main() -> None:
         rates += f"{hardware.bandwidth_gb:.3g} GB/s, efficiency {hardware.efficiency:.2f}, "
         print(f"{case.name} on {device_name(chosen)}: {rates}{hardware.launch_us:.1f} µs an operator\n")
         print(pd.DataFrame(rows).to_markdown(index=False), end="\n\n", flush=True)
+    if off:
+        raise SystemExit(f"off by more than {BOUND:.0%}: {', '.join(off)}")
+    print(f"Every update is predicted within {BOUND:.0%}.")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from bakeoff.config import Config
 from bakeoff.device import choose_device
 from bakeoff.errors import UserError
@@ -46,8 +43,8 @@ class Endless(Policy):
     """A policy whose completions use their whole budget, as a prediction assumes: no token ends them."""
 
     @property
-    def eos_ids(self) -> Tensor:
-        return torch.tensor([-1], device=self.device)
+    def eos_ids(self) -> list[int]:
+        return [-1]
 
 
 def endless(loop: Loop) -> Loop:

@@ -16,7 +16,7 @@ def completion_logits(policy: Policy, sequences: Sequences, temperature: float =
     hidden = completion_hidden(policy.trunk, sequences)
     logits = policy.logits(hidden.states, temperature)
     every = logits.new_zeros(sequences.mask.numel(), logits.shape[-1])
-    return every.index_put((hidden.tokens,), logits).view(*sequences.mask.shape, -1)
+    return every.index_put((hidden.places,), logits).view(*sequences.mask.shape, -1)
 
 
 def plain_logprobs(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:

@@ -200,6 +200,7 @@ def test_config_id_differs_between_options_with_the_same_values():
         (["+model.architecture.heads=4"], "which cannot be built: a llama has no heads."),
         (["+model.architecture.vocab_size=5"], "vocab_size is 5, but the tokenizer has 19 tokens."),
         (["model.attention=flex_attention", "device=cpu"], "exists on GPUs alone, but the device is cpu"),
+        (["model.attention=flex_attention", "mode=predict"], "a prediction cannot count; predict with sdpa"),
         (["model.characters=aa"], "model.characters is 'aa'; no character may be there twice."),
     ],
 )

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from bakeoff import processes
 from bakeoff.rows import concatenate, fieldwise, pad_columns, select
 
 
@@ -110,51 +108,6 @@ class Sequences:
         ids = concatenate([pad_columns(part.ids, left) for part, left in zip(parts, missing, strict=True)])
         attention = concatenate([pad_columns(part.attention, left) for part, left in zip(parts, missing, strict=True)])
         return Sequences(ids, attention, concatenate([part.mask for part in parts]), parts[0].group_size)
-
-
-def lengths(sequences: Sequences) -> tuple[list[int], list[int]]:
-    """Number of tokens of each prompt and completion that a pass reads; the maximum, in a prediction."""
-    width, shown = sequences.prompt_width, sequences.completion_attention
-    if isinstance(shown, FakeTensor):
-        return [width] * len(shown), [shown.shape[1]] * len(shown)
-    prompts, completions = torch.stack([sequences.attention[:, :width].sum(1), shown.sum(1)]).tolist()
-    return prompts, completions
-
-
-def micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
-    """Yields rows in order that a pass reads as at most `tokens` tokens, padding included (0: all rows at once).
-
-    A pass reads a group as one row, its prompt once. Groups that are longer than `tokens` are cut into equal parts, at
-    most into single sequences.
-    """
-    count = len(sequences)
-    if not tokens:
-        yield slice(0, count)
-        return
-    prompts, completions = lengths(sequences)
-
-    def widths(size: int) -> list[int]:
-        return [prompts[at] + sum(completions[at : at + size]) for at in range(0, count, size)]
-
-    sizes = [size for size in range(sequences.group_size, 0, -1) if sequences.group_size % size == 0]
-    size = next((size for size in sizes if max(widths(size)) <= tokens), 1)
-    start = widest = 0
-    for number, width in enumerate(widths(size)):
-        at = number * size
-        if at > start and max(widest, width) * (at - start + size) > tokens * size:
-            yield slice(start, at)
-            start, widest = at, 0
-        widest = max(widest, width)
-    yield slice(start, count)
-
-
-def own_micro_batches(sequences: Sequences, tokens: int) -> Iterator[slice]:
-    """Yields the `micro_batches` of this process's share of the groups, as rows of all sequences."""
-    size = sequences.group_size
-    groups = processes.share(len(sequences) // size)
-    first, last = groups.start * size, groups.stop * size
-    for rows in micro_batches(select(sequences, slice(first, last)), tokens) if last > first else ():
-        yield slice(first + rows.start, first + rows.stop)
 
 
 @dataclass

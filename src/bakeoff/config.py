@@ -248,7 +248,7 @@ class Config:
     processes         number of processes that make the run together, each with a GPU of its own where there are any;
                       torchrun and srun set it themselves
     shard             each process holds a part of the weights and of the optimisers' state
-    micro_tokens      upper bound on the tokens that a forward pass reads at once, padding included; 0: none
+    micro_tokens      upper bound on the tokens that a pass of the learner reads at once, padding included; 0: none
     logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case

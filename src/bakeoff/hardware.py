@@ -35,6 +35,11 @@ class Hardware:
     calibrated: bool = False
     source: str = ""
 
+    @property
+    def trust(self) -> str:
+        """How far the rates can be trusted, in a word that stands beside every time and price."""
+        return "calibrated" if self.calibrated else "uncalibrated"
+
     def seconds(self, operators: Operators) -> float:
         """Seconds of a phase's operators, one after another; each overlaps its arithmetic with its memory traffic.
 

@@ -259,4 +259,4 @@ def greedy_scores(loop: Loop, rollout: Rollout) -> tuple[Rollout, Tensor]:
 def learned_scores(loop: Loop, rollout: Rollout) -> Tensor | None:
     """The reward model's score of each completion [S], none where the reward is not learned."""
     model = loop.learner.reward_model
-    return None if model is None else model.score(rollout.sequences, loop.learner.forward.micro_tokens)
+    return None if model is None else model.score(rollout.sequences, loop.learner.forward)

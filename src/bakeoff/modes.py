@@ -55,15 +55,16 @@ def log_prediction(config: Config, tracker: Tracker, progress: RunProgress) -> f
 def log_cost(config: Config, prediction: Prediction, tracker: Tracker, progress: RunProgress) -> None:
     """Logs and shows seconds of an update, and hours and price of the budget, on the hardware."""
     cost, hardware, budget = cost_of(config, prediction), config.hardware, config.budget
-    trust = "calibrated" if hardware.calibrated else "uncalibrated"
     tracker.tags({"hardware": hardware.name, "calibrated": str(hardware.calibrated).lower()})
     tracker.metrics(predicted_seconds(cost.seconds, cost.hours), 0)
-    progress.show(cost_table(prediction.work, cost.seconds, f"one update on {hardware.name}", f"seconds ({trust})"))
-    price = f", {cost.price:,.2f} ({trust}) at {config.price:g} an hour" if config.price else ""
+    progress.show(
+        cost_table(prediction.work, cost.seconds, f"one update on {hardware.name}", f"seconds ({hardware.trust})")
+    )
+    price = f", {cost.price:,.2f} ({hardware.trust}) at {config.price:g} an hour" if config.price else ""
     room = hardware.memory_gb * 1e9
     small = f" It does not fit: the peak is {megabytes(prediction.peak)}, the device has {megabytes(room)}."
     progress.show(
-        f"{hardware.name}: {cost.hours:,.3g} hours ({trust}){price} for {cost.updates:,} updates, which use "
+        f"{hardware.name}: {cost.hours:,.3g} hours ({hardware.trust}){price} for {cost.updates:,} updates, which use "
         f"budget.limit={budget.limit:g} {budget.unit.value}; the supervised start, evaluation, checkpoints and code "
         f"that scores are not included.{small if 0 < room < prediction.peak else ''}",
         highlight=False,

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bakeoff.algorithm.critic import OwnStep
 from bakeoff.algorithm.optimizer import Adam, Optimizer, StepStatistics, Subproblem, Trpo
 from bakeoff.attribution import Label, attributed
-from bakeoff.batch import Experience, Sequences, micro_batches
+from bakeoff.batch import Experience, Sequences
 from bakeoff.config import Config
 from bakeoff.device import GPU_LOGITS_MB, HOST, logits_bound
 from bakeoff.engine.engine import Engine, Request
@@ -39,6 +39,7 @@ from bakeoff.measure.work import Operators, Work
 from bakeoff.model.build import skeleton
 from bakeoff.model.encode import encode, leave_out_long_prompts
 from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.micro_batches import micro_batches
 from bakeoff.model.policy import Policy
 from bakeoff.randomness import stdlib_random
 from bakeoff.rows import select
@@ -56,7 +57,7 @@ class _NoValues(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def lengths(config: Config, policy: Policy) -> tuple[int, int]:
+def assumed_lengths(config: Config, policy: Policy) -> tuple[int, int]:
     """Tokens of the longest prompt and of the longest completion that a prediction assumes.
 
     For a completion of several turns these are the tokens that the policy may write. Only the environment knows the
@@ -117,7 +118,7 @@ def predict(config: Config, limit: float = 0) -> Prediction:
     with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
         policy = skeleton(config.model)
         policy.network.eval()
-        prompt, completion = lengths(config, policy)
+        prompt, completion = assumed_lengths(config, policy)
         phases = Phases(HOST)
         if config.sft.steps and policy.tokenizer is not None:
             supervised(config, policy, phases)
@@ -170,11 +171,8 @@ def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
 
 def supervised(config: Config, policy: Policy, phases: Phases) -> None:
     """A step of the supervised stage that has optimiser state."""
-    adam = Adam(lr=config.sft.lr)
-    optimizer, forward = (
-        adam.create(policy.network.parameters()),
-        ForwardSettings(logits_mb=logits_bound(config.logits_mb, HOST)),
-    )
+    adam, forward = Adam(lr=config.sft.lr), ForwardSettings(logits_mb=logits_bound(config.logits_mb, HOST))
+    optimizer = adam.create(policy.network.parameters())
     with_state("actor", optimizer)
     examples = config.task.training_examples(config.sft.batch, stdlib_random(config.sft.seed, "sft", 0))
     held = held_weights(policy) + [(t, Label("actor", "optimizer")) for t in optimizer_tensors(optimizer)]
@@ -195,7 +193,7 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
     algorithm, critic = learner.algorithm, learner.algorithm.critic
 
     def first(sequences: Sequences) -> slice:
-        return next(micro_batches(sequences, forward.micro_tokens))
+        return next(micro_batches(sequences, forward))
 
     with loop.phase("rollout"):
         engine.load(learner.actor)
@@ -214,7 +212,7 @@ def one_update(loop: Loop, prompt: int, completion: int, work: Work, timed: bool
     greedy = batch.prompts / len(sequences) if algorithm.baseline.needs_greedy else 0
     with loop.phase("reward"), work.counted(passes * rounds + greedy, "reward"):
         if learner.reward_model is not None:
-            learner.reward_model.score(sequences, forward.micro_tokens)
+            learner.reward_model.score(sequences, forward)
     with loop.phase("experience"), work.counted(passes, "experience"):
         forward_passes(learner, sequences, loop.collector.exact_logprobs and not learner.older)
     experience = imagined_experience(learner, rollout)
@@ -260,7 +258,8 @@ def count_decoding(engine: Engine, request: Request, rounds: int, work: Work) ->
     """Counts the work of decoding: by the first token, the first two, and the first and the last.
 
     The work of a token grows linearly with its position. So all tokens after the first count as many times the mean of
-    the second and the last.
+    the second and the last. Each of the three runs reads the prompts and draws the first token: the first run counts
+    1 − later times, so that they count once in all.
     """
     later = request.max_tokens - 1
     for tokens, times in [(1, 1 - later), (2, later / 2), (request.max_tokens, later / 2)] if later else [(1, 1)]:
@@ -297,20 +296,21 @@ class OneStep(Optimizer):
             if not isinstance(option, Trpo):
                 return option(problem)
             iterations, tries = option.cg_iterations, option.backtracks
-            # of the vectors between products, and between tries
-            vectors, moves = iter([iterations / 2, iterations / 2, 1.0]), iter([tries, 1.0])
+            # The brief step makes three products for iterations + 1, and two evaluations for 1 + tries. What it does
+            # after each of them, on vectors alone, counts as often as the full step does it.
+            after_product, after_evaluation = iter([iterations / 2, iterations / 2, 1.0]), iter([tries, 1.0])
 
             def product(vector: list[Tensor], tokens: int) -> list[Tensor]:
                 read = sequences_within(self.every, tokens) / sequences_within(self.part, tokens)
                 with work.counted(read * (iterations + 1) / 3, "fisher_product"):
                     image = problem.fisher_product(vector, tokens)  # type: ignore[misc]
-                work.times = next(vectors)
+                work.times = next(after_product)
                 return image
 
             def evaluate() -> tuple[float, float]:
                 with work.counted(self.passes * (1 + tries) / 2):
                     result = problem.evaluate()  # type: ignore[misc]
-                work.times = next(moves)
+                work.times = next(after_evaluation)
                 return result
 
             brief = replace(option, cg_iterations=2, backtracks=1)

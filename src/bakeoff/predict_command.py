@@ -117,8 +117,8 @@ def side_by_side(jobs: list[Job], console: Console) -> Table:
 def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     """The predicted values of a configuration as text, by one of FACTS and the name of a phase, a role or a sum."""
     peaks = prediction.peaks
-    largest = max((peaks[phase] for phase in TRAINING if phase in peaks), key=lambda peak: peak.allocated)
-    roles = {role: sum(size for label, size in largest.cells.items() if label.role == role) for role in ROLES}
+    highest = max((peaks[phase] for phase in TRAINING if phase in peaks), key=lambda peak: peak.allocated)
+    roles = {role: sum(size for label, size in highest.cells.items() if label.role == role) for role in ROLES}
     found = {("peak", phase.replace("_", " ")): megabytes(peak.allocated) for phase, peak in peaks.items()}
     found |= {("at the largest", role.replace("_", " ")): megabytes(size) for role, size in roles.items() if size}
     room = config.hardware.memory_gb * 1e9
@@ -127,6 +127,7 @@ def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     if config.hardware.name:
         cost = cost_of(config, prediction)
         found |= {("seconds", phase.replace("_", " ")): f"{value:,.3f}" for phase, value in cost.seconds.items()}
+        found["in all", "rates of the device"] = config.hardware.trust
         found["in all", "seconds per update"] = f"{cost.seconds_per_update:,.3f}"
         found["in all", "updates"] = f"{cost.updates:,}"
         found["in all", "hours"] = f"{cost.hours:,.3g}"
@@ -134,13 +135,12 @@ def facts(config: Config, prediction: Prediction) -> dict[tuple[str, str], str]:
     return found
 
 
-def largest_of(overrides: list[str]) -> str:
+def largest_on_hardware(overrides: list[str]) -> str:
     """The largest group and the longest completion of a configuration that fit on its hardware, all else as it is."""
     config = compose(["mode=predict", *overrides])
     room = config.hardware.memory_gb * 1e9
     if not room:
         raise UserError("--fit needs hardware=NAME, a device with a stated memory; choose one of conf/hardware.")
-
     group, length = largest_sizes(overrides, room)
     return (
         f"On {config.hardware.name} ({config.hardware.memory_gb:g} GB) the largest powers of two that fit, with all "
@@ -215,4 +215,4 @@ def main() -> None:
         else:
             command(["mode=predict", *arguments.overrides])
         for name, job in zip(job_names(jobs), jobs, strict=True) if arguments.fit else ():
-            console.print(f"{name}: {largest_of(job.overrides)}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {largest_on_hardware(job.overrides)}", highlight=False, soft_wrap=True)

@@ -102,11 +102,14 @@ def validate(config: Config) -> None:
     here = place()
     others = config.processes - 1 if config.mode is not Mode.predict else 0
     device = choose_device(config.device, here.local if here.size > 1 else others)
-    if config.model.attention == "flex_attention" and device == HOST:
-        raise UserError(
-            f"model.attention is flex_attention, whose backward pass exists on GPUs alone, but the device is {device}; "
-            "set it to sdpa, or run on a GPU."
-        )
+    if config.model.attention == "flex_attention":
+        if config.mode is Mode.predict:
+            raise UserError("model.attention is flex_attention, which a prediction cannot count; predict with sdpa.")
+        if device == HOST:
+            raise UserError(
+                "model.attention is flex_attention, whose backward pass exists on GPUs alone, but the device is "
+                f"{device}; set it to sdpa, or run on a GPU."
+            )
     if config.model.architecture:
         from bakeoff.model.build import check_architecture  # 3 s, which other errors need not wait for
 

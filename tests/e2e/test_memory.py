@@ -52,6 +52,7 @@ def test_methods_are_predicted_side_by_side(command, tmp_path):
     assert ("ppo", "grpo") in [tuple(line.split()) for line in result.stdout.splitlines()]
     for row in (("in", "all", "fits", "L4"), ("updates",), ("hours",), ("price",), ("seconds", "per", "update")):
         assert len(cells[row]) == 2, row
+    assert cells["rates", "of", "the", "device"] == ["uncalibrated", "uncalibrated"]
     assert float(cells["hours",][0]) > float(cells["hours",][1]), "a critic costs"
     assert re.search(r"^ +critic +[\d.]+ MB *$", result.stdout, re.MULTILINE), "PPO's, and none of GRPO's"
     assert not (tmp_path / "outputs").exists()

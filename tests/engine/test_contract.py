@@ -33,7 +33,7 @@ class Uncached(Engine):
     """Samples one completion at a time, without a cache, from a copy of the weights; computes no entropy."""
 
     def load(self, policy):
-        self.network, self.eos = copy.deepcopy(policy.network), policy.eos_ids.tolist()
+        self.network, self.eos = copy.deepcopy(policy.network), policy.eos_ids
 
     @property
     def exact_logprobs(self):

@@ -1,5 +1,7 @@
 """The embedded engine: padding, the cache, truncation and the end of completions change no probability."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -7,9 +9,11 @@ from transformers import GenerationConfig
 from bakeoff.batch import Example
 from bakeoff.engine.embedded import Decoding, Embedded, inverse_cdf, truncated
 from bakeoff.engine.engine import Request, Sampling, make_rollout
+from bakeoff.model.build import build
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.model.policy import Policy
+from tests.conftest import compose
 from tests.passes import completion_logits
 
 
@@ -44,6 +48,14 @@ def test_sampler_logprobs_are_those_of_the_training_forward(tiny):
     expected = token_logprobs(logits, rollout.sequences.completion_ids)
     mask = rollout.sequences.mask
     assert torch.allclose(rollout.sampler_logprobs[mask], expected[mask], atol=1e-5)
+
+
+def test_a_policy_whose_passes_use_flex_attention_decodes_with_sdpa():
+    own, flex = (build(replace(compose().model, attention=kind), seed=3) for kind in ("sdpa", "flex_attention"))
+    found = [rollout_of(policy, prompts_of(policy, "12=", "4829103758="), 4, 8) for policy in (own, flex)]
+    assert torch.equal(found[0].sequences.ids, found[1].sequences.ids)
+    assert torch.equal(found[0].sampler_logprobs, found[1].sampler_logprobs)
+    assert flex.network.base_model.config._attn_implementation == "flex_attention", "its other passes use it"
 
 
 def test_greedy_completions_are_those_of_transformers_generate(tiny):

@@ -29,13 +29,13 @@ COMPARED = ("policy/entropy", "policy/gradient_norm", "policy/ratio_mean", "crit
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_metrics_are_within_a_hundredth_of_those_in_float32(arm):
-    """Of the first update, in which both read the same completions to a few tokens."""
+    """Or by 1 %, whichever is larger: of the first update, in which both read the same completions to a few tokens."""
     here, there = (update_of(loop_of(compose(*ARMS[arm], *FEW, *low))) for low in ([], [LOW]))
     compared = [name for name in COMPARED if name in here]
     assert len(compared) >= 4
     assert here["policy/gradient_norm"] > 0.05
     for name in compared:
-        assert there[name] == pytest.approx(here[name], rel=2e-2, abs=1e-2), name
+        assert there[name] == pytest.approx(here[name], rel=1e-2, abs=1e-2), name
 
 
 def test_weights_are_their_masters_rounded_and_masters_keep_what_rounding_loses():
@@ -53,6 +53,8 @@ def test_weights_are_their_masters_rounded_and_masters_keep_what_rounding_loses(
         kept += int((still & (master != before[key][1])).sum())
     assert kept > 1000, "steps too small for the weight are in its master"
     assert learner.actor.head.weight.dtype == torch.float32
+    frozen = [p for name, p in learner.reference.network.named_parameters() if "embed" not in name]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}, "frozen weights need no masters"
 
 
 def test_a_run_with_masters_resumes_bit_for_bit(tmp_path):

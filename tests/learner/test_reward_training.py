@@ -16,6 +16,7 @@ from bakeoff.learner import reward_training as stage
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode, encode_with_completions
+from bakeoff.model.forward import ForwardSettings
 from bakeoff.reward.model import bradley_terry
 from bakeoff.reward.preferences import Pair, read_pairs, split
 from bakeoff.start import collector_of
@@ -61,8 +62,9 @@ def test_a_rollout_and_its_text_have_the_same_score(tiny, model):
     engine.load(tiny)
     request = Request(prompts, 16, Sampling(temperature=3.0), 8)
     rollout = make_rollout(tiny, request, engine.generate(request))
-    by_text = model.score(encode_with_completions(tiny, rollout.examples, rollout.completions, []))
-    by_ids = model.score(rollout.sequences, micro_tokens=64)
+    forward = ForwardSettings()
+    by_text = model.score(encode_with_completions(tiny, rollout.examples, rollout.completions, []), forward)
+    by_ids = model.score(rollout.sequences, ForwardSettings(micro_tokens=64))
     special = torch.isin(rollout.sequences.completion_ids, torch.tensor([0, 1])) & rollout.sequences.mask
     same = rollout.ended & ~special.any(1)  # the text omits special tokens
     assert same.any()
@@ -106,9 +108,8 @@ def test_training_learns_a_preference_and_normalises_the_scores(tiny):
     stage.normalise(model, tiny, config.task, pairs)
     assert stage.pair_quality(model, tiny, config.task, pairs).accuracy == 1
     examples = [pair.example for pair in pairs for _ in range(2)]
-    scores = model.score(
-        encode_with_completions(tiny, examples, [t for p in pairs for t in (p.chosen, p.rejected)], [])
-    )
+    texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    scores = model.score(encode_with_completions(tiny, examples, texts, []), ForwardSettings())
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() == pytest.approx(1, abs=1e-4)
 

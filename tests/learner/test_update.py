@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bakeoff.engine.engine import Request, make_rollout
-from bakeoff.learner.experience import explained_variance, make_experience
+from bakeoff.learner.experience import explained_variance, forward_passes, make_experience
 from bakeoff.learner.holdings import held
 from bakeoff.learner.learner import make_learner
 from bakeoff.learner.update import (
@@ -30,13 +30,13 @@ CPU = torch.device("cpu")
 ARMS = [["algorithm=ppo"], ["algorithm=ppo_kl"], ["algorithm=grpo"], ["algorithm=ppo", "algorithm/critic=shared"]]
 
 
-def prepared(*overrides):
+def prepared(*overrides, architecture=None):
     """A learner with random weights, its first experience with scores of 0 and 1, and the experience's statistics."""
     config = compose(
         *("tuned=none", "batch.prompts=4", "batch.group_size=4", "algorithm.optimizer.lr=1e-3"),
         *("sampling.temperature=2.0", *overrides),
     )
-    actor = build(config.model, seed=1)
+    actor = build(replace(config.model, architecture=architecture or config.model.architecture), seed=1)
     actor.network.eval()
     learner = make_learner(config, actor)
     prompts = encode(actor, config.task.training_examples(4, stdlib_random(0, "p")), [])
@@ -190,3 +190,24 @@ def test_the_critic_recomputes_its_activations_as_the_actor_does():
     peaks = phases.take().peaks
     actor, critic = (peaks[f"{role}_update"].cells[role, "activations"] for role in ("actor", "critic"))
     assert critic == pytest.approx(actor, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shares"),
+    [(None, True), ({"model_type": "mpt", "d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}, False),
+     ({"model_type": "bloom", "hidden_size": 32, "n_head": 2, "n_layer": 1}, False)],
+)  # fmt: skip
+def test_no_pass_reads_more_tokens_than_the_bound_whatever_the_network_makes_of_a_group(architecture, shares):
+    learner, experience, _ = prepared("micro_tokens=40", "algorithm=ppo", architecture=architecture)
+    assert learner.forward.shares_prompts == shares
+    read: list[int] = []
+
+    def record(network, positional, named):
+        read.append(named["input_ids"].numel())
+
+    for network in (learner.actor.network.base_model, learner.critic.trunk.backbone):
+        network.register_forward_pre_hook(record, with_kwargs=True)
+    forward_passes(learner, experience.sequences, exact_logprobs=False)
+    update(learner, experience)
+    assert len(read) > 20
+    assert max(read) <= 40

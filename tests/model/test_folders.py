@@ -203,7 +203,7 @@ def test_ends_that_are_tokens_are_those_of_the_folder_and_of_its_tokenizer(llama
     (llama / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     policy = build(Model(name=str(llama)))
     own = {policy.tokenizer.eos_token_id}
-    assert set(policy.eos_ids.tolist()) == own | set(ends if isinstance(ends, list) else [ends] if ends else [])
+    assert set(policy.eos_ids) == own | set(ends if isinstance(ends, list) else [ends] if ends else [])
 
 
 def adapted(folder, base, seed=1, **options):

@@ -53,7 +53,8 @@ def test_the_entropy_of_a_pass_has_the_values_and_gradients_of_its_definition(po
     sequences = grouped(policy)
     logs = completion_logits(policy, sequences, 0.7).log_softmax(-1)
     defined = torch.where(sequences.mask, -(logs.exp() * logs).sum(-1), 0)
-    logprobs, _, entropy = policy_pass(policy, None, sequences, ForwardSettings(0.7, 0, logits_mb), with_entropy=True)
+    forward = ForwardSettings(0.7, 0, logits_mb)
+    logprobs, entropy, _ = policy_pass(policy, None, sequences, forward, with_entropy=True)
     assert torch.allclose(entropy, defined, atol=1e-12)
     plain = plain_logprobs(policy, sequences, 0.7)
     weights = torch.randn(2, *plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(0))
@@ -67,7 +68,7 @@ def test_the_entropy_of_a_pass_has_the_values_and_gradients_of_its_definition(po
 
 def test_logprobs_and_values_of_one_pass_are_those_of_separate_passes(policy):
     sequences, head = grouped(policy), value_head(policy, 0.5).double()
-    logprobs, values, _ = policy_pass(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
+    logprobs, _, values = policy_pass(policy, head, sequences, ForwardSettings(logits_mb=CHUNK_MB))
     hidden = completion_hidden(policy.trunk, sequences)
     assert torch.equal(values, hidden.spread(head(hidden.states)))
     assert torch.allclose(logprobs, completion_logprobs(policy, sequences, ForwardSettings()), atol=1e-12)

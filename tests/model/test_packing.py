@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers import PreTrainedModel
 
-from bakeoff.batch import Sequences, micro_batches
+from bakeoff.batch import Sequences
 from bakeoff.model.build import build, check_architecture
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
+from bakeoff.model.micro_batches import micro_batches
 from bakeoff.model.packing import PADDING, PROMPT, Packed, group_mask, pack
 from bakeoff.rows import select
 from tests.conftest import compose
@@ -104,12 +105,13 @@ def test_a_model_from_scratch_may_have_flex_attention():
     check_architecture(replace(compose().model, attention="flex_attention"))
 
 
-@given(batches(), st.integers(1, 60))
+@given(batches(), st.integers(1, 60), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_micro_batches_are_all_rows_in_order_within_the_bound(sequences, tokens):
-    parts = list(micro_batches(sequences, tokens))
+def test_micro_batches_are_all_rows_in_order_within_the_bound(sequences, tokens, shares_prompts):
+    parts = list(micro_batches(sequences, ForwardSettings(micro_tokens=tokens, shares_prompts=shares_prompts)))
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(sequences)))
     for part in parts:
         chosen = select(sequences, part)
-        assert pack(chosen).ids.numel() <= tokens or len(chosen) == 1
-    assert list(micro_batches(sequences, 0)) == [slice(0, len(sequences))]
+        read = pack(chosen if shares_prompts else replace(chosen, group_size=1))
+        assert read.ids.numel() <= tokens or len(chosen) == 1
+    assert list(micro_batches(sequences, ForwardSettings())) == [slice(0, len(sequences))]

@@ -85,9 +85,9 @@ def exact_values(policy, prompt, score):
             return policy.network(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
 
     def text(ids):
-        return policy.tokenizer.decode([i for i in ids if i not in policy.eos_ids.tolist()], skip_special_tokens=True)
+        return policy.tokenizer.decode([i for i in ids if i not in policy.eos_ids], skip_special_tokens=True)
 
-    ends = policy.eos_ids.tolist()
+    ends = policy.eos_ids
     first = distribution(prompt)
     after = []
     for token in range(len(first)):

@@ -104,9 +104,10 @@ def reply_ids(policy: Policy, texts: list[str]) -> list[list[int]]:
 
 def after_turns(policy: Policy, turn: Rollout, texts: dict[int, str]) -> dict[int, list[int]]:
     """Token ids of the replies to these rows of a turn, without the end of the turn that the policy wrote itself."""
-    lengths, eos_ids = turn.sequences.mask.sum(1, keepdim=True), policy.eos_ids
-    last = turn.sequences.completion_ids.gather(1, lengths - 1).squeeze(1)
-    ends = torch.where(torch.isin(last, eos_ids), last, -1).tolist()
+    lengths = turn.sequences.mask.sum(1, keepdim=True)
+    last = turn.sequences.completion_ids.gather(1, lengths - 1).squeeze(1).tolist()
+    eos_ids = policy.eos_ids
+    ends = [token if token in eos_ids else None for token in last]
     found = dict(zip(texts, reply_ids(policy, list(texts.values())), strict=True))
     return {row: ids[1:] if ids[:1] == [ends[row]] else ids for row, ids in found.items()}
 

@@ -43,6 +43,8 @@ class Embedded(Engine):
         Each token of each completion has a uniform number of its own, drawn before the first: what a completion draws
         does not depend on when others end. Stop strings are looked for when CHECK_INTERVAL tokens have been decoded.
         """
+        from bakeoff.model.packing import decoding_attention  # 3 s, which --help, errors and reports need not wait for
+
         policy, device, budget = self._policy, self._policy.device, request.max_tokens
         shape = len(request.prompts.ids) * request.completions, budget
         uniform = None if request.greedy else uniform_numbers(request.seed, shape, request.first).to(device)
@@ -50,8 +52,8 @@ class Embedded(Engine):
         ids = torch.full(shape, policy.tokenizer.pad_token_id, device=device)
         precise = torch.promote_types(policy.network.dtype, torch.float32)
         logprobs, entropy = torch.zeros(2, *shape, dtype=precise, device=device)
-        with policy.trunk.computing():
-            decoding, eos_ids = Decoding.begin(policy, request), policy.eos_ids
+        with policy.trunk.computing(), decoding_attention(policy.network.base_model):
+            decoding, eos_ids = Decoding.begin(policy, request), sent(policy.eos_ids, device)
             rows = torch.arange(shape[0], device=device)  # the completions in the batch
             ended = torch.zeros_like(rows, dtype=torch.bool)
             stops = Stops(request.stop, decoder(policy), shape[0]) if request.stop else None
@@ -73,7 +75,7 @@ class Embedded(Engine):
                         left = (~ended).nonzero().squeeze(1)
                     if len(left) == 0:
                         break
-                    if 2 * len(left) <= len(rows):
+                    if 2 * len(left) <= len(rows):  # leaving the others out copies the cache: it pays by halves
                         decoding.keep(left)
                         rows, token, ended = rows[left], token[left], ended[left]
                 decoding.advance(token)
@@ -83,8 +85,10 @@ class Embedded(Engine):
     @torch.no_grad()
     def trace_peak(self, request: Request) -> None:
         """Reads the prompts and the last token, where the cache is largest."""
+        from bakeoff.model.packing import decoding_attention  # late, as in `generate`
+
         policy = self._policy
-        with policy.trunk.computing():
+        with policy.trunk.computing(), decoding_attention(policy.network.base_model):
             decoding = Decoding.begin(policy, request)
             uniform = torch.zeros(len(decoding.hidden), dtype=torch.float64)
             token, _, _ = choose(policy, decoding.hidden, request.sampling, uniform)
@@ -107,7 +111,7 @@ class Stops:
         self._read: list[list[int]] = [[] for _ in range(completions)]
 
     def __call__(self, rows: Tensor, ended: Tensor, new: Tensor) -> list[int]:
-        """1 for each of the completions [R] that has `ended`, or that its `new` tokens [R, N] end; else 0.
+        """1 where a completion [R] had `ended`, or its `new` tokens [R, N] complete a stop string; else 0.
 
         It waits for the device once.
         """
@@ -183,7 +187,7 @@ class Decoding:
     @classmethod
     def begin(cls, policy: Policy, request: Request) -> Decoding:
         """Reads each prompt once, and repeats its cache for the group."""
-        from bakeoff.model.cache import KeyValueCache  # 3 s, which --help, errors and reports need not wait for
+        from bakeoff.model.cache import KeyValueCache  # late, as in `generate`
 
         network, prompts, group_size = policy.network, request.prompts, request.completions
         lengths = prompts.attention.sum(1).repeat_interleave(group_size, 0)
@@ -206,7 +210,7 @@ class Decoding:
 
     def advance(self, token: Tensor) -> None:
         """Reads one more token [S] of each completion."""
-        from bakeoff.model.packing import decoding_mask  # late, as the cache
+        from bakeoff.model.packing import decoding_mask  # late, as in `generate`
 
         backbone, read = self.policy.network.base_model, self.cache.get_seq_length() + 1
         out = backbone(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.batch import Prompts, Rollout, Sequences
+from bakeoff.device import sent
 from bakeoff.model.encode import decoder
 from bakeoff.model.weights import weights_version
 from bakeoff.ranges import count, number
@@ -146,11 +147,12 @@ def make_rollout(policy: Policy, request: Request, generated: Generated) -> Roll
             "engine must load the policy after every step."
         )
     prompts, completions, ids = request.prompts, request.completions, generated.ids
-    is_end = torch.isin(ids, policy.eos_ids)
+    is_end = torch.isin(ids, sent(policy.eos_ids, ids.device))
     if request.stop:
         is_end = is_end | stop_tokens(ids, is_end, request.stop, decoder(policy))
     mask = is_end.long().cumsum(1) - is_end.long() == 0
-    longest, *lengths = torch.cat([mask.sum(1).max()[None], mask.sum(1)]).tolist()
+    lengths = mask.sum(1).tolist()
+    longest = max(lengths)
     ids, mask, is_end = ids[:, :longest], mask[:, :longest], is_end[:, :longest]
     ids = torch.where(mask, ids, policy.tokenizer.pad_token_id)
     as_text = reader(policy, request.stop)

@@ -126,7 +126,7 @@ class VllmEngine(Engine):
         policy, prompts, sampling = self._policy, request.prompts, request.sampling
         if (longest := prompts.ids.shape[1] + request.max_tokens) > self._server.room:
             raise UserError(self.no_room(longest))
-        ends, first = policy.eos_ids.tolist(), request.first // request.completions
+        ends, first = policy.eos_ids, request.first // request.completions
         copies = request.completions if request.greedy else 1  # vLLM takes one greedy completion of a prompt
         parameters = [
             {

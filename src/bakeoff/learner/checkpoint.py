@@ -23,7 +23,7 @@ from bakeoff.algorithm.loss import Betas
 from bakeoff.device import HOST
 from bakeoff.files import checksum, set_aside
 from bakeoff.learner.learner import Counters, Learner
-from bakeoff.learner.masters import write
+from bakeoff.learner.masters import round_into_weights
 from bakeoff.learner.sharding import in_parts
 
 STATE = "state.json"
@@ -131,7 +131,7 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> Learner:
         saved = load_file(checkpoint / f"{name}.safetensors")
         for key, tensor in weights.items():
             tensor.detach().copy_(in_parts(saved[key], tensor))
-    write(learner.masters)
+    round_into_weights(learner.masters)
     for name, optimizer in learner.optimizers().items():
         values: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(checkpoint / f"{name}.safetensors").items():

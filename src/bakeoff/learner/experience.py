@@ -11,10 +11,11 @@ from bakeoff import processes
 from bakeoff.algorithm.divergence import exp_ratio, require_finite
 from bakeoff.algorithm.kl import KLEstimates, estimate_kl, k3
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
-from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance, own_micro_batches
+from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance
 from bakeoff.learner.learner import Learner
 from bakeoff.model.forward import completion_hidden, completion_values
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, policy_pass
+from bakeoff.model.micro_batches import own_micro_batches
 from bakeoff.model.policy import at_least_float32
 from bakeoff.rows import Scalar, select
 
@@ -84,7 +85,7 @@ def forward_passes(learner: Learner, sequences: Sequences, exact_logprobs: bool)
     """
     with_actor = learner.head is not None or not exact_logprobs
     parts: list[ForwardPasses] = []
-    for rows in own_micro_batches(sequences, learner.forward.micro_tokens):
+    for rows in own_micro_batches(sequences, learner.forward):
         part = select(sequences, rows)
         parts.append(policy_passes(learner, part, with_actor))
         if learner.critic is not None:
@@ -100,7 +101,8 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
         logprobs = None if reference is None else completion_logprobs(reference, part, forward)
         return ForwardPasses(reference_logprobs=logprobs)
     if reference is None:
-        return ForwardPasses(*policy_pass(actor, learner.head, part, forward)[:2])
+        own = policy_pass(actor, learner.head, part, forward)
+        return ForwardPasses(own.logprobs, own.values)
     hidden, other = completion_hidden(actor.trunk, part), completion_hidden(reference.trunk, part)
     values = None if learner.head is None else hidden.spread(learner.head(at_least_float32(hidden.states)))
     mine, its, kl = logprobs_and_kl(actor, reference, hidden, other, forward)
@@ -111,10 +113,10 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
 def policy_entropy(learner: Learner, sequences: Sequences) -> Tensor:
     """Entropy [S, T] of the policy at every token, for a method that adapts to it and an engine that knows none."""
     parts = []
-    for rows in own_micro_batches(sequences, learner.forward.micro_tokens):
-        _, _, entropy = policy_pass(learner.actor, None, select(sequences, rows), learner.forward, with_entropy=True)
-        assert entropy is not None
-        parts.append(entropy)
+    for rows in own_micro_batches(sequences, learner.forward):
+        own = policy_pass(learner.actor, None, select(sequences, rows), learner.forward, with_entropy=True)
+        assert own.entropy is not None
+        parts.append(own.entropy)
     return processes.joined(parts, sequences.mask.device)
 
 

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bakeoff import processes
 from bakeoff.attribution import attributed
-from bakeoff.batch import Sequences, own_micro_batches
+from bakeoff.batch import Sequences
 from bakeoff.model.forward import ForwardSettings, completion_logits
+from bakeoff.model.micro_batches import own_micro_batches
 from bakeoff.model.policy import Policy
 from bakeoff.rows import select
 
@@ -44,7 +45,7 @@ def fisher_product(
     direction = {names[id(p)]: v for p, v in zip(parameters, vector, strict=True)}
     result = [torch.zeros_like(p) for p in parameters]
     count = sequences.mask.sum()
-    for rows in own_micro_batches(sequences, forward.micro_tokens):
+    for rows in own_micro_batches(sequences, forward):
         part = select(sequences, rows)
         tangent = logits_tangent(policy, part, direction, forward.temperature)
         logits = completion_logits(policy, part, forward.temperature)

@@ -18,10 +18,19 @@ from bakeoff.algorithm.loss import Betas
 from bakeoff.algorithm.optimizer import Optimizer
 from bakeoff.config import Budget, Config
 from bakeoff.device import HOST, logits_bound, queued_copy, wait_for
-from bakeoff.learner.masters import Masters, embeddings, lower, lower_activations, make_masters, masters_of, write
+from bakeoff.learner.masters import (
+    Masters,
+    activations_to_bfloat16,
+    embeddings,
+    make_masters,
+    masters_of,
+    round_into_weights,
+    to_bfloat16,
+)
 from bakeoff.learner.sharding import Shard, Shards
 from bakeoff.model.config import Precision
 from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.packing import shares_prompts
 from bakeoff.model.policy import Policy
 from bakeoff.model.roles import Trunk, add_role
 from bakeoff.model.value import ValueHead, ValueModel, separate_model, value_head
@@ -204,12 +213,13 @@ def make_learner(
     needs_reference = teacher is None and algorithm.kl_to_reference.needs_reference
     renewed = algorithm.kl_to_reference.iteration_updates > 0
     measures = config.measure.kl_to_start and (renewed or not needs_reference)
-    low, shards = config.model.precision is Precision.bfloat16_weights, processes.size() > 1 and config.shard
+    low = config.model.precision is Precision.bfloat16_weights
+    sharded = processes.size() > 1 and config.shard
     if low:  # before copies are made
-        if not shards:
-            lower(actor.network)
+        if not sharded:
+            to_bfloat16(actor.network)
         if reward_model is not None and not algorithm.kl_to_reference.iteration_updates:
-            lower(reward_model.network.trunk.backbone)
+            to_bfloat16(reward_model.network.trunk.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic, head, reference, start = None, None, teacher, None
@@ -237,9 +247,11 @@ def make_learner(
                 reference = replace(reference, roles=roles)
         if measures and start is None:
             start = frozen_copy(actor) if renewed or reference is None or reference is teacher else reference
-            if low and shards:
-                lower(start.network)
-    held = in_shards(actor, head, critic, reference, low) if shards else {}
+            if low and sharded:
+                to_bfloat16(start.network)
+    trunks = [each.trunk for each in (actor, reference, start, critic) if each is not None]
+    trunks += [reward_model.network.trunk] if reward_model is not None else []
+    shards = in_shards(actor, head, critic, reference, low) if sharded else {}
     trained = [*actor.parameters(), *(head.parameters() if head else ())]
     masters = make_masters("actor", trained)
     actor_optimizer, critic_optimizer = algorithm.optimizer.create(masters_of(masters, trained)), None
@@ -249,7 +261,10 @@ def make_learner(
     learner = Learner(
         algorithm=algorithm,
         forward=ForwardSettings(
-            config.sampling.temperature, config.micro_tokens, logits_bound(config.logits_mb, actor.device)
+            temperature=config.sampling.temperature,
+            micro_tokens=config.micro_tokens,
+            logits_mb=logits_bound(config.logits_mb, actor.device),
+            shares_prompts=all(shares_prompts(trunk.backbone) for trunk in trunks),
         ),
         actor=actor,
         reference=reference,
@@ -262,10 +277,10 @@ def make_learner(
         betas=Betas.of(algorithm),
         older=[{name: w.detach().clone() for name, w in actor.trained().items()} for _ in range(config.lag)],
         masters=masters,
-        shards=held,
+        shards=shards,
     )
     for optimizer in learner.optimizers().values() if masters else ():
-        optimizer.register_step_post_hook(lambda *_: write(masters))
+        optimizer.register_step_post_hook(lambda *_: round_into_weights(masters))
     if start is not None and not any(start.network is each.network for each in (actor, reference) if each):
         for tensor in (*start.network.parameters(), *start.network.buffers()):
             tensor.data = queued_copy(tensor, HOST)
@@ -286,9 +301,9 @@ def in_shards(
     found: Shards = {}
     for name, (network, own) in models.items():
         if low and name == "reference":
-            lower(network)
+            to_bfloat16(network)
         elif low:
-            lower_activations(network)
+            activations_to_bfloat16(network)
         precise = [*embeddings(network), *([own] if own else [])]
         found[name] = Shard([network, *([own] if own else [])], precise, actor.device, low and name != "reference")
     return found

@@ -17,18 +17,18 @@ from bakeoff.attribution import attributed
 Masters = dict[int, tuple[Tensor, Tensor]]  # `id` of a weight → the weight and its master
 
 
-def lower(network: PreTrainedModel) -> None:
+def to_bfloat16(network: PreTrainedModel) -> None:
     """Stores the network's weights in bfloat16, but for its embeddings: logits need the precision of their head."""
     kept = {id(p) for module in embeddings(network) for p in module.parameters()}
     for parameter in network.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(torch.bfloat16)
-    lower_activations(network)
+    activations_to_bfloat16(network)
 
 
-def lower_activations(network: PreTrainedModel) -> None:
-    """Has activations in bfloat16 from the input embedding on."""
-    network.get_input_embeddings().register_forward_hook(_to_bfloat16)
+def activations_to_bfloat16(network: PreTrainedModel) -> None:
+    """Casts the input embedding's output, so that later activations are in bfloat16."""
+    network.get_input_embeddings().register_forward_hook(_cast)
 
 
 def embeddings(network: PreTrainedModel) -> list[nn.Module]:
@@ -36,7 +36,7 @@ def embeddings(network: PreTrainedModel) -> list[nn.Module]:
     return [each for each in (network.get_input_embeddings(), network.get_output_embeddings()) if each is not None]
 
 
-def _to_bfloat16(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+def _cast(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     return output.to(torch.bfloat16)
 
 
@@ -69,7 +69,7 @@ def masters_of(masters: Masters, weights: Iterable[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def write(masters: Masters) -> None:
+def round_into_weights(masters: Masters) -> None:
     """Gives the weights the values of their masters, rounded."""
     for weight, master in masters.values():
         weight.copy_(master)

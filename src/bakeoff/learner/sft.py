@@ -170,11 +170,9 @@ def train(policy: Policy, config: Config, collector: Collector, phases: Phases, 
     sft, network, accuracy, check = config.sft, policy.network, None, SELDOM
     fresh = config.task.fresh_examples(CHECKED, stdlib_random(sft.seed, "sft accuracy")) if sft.accuracy else []
     untrained = {as_read(example.prompt) for example in fresh}
+    forward = ForwardSettings(logits_mb=logits_bound(config.logits_mb, policy.device))
     adam = Adam(lr=sft.lr, weight_decay=0.01)
-    optimizer, forward = (
-        adam.create(network.parameters()),
-        ForwardSettings(logits_mb=logits_bound(config.logits_mb, policy.device)),
-    )
+    optimizer = adam.create(network.parameters())
     with ExitStack() as traced:
         traced.enter_context(phases.tracing(held_weights(policy), policy.embedding))
         for step in range(sft.steps):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from bakeoff.config import Config
 from bakeoff.engine.check import check_model
 from bakeoff.errors import UserError
-from bakeoff.learner.masters import lower
+from bakeoff.learner.masters import to_bfloat16
 from bakeoff.model.build import build
 from bakeoff.model.config import Model, Precision
 from bakeoff.model.policy import Policy
@@ -48,6 +48,6 @@ def named_reference(config: Config, actor: Policy, load: Callable[[Model], Polic
             "teacher with the same tokenizer."
         )
     if config.model.precision is Precision.bfloat16_weights:
-        lower(policy.network)
+        to_bfloat16(policy.network)
     policy.network.requires_grad_(False)
     return replace(policy, name="reference")

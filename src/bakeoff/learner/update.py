@@ -17,13 +17,14 @@ from bakeoff.algorithm.kl import KLEstimates, estimate_kl
 from bakeoff.algorithm.loss import CriticLoss, PolicyLoss, policy_loss, value_loss
 from bakeoff.algorithm.optimizer import Optimizer, StepStatistics, Subproblem
 from bakeoff.attribution import attributed
-from bakeoff.batch import Experience, Tokens, masked_mean, own_micro_batches
+from bakeoff.batch import Experience, Tokens, masked_mean
 from bakeoff.learner.fisher import fisher_product, sequences_within
 from bakeoff.learner.holdings import modules
 from bakeoff.learner.learner import Learner
 from bakeoff.learner.sharding import in_turn, passed
 from bakeoff.model.forward import Hidden, completion_hidden, completion_values
-from bakeoff.model.logprobs import completion_logprobs, exact_kl, head_terms, policy_pass
+from bakeoff.model.logprobs import completion_logprobs, completion_terms, exact_kl, policy_pass
+from bakeoff.model.micro_batches import own_micro_batches
 from bakeoff.model.policy import Policy, recomputes
 from bakeoff.model.weights import with_frozen_head
 from bakeoff.rows import Scalar, group_rows, map_tensors, select
@@ -128,14 +129,14 @@ def actor_gradient(learner: Learner, minibatch: Experience) -> ActorLoss:
     critic, mask, weights = learner.algorithm.critic, minibatch.sequences.mask, token_weights(learner, minibatch)
     results, value_losses = [], []
     needs_entropy = learner.algorithm.entropy.needs_entropy
-    for rows in in_turn(learner.shards, "actor", own_micro_batches(minibatch.sequences, learner.forward.micro_tokens)):
+    for rows in in_turn(learner.shards, "actor", own_micro_batches(minibatch.sequences, learner.forward)):
         part = select(minibatch, rows)
         make = partial(policy_pass, learner.actor, learner.head, part.sequences, learner.forward, needs_entropy)
-        logprobs, values, entropy = passed(learner.shards, "actor", make)
-        result = minibatch_loss(learner, part, logprobs, weights[rows], entropy)
+        own = passed(learner.shards, "actor", make)
+        result = minibatch_loss(learner, part, own.logprobs, weights[rows], own.entropy)
         loss = result.loss
-        if isinstance(critic, Shared) and values is not None:
-            critic_loss = minibatch_value_loss(critic, part, values, mask.sum())
+        if isinstance(critic, Shared) and own.values is not None:
+            critic_loss = minibatch_value_loss(critic, part, own.values, mask.sum())
             loss = loss + critic.coefficient * critic_loss.value_loss
             value_losses.append(map_tensors(Tensor.detach, critic_loss))
         loss.backward()
@@ -199,7 +200,7 @@ def critic_gradient(learner: Learner, critic: ValueLoss, minibatch: Experience) 
     """Leaves the gradient of the minibatch's value loss on a critic of its own; returns that loss."""
     assert learner.critic is not None
     mask, losses = minibatch.sequences.mask, []
-    for rows in in_turn(learner.shards, "critic", own_micro_batches(minibatch.sequences, learner.forward.micro_tokens)):
+    for rows in in_turn(learner.shards, "critic", own_micro_batches(minibatch.sequences, learner.forward)):
         part = select(minibatch, rows)
         values = passed(learner.shards, "critic", partial(completion_values, learner.critic, part.sequences))
         loss = minibatch_value_loss(critic, part, values, mask.sum())
@@ -235,16 +236,15 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:
         weights, losses, kls, first = token_weights(learner, minibatch), [], [], not start
-        for number, rows in enumerate(own_micro_batches(minibatch.sequences, forward.micro_tokens)):
+        for number, rows in enumerate(own_micro_batches(minibatch.sequences, forward)):
             part = select(minibatch, rows)
             hidden = completion_hidden(actor.trunk, part.sequences)
             if first:
                 start.append((start[0][0] if start else with_frozen_head(actor), hidden))
-            terms = head_terms(actor, hidden, forward, learner.algorithm.entropy.needs_entropy)
-            logprobs, *entropy = map(hidden.spread, terms)
-            losses.append(minibatch_loss(learner, part, logprobs, weights[rows], *entropy or (None,)).loss)
+            own = completion_terms(actor, hidden, forward, learner.algorithm.entropy.needs_entropy)
+            losses.append(minibatch_loss(learner, part, own.logprobs, weights[rows], own.entropy).loss)
             old, old_hidden = start[number]
-            kls.append(logprobs.new_zeros(()) if first else exact_kl(old, actor, old_hidden, hidden, forward).sum())
+            kls.append(own.logprobs.new_zeros(()) if first else exact_kl(old, actor, old_hidden, hidden, forward).sum())
         loss, kl = processes.add([torch.stack(losses).sum(), torch.stack(kls).sum() / mask.sum()])
         return float(loss), float(kl)
 
@@ -261,7 +261,7 @@ def actor_subproblem(learner: Learner, minibatch: Experience, fisher_phase: Open
 def policy_logprobs(learner: Learner, policy: Policy, experience: Experience) -> Tensor:
     """log π [S, T] of the experience's tokens by a policy of the learner, without gradient."""
     sequences, forward = experience.sequences, learner.forward
-    own = own_micro_batches(sequences, forward.micro_tokens)
+    own = own_micro_batches(sequences, forward)
     parts = [completion_logprobs(policy, select(sequences, rows), forward) for rows in own]
     return processes.joined(parts, sequences.mask.device)
 

@@ -194,7 +194,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def end_id(policy: Policy) -> int:
     """The id that ends a completion: in a chat the one that the template puts after an assistant's turn."""
-    ends = policy.eos_ids.tolist()
+    ends = policy.eos_ids
     if policy.chat:
         messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         after = chat_text(policy, messages, add_generation_prompt=False).rpartition("answer")[2]
@@ -207,7 +207,7 @@ def end_id(policy: Policy) -> int:
 def decoder(policy: Policy) -> Callable[[list[int]], str]:
     """Token ids → their text without padding, start and end; other special tokens, as of reasoning, are text."""
     tokenizer = policy.tokenizer
-    return partial(_decode, tokenizer, {tokenizer.pad_token_id, tokenizer.bos_token_id, *policy.eos_ids.tolist()})
+    return partial(_decode, tokenizer, {tokenizer.pad_token_id, tokenizer.bos_token_id, *policy.eos_ids})
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, dropped: set[int], ids: list[int]) -> str:

@@ -21,13 +21,15 @@ class ForwardSettings:
     """How forward passes over completions are made.
 
     temperature    divides the logits
-    micro_tokens   upper bound on the tokens that a pass reads, padding included; 0: none
-    logits_mb      upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
+    micro_tokens     upper bound on the tokens that a pass reads, padding included; 0: none
+    logits_mb        upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
+    shares_prompts   whether every model reads a group's prompt once; else micro-batches count it for each completion
     """
 
     temperature: float = 1.0
     micro_tokens: int = 0
     logits_mb: float = 0.0
+    shares_prompts: bool = True
 
 
 @dataclass
@@ -35,19 +37,19 @@ class Hidden:
     """Last hidden states at the positions that predict the N tokens that the policy wrote, of S sequences.
 
     states   [N, H]
-    tokens   [N] int64, number of each token in the flattened [S, T]
+    places   [N] int64, place of each token in the flattened [S, T]
     ids      [N] int64, the tokens themselves
     mask     [S, T] bool
     """
 
     states: Tensor
-    tokens: Tensor
+    places: Tensor
     ids: Tensor
     mask: Tensor
 
     def spread(self, values: Tensor) -> Tensor:
         """[S, T]: the values [N] of the policy's tokens, zero elsewhere."""
-        return values.new_zeros(self.mask.numel()).index_put((self.tokens,), values).view(self.mask.shape)
+        return values.new_zeros(self.mask.numel()).index_put((self.places,), values).view(self.mask.shape)
 
 
 def completion_logits(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> Tensor:
@@ -63,16 +65,17 @@ def completion_values(critic: ValueModel, sequences: Sequences) -> Tensor:
 
 def completion_hidden(trunk: Trunk, sequences: Sequences) -> Hidden:
     """Last hidden states that predict each completion token."""
-    network, sees_groups = trunk.backbone, shares_prompts(trunk.backbone)
-    packed = pack(sequences if sees_groups else replace(sequences, group_size=1))
+    network = trunk.backbone
+    if not shares_prompts(network):
+        sequences = replace(sequences, group_size=1)
+    packed = pack(sequences)
     with trunk.computing():
-        grouped = sees_groups and sequences.group_size > 1
         out = network(
             input_ids=packed.ids,
-            attention_mask=group_mask(network, packed) if grouped else packed.member != PADDING,
+            attention_mask=group_mask(network, packed) if sequences.group_size > 1 else packed.member != PADDING,
             position_ids=packed.positions,
             use_cache=False,
         )
-        states = out.last_hidden_state.flatten(0, 1).index_select(0, packed.before)
-    ids = sequences.completion_ids.flatten().index_select(0, packed.tokens)
-    return Hidden(states, packed.tokens, ids, sequences.mask)
+        states = out.last_hidden_state.flatten(0, 1).index_select(0, packed.predictors)
+    ids = sequences.completion_ids.flatten().index_select(0, packed.places)
+    return Hidden(states, packed.places, ids, sequences.mask)

@@ -6,7 +6,8 @@ one number of each row is needed. So logits are computed a chunk of rows at a ti
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,21 +33,34 @@ def token_entropy(logits: Tensor) -> Tensor:
 
 def completion_logprobs(policy: Policy, sequences: Sequences, forward: ForwardSettings) -> Tensor:
     """log π [S, T] of the completion's tokens, zero on padding."""
-    return policy_pass(policy, None, sequences, forward)[0]
+    return policy_pass(policy, None, sequences, forward).logprobs
+
+
+class Terms(NamedTuple):
+    """What a pass says of a completion's tokens, [S, T] each: log π, entropy of π in nats, value; zero on padding."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    values: Tensor | None = None
 
 
 def policy_pass(
     policy: Policy, head: ValueHead | None, sequences: Sequences, forward: ForwardSettings, with_entropy: bool = False
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """One pass: log π [S, T], values [S, T] where there is a head, and, if asked for, the entropy in nats [S, T]."""
+) -> Terms:
+    """One pass: log π, values where there is a head, and the entropy where it is asked for."""
     hidden = completion_hidden(policy.trunk, sequences)
     values = None if head is None else hidden.spread(head(at_least_float32(hidden.states)))
+    return completion_terms(policy, hidden, forward, with_entropy)._replace(values=values)
+
+
+def completion_terms(policy: Policy, hidden: Hidden, forward: ForwardSettings, with_entropy: bool) -> Terms:
+    """log π of the tokens by the policy's head and, where it is asked for, the entropy of π."""
     logprobs, *entropy = map(hidden.spread, head_terms(policy, hidden, forward, with_entropy))
-    return logprobs, values, entropy[0] if entropy else None
+    return Terms(logprobs, entropy[0] if with_entropy else None)
 
 
 def head_terms(policy: Policy, hidden: Hidden, forward: ForwardSettings, with_entropy: bool) -> tuple[Tensor, ...]:
-    """log π [N] of the tokens by the policy's head and, where it is asked for, the entropy of π [N]."""
+    """log π [N] of the tokens and, where it is asked for, the entropy of π [N]."""
     size, states, ids = chunk_size(policy, forward), hidden.states, hidden.ids
     with policy.trunk.computing(), attributed(kind="logits"):
         if len(ids) <= size:
@@ -68,14 +82,9 @@ def logprobs_and_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p, log q and the exact KL(p‖q) over the vocabulary, [S, T] each, from last hidden states of both models."""
     found = []
-    with attributed(policy.name, "logits"):
-        chunks = (x.split(chunk_size(policy, forward)) for x in (hidden.states, other_hidden.states, hidden.ids))
-        for states, other_states, ids in zip(*chunks, strict=True):
-            logits, others = (
-                model.logits(x, forward.temperature) for model, x in ((policy, states), (other, other_states))
-            )
-            both = kl.exact(logits, others[:, : logits.shape[1]])  # a larger teacher may pad its embedding further
-            found.append((token_logprobs(logits, ids), token_logprobs(others, ids), both))
+    for ids, logits, others in chunks_of_logits(policy, other, hidden, other_hidden, forward):
+        both = kl.exact(logits, others[:, : logits.shape[1]])  # a larger teacher may pad its embedding further
+        found.append((token_logprobs(logits, ids), token_logprobs(others, ids), both))
     mine, its, divergence = (hidden.spread(torch.cat(parts)) for parts in zip(*found, strict=True))
     return mine, its, divergence
 
@@ -83,12 +92,18 @@ def logprobs_and_kl(
 @torch.no_grad()
 def exact_kl(policy: Policy, other: Policy, hidden: Hidden, other_hidden: Hidden, forward: ForwardSettings) -> Tensor:
     """The exact KL(p‖q) over the vocabulary in nats, [N], from the last hidden states of both models."""
-    size, parts = chunk_size(policy, forward), []
+    chunks = chunks_of_logits(policy, other, hidden, other_hidden, forward)
+    return torch.cat([kl.exact(logits, others) for _, logits, others in chunks])
+
+
+def chunks_of_logits(
+    policy: Policy, other: Policy, hidden: Hidden, other_hidden: Hidden, forward: ForwardSettings
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields ids [n] and the logits [n, V] of both models, a chunk of tokens at a time."""
+    chunks = (x.split(chunk_size(policy, forward)) for x in (hidden.ids, hidden.states, other_hidden.states))
     with attributed(policy.name, "logits"):
-        for states, other_states in zip(hidden.states.split(size), other_hidden.states.split(size), strict=True):
-            logits, others = policy.logits(states, forward.temperature), other.logits(other_states, forward.temperature)
-            parts.append(kl.exact(logits, others))
-    return torch.cat(parts)
+        for ids, states, other_states in zip(*chunks, strict=True):
+            yield ids, policy.logits(states, forward.temperature), other.logits(other_states, forward.temperature)
 
 
 def chunk_size(policy: Policy, forward: ForwardSettings) -> int:

@@ -6,7 +6,8 @@ A completion sees its prompt and itself. Positions are those of a sequence alone
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,15 +37,15 @@ class Packed:
     ids        [R, W] int64
     positions  [R, W] int64
     member     [R, W] int64, the prompt or completion that a token is part of
-    before     [N] int64, number in the flattened rows of the token whose hidden state predicts token n of the mask
-    tokens     [N] int64, number of token n of the mask in the flattened [S, T]
+    predictors [N] int64, place in the flattened rows of the token whose hidden state predicts token n of the mask
+    places     [N] int64, place of token n of the mask in the flattened [S, T]
     """
 
     ids: Tensor
     positions: Tensor
     member: Tensor
-    before: Tensor
-    tokens: Tensor
+    predictors: Tensor
+    places: Tensor
 
 
 def pack(sequences: Sequences) -> Packed:
@@ -57,7 +58,7 @@ def pack(sequences: Sequences) -> Packed:
     read = torch.cat([prompt, shown[:, 1:], torch.zeros_like(mask[:, :1])], 1).view(count // group, -1)
     place = read.cumsum(1) - 1  # in its row, of every token that is read
     longest, tokens = sizes(sequences, read)
-    target = torch.where(read, place, longest)  # a column that is cut off takes what is not read
+    target = torch.where(read, place, longest)  # what is not read goes to one more column, which is cut off
 
     def rows(x: Tensor) -> Tensor:
         empty = x.new_zeros(len(read), longest + 1)
@@ -67,8 +68,8 @@ def pack(sequences: Sequences) -> Packed:
     token = mask.flatten().nonzero_static(size=tokens).squeeze(1)
     sequence, step = token // mask.shape[1], token % mask.shape[1]
     source = torch.where(step == 0, sequence // group * group, sequence)  # the prompt is in the first row of its group
-    before = sequence // group * longest + place.view(count, -1)[source, width - 1 + step]
-    return Packed(rows(sequences.ids), rows(sequences.positions), rows(member), before, token)
+    predictors = sequence // group * longest + place.view(count, -1)[source, width - 1 + step]
+    return Packed(rows(sequences.ids), rows(sequences.positions), rows(member), predictors, token)
 
 
 def sizes(sequences: Sequences, read: Tensor) -> tuple[int, int]:
@@ -127,6 +128,17 @@ def group_mask(backbone: PreTrainedModel, packed: Packed) -> Any:
             for kind, window in windows(backbone.config).items()
         }
     )
+
+
+@contextmanager
+def decoding_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    """Decodes with sdpa where other passes use flex_attention, which would compile a mask of every length."""
+    config, own = backbone.config, backbone.config._attn_implementation
+    config._attn_implementation = "sdpa" if own == "flex_attention" else own
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def decoding_mask(backbone: PreTrainedModel, attention: Tensor) -> Any:

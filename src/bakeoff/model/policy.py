@@ -41,9 +41,9 @@ class Policy:
         return self.trunk.device
 
     @property
-    def eos_ids(self) -> Tensor:
-        """The token ids that end a completion, a vector."""
-        return torch.tensor(end_ids(self.tokenizer, self.network), device=self.device)
+    def eos_ids(self) -> list[int]:
+        """The token ids that end a completion."""
+        return end_ids(self.tokenizer, self.network)
 
     @property
     def head(self) -> nn.Linear:

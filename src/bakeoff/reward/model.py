@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bakeoff import processes
-from bakeoff.batch import Sequences, own_micro_batches
-from bakeoff.model.forward import completion_hidden
+from bakeoff.batch import Sequences
+from bakeoff.model.forward import ForwardSettings, completion_hidden
+from bakeoff.model.micro_batches import own_micro_batches
 from bakeoff.model.policy import at_least_float32
 from bakeoff.model.value import ValueModel
 from bakeoff.rows import pad_columns, select
@@ -42,9 +43,9 @@ class RewardModel:
         return scores
 
     @torch.no_grad()
-    def score(self, sequences: Sequences, micro_tokens: int = 0) -> Tensor:
-        """Normalised scores [S]."""
-        parts = [self.raw(select(sequences, rows)) for rows in own_micro_batches(sequences, micro_tokens)]
+    def score(self, sequences: Sequences, forward: ForwardSettings) -> Tensor:
+        """Normalised scores [S]; no more tokens at once than `forward` allows."""
+        parts = [self.raw(select(sequences, rows)) for rows in own_micro_batches(sequences, forward)]
         return (processes.joined(parts, self.mean.device) - self.mean) / self.std
 
     def trained(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -248,6 +248,7 @@ def to_token_steps(said: list[Steps], rollout: Rollout) -> StepRewards:
         lengths = [len(rollout.decode(tokens[at:end])) for at, end in pairwise([*begins, len(tokens)])]
         before = list(accumulate((length + 1 for length in lengths), initial=0))  # each turn is on a line of its own
 
+        @cache
         def characters(token: int, read: tuple[list[int], ...] = (tokens, begins, lengths, before)) -> int:
             tokens, begins, lengths, before = read
             turn = bisect_right(begins, token) - 1
