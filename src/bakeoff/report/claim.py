@@ -1,7 +1,7 @@
 """A claim that a study tests: an effect, a bar, and one rule for all.
 
 A claim is supported if the effect's whole interval lies on the claimed side of the bar, not supported if it lies on
-the other side, and undecided if the bar is inside.
+the other side, and undecided if the bar is inside. The page of all claims corrects these verdicts for their number.
 """
 
 from __future__ import annotations

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bakeoff.report.claim import Claim
 from bakeoff.report.figures import WIDTH, finished, style
 from bakeoff.report.page import all_claims, explained
-from bakeoff.report.statistics import Estimate, counted
+from bakeoff.report.statistics import CONFIDENCE, Estimate, confidence, counted
 from bakeoff.report.study import Study
 
+TESTED = ("supported", "not supported", "undecided")
 VERDICTS = {
     "supported": "#009E73",
     "not supported": "#D55E00",
@@ -26,11 +29,12 @@ VERDICTS = {
 
 
 def verdicts(held: Iterable[Study]) -> pd.DataFrame:
-    """A row for each claim: step, claim, study, effect with interval, bar, seeds, rule and verdict.
+    """A row for each claim: step, claim, study, effect with interval, bar, seeds, rule, and verdict.
 
-    A claim is not tested if its study is missing, or an arm or a metric of it; the verdict then says what is missing.
+    Verdicts are corrected for the number of tested claims; `alone` is the verdict of the interval without it. A claim
+    is not tested if its study is missing, or an arm or a metric of it; the verdict then says what is missing.
     """
-    studies, rows = {study.name: study for study in held}, []
+    studies, rows, tested = {study.name: study for study in held}, [], {}
     for name, claim in all_claims():
         effect, seeds, verdict = Estimate(), 0, f"not tested: bakeoff sweeps={name}"
         if name in studies:
@@ -39,26 +43,45 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
                 effect = Estimate(*claim.of(studies[name]))
                 missing_arm = f"not tested: an arm of {name} is missing"
                 verdict = missing_arm if math.isnan(effect.value) else claim.verdict(effect)
+                if verdict in TESTED and claim.interval == Claim.interval:
+                    tested[len(rows)] = claim, studies[name]
             except KeyError as missing:  # an arm, a metric or a parameter, by its name
                 verdict = f"not tested: {missing} is missing in {name}"
             except Exception as error:  # a store that lacks more, or a claim of a user's
                 verdict = f"not tested: {explained(error)}"
         about = {"step": claim.step, "claim": claim.text, "study": name, "effect": claim.effect}
-        rows.append(
-            about | effect._asdict() | {"bar": claim.bar, "seeds": seeds, "rule": claim.rule, "verdict": verdict}
-        )
+        judged = {"bar": claim.bar, "seeds": seeds, "rule": claim.rule, "verdict": verdict, "alone": verdict}
+        rows.append(about | effect._asdict() | judged)
+    for number in tested.keys() - decided(tested):
+        rows[number]["verdict"] = "undecided"
     return pd.DataFrame(rows)
+
+
+def decided(tested: dict[int, tuple[Claim, Study]]) -> set[int]:
+    """The claims that an interval decides whose confidence is corrected for their number by Holm's method (1979).
+
+    With `left` claims undecided, an interval at 1 − 0.05 ÷ left excludes the bar where p < 0.05 ÷ left.
+    """
+    found: set[int] = set()
+    while left := tested.keys() - found:
+        with confidence(1 - (1 - CONFIDENCE) / len(left)):
+            more = {n for n in left if tested[n][0].verdict(tested[n][0].of(tested[n][1])) != "undecided"}
+        if not more:
+            break
+        found |= more
+    return found
 
 
 def claims_verdict(table: pd.DataFrame) -> str:
     """The number of claims with each verdict, in a sentence."""
     counts = table["verdict"].str.split(":").str[0].value_counts()
     parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
-    tested = int(table["verdict"].isin(["supported", "not supported", "undecided"]).sum())
+    tested, lost = int(table["verdict"].isin(TESTED).sum()), int((table["verdict"] != table["alone"]).sum())
     return (
         f"Of {len(table)} claims {parts}. A claim by construction follows from the code, so it cannot fail; a measured "
-        f"effect has no bar. The {tested} intervals of the others are not corrected for multiplicity: about one in "
-        "twenty misses its true effect. A verdict is about these runs alone, not about language models in general."
+        f"effect has no bar. The verdicts on the other {tested} are corrected for their number (Holm); intervals are "
+        f"not, and by its own interval {counted(lost, 'undecided claim')} would be decided. A verdict is about these "
+        "runs alone, not about language models in general."
     )
 
 
@@ -70,9 +93,17 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
             "step": table["step"],
             "claim": table["claim"],
             "effect [95 %]": [f"{effect}: {Estimate(*interval).text()}" for effect, *interval in rows],
-            "verdict (supported if)": table["verdict"] + table["rule"].map(lambda rule: f" ({rule})" if rule else ""),
+            "verdict (supported if)": [
+                f"{row.verdict} ({qualified(row)})" if qualified(row) else row.verdict for row in table.itertuples()
+            ],
         }
     )
+
+
+def qualified(row: Any) -> str:
+    """The rule of a claim's verdict, and the verdict without the correction where that differs."""
+    alone = f"{row.alone} without the correction" if row.alone != row.verdict else ""
+    return "; ".join(filter(None, [row.rule, alone]))
 
 
 def plot_claims(table: pd.DataFrame) -> Figure:
@@ -91,6 +122,6 @@ def plot_claims(table: pd.DataFrame) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.tick_params(labelsize=8)
         title = textwrap.fill(f"{row['step']}: {row['effect']}", 75)
-        about = "; ".join(filter(None, [row["rule"], counted(row["seeds"], "seed")]))
+        about = "; ".join(filter(None, [qualified(row), counted(row["seeds"], "seed")]))
         axes.set_title(f"{title}\n{row['verdict']} ({about})", color=colour, pad=2)
     return finished(figure, "The effect that each claim is about, with 95 % interval; dashed: its bar.")

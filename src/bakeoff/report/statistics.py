@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from scipy.optimize import OptimizeWarning, brentq, curve_fit
 from scipy.special import expit, logit
 
 CONFIDENCE = 0.95
+_confidence: ContextVar[float] = ContextVar("confidence", default=CONFIDENCE)
 FEWEST = 5  # seeds, below which a percentile bootstrap covers far less than 95 %: of three values 75 %
 RESAMPLES = 2000
 POINTS = 6  # of a learning curve, below which three parameters are not fitted
@@ -25,6 +28,19 @@ POWER = 0.8
 def counted(number: int, noun: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number} {noun if number == 1 else f'{noun}s'}"
+
+
+@contextmanager
+def confidence(level: float) -> Iterator[None]:
+    """Makes every interval inside the context hold at this confidence in place of 95 %.
+
+    So a claim, which computes its effect however it likes, can be judged with a correction for the number of claims.
+    """
+    token = _confidence.set(level)
+    try:
+        yield
+    finally:
+        _confidence.reset(token)
 
 
 class Estimate(NamedTuple):
@@ -83,7 +99,7 @@ def mean_interval(values: pd.Series, step: float = 0.0) -> Estimate:
     x = values.to_numpy(dtype=float)
     if len(x) < 2:
         return Estimate(*map(float, x))
-    mean, half = float(x.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * standard_error(x, step))
+    mean, half = float(x.mean()), float(stats.t.ppf(0.5 + _confidence.get() / 2, len(x) - 1) * standard_error(x, step))
     least, most = (-1.0, 1.0) if step else (-math.inf, math.inf)
     return Estimate(mean, max(mean - half, least), min(mean + half, most))
 
@@ -237,7 +253,8 @@ def bootstrapped(statistic: np.ndarray, strata: list[np.ndarray]) -> Estimate:
     value, drawn = float(statistic[0]), statistic[1:]
     if min(map(len, strata)) < FEWEST:
         return Estimate(value)
-    return Estimate(value, *map(float, np.quantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])))
+    tail = 0.5 - _confidence.get() / 2
+    return Estimate(value, *map(float, np.quantile(drawn, [tail, 1 - tail])))
 
 
 def performance_profile(scores: pd.Series, thresholds: np.ndarray) -> np.ndarray:
