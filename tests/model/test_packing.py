@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,11 +10,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers import PreTrainedModel
 
 from bakeoff.batch import Sequences
+from bakeoff.model import packing
 from bakeoff.model.build import build, check_architecture
 from bakeoff.model.forward import ForwardSettings
 from bakeoff.model.logprobs import completion_logprobs
 from bakeoff.model.micro_batches import micro_batches
-from bakeoff.model.packing import PADDING, PROMPT, Packed, group_mask, pack
+from bakeoff.model.packing import PADDING, PROMPT, Packed, completions_per_row, group_mask, pack
 from bakeoff.rows import select
 from tests.conftest import compose
 
@@ -112,6 +114,39 @@ def test_micro_batches_are_all_rows_in_order_within_the_bound(sequences, tokens,
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(sequences)))
     for part in parts:
         chosen = select(sequences, part)
-        read = pack(chosen if shares_prompts else replace(chosen, group_size=1))
+        read = pack(replace(chosen, group_size=completions_per_row(chosen) if shares_prompts else 1))
         assert read.ids.numel() <= tokens or len(chosen) == 1
     assert list(micro_batches(sequences, ForwardSettings())) == [slice(0, len(sequences))]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "size", "expected"),
+    [
+        (11, 11, 8, 8),
+        (2048, 128, 8, 8),
+        (256, 256, 8, 8),
+        (64, 512, 8, 2),
+        (128, 4096, 8, 1),
+        (64, 1024, 8, 2),
+        (64, 64, 64, 16),
+        (9, 9, 7, 7),
+    ],
+)
+def test_a_row_holds_fewer_completions_of_a_group_the_longer_they_are_beside_the_prompt(
+    prompt, completion, size, expected
+):
+    attention = torch.ones(size, prompt + completion, dtype=torch.bool)
+    sequences = Sequences(attention.long(), attention, attention[:, prompt:], size)
+    assert completions_per_row(sequences) == expected
+
+
+def test_rows_of_a_part_of_a_group_give_the_logprobs_of_whole_groups(monkeypatch):
+    policy, size, prompt, completion = build(compose().model, seed=3), 6, 5, 4
+    ids = torch.randint(3, 19, (2 * size, prompt + completion), generator=torch.Generator().manual_seed(0))
+    ids[:, :prompt] = ids[::size, :prompt].repeat_interleave(size, 0)
+    attention = torch.ones_like(ids, dtype=torch.bool)
+    sequences = Sequences(ids, attention, attention[:, prompt:], size)
+    whole = completion_logprobs(policy, sequences, ForwardSettings())
+    monkeypatch.setattr(packing, "PAIRS", 1)
+    assert completions_per_row(sequences) in (2, 3)
+    assert torch.allclose(completion_logprobs(policy, sequences, ForwardSettings()), whole, atol=1e-5)

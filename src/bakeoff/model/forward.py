@@ -1,6 +1,6 @@
 """Forward passes over prompt and completion that every method uses: hidden states, logits, values.
 
-A pass reads the sequences packed: the completions of a group have one prompt, which is read once for all of them.
+A pass reads the sequences packed: the completions of a group have one prompt, which is read once for those of a row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from bakeoff.batch import Sequences
-from bakeoff.model.packing import PADDING, group_mask, pack, shares_prompts
+from bakeoff.model.packing import PADDING, completions_per_row, group_mask, pack, shares_prompts, skips_blocks
 from bakeoff.model.policy import Policy, at_least_float32
 from bakeoff.model.roles import Trunk
 from bakeoff.model.value import ValueModel
@@ -23,7 +23,7 @@ class ForwardSettings:
     temperature    divides the logits
     micro_tokens     upper bound on the tokens that a pass reads, padding included; 0: none
     logits_mb        upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
-    shares_prompts   whether every model reads a group's prompt once; else micro-batches count it for each completion
+    shares_prompts   whether every model reads a prompt once for several completions, and not for each
     """
 
     temperature: float = 1.0
@@ -68,6 +68,8 @@ def completion_hidden(trunk: Trunk, sequences: Sequences) -> Hidden:
     network = trunk.backbone
     if not shares_prompts(network):
         sequences = replace(sequences, group_size=1)
+    elif not skips_blocks(network):
+        sequences = replace(sequences, group_size=completions_per_row(sequences))
     packed = pack(sequences)
     with trunk.computing():
         out = network(

@@ -10,14 +10,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from bakeoff import processes
 from bakeoff.batch import Sequences
 from bakeoff.model.forward import ForwardSettings
+from bakeoff.model.packing import completions_per_row
 from bakeoff.rows import select
 
 
 def micro_batches(sequences: Sequences, forward: ForwardSettings) -> Iterator[slice]:
     """Yields rows in order that a pass reads as at most `micro_tokens` tokens, padding included (0: all rows at once).
 
-    Where a pass `shares_prompts`, it reads a group as one row, its prompt once; groups that are longer than the bound
-    are cut into equal parts, at most into single sequences. Elsewhere it reads each sequence as a row of its own.
+    Where passes `shares_prompts`, a row is the prompt and several completions of a group; rows that are longer than the
+    bound are cut into equal parts, at most into single sequences. Elsewhere each sequence is a row of its own.
     """
     count, bound = len(sequences), forward.micro_tokens
     if not bound:
@@ -28,8 +29,8 @@ def micro_batches(sequences: Sequences, forward: ForwardSettings) -> Iterator[sl
     def widths(size: int) -> list[int]:
         return [prompts[at] + sum(completions[at : at + size]) for at in range(0, count, size)]
 
-    group = sequences.group_size if forward.shares_prompts else 1
-    sizes = [size for size in range(group, 0, -1) if group % size == 0]
+    most = completions_per_row(sequences) if forward.shares_prompts else 1
+    sizes = [size for size in range(most, 0, -1) if most % size == 0]
     size = next((size for size in sizes if max(widths(size)) <= bound), 1)
     start = widest = 0
     for number, width in enumerate(widths(size)):

@@ -1,4 +1,4 @@
-"""Sequences packed for a pass: one row a group, its prompt once, its completions one after another without padding.
+"""Sequences packed for a pass: a row for the completions of a group, its prompt once, and then they, without padding.
 
 A completion sees its prompt and itself. Positions are those of a sequence alone, so that a token's hidden state is too.
 """
@@ -27,6 +27,7 @@ from bakeoff.batch import Sequences
 Sees = Callable[[Any, Any, Any, Any], Any]  # (row, head, query, key) → whether the query sees the key
 
 ANY_MASK = ("sdpa", "eager", "flex_attention")  # attention that takes any mask
+PAIRS = 4096  # attention to so many tokens takes as long as a token's products with weights, at 680 channels
 PADDING, PROMPT = 0, 1  # members of a row; its completions are numbered from 2
 
 
@@ -99,6 +100,27 @@ def shares_prompts(backbone: PreTrainedModel) -> bool:
     config, known = backbone.config, {"full_attention", "sliding_attention"}
     any_mask = config._attn_implementation in ANY_MASK and windows(config).keys() <= known
     return any_mask and takes_positions(type(backbone).forward)
+
+
+def skips_blocks(backbone: PreTrainedModel) -> bool:
+    """Whether attention skips the blocks of a mask that nobody sees, so that a row may hold a whole group."""
+    return bool(backbone.config._attn_implementation == "flex_attention")
+
+
+def completions_per_row(sequences: Sequences) -> int:
+    """Number of completions of a group that a row holds where the mask is dense: the divisor of its size of least work.
+
+    A row of W tokens takes W · (1 + W ÷ PAIRS). So long completions are best in rows of few, but prompts are then read
+    again, and rows differ more in length: W is about that of the longest row, with completions of half the budget or
+    more.
+    """
+    group, prompt, completion = sequences.group_size, sequences.prompt_width, sequences.mask.shape[1]
+
+    def work(size: int) -> float:
+        width = prompt + completion * (3 * size + 1) / 4
+        return width * (1 + width / PAIRS) / size
+
+    return min((size for size in range(group, 0, -1) if group % size == 0), key=work)
 
 
 def group_mask(backbone: PreTrainedModel, packed: Packed) -> Any:
