@@ -51,12 +51,14 @@ class Parent:
     process   id of the process of its launch
     varied    keys in which its jobs differ
     host      name of the machine of its launch
+    commands  of all launches in its folder, which may have different jobs
     """
 
     run_id: str
     process: int
     varied: list[str] = field(default_factory=list)
     host: str = ""
+    commands: list[str] = field(default_factory=list)
 
     def started_this(self) -> bool:
         """Whether the sweep's process started this one, which then ends with it."""
@@ -217,7 +219,9 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     """The MLflow run that holds the jobs: a new one, or that of the sweep that the folder holds already."""
     name = study or AD_HOC
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
-    tags["command"] = finishing(folder.resolve())  # a report asks for more seeds by it
+    earlier, launched = parent_run(folder), finishing(folder.resolve())
+    commands = list(dict.fromkeys([*(earlier.commands if earlier else []), launched]))
+    by_command = {"command": "\n".join(commands)}  # a report asks for more seeds by it
     note = (
         f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
@@ -225,12 +229,13 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
         "`memory/peak_mb`, or `memory/PHASE/ROLE_KIND_mb` for memory by role. "
         f"`bakeoff-report {name}` adds the report to the artifacts of this run."
     )
-    earlier = parent_run(folder)
     resumes, title = earlier.run_id if earlier else None, f"{name} {folder.name}"
     report = partial(Console().print, markup=False)
     tracker = start_run(config.tracking, title, tags, folder, resumes, report, finishing(folder))
-    tracker.tags({"mlflow.note.content": f"[Curves by arm](#{tracker.charts().partition('#')[2]}). {note}"})
-    replace_text(folder / PARENT, json.dumps(asdict(Parent(tracker.run_id, os.getpid(), varied, socket.gethostname()))))
+    curves = f"[Curves by arm](#{tracker.charts().partition('#')[2]})"
+    tracker.tags(by_command | {"mlflow.note.content": f"{curves}. {note}"})
+    parent = Parent(tracker.run_id, os.getpid(), varied, socket.gethostname(), commands)
+    replace_text(folder / PARENT, json.dumps(asdict(parent)))
     return tracker
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from bakeoff.regime import SAMPLED_ACCURACY
 from bakeoff.report import regimes
+from bakeoff.report.detect import detect
 from bakeoff.report.pages import arena
+from bakeoff.report.tables import pass_at_k
 from tests.stored import study_of
 from tests.test_regimes import config
 
@@ -99,6 +101,7 @@ def test_methods_are_chosen_and_avoided_by_regime():
     text = arena.verdict(study())
     assert "Choose a when rewards are noisy." in text
     assert "Avoid c when none." in text
+    assert re.search(r"Significant or not, the highest mean is that of \w when .*rewards are noisy\.\n", text)
     assert "Of 8 predictions, 4 as predicted, 3 against the prediction, 0 undecided, 1 not tested" in text
 
 
@@ -112,7 +115,34 @@ def test_a_method_that_lacks_a_regime_has_no_aggregate_and_comes_last():
 def test_a_map_and_a_profile_show_every_regime():
     assert len(arena.plot_map(study()).axes[0].texts) == len(FINALS)
     assert len(arena.plot_profiles(study()).axes) >= 3
-    assert arena.improvement(study()).shape == (3, 4)
+    table = arena.improvement(study()).set_index("P(row > column)")
+    assert table.shape == (3, 3)
+    assert table.loc["a", "c"] == "1.00*", "it lies above in every seed"
+    assert table.loc["a", "a"] == "0.50"
+
+
+def test_a_difference_to_detect_is_one_within_a_regime_of_sampled_accuracy():
+    text = detect(study(spread=0.05), 0.1)
+    assert "held-out sampled accuracy" in text
+    assert "corrected for 3 comparisons" in text, "the pairs of methods of a regime"
+
+
+def test_pass_at_k_has_a_column_for_each_k_in_order_for_arms_that_sample_several():
+    data = study()
+    extra = [
+        (f"a-plain-{seed}", f"eval/pass_at_{k}", 40, value, "a plain", seed)
+        for seed in SEEDS
+        for k, value in {2: 0.85, 16: 0.95}.items()
+    ]
+    assert pass_at_k(data).empty
+    rows = data.metrics.astype({"run": str, "metric": str, "name": str})
+    rows = pd.concat([rows, pd.DataFrame(extra, columns=rows.columns)]).sort_values(["run", "metric", "step"])
+    table = pass_at_k(
+        dataclasses.replace(data, metrics=rows.astype(dict.fromkeys(("run", "metric", "name"), "category")))
+    )
+    assert list(table) == ["method", "pass@1 [95 %]", "pass@2 [95 %]", "pass@16 [95 %]"]
+    assert table["method"].tolist() == ["a plain"]
+    assert table.iloc[0, 2:].tolist() == ["0.850 [0.850, 0.850]", "0.950 [0.950, 0.950]"]
 
 
 def test_accuracy_by_difficulty_has_a_column_for_each_in_order():

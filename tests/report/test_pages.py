@@ -24,7 +24,7 @@ from bakeoff.report.pages import (
     sample_reuse,
     tuning,
 )
-from bakeoff.report.statistics import Estimate
+from bakeoff.report.statistics import Estimate, holm, mean_interval, paired_p
 from bakeoff.report.store import load_study
 from bakeoff.report.study import provenance, read_study, write_study
 from bakeoff.report.tables import by_seed
@@ -318,12 +318,12 @@ def test_claims_have_verdicts_by_their_rules(store):
     assert variance["low"] < variance["value"] < variance["high"], "the range over the starts"
     assert variance["verdict"] == "supported"
     assert rows.loc["final accuracy, GRPO − PPO", "value"] == pytest.approx(-0.01)
-    assert rows.loc["final accuracy, GRPO − PPO", "verdict"] == "supported", "above the margin of -0.02"
-    assert rows.loc["correlation with the truth, critic − group mean", "verdict"] == "supported"
+    assert rows.loc["final accuracy, GRPO − PPO", "alone"] == "supported", "above the margin of -0.02"
+    assert rows.loc["correlation with the truth, critic − group mean", "alone"] == "supported"
     assert rows.loc["factor by which the median KL misses its target", "value"] == pytest.approx(1.2)
     assert rows.loc["weights of the four models ÷ the actor's", "verdict"] == "not tested: bakeoff sweeps=rlhf"
     assert rows.loc["share of PPO's largest peak that GRPO saves", "verdict"] == "undecided", "zero is its bar"
-    reuse = {effect: rows.loc[effect, "verdict"] for effect in rows.index if "epochs" in effect}
+    reuse = {effect: rows.loc[effect, "alone"] for effect in rows.index if "epochs" in effect}
     assert reuse == {
         "completions until the threshold or in all, 4 epochs ÷ 1, clip": "supported",
         "completions until the threshold or in all, 4 epochs ÷ 1, no clip": "supported",
@@ -334,7 +334,36 @@ def test_claims_have_verdicts_by_their_rules(store):
     }
     critic = rows.loc["held for the critic ÷ held for the actor, in their updates", "verdict"]
     assert critic == "not tested: ('critic', 'critic_update') is missing in methods"
-    assert "not corrected for multiplicity" in claims.claims_verdict(table)
+    assert "are corrected for their number (Holm)" in claims.claims_verdict(table)
+
+
+def test_claims_are_decided_together_by_holms_method():
+    """The verdicts are those of corrected p-values, of effects of several sizes, seeds and estimators."""
+    for seed in range(20):
+        rng, tested, p = np.random.default_rng(seed), {}, []
+        for n in range(8):
+            values = pd.Series(rng.normal(rng.choice([0.0, 0.4, 1.2]), 1, rng.integers(3, 12)))
+            tested[n] = Claim("1", "text", "effect", lambda study, own=values: mean_interval(own), above=0.0), None
+            p.append(paired_p(values))
+        assert claims.decided(tested) == {n for n, each in enumerate(holm(p)) if each < 0.05}
+
+
+def test_a_claim_that_only_its_own_interval_decides_says_so():
+    rows = {
+        "step": "1",
+        "claim": "text",
+        "study": "s",
+        "effect": "e",
+        "value": 1.0,
+        "low": 0.1,
+        "high": 1.9,
+        "bar": 0.0,
+    }
+    rows |= {"seeds": 3, "rule": "interval above 0", "verdict": "undecided", "alone": "supported"}
+    table = pd.DataFrame([rows])
+    (cell,) = claims.claims_table(table)["verdict (supported if)"]
+    assert cell == "undecided (interval above 0; supported without the correction)"
+    assert "by its own interval 1 undecided claim would be decided" in claims.claims_verdict(table)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from bakeoff.report.pages import methods, rlhf
 from bakeoff.report.statistics import (
     Estimate,
     area_under_curve,
+    confidence,
     detectable,
     equivalent,
     first_at,
@@ -222,12 +223,34 @@ def test_an_iqm_over_regimes_is_of_all_runs_and_its_bootstrap_keeps_each_regime(
 def test_improvement_over_regimes_is_the_mean_of_each_regimes_own():
     a = scores(plain=[1.0, 2.0, 3.0, 4.0, 5.0], noise=[1.0] * 5, mine=[9.0] * 5)
     b = scores(plain=[0.0] * 5, noise=[1.0] * 5, other=[9.0] * 5)
-    assert improvement_over_regimes(a, b) == pytest.approx(0.75), "always above, and always equal"
+    assert improvement_over_regimes(a, b) == pytest.approx((0.75, 0.75, 0.75)), "always above, and always equal"
     drawn = np.random.default_rng(0).normal(size=(2, 8))
     forth, back = (improvement_over_regimes(scores(r=drawn[i]), scores(r=drawn[1 - i])) for i in (0, 1))
-    assert forth == pytest.approx(probability_of_improvement(*drawn))
-    assert forth + back == pytest.approx(1)
-    assert np.isnan(improvement_over_regimes(scores(x=[1.0]), scores(y=[1.0])))
+    assert forth.value == pytest.approx(probability_of_improvement(*drawn))
+    assert forth.value + back.value == pytest.approx(1)
+    assert np.isnan(improvement_over_regimes(scores(x=[1.0]), scores(y=[1.0])).value)
+
+
+def test_the_interval_of_a_probability_of_improvement_covers_the_truth_in_most_studies():
+    """Of ten against ten runs of two normal distributions, in two regimes; the truth is Φ(1/√2)."""
+    rng, truth, covered = np.random.default_rng(1), float(stats.norm.cdf(1 / np.sqrt(2))), 0
+    for _ in range(40):
+        a, b = (scores(x=rng.normal(shift, 1, 10), y=rng.normal(shift, 1, 10)) for shift in (1, 0))
+        found = improvement_over_regimes(a, b)
+        covered += found.low <= truth <= found.high
+    assert covered >= 34
+    few = improvement_over_regimes(scores(x=[1.0, 2.0]), scores(x=[0.0, 1.0]))
+    assert np.isnan(few.low), "too few seeds for a bootstrap"
+
+
+def test_intervals_hold_at_the_confidence_of_their_context():
+    values = pd.Series([0.2, 0.5, 0.4, 0.7, 0.1])
+    with confidence(0.99):
+        wide, drawn = mean_interval(values), ratio_of_means(values, values + 1)
+    assert wide[1:] == pytest.approx(stats.t.interval(0.99, 4, values.mean(), stats.sem(values)))
+    usual, once = mean_interval(values), ratio_of_means(values, values + 1)
+    assert usual[1:] == pytest.approx(stats.t.interval(0.95, 4, values.mean(), stats.sem(values)))
+    assert drawn.low < once.low < once.high < drawn.high
 
 
 def test_performance_profile_by_hand():
@@ -656,11 +679,31 @@ def test_a_difference_to_detect_names_the_seeds_that_are_missing():
     assert "needs 9 seeds per arm" in text
     assert text.endswith("type: bakeoff sweeps=methods budget.limit=9 seed=4,6,7,8,9,10 hydra.sweep.dir=/some/where")
     assert detect(data, 0.5).endswith("the study has 3. These suffice.")
+    data.command += "\nbakeoff sweeps=methods algorithm=rloo hydra.sweep.dir=/some/where"
+    assert detect(data, 0.01).endswith(
+        "To add the missing ones, type:\n"
+        "bakeoff sweeps=methods budget.limit=9 seed=4,6,7,8,9,10 hydra.sweep.dir=/some/where\n"
+        "bakeoff sweeps=methods algorithm=rloo seed=4,6,7,8,9,10 hydra.sweep.dir=/some/where"
+    )
+    rates = [(run, "lr_factors", "[0.5, 1.0, 2.0, 4.0]") for run in data.runs["run"]]
+    with_rates = dataclasses.replace(data, params=pd.concat([data.params, parameters(rates)]))
+    assert "needs 12 seeds per arm, as many of each of 4 learning rates" in detect(with_rates, 0.01)
     data.command = ""
     assert "name it: bakeoff sweeps=methods seed=4,6,7,8,9,10 hydra.sweep.dir=…" in detect(data, 0.01)
     for refused, sentence in ((1e-6, "more than 10000 seeds"), (0.01, "two arms and two seeds")):
         with pytest.raises(UserError, match=sentence):
             detect(data if refused < 0.01 else study({"ppo": {1: 0.9, 2: 0.8}}, group=("4",)), refused)
+
+
+def test_a_seed_that_one_arm_lacks_is_among_the_missing_ones():
+    spread = np.array([-1, 0, 1]) * 0.0089
+    arms = {
+        "ppo": {s: 0.9 + d for s, d in zip((1, 2, 4), spread, strict=True)},
+        "grpo": {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.9},
+    }
+    text = detect(study(arms), 0.01)
+    assert "the study has 3." in text
+    assert "seed=3,5,6,7,8,9 " in text
 
 
 def test_seeds_that_do_not_differ_say_nothing_of_the_number_to_detect():

@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -209,7 +210,8 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
         code = textwrap.indent(commands(study), "    ")  # which no backtick ends
         about = (in_markdown(interval_note(table)), code)
         notes = "\n".join(f"{each}\n" for each in about if each)
-        (made / f"{name}.md").write_text(f"{markdown(table)}\n{notes}{seeds}", encoding="utf-8")
+        further = further_tables(page, study)
+        (made / f"{name}.md").write_text(f"{markdown(table)}\n{notes}{further}{seeds}", encoding="utf-8")
         left_out += write_page(name, page.notebook, made / name, commands(study))
         log_report(study, made, console)
     if len(table):
@@ -221,6 +223,16 @@ def report(page: Page, study: Study, out: Path, console: Console) -> None:
             console.print(Text.assemble((f"{kind.lower()}: ", "red"), sentence), highlight=False, soft_wrap=True)
     parts = (answer(page, study), f"report: {(out / f'{name}.html').resolve()}")
     console.print(*parts, sep="\n", highlight=False, soft_wrap=True, markup=False)
+
+
+def further_tables(page: Page, study: Study) -> str:
+    """The page's TABLES as Markdown, each below its title; what these runs lack is left out, as on the page itself."""
+    parts = []
+    for title, of in getattr(page.code, "TABLES", {}).items():
+        with suppress(Exception):  # a store that lacks what a table is of, or code of a user's
+            if len(frame := of(study)):
+                parts.append(f"\n## {title}\n\n{markdown(frame)}")
+    return "".join(parts)
 
 
 def log_report(study: Study, made: Path, console: Console) -> None:

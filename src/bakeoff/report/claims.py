@@ -34,7 +34,9 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
     Verdicts are corrected for the number of tested claims; `alone` is the verdict of the interval without it. A claim
     is not tested if its study is missing, or an arm or a metric of it; the verdict then says what is missing.
     """
-    studies, rows, tested = {study.name: study for study in held}, [], {}
+    studies = {study.name: study for study in held}
+    rows: list[dict[str, Any]] = []
+    tested: dict[int, tuple[Claim, Study]] = {}
     for name, claim in all_claims():
         effect, seeds, verdict = Estimate(), 0, f"not tested: bakeoff sweeps={name}"
         if name in studies:

@@ -1,8 +1,9 @@
 """The page of a study, found by the study's name: sweeps/X.yaml, analysis/X.ipynb, and the code pages/X.py.
 
-The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences. It may have `CLAIMS`, the claims
-that the study tests, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's files stand in the
-user's folder; the pages of the shipped studies are in this package.
+The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences. It may have `TABLES`, functions of
+further frames by their titles, `CLAIMS`, the claims that the study tests, `families(study)`, the comparisons that it
+decides together, in its `MEASURE`, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's files
+stand in the user's folder; the pages of the shipped studies are in this package.
 """
 
 from __future__ import annotations

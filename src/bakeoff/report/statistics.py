@@ -224,14 +224,23 @@ def stratified_iqm(scores: pd.DataFrame) -> Estimate:
     return bootstrapped(middle_mean(every, axis=1), [*runs.values()])
 
 
-def improvement_over_regimes(a: pd.DataFrame, b: pd.DataFrame) -> float:
+def improvement_over_regimes(a: pd.DataFrame, b: pd.DataFrame) -> Estimate:
     """The mean `probability_of_improvement` of the regimes that both have (columns regime, seed, score).
 
-    NaN without a common regime.
+    Its interval is a stratified bootstrap, as that of `stratified_iqm`: the seeds of A and of B are drawn apart within
+    each regime. NaN without a common regime.
     """
     of_a, of_b = by_regime(a), by_regime(b)
-    chances = [probability_of_improvement(own, of_b[regime]) for regime, own in of_a.items() if regime in of_b]
-    return float(np.mean(chances)) if chances else math.nan
+    common = [regime for regime in of_a if regime in of_b]
+    if not common:
+        return Estimate()
+    rng, chances = np.random.default_rng(0), []
+    for regime in common:
+        mine, its = of_a[regime], of_b[regime]
+        wins = (mine[:, None] > its) + 0.5 * (mine[:, None] == its)
+        rows, columns = (resampled(np.arange(len(own)), rng) for own in (mine, its))
+        chances.append(wins[rows[:, :, None], columns[:, None, :]].mean((1, 2)))
+    return bootstrapped(np.mean(chances, axis=0), [of[regime] for of in (of_a, of_b) for regime in common])
 
 
 def by_regime(scores: pd.DataFrame) -> dict[str, np.ndarray]:

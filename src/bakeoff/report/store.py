@@ -113,7 +113,7 @@ def load_study(name: str, tracking: Tracking | None = None, where: str = "", swe
         name=name,
         question=one_line(parents[0].data.tags.get("question", "")),
         run=parents[0].info.run_id,
-        command=one_line(parents[0].data.tags.get("command", "")),
+        command="\n".join(map(one_line, parents[0].data.tags.get("command", "").splitlines())),
         report=report_command(name, where, sweeps),
         runs=finished,
         unfinished=unfinished,

@@ -24,7 +24,7 @@ class Study:
     """The sweeps of a study, as read from a store or from the folder of a report.
 
     run          MLflow's id of its newest sweep
-    command      that runs the newest sweep again, in its folder; empty where a version before it logged none
+    command      that runs the newest sweep again, in its folder, a line for each launch there; may be empty
     report       command that reads these runs from the store
     runs         a row for each finished run: run, name (of its arm), algorithm, seed, status and the other tags
     unfinished   the same for runs that failed, ran out of memory, were stopped, or lack their end

@@ -15,11 +15,12 @@ from pandas.io.formats.style import Styler
 
 from bakeoff.measure import STILL
 from bakeoff.report.statistics import Estimate, mean_interval, share_interval
-from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SHARES, Study
+from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SAMPLED, SHARES, Study
 
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
+PASS_AT = "eval/pass_at_"  # and k
 REFERENCE_KL = "kl/reference_k3_per_sequence"  # to the start
 SECONDS = "progress/seconds"  # of training
 STEP_KL = "kl/behaviour_k3_per_token"  # of an update
@@ -106,7 +107,7 @@ def by_run(study: Study, **columns: Any) -> pd.DataFrame:
 
 def estimates(study: Study, metric: str) -> dict[str, Estimate]:
     """Mean and 95 % interval over seeds of a final metric, by arm; that of a share stays within [0, 1]."""
-    interval = share_interval if metric in SHARES else mean_interval
+    interval = share_interval if metric in SHARES or metric.startswith(PASS_AT) else mean_interval
     return {name: interval(by_seed(study, metric, name)) for name in study.arms}
 
 
@@ -126,6 +127,16 @@ def estimates_table(study: Study, metrics: Mapping[str, str]) -> pd.DataFrame:
         for metric, label in metrics.items()
     }
     return with_not_scored(study, pd.DataFrame({"method": study.arms, **columns}))
+
+
+def pass_at_k(study: Study) -> pd.DataFrame:
+    """A row for each arm whose evaluations sample several completions of a prompt: pass@k at the end, by k."""
+    logged = [name for name in map(str, study.last["metric"].unique()) if name.startswith(PASS_AT)]
+    of_k = {int(name.removeprefix(PASS_AT)): name for name in logged}
+    named = {SAMPLED: "pass@1"} | {of_k[k]: f"pass@{k}" for k in sorted(of_k)}
+    own = [name for name in study.arms if any(len(by_seed(study, each, name)) for each in of_k.values())]
+    table = estimates_table(study, named)
+    return table[table["method"].isin(own)].reset_index(drop=True)
 
 
 def per_seed(study: Study) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim, difference
+from bakeoff.report.comparisons import family
 from bakeoff.report.figures import colours, finished, panels, plot_dots
 from bakeoff.report.study import Study
 from bakeoff.report.tables import estimates, estimates_table
@@ -34,7 +35,7 @@ def verdict(study: Study) -> str:
         + f"; the upper bound is {ceiling:.2f}, that of two estimates of the truth. Share of pairs of tokens ranked "
         + "right: "
         + ", ".join(f"{name} {ranked[name].value:.2f}" for name in order)
-        + "; ½ is chance."
+        + f"; ½ is chance. {family(study, 'advantage/correlation').note}"
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.regime import parsed
 from bakeoff.report.claim import Claim
+from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import WIDTH, colours, finished, panels, style
 from bakeoff.report.naming import enumerated
 from bakeoff.report.regimes import (
@@ -38,8 +39,9 @@ from bakeoff.report.statistics import (
     pooled_deviation,
 )
 from bakeoff.report.study import SAMPLED, Study
-from bakeoff.report.tables import number
+from bakeoff.report.tables import number, pass_at_k
 
+MEASURE = SAMPLED  # what --detect is about
 KINDS = ("undecided: no other is significantly higher", "avoid: another is significantly higher")
 BY_DIFFICULTY = f"{SAMPLED}_of_"
 
@@ -113,12 +115,27 @@ def predictions(study: Study) -> pd.DataFrame:
 
 
 def improvement(study: Study) -> pd.DataFrame:
-    """The probability that the row's method scores above the column's in the same regime, over regimes and seeds."""
+    """The probability that the row's method scores above the column's in the same regime, over regimes and seeds.
+
+    It has a star where its interval leaves out ½.
+    """
     frame = scores(study)
     complete = [name for name in ranked(frame) if len(everywhere(frame, name, shared(frame)))]
     own = {name: frame[frame["method"] == name] for name in complete}
-    chances = {b: [improvement_over_regimes(own[a], own[b]) for a in complete] for b in complete}
+    chances = {b: [starred(improvement_over_regimes(own[a], own[b])) for a in complete] for b in complete}
     return pd.DataFrame({"P(row > column)": complete, **chances})
+
+
+def starred(chance: Estimate) -> str:
+    """A probability, with a star where its interval leaves out ½."""
+    decided = chance.low > 0.5 or chance.high < 0.5
+    return f"{chance.value:.2f}{'*' * decided}" if np.isfinite(chance.value) else "–"
+
+
+def families(study: Study) -> list[Family]:
+    """The comparisons that are decided together: those of the methods of each regime."""
+    frame = scores(study)
+    return [family(study, str(regime), frame) for regime in regimes(study).index]
 
 
 def verdict(study: Study) -> str:
@@ -126,11 +143,13 @@ def verdict(study: Study) -> str:
     frame = scores(study)
     counts = pd.Series([each.verdict for each in verdicts(study)]).value_counts()
     top = ranked(frame)[0]
+    judged = ", ".join(f"{counts.get(name, 0)} {name}" for name in VERDICTS)
     return (
-        f"{advice(choices(study))}\n\nOver the regimes that most methods ran, {top} has the highest score, "
+        f"{advice(choices(study))}\n\n{highest(study, frame)}\n\n"
+        f"Over the regimes that most methods ran, {top} has the highest score, "
         f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). "
-        f"Of {int(counts.sum())} predictions, {', '.join(f'{counts.get(name, 0)} {name}' for name in VERDICTS)}.\n\n"
-        f"{power(study, frame)} The learning rates are those of the plain regime times the study's factors, by seed. "
+        f"Of {int(counts.sum())} predictions, {judged}.\n\n"
+        f"{power(study)} The learning rates are those of the plain regime times the study's factors, by seed. "
         "All results are of one small model and one task: the arena says how methods respond to a property, not how "
         "well they do elsewhere."
     )
@@ -148,12 +167,21 @@ def advice(named: list[Choice]) -> str:
     return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())
 
 
-def power(study: Study, frame: pd.DataFrame) -> str:
+def highest(study: Study, frame: pd.DataFrame) -> str:
+    """The method of the highest mean in each regime, which need not be significantly above the others."""
+    where: dict[str, list[str]] = {}
+    for regime, about in regimes(study).iterrows():
+        where.setdefault(str(wide(frame, str(regime)).mean().idxmax()), []).append(about["property"])
+    first, *rest = [f"{method} when {'; or '.join(own)}" for method, own in where.items()]
+    return f"Significant or not, the highest mean is that of {'. That of '.join([first, *rest])}."
+
+
+def power(study: Study) -> str:
     """The rule by which a method is higher in a regime, and the difference that the seeds can detect."""
-    families = [family(study, str(regime), frame) for regime in regimes(study).index]
-    deviation = pooled_deviation(own for each in families for own in each.differences.values())
-    seeds, pairs = min(each.seeds for each in families), max(len(each.differences) for each in families)
-    smallest = detectable(deviation, seeds, pairs, study.step(SAMPLED))
+    found = families(study)
+    deviation = pooled_deviation(own for each in found for own in each.differences.values())
+    seeds, pairs = min(each.seeds for each in found), max(len(each.differences) for each in found)
+    smallest = detectable(deviation, seeds, pairs, study.step(MEASURE))
     seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (
         "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
@@ -212,6 +240,13 @@ def in_regime(text: str) -> Callable[[Study], Estimate]:
     return of
 
 
+TABLES = {
+    "Methods and regimes": score_table,
+    "By difficulty": by_difficulty,
+    "pass@k": pass_at_k,
+    "Predictions": predictions,
+    "Probability of improvement": improvement,
+}
 CLAIMS = [
     Claim(
         "2 importance sampling",

@@ -151,4 +151,5 @@ def gain(sampler: str, correction: str) -> Claim:
     )
 
 
+TABLES = {"By method": by_method}
 CLAIMS = [gain(f"sampler_lag_{lag}", correction) for lag in (4, 8) for correction in ("truncate", "icepop", "gate")]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from bakeoff.measure import TRAINING
 from bakeoff.report.across_seeds import restricted, threshold, to_threshold
 from bakeoff.report.claim import Claim
+from bakeoff.report.comparisons import family
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.statistics import (
     FEWEST,
@@ -131,7 +132,7 @@ def verdict(study: Study) -> str:
         )
     parts.append(
         "A run that never reaches the threshold counts with its whole budget: means are restricted to it. Intervals "
-        f"are a bootstrap over seeds, stated from {FEWEST} seeds on."
+        f"are a bootstrap over seeds, stated from {FEWEST} seeds on. Final accuracy: {family(study).note}"
     )
     return " ".join(parts)
 
