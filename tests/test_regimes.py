@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import random
 
 import pytest
 from hypothesis import given
@@ -41,6 +42,16 @@ def test_every_regime_but_the_yardstick_differs_from_it_in_something_beside_its_
     plain = dataclasses.replace(config("regime=plain"), regime=Regime())
     for name in REGIMES:
         assert (dataclasses.replace(config(f"regime={name}"), regime=Regime()) == plain) == (name == "plain")
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_the_longest_right_answer_is_shorter_than_what_dapo_punishes(name):
+    found = config(f"regime={name}", "algorithm=dapo")
+    task = found.task
+    answers = [len(example.answer) for example in task.training_examples(500, random.Random(0))]
+    longest = max(answers) + getattr(task, "babble", 0) + 1  # and EOS
+    free = (1 - found.algorithm.shaping.margin_share) * task.max_new_tokens
+    assert longest <= free
 
 
 def test_the_parts_of_a_prediction():

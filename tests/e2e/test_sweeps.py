@@ -195,6 +195,9 @@ def test_a_sweep_takes_more_seeds_and_methods_and_refuses_other_values(command, 
     assert more.returncode == 0, more.stderr
     assert "1 of 4 jobs are done already" in more.stdout
     assert finished() == [("grpo", "1"), ("grpo", "2"), ("rloo", "1"), ("rloo", "2")]
+    (sweep,) = [run for run in runs_in(tmp_path)[1] if run.data.tags.get("kind") == "sweep"]
+    launches = [line.split() for line in sweep.data.tags["command"].splitlines()]
+    assert [("algorithm=grpo" in words, "seed=2" in words) for words in launches] == [(True, True), (False, False)]
     reports = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*.json")}
     for other in (
         ["algorithm=remax", "seed=1", "budget={unit: updates, limit: 2}"],
