@@ -48,13 +48,13 @@ def cost_of(config: Config, prediction: Prediction) -> Cost:
 
 def updates_of(config: Config, completion: int, seconds: float) -> int:
     """Number of updates until the budget is used, by completions of that number of tokens and training of `seconds`."""
-    algorithm, batch, price = method_of(config), config.batch, config.budget.sampling_price
+    algorithm, batch, sampled = method_of(config), config.batch, config.budget.sampling_price
     sequences = batch.sequences * algorithm.group_filter.rounds + batch.prompts * algorithm.baseline.needs_greedy
     each = {
         Unit.updates: 1,
         Unit.sequences: sequences,
         Unit.tokens: sequences * completion,
         Unit.seconds: seconds,
-        Unit.work: completion * (price * sequences + passes_over(algorithm) * batch.sequences),
+        Unit.work: completion * (sampled * sequences + passes_over(algorithm) * batch.sequences),
     }
     return math.ceil(config.budget.limit / each[config.budget.unit])

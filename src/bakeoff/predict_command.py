@@ -38,7 +38,7 @@ EXAMPLES = """for example:
   bakeoff-predict model=qwen2_5_7b algorithm=grpo micro_tokens=4096 lengths.prompt=512 lengths.completion=1024
   bakeoff-predict model=qwen2_5_7b algorithm=ppo algorithm/critic=adapter model.lora.rank=16 tuned=none
   bakeoff-predict model=qwen2_5_14b processes=8 shard=true hardware=h100   by each of eight processes
-  bakeoff-predict --fit model=qwen2_5_7b hardware=h100     also the largest group and the longest completion there
+  bakeoff-predict --largest model=qwen2_5_7b hardware=h100   also the largest group and the longest completion there
   bakeoff-predict --fits 80 micro_tokens=4096 arm=grpo_lora,ppo_lora   what fits in 80 GB, by arm
   bakeoff-predict --fits 24 model=llama3_2_1b algorithm=ppo,grpo,rloo  and around which model
 
@@ -140,7 +140,7 @@ def largest_on_hardware(overrides: list[str]) -> str:
     config = compose(["mode=predict", *overrides])
     room = config.hardware.memory_gb * 1e9
     if not room:
-        raise UserError("--fit needs hardware=NAME, a device with a stated memory; choose one of conf/hardware.")
+        raise UserError("--largest needs hardware=NAME, a device with a stated memory; choose one of conf/hardware.")
     group, length = largest_sizes(overrides, room)
     return (
         f"On {config.hardware.name} ({config.hardware.memory_gb:g} GB) the largest powers of two that fit, with all "
@@ -184,12 +184,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--fits", type=float, metavar="GB", default=0.0, help="print what fits in this memory, by arm or method"
     )
     parser.add_argument(
-        "--fit", action="store_true", help="also print the largest group and completion that fit hardware=NAME"
+        "--largest", action="store_true", help="also print the largest group and completion that fit hardware=NAME"
     )
     add_config_dir(parser)
     found = read_arguments(parser, arguments)
-    if found.fit and any(each.startswith("sweeps=") for each in found.overrides):
-        raise UserError("--fit needs configurations side by side, as algorithm=ppo,grpo; leave sweeps= out.")
+    if found.largest and any(each.startswith("sweeps=") for each in found.overrides):
+        raise UserError("--largest needs configurations side by side, as algorithm=ppo,grpo; leave sweeps= out.")
     return found
 
 
@@ -214,5 +214,5 @@ def main() -> None:
             console.print(side_by_side(jobs, console))
         else:
             command(["mode=predict", *arguments.overrides])
-        for name, job in zip(job_names(jobs), jobs, strict=True) if arguments.fit else ():
+        for name, job in zip(job_names(jobs), jobs, strict=True) if arguments.largest else ():
             console.print(f"{name}: {largest_on_hardware(job.overrides)}", highlight=False, soft_wrap=True)

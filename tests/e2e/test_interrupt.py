@@ -15,7 +15,7 @@ ARGUMENTS = {
     "bakeoff": ["seed=1"],
     "bakeoff-init": ["project"],
     "bakeoff-tune": ["algorithm=grpo", "--rates", "1e-4,1e-3"],
-    "bakeoff-predict": ["--fit", "model=tiny", "hardware=h100"],
+    "bakeoff-predict": ["--largest", "model=tiny", "hardware=h100"],
     "bakeoff-evaluate": ["hf/none", "task=sort"],
     "bakeoff-report": ["--all"],
     "bakeoff-reward-model": [],

@@ -20,7 +20,7 @@ class Precision(Enum):
 
     float32            weights and passes
     bfloat16           autocast: matrix products in bfloat16, of weights in float32
-    bfloat16_weights   weights and activations in bfloat16; those that are trained have float32 masters
+    bfloat16_weights   weights but for embeddings, and activations, in bfloat16; trained weights have float32 masters
     """
 
     float32 = "float32"
