@@ -101,8 +101,15 @@ def test_methods_are_chosen_and_avoided_by_regime():
     text = arena.verdict(study())
     assert "Choose a when rewards are noisy." in text
     assert "Avoid c when none." in text
-    assert re.search(r"Significant or not, the highest mean is that of \w when .*rewards are noisy\.\n", text)
+    assert re.search(r"^By the highest mean, significant or not: Choose \w when .*rewards are noisy\.\n", text)
     assert "Of 8 predictions, 4 as predicted, 3 against the prediction, 0 undecided, 1 not tested" in text
+
+
+def test_a_method_that_is_lower_by_less_than_the_margin_is_not_to_be_avoided():
+    near = study(FINALS | {("b", "plain"): 0.78}, spread=0.0005)
+    assert regimes.family(near, "plain", regimes.scores(near)).comparisons[0].higher == "a"
+    plain, _ = regimes.choices(near)
+    assert plain.choose == ["a", "b"]
 
 
 def test_a_method_that_lacks_a_regime_has_no_aggregate_and_comes_last():

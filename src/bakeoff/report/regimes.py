@@ -39,7 +39,10 @@ class Verdict(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The methods of a regime: those that no other exceeds significantly, and the others, each highest first."""
+    """The methods of a regime: those that no other exceeds, and the others, each highest first.
+
+    One exceeds another if it is significantly higher, and both are not equivalent within the study's margin.
+    """
 
     regime: str
     property: str
@@ -79,8 +82,8 @@ def choices(study: Study) -> list[Choice]:
     """The choice of each regime that ran."""
     frame, found = scores(study), []
     for regime, about in regimes(study).iterrows():
-        pairs = family(study, str(regime), frame).comparisons
-        lower = {each.b if each.higher == each.a else each.a for each in pairs if each.higher}
+        pairs = [each for each in family(study, str(regime), frame).comparisons if each.higher and not each.within]
+        lower = {each.b if each.higher == each.a else each.a for each in pairs}
         ordered = wide(frame, str(regime)).mean().sort_values(ascending=False).index
         best, rest = ([name for name in ordered if (name in lower) == exceeded] for exceeded in (False, True))
         found.append(Choice(str(regime), about["property"], best, rest))

@@ -42,7 +42,7 @@ from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import number, pass_at_k
 
 MEASURE = SAMPLED  # what --detect is about
-KINDS = ("undecided: no other is significantly higher", "avoid: another is significantly higher")
+KINDS = ("no other is significantly better", "avoid: another is significantly better")
 BY_DIFFICULTY = f"{SAMPLED}_of_"
 
 
@@ -66,7 +66,7 @@ def score_table(study: Study) -> pd.DataFrame:
     """A row for each method, highest first: score over all regimes, then the mean score in each regime.
 
     The interval is of the interquartile mean over regimes and seeds; it is over the regimes that most methods ran. A
-    method that no other exceeds significantly in a regime has a star there.
+    method that no other exceeds in a regime has a star there.
     """
     frame = scores(study)
     order, common = ranked(frame), shared(frame)
@@ -145,7 +145,7 @@ def verdict(study: Study) -> str:
     top = ranked(frame)[0]
     judged = ", ".join(f"{counts.get(name, 0)} {name}" for name in VERDICTS)
     return (
-        f"{advice(choices(study))}\n\n{highest(study, frame)}\n\n"
+        f"{highest(study, frame)}\n\nBy significance: {advice(choices(study))}\n\n"
         f"Over the regimes that most methods ran, {top} has the highest score, "
         f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). "
         f"Of {int(counts.sum())} predictions, {judged}.\n\n"
@@ -160,20 +160,18 @@ def advice(named: list[Choice]) -> str:
     sentences: dict[str, list[str]] = {}
     for each in named:
         few = 0 < len(each.choose) <= len(each.avoid)  # each of a circle of methods may be below another
-        avoid = (
-            f"Avoid {enumerated(each.avoid, 'or')}" if each.avoid else "No method is significantly below the highest"
-        )
+        avoid = f"Avoid {enumerated(each.avoid, 'or') if each.avoid else 'none'}"
         sentences.setdefault(f"Choose {enumerated(each.choose, 'or')}" if few else avoid, []).append(each.property)
     return " ".join(f"{text} when {'; or '.join(where)}." for text, where in sentences.items())
 
 
 def highest(study: Study, frame: pd.DataFrame) -> str:
-    """The method of the highest mean in each regime, which need not be significantly above the others."""
+    """A sentence for each method that has the highest mean in a regime, significant or not."""
     where: dict[str, list[str]] = {}
     for regime, about in regimes(study).iterrows():
         where.setdefault(str(wide(frame, str(regime)).mean().idxmax()), []).append(about["property"])
-    first, *rest = [f"{method} when {'; or '.join(own)}" for method, own in where.items()]
-    return f"Significant or not, the highest mean is that of {'. That of '.join([first, *rest])}."
+    named = " ".join(f"Choose {method} when {'; or '.join(own)}." for method, own in where.items())
+    return f"By the highest mean, significant or not: {named}"
 
 
 def power(study: Study) -> str:
@@ -184,8 +182,9 @@ def power(study: Study) -> str:
     smallest = detectable(deviation, seeds, pairs, study.step(MEASURE))
     seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (
-        "A method is to be avoided in a regime if another is significantly higher in it: paired by seed, corrected for "
-        f"the regime's {pairs} pairs of methods (Holm). Arenas of {counted(seeds, 'seed')} {seen}."
+        "A method is to be avoided in a regime if another is significantly higher in it (paired by seed, corrected for "
+        f"the regime's {pairs} pairs of methods by Holm's method) and not equivalent within ±{study.margin:g}. Arenas "
+        f"of {counted(seeds, 'seed')} {seen}."
     )
 
 
