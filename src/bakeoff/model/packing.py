@@ -27,7 +27,7 @@ from bakeoff.batch import Sequences
 Sees = Callable[[Any, Any, Any, Any], Any]  # (row, head, query, key) → whether the query sees the key
 
 ANY_MASK = ("sdpa", "eager", "flex_attention")  # attention that takes any mask
-PAIRS = 4096  # attention to so many tokens takes as long as a token's products with weights, at 680 channels
+PAIRS = 4096  # attention to so many tokens takes as long as a token's products with weights, in a model of width 680
 PADDING, PROMPT = 0, 1  # members of a row; its completions are numbered from 2
 
 
