@@ -55,5 +55,5 @@ def test_sharding_divides_all_but_the_weights_and_frozen_models_are_left_out():
 
 def test_a_deeper_model_is_on_the_line_through_two_shallow_ones():
     weights, logits = Label("actor", "parameters"), Label("actor", "logits")
-    few, many = ({"rollout": {weights: 10 * depth, logits: 7}} for depth in DEPTHS)
-    assert at_depth(few, many, 28) == {"rollout": {weights: 280, logits: 7}}
+    shallow = [{"rollout": {weights: 10 * depth, logits: 7}} for depth in DEPTHS]
+    assert at_depth(shallow, 28) == {"rollout": {weights: 280, logits: 7}}

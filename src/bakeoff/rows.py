@@ -71,7 +71,8 @@ def map_tensors(function: Callable[[Tensor], Any], noun: Any) -> Any:
     if isinstance(noun, Tensor):
         return function(noun)
     if isinstance(noun, list | tuple):
-        return type(noun)(map_tensors(function, each) for each in noun)
+        parts = (map_tensors(function, each) for each in noun)
+        return noun._make(parts) if hasattr(noun, "_make") else type(noun)(parts)  # a NamedTuple, or another
     if isinstance(noun, dict):
         return {key: map_tensors(function, each) for key, each in noun.items()}
     return fieldwise(lambda each: map_tensors(function, each), noun) if is_dataclass(noun) else noun

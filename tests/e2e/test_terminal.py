@@ -144,7 +144,7 @@ MISTAKES = {
     "bakeoff-predict bakeoff.predict_command algorithm=ppo,grop": "bakeoff-predict: unknown choice algorithm=grop",
     "bakeoff-evaluate bakeoff.evaluate outputs/x --sampels=3": "did you mean --samples?",
     "bakeoff-report bakeoff.report.__main__ --latset": "unknown option --latset; did you mean --latest?",
-    "bakeoff-predict bakeoff.predict_command --largest sweeps=memory": "--fit needs configurations side by side",
+    "bakeoff-predict bakeoff.predict_command --largest sweeps=memory": "--largest needs configurations side by side",
     "bakeoff-report bakeoff.report.__main__ methods --latest": "methods and --latest exclude each other",
     "bakeoff-report bakeoff.report.__main__ --sweeps=3": "--sweeps needs a study",
     "bakeoff-report bakeoff.report.__main__ --where=seed<3": "--where needs a study",
