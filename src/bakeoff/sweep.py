@@ -221,7 +221,6 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     tags = {"study": name, "kind": "sweep", "commit": commit(), "question": config.study.question}
     earlier, launched = parent_run(folder), finishing(folder.resolve())
     commands = list(dict.fromkeys([*(earlier.commands if earlier else []), launched]))
-    by_command = {"command": "\n".join(commands)}  # a report asks for more seeds by it
     note = (
         f"**{name}**: {jobs} jobs, the child runs. {config.study.question}\n\n"
         "In the list of runs, the plus beside this run's name shows its jobs, the chart symbol their curves, and "
@@ -233,7 +232,8 @@ def start_parent(study: str, config: Config, folder: Path, jobs: int, varied: li
     report = partial(Console().print, markup=False)
     tracker = start_run(config.tracking, title, tags, folder, resumes, report, finishing(folder))
     curves = f"[Curves by arm](#{tracker.charts().partition('#')[2]})"
-    tracker.tags(by_command | {"mlflow.note.content": f"{curves}. {note}"})
+    # a report asks for more seeds by the commands
+    tracker.tags({"command": "\n".join(commands), "mlflow.note.content": f"{curves}. {note}"})
     parent = Parent(tracker.run_id, os.getpid(), varied, socket.gethostname(), commands)
     replace_text(folder / PARENT, json.dumps(asdict(parent)))
     return tracker

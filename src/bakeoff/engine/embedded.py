@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from bakeoff.model.config import Precision
 from bakeoff.model.encode import decoder
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from transformers import Cache, PreTrainedModel
 
     from bakeoff.model.policy import Policy
 
@@ -43,8 +44,6 @@ class Embedded(Engine):
         Each token of each completion has a uniform number of its own, drawn before the first: what a completion draws
         does not depend on when others end. Stop strings are looked for when CHECK_INTERVAL tokens have been decoded.
         """
-        from bakeoff.model.packing import decoding_attention  # 3 s, which --help, errors and reports need not wait for
-
         policy, device, budget = self._policy, self._policy.device, request.max_tokens
         shape = len(request.prompts.ids) * request.completions, budget
         uniform = None if request.greedy else uniform_numbers(request.seed, shape, request.first).to(device)
@@ -85,8 +84,6 @@ class Embedded(Engine):
     @torch.no_grad()
     def trace_peak(self, request: Request) -> None:
         """Reads the prompts and the last token, where the cache is largest."""
-        from bakeoff.model.packing import decoding_attention  # late, as in `generate`
-
         policy = self._policy
         with policy.trunk.computing(), decoding_attention(policy.network.base_model):
             decoding = Decoding.begin(policy, request)
@@ -187,7 +184,7 @@ class Decoding:
     @classmethod
     def begin(cls, policy: Policy, request: Request) -> Decoding:
         """Reads each prompt once, and repeats its cache for the group."""
-        from bakeoff.model.cache import KeyValueCache  # late, as in `generate`
+        from bakeoff.model.cache import KeyValueCache  # 3 s, which --help, errors and reports need not wait for
 
         network, prompts, group_size = policy.network, request.prompts, request.completions
         lengths = prompts.attention.sum(1).repeat_interleave(group_size, 0)
@@ -210,7 +207,7 @@ class Decoding:
 
     def advance(self, token: Tensor) -> None:
         """Reads one more token [S] of each completion."""
-        from bakeoff.model.packing import decoding_mask  # late, as in `generate`
+        from bakeoff.model.packing import decoding_mask  # late, as the cache
 
         backbone, read = self.policy.network.base_model, self.cache.get_seq_length() + 1
         out = backbone(
@@ -242,6 +239,17 @@ class Decoding:
                     old = getattr(layer, name)
                     setattr(layer, name, old.new_empty(0))  # freed first: a real cache never holds both for all tokens
                     setattr(layer, name, old.new_empty(batch, heads, grown, width))
+
+
+@contextmanager
+def decoding_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    """Decodes with sdpa where other passes use flex_attention, which would compile a mask of every length."""
+    config, own = backbone.config, backbone.config._attn_implementation
+    config._attn_implementation = "sdpa" if own == "flex_attention" else own
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from bakeoff import processes
 from bakeoff.batch import Sequences
 from bakeoff.model.forward import ForwardSettings
-from bakeoff.model.packing import completions_per_row
+from bakeoff.model.packing import completions_per_row, equal_parts
 from bakeoff.rows import select
 
 
@@ -30,8 +30,7 @@ def micro_batches(sequences: Sequences, forward: ForwardSettings) -> Iterator[sl
         return [prompts[at] + sum(completions[at : at + size]) for at in range(0, count, size)]
 
     most = completions_per_row(sequences) if forward.shares_prompts else 1
-    sizes = [size for size in range(most, 0, -1) if most % size == 0]
-    size = next((size for size in sizes if max(widths(size)) <= bound), 1)
+    size = next((size for size in equal_parts(most) if max(widths(size)) <= bound), 1)
     start = widest = 0
     for number, width in enumerate(widths(size)):
         at = number * size

@@ -6,8 +6,7 @@ A completion sees its prompt and itself. Positions are those of a sequence alone
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +26,8 @@ from bakeoff.batch import Sequences
 Sees = Callable[[Any, Any, Any, Any], Any]  # (row, head, query, key) → whether the query sees the key
 
 ANY_MASK = ("sdpa", "eager", "flex_attention")  # attention that takes any mask
-PAIRS = 4096  # attention to so many tokens takes as long as a token's products with weights, in a model of width 680
+# attention to this many tokens takes as long as one token's products with the weights, in a model of width 680
+PAIRS = 4096
 PADDING, PROMPT = 0, 1  # members of a row; its completions are numbered from 2
 
 
@@ -120,7 +120,12 @@ def completions_per_row(sequences: Sequences) -> int:
         width = prompt + completion * (3 * size + 1) / 4
         return width * (1 + width / PAIRS) / size
 
-    return min((size for size in range(group, 0, -1) if group % size == 0), key=work)
+    return min(equal_parts(group), key=work)
+
+
+def equal_parts(size: int) -> list[int]:
+    """The sizes of equal parts of a group of this size, the largest first."""
+    return [part for part in range(size, 0, -1) if size % part == 0]
 
 
 def group_mask(backbone: PreTrainedModel, packed: Packed) -> Any:
@@ -150,17 +155,6 @@ def group_mask(backbone: PreTrainedModel, packed: Packed) -> Any:
             for kind, window in windows(backbone.config).items()
         }
     )
-
-
-@contextmanager
-def decoding_attention(backbone: PreTrainedModel) -> Iterator[None]:
-    """Decodes with sdpa where other passes use flex_attention, which would compile a mask of every length."""
-    config, own = backbone.config, backbone.config._attn_implementation
-    config._attn_implementation = "sdpa" if own == "flex_attention" else own
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
 
 
 def decoding_mask(backbone: PreTrainedModel, attention: Tensor) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -148,6 +149,12 @@ class Family:
             f"{text}. With {seeds}, four of five such studies find a difference of {self.detectable:.2g} (pooled "
             f"deviation of paired differences {self.deviation:.2g})."
         )
+
+
+def pooled(families: Sequence[Family]) -> tuple[float, int]:
+    """The deviation of paired differences pooled over families, and the largest number of pairs in one."""
+    deviation = pooled_deviation(own for each in families for own in each.differences.values())
+    return deviation, max(len(each.differences) for each in families)
 
 
 def family(study: Study, metric: str = ACCURACY) -> Family:

@@ -8,9 +8,9 @@ import re
 import shlex
 
 from bakeoff.errors import UserError
-from bakeoff.report.comparisons import family
+from bakeoff.report.comparisons import family, pooled
 from bakeoff.report.page import page_code
-from bakeoff.report.statistics import counted, detectable, pooled_deviation, seeds_to_detect
+from bakeoff.report.statistics import counted, detectable, seeds_to_detect
 from bakeoff.report.study import ACCURACY, PRIMARY, Study
 
 MOST = 10_000  # seeds that a command lists
@@ -25,8 +25,7 @@ def detect(study: Study, difference: float) -> str:
     code = page_code(study.name)
     found = code.families(study) if hasattr(code, "families") else [family(study)]
     metric = getattr(code, "MEASURE", ACCURACY)
-    deviation = pooled_deviation(own for each in found for own in each.differences.values())
-    comparisons, step = max(len(each.differences) for each in found), study.step(metric)
+    (deviation, comparisons), step = pooled(found), study.step(metric)
     if not deviation > 0:
         raise UserError(
             f"the study '{study.name}' has no two arms whose accuracies differ from seed to seed; --detect needs a "
@@ -69,8 +68,5 @@ def more(study: Study, needed: int) -> str:
     for line in study.command.splitlines():
         *words, folder = [word for word in shlex.split(line) if not word.startswith("seed=")]
         launches.append(shlex.join([*words, seeds, folder]))
-    return "\n".join(
-        ["To add the missing ones, type:", *launches]
-        if len(launches) > 1
-        else [f"To add the missing ones, type: {launches[0]}"]
-    )
+    ask = "To add the missing ones, type:"
+    return "\n".join([ask, *launches]) if len(launches) > 1 else f"{ask} {launches[0]}"

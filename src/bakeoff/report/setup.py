@@ -165,9 +165,9 @@ def commands(study: Study) -> str:
 
 def setup_html(study: Study) -> str:
     """`setup` as a section of a page, which is Markdown too."""
-    cells = {key: in_html(value) for key, value in setup(study).items()}
-    of_launches = in_html("; ".join(setup(study)["command of the runs"].splitlines()))
+    found = setup(study)
+    found["command of the runs"] = "; ".join(found["command of the runs"].splitlines())  # of several launches
+    cells = {key: in_html(value) for key, value in found.items()}
     cells |= {key: f"<code>{value}</code>" for key, value in cells.items() if "command" in key}
-    cells["command of the runs"] = f"<code>{of_launches}</code>"
     rows = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in cells.items())
     return f'<h2 id="set-up">Set-up</h2>\n<div class="frame"><table class="setup">{rows}</table></div>'

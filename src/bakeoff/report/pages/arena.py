@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.regime import parsed
 from bakeoff.report.claim import Claim
-from bakeoff.report.comparisons import Family
+from bakeoff.report.comparisons import Family, pooled
 from bakeoff.report.figures import WIDTH, colours, finished, panels, style
 from bakeoff.report.naming import enumerated
 from bakeoff.report.regimes import (
@@ -36,7 +36,6 @@ from bakeoff.report.statistics import (
     detectable,
     improvement_over_regimes,
     mean_interval,
-    pooled_deviation,
 )
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import number, pass_at_k
@@ -177,8 +176,7 @@ def highest(study: Study, frame: pd.DataFrame) -> str:
 def power(study: Study) -> str:
     """The rule by which a method is higher in a regime, and the difference that the seeds can detect."""
     found = families(study)
-    deviation = pooled_deviation(own for each in found for own in each.differences.values())
-    seeds, pairs = min(each.seeds for each in found), max(len(each.differences) for each in found)
+    (deviation, pairs), seeds = pooled(found), min(each.seeds for each in found)
     smallest = detectable(deviation, seeds, pairs, study.step(MEASURE))
     seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (
