@@ -10,7 +10,7 @@ from bakeoff.arms import one_by_one
 from bakeoff.errors import UserError, refused
 from bakeoff.init import write
 from bakeoff.report.store import select
-from bakeoff.tune import methods_of, numbers, seeds_of
+from bakeoff.tune import methods_of, numbers, parse, seeds_of
 
 
 def broken(folder, kind):
@@ -107,6 +107,13 @@ def test_a_pattern_names_the_methods_that_match():
     assert methods_of("algorithm=mine,grpo") == ["mine", "grpo"]
     with pytest.raises(UserError, match="matches no method"):
         methods_of("algorithm=glob(zz*)")
+
+
+def test_a_variant_is_one_method():
+    assert parse(["algorithm=grpo", "--variant", "mine"]).methods == ["grpo"]
+    for several in ("algorithm=ppo,grpo", "algorithm=glob(grpo*)"):
+        with pytest.raises(UserError, match="--variant is 'mine', the name of one method's file"):
+            parse([several, "--variant", "mine"])
 
 
 @pytest.mark.parametrize("where", ["seed", "1", "name", "'x'", "seed + 1", "nothing == 1", "seed ==", "[True]"])

@@ -47,16 +47,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="100", help="tuning seeds, on which a study must not report (default: 100)")
     parser.add_argument("--name", default="", help="folder in conf/tuned (default: TASK_MODEL)")
     parser.add_argument("--base", default="", help="folder in conf/tuned whose other values are kept")
+    parser.add_argument("--variant", default="", help="name of the file, where other keys make the one method another")
     add_config_dir(parser)
     found = read_arguments(parser, arguments)
     found.rates, found.seeds = numbers(found.rates), seeds_of(found.seeds)
+    named = [each for each in found.overrides if each.startswith("algorithm=")]
+    found.methods = methods_of(named[-1] if named else "algorithm=grpo")
+    found.overrides = [each for each in found.overrides if each not in named]
+    if found.variant and len(found.methods) > 1:
+        raise UserError(
+            f"--variant is {found.variant!r}, the name of one method's file; algorithm= names {len(found.methods)}."
+        )
     return found
 
 
 def check(arguments: list[str]) -> None:
     """Raises UserError for what can be refused before the libraries of a run are here; see early.py."""
     given = parse(arguments)
-    check_overrides(["tuned=none", *given.overrides], given.config_dir, sweep=True)
+    methods = f"algorithm={','.join(given.methods)}"
+    check_overrides(["tuned=none", methods, *given.overrides], given.config_dir, sweep=True)
 
 
 def main() -> None:
@@ -65,11 +74,9 @@ def main() -> None:
     with answering("bakeoff-tune"):
         arguments = parse()
         register()
-        named = [each for each in arguments.overrides if each.startswith("algorithm=")]
-        rest = [each for each in arguments.overrides if each not in named]
-        for method in methods_of(named[-1] if named else "algorithm=grpo"):
-            name = f"{arguments.name or task_and_model(rest)}/{method}"
-            tune(method, name, arguments.base, rest, arguments.rates, arguments.seeds, command)
+        for method in arguments.methods:
+            name = f"{arguments.name or task_and_model(arguments.overrides)}/{arguments.variant or method}"
+            tune(method, name, arguments.base, arguments.overrides, arguments.rates, arguments.seeds, command)
 
 
 def numbers(text: str) -> list[float]:
@@ -141,9 +148,10 @@ def tune(
         raise UserError(
             f"the package already has tuned values {name}, which runs would read instead; choose another --name."
         )
-    places = [folder / "tuned" / base / path.name for folder in (study_folders()[0] / "conf", CONF)]
+    folders = (study_folders()[0] / "conf", CONF)
+    places = [folder / "tuned" / base / f"{stem}.yaml" for stem in (path.stem, method) for folder in folders]
     own = next((place for place in places if base and place.exists()), None)
-    common = [f"algorithm={method}", f"tuned={base}/{method}" if own else "tuned=none", *overrides]
+    common = [f"algorithm={method}", f"tuned={base}/{own.stem}" if own else "tuned=none", *overrides]
     config = compose(common)
     whole = config.algorithm.optimizer.needs_whole_rollout
     key, values = "algorithm.optimizer.lr", rates
@@ -161,7 +169,8 @@ def tune(
         raise UserError(f"{len(values) - len(tried)} of {len(values)} rates of {method} have no run; see {folder}.")
     if not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
-    values_kept = OmegaConf.load(own).algorithm if own else OmegaConf.create({})
+    typed = [each.removeprefix("algorithm.") for each in overrides if each.startswith("algorithm.")]
+    values_kept = OmegaConf.merge(OmegaConf.load(own).algorithm if own else {}, OmegaConf.from_dotlist(typed))
     write(path, name, key, tried, seeds, command, config, values_kept)
 
 

@@ -131,6 +131,15 @@ def test_rates_are_tuned_with_equal_trials_and_then_used(project):
     again = call("bakeoff.tune", ("algorithm=grpo", *search[1:], "--name", "mine", "--base", "mine"), project)
     assert again.returncode == 0, again.stderr
     assert len(list((project / "outputs" / "tuning" / "mine" / "grpo").iterdir())) == 1
+    # a variant keeps the values of its method's file, and the keys that make it one
+    once = (*short, one_by_one, "--rates", "2e-4", "--seeds", "100", "--name", "mine", "--base", "mine")
+    tuned = call(
+        "bakeoff.tune", ("algorithm=grpo", "algorithm.optimizer.epochs=3", *once, "--variant", "thrice"), project
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    file = yaml.safe_load((project / "conf" / "tuned" / "mine" / "thrice.yaml").read_text())
+    assert (file["tuned"]["name"], file["tuned"]["trials"]) == ("mine/thrice", 1)
+    assert (file["algorithm"]["optimizer"]["epochs"], file["algorithm"]["optimizer"]["lr"]) == (3, 2e-4)
 
 
 OPTION = '''
