@@ -3,6 +3,7 @@
 import datetime
 import functools
 import os
+import re
 
 import hydra
 import pytest
@@ -45,7 +46,9 @@ def sweeper(arms=None, **params):
 def test_every_study_asks_a_question_has_a_page_and_jobs_that_can_run(name):
     config = study(name)
     assert config.study.question.endswith("?")
-    assert page_of(name).notebook.is_file()
+    page = page_of(name)
+    called = re.findall(r"page\.code\.(\w+)", page.notebook.read_text())
+    assert [function for function in called if not callable(getattr(page.code, function, None))] == []
     if config.hydra.sweeper.search:
         assert config.hydra.sweeper.search.n_trials >= 8
         compose(f"sweeps={name}")

@@ -105,6 +105,24 @@ def test_methods_are_chosen_and_avoided_by_regime():
     assert "Of 8 predictions, 4 as predicted, 3 against the prediction, 0 undecided, 1 not tested" in text
 
 
+def test_ppo_and_grpo_are_compared_in_each_regime_that_both_ran(monkeypatch):
+    monkeypatch.setattr(arena, "DUEL", ("a", "c"))
+    found = arena.duel(study()).set_index("regime")
+    assert found["result"].tolist() == ["a is higher", "a is higher"]
+    assert found.loc["noise", "score of a"] == "0.50"
+    assert found.loc["noise", "a − c, sampled accuracy [95 %]"].startswith("+0.2")
+    text = arena.verdict(study())
+    assert text.startswith("a or c? Of 2 regimes, a is higher in plain and noise; c is higher in none; the difference")
+    assert "is not significant in 0 (Holm, 2 comparisons)" in text
+    near = arena.verdict(study(FINALS | {("c", "plain"): 0.78}, spread=0.0005))
+    assert near.startswith(
+        "a or c? Of 2 regimes, a is higher in noise (by less than 0.05 in plain); c is higher in none"
+    )
+    monkeypatch.setattr(arena, "DUEL", ("a", "missing"))
+    assert arena.duel(study()).empty
+    assert arena.verdict(study()).startswith("By the highest mean")
+
+
 def test_a_method_that_is_lower_by_less_than_the_margin_is_not_to_be_avoided():
     near = study(FINALS | {("b", "plain"): 0.78}, spread=0.0005)
     assert regimes.family(near, "plain", regimes.scores(near)).comparisons[0].higher == "a"

@@ -127,17 +127,22 @@ def verdicts(study: Study) -> list[Verdict]:
     ]
     frames = {metric: scores(study, metric) for metric in {prediction.metric for _, prediction in stated}}
     frame = scores(study)
-    still = unmoved(study, frame.assign(at=frame["method"] + "@" + frame["regime"]), "at")
+    unmoving = still(study, frame)
     found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
     steps = [study.step(each.metric) for _, each in stated]
     corrected = holm([paired_p(own, step) for (*_, own), step in zip(found, steps, strict=True)])
     return [
         Verdict(
             *(regime, each, mean_interval(own, step), len(own)),
-            judged(each, own, p, study.margin, still >= arms(regime, each), step),
+            judged(each, own, p, study.margin, unmoving >= arms(regime, each), step),
         )
         for (regime, each, own), step, p in zip(found, steps, corrected, strict=True)
     ]
+
+
+def still(study: Study, frame: pd.DataFrame) -> frozenset[str]:
+    """The arms of `scores` whose policies have not moved, as `method@regime`."""
+    return unmoved(study, frame.assign(at=frame["method"] + "@" + frame["regime"]), "at")
 
 
 def arms(regime: str, prediction: Prediction) -> set[str]:
