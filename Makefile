@@ -23,7 +23,7 @@ ifneq ($(strip $(foreach each,$(VENV) $(PEERS) $(VLLM) $(LAUNCHERS),$(call other
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning reuse-tuning rlhf claims tuning report ui ui-test test slurm-test ray-test server-test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning baseline-tuning rlhf claims tuning report ui ui-test test slurm-test ray-test server-test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -46,11 +46,7 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
 	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
 
-reuse-tuning: $(READY)  ## the learning rate of each arm of the studies sample_reuse and baselines that is no method: half an hour
-	for objective in clip ratio; do for epochs in 1 2 4 8; do \
-	$(BIN)/bakeoff-tune algorithm=importance_sampling algorithm/objective=$$objective algorithm.optimizer.epochs=$$epochs \
-	  algorithm.optimizer.minibatches=1 protocol=arena_tiny budget.limit=10240 \
-	  --name arena_tiny --base arena_tiny --variant $${objective}_$$epochs --seeds 100,101,102 --rates 1e-4:3e-3:8 || exit 1; done; done
+baseline-tuning: $(READY)  ## the learning rate of the study baselines' arm with a critic, which is no method
 	$(BIN)/bakeoff-tune algorithm=reinforce algorithm/critic=separate algorithm/advantage=gae algorithm.advantage.lam=1.0 \
 	  protocol=arena_tiny --name arena_tiny --base sort_tiny --variant baseline_critic --seeds 100,101,102 --rates 1e-4:3e-3:8
 

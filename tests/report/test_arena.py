@@ -123,6 +123,11 @@ def test_ppo_and_grpo_are_compared_in_each_regime_that_both_ran(monkeypatch):
     assert arena.verdict(study()).startswith("By the highest mean")
 
 
+def test_regimes_of_one_property_are_told_apart_by_their_names(monkeypatch):
+    monkeypatch.setitem(REGIMES, "noise", ("none", []))
+    assert list(regimes.regimes(study())["property"]) == ["none (plain)", "none (noise)"]
+
+
 def test_a_method_that_is_lower_by_less_than_the_margin_is_not_to_be_avoided():
     near = study(FINALS | {("b", "plain"): 0.78}, spread=0.0005)
     assert regimes.family(near, "plain", regimes.scores(near)).comparisons[0].higher == "a"

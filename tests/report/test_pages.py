@@ -22,7 +22,9 @@ from bakeoff.report.pages import (
     gradient_quality,
     kl_frontier,
     sample_reuse,
+    sampling,
     tuning,
+    variance,
 )
 from bakeoff.report.statistics import Estimate, holm, mean_interval, paired_p
 from bakeoff.report.store import load_study
@@ -40,6 +42,8 @@ STUDIES = {
     "sample_reuse": 2,
     "clip_vs_adaptive": 2,
     "gradient_quality": 1,
+    "variance": 1,
+    "sampling": 1,
     "advantage_quality": 2,
     "tuning": 1,
 }
@@ -47,10 +51,10 @@ MEMORY = ("rollout", "actor_update", "critic_update")
 
 
 def run(final, kl=1.0, start=0.2, seconds=10.0, rollout=0.25, ess=1.0, behaviour=0.01, extra=None):
-    """The metrics of a run whose accuracy goes on a straight line from start to final in ten updates of 256."""
+    """The metrics of a run whose accuracies go on a straight line from start to final in ten updates of 256."""
     values = {
         "eval/greedy_accuracy": lambda share: start + share * (final - start),
-        "eval/sampled_accuracy": lambda share: 0.1,
+        "eval/sampled_accuracy": lambda share: start + share * (final - start),
         "kl/reference_k3_per_sequence": lambda share: kl * share + 1e-6,
         "kl/behaviour_k3_per_token": lambda share: behaviour,
         "kl/beta_behaviour": lambda share: 1.0,
@@ -116,6 +120,13 @@ def filled_store(path):
         ),
         seeds=(1, 2, 3, 4, 5),
     )
+    sweep(
+        "sampling",
+        {f"digits_{digits}": {sampling.DIGITS: str(digits)} for digits in (5, 60)},
+        lambda arm, seed: run(
+            0.9, rollout=(0.3 if arm == "digits_5" else 0.6) + seed / 1000, extra={"length/mean": int(arm[7:]) + 1}
+        ),
+    )
     ways = {"clip_0_1": ("ppo", 0.1), "clip_0_2": ("ppo", 0.2)}
     ways |= {"adaptive_0_002": ("ppo_kl", 0.002), "adaptive_0_006": ("ppo_kl", 0.006)}
     ways |= {"penalty_1": ("ppo_penalty", 1.0), "penalty_10": ("ppo_penalty", 10.0)}
@@ -130,10 +141,11 @@ def filled_store(path):
             ends[arm] + (0.001 * seed if arm in ("clip_0_2", "penalty_1") else 0), behaviour=1.2 * ways[arm][1]
         ),
     )
-    sweep(
-        "gradient_quality",
-        {"reinforce": {}, "reinforce_baseline": {}},
-        lambda arm, seed: {
+
+    def gradient(arm, seed):
+        """A baseline halves the variance, and lowers it to a tenth where rewards are positive."""
+        variances = {"reinforce": 8.0, "none_plain": 8.0, "none_offset": 40.0}
+        return {
             metric: {0: value + seed / 1000}
             for metric, value in (
                 ("gradient/cosine", 0.4),
@@ -141,11 +153,13 @@ def filled_store(path):
                 ("gradient/alignment", 0.9 if arm == "reinforce" else 1.0),
                 ("gradient/snr_per_1000_tokens", 0.1 if arm == "reinforce" else 0.3),
                 ("gradient/snr_per_second", 1.0),
-                ("gradient/relative_variance", 8.0 if arm == "reinforce" else 4.0),
+                ("gradient/relative_variance", variances.get(arm, 4.0)),
                 ("gradient/norm", 1.0),
             )
-        },
-    )
+        }
+
+    sweep("gradient_quality", {"reinforce": {}, "reinforce_baseline": {}}, gradient)
+    sweep("variance", {f"{name}_{regime}": {} for name in ("none", "mean") for regime in ("plain", "offset")}, gradient)
     sweep(
         "advantage_quality",
         {"baseline_critic": {}, "baseline_group_mean": {}},
@@ -264,6 +278,16 @@ def test_reuse_is_compared_by_restricted_means_and_its_time_by_a_break_even_shar
     assert "where sampling and scoring take more than 0.66" in text
 
 
+def test_the_share_of_sampling_is_stated_by_the_length_of_an_answer(store):
+    study = load_study("sampling", store)
+    assert sampling.table(study)["mean tokens of a completion"].tolist() == ["6.00", "61.0"]
+    assert "0.3020 [0.2995, 0.3045] of the training time with completions of 6 tokens" in sampling.verdict(study)
+    share, growth = (claim.of(study) for claim in sampling.CLAIMS)
+    assert share.value == pytest.approx(0.602, abs=1e-3)
+    assert growth.value == pytest.approx(0.3)
+    assert sampling.CLAIMS[1].verdict(growth) == "supported"
+
+
 def test_bounds_are_compared_at_their_best_and_at_their_worst_strength(store):
     study = load_study("clip_vs_adaptive", store)
     spread = clip_vs_adaptive.spreads(study)
@@ -297,6 +321,17 @@ def test_a_verdict_on_quality_names_best_lower_and_biased_methods(store):
     study = load_study("advantage_quality", store)
     assert "baseline_group_mean 0.5020 [0.4995, 0.5045], baseline_critic 0.3020" in advantage_quality.verdict(study)
     assert len(advantage_quality.by_position(study, "advantage/rank_accuracy")) == 6, "NaN is left out"
+
+
+def test_the_variance_of_a_gradient_is_compared_in_each_regime(store):
+    study = load_study("variance", store)
+    plain, offset = (claim.of(study) for claim in variance.CLAIMS)
+    assert plain.value == pytest.approx(0.5, abs=0.01)
+    assert offset.value == pytest.approx(0.1, abs=0.01)
+    text = variance.verdict(study)
+    assert "mean_offset ÷ none_offset: mean_offset lowers it at the start of seed 1 (× 0.10)" in text
+    one = load_study("variance", store, where="name == 'none_plain'")
+    assert variance.verdict(one) == "Starts are different policies."
 
 
 def test_tuning_reads_several_sweeps_as_one(store):

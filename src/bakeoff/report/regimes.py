@@ -57,11 +57,16 @@ def scores(study: Study, metric: str = SAMPLED) -> pd.DataFrame:
 
 
 def regimes(study: Study) -> pd.DataFrame:
-    """A row for each regime that ran, in the order in which they started: property, predictions and source."""
+    """A row for each regime that ran, in the order in which they started: property, predictions and source.
+
+    A property that several regimes have is followed by the name of each.
+    """
     keys = study.params[study.params["key"].str.startswith("regime.")]
     by_run = keys.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).dropna()
     by_run.columns = [column.removeprefix("regime.") for column in by_run.columns]
-    return by_run.drop_duplicates("name").set_index("name")
+    found = by_run.drop_duplicates("name").set_index("name")
+    twice = found["property"].duplicated(keep=False)
+    return found.assign(property=found["property"].where(~twice, found["property"] + " (" + found.index + ")"))
 
 
 def wide(frame: pd.DataFrame, regime: str, column: str = SCORE) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SAMPLED, SHARES,
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
+FINAL_SAMPLED = f"held-out sampled accuracy {INTERVAL}"
 PASS_AT = "eval/pass_at_"  # and k
 REFERENCE_KL = "kl/reference_k3_per_sequence"  # to the start
 SECONDS = "progress/seconds"  # of training
@@ -153,11 +154,13 @@ def per_seed(study: Study) -> pd.DataFrame:
 def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str, str]) -> pd.DataFrame:
     """A row for each group of runs: what they have in common, and means over them, in columns named by the labels.
 
-    A label that ends in INTERVAL has the mean's 95 % interval too, which stays within [0, 1] for an accuracy and a true
-    reward. NaN in one run is NaN in the mean.
+    A label that ends in INTERVAL has the mean's 95 % interval too, which stays within [0, 1] for an accuracy, a share
+    and a true reward. NaN in one run is NaN in the mean.
     """
     intervals = {
-        column: share_interval if "accuracy" in label or column.startswith("true") else mean_interval
+        column: share_interval
+        if "accuracy" in label or "share" in label or column.startswith("true")
+        else mean_interval
         for column, label in columns.items()
     }
     rows = []
