@@ -485,7 +485,10 @@ def test_unmatched_arms_are_named():
     assert "batch.group_size differs: 4 (ppo); 8 (grpo)" in text
     assert "ppo seed 1 did not finish (out of memory): out of memory in rollout" in text
     assert "ppo has no run with seed 1" in text
-    assert "ppo was not tuned" in text
+    assert "no arm was tuned" in text
+    one = study({"ppo": {1: 0.9}, "grpo": {1: 0.8}})
+    one.runs.loc[one.runs["name"] == "ppo", "tuned"] = "untuned"
+    assert "ppo was not tuned" in mismatches(one)
 
 
 def test_a_value_that_only_one_arm_has_is_a_difference():
