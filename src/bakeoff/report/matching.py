@@ -109,12 +109,11 @@ def by_value(values: pd.Series) -> str:
 
 def unequal_tuning(study: Study) -> list[str]:
     """Sentences that name arms that were not tuned, and arms that were tuned unequally: in trials, seeds or budget."""
-    untuned = study.runs["name"][study.runs["tuned"] == "untuned"].astype(str).unique().tolist()
-    found = (
-        [f"{', '.join(shortened(untuned, NAMED))} {'were' if len(untuned) > 1 else 'was'} not tuned"] if untuned else []
-    )
+    found, untuned = [], study.runs["name"][study.runs["tuned"] == "untuned"].astype(str).unique().tolist()
     if len(untuned) > 1 and len(untuned) == study.runs["name"].nunique():
-        found = ["no arm was tuned"]
+        found.append("no arm was tuned")
+    elif untuned:
+        found.append(f"{', '.join(shortened(untuned, NAMED))} {'were' if len(untuned) > 1 else 'was'} not tuned")
     trials, commands = study.param("tuned.trials"), study.param("tuned.command")
     seeds = study.param("tuned.seeds").str.findall(r"\d+").map(len)
     budgets = commands[commands != ""].str.extract(r"\bbudget\.limit=(\S+)", expand=False).fillna("the protocol's")

@@ -32,7 +32,7 @@ def shares(study: Study) -> pd.DataFrame:
 def table(study: Study) -> pd.DataFrame:
     """A row for each number of digits: mean tokens of a completion, and the share of sampling."""
     columns = {"tokens": "mean tokens of a completion", "share": f"{SHARE} {INTERVAL}"}
-    return summary(runs_by_length(study), {"digits": "digits", "name": "arm"}, columns).drop(columns="arm")
+    return summary(runs_by_length(study), {"digits": "digits"}, columns)
 
 
 def verdict(study: Study) -> str:
