@@ -23,7 +23,7 @@ ifneq ($(strip $(foreach each,$(VENV) $(PEERS) $(VLLM) $(LAUNCHERS),$(call other
 export PYTHONPATH := $(CURDIR)/src
 endif
 
-.PHONY: bakeoff league mismatch arena arena-all arena-tuning baseline-tuning rlhf claims tuning report ui ui-test test slurm-test ray-test server-test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
+.PHONY: bakeoff league mismatch arena arena-all arena-tuning baseline-tuning reuse-tuning rlhf claims tuning report ui ui-test test slurm-test ray-test server-test fuzz chaos processes lint check memory critic calibrate seconds bench bench-peers bench-report published gpu wheels vllm vllm-test smollm2 smollm2-study docs site lock clean
 
 bakeoff: $(READY)  ## the headline study, its table and its report
 	$(BIN)/bakeoff sweeps=methods
@@ -49,6 +49,12 @@ arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the pl
 baseline-tuning: $(READY)  ## the learning rate of the study baselines' arm with a critic, which is no method
 	$(BIN)/bakeoff-tune algorithm=reinforce algorithm/critic=separate algorithm/advantage=gae algorithm.advantage.lam=1.0 \
 	  protocol=arena_tiny --name arena_tiny --base sort_tiny --variant baseline_critic --seeds 100,101,102 --rates 1e-4:3e-3:8
+
+reuse-tuning: $(READY)  ## the learning rate of each arm of the study sample_reuse, which are no methods
+	for objective in clip ratio; do for epochs in 1 2 4 8; do \
+	  $(BIN)/bakeoff-tune algorithm=importance_sampling algorithm/objective=$$objective algorithm.optimizer.epochs=$$epochs \
+	    algorithm.optimizer.minibatches=1 micro_tokens=1024 protocol=arena_tiny --name arena_tiny --base sort_tiny \
+	    --variant $${objective}_$$epochs --seeds 100,101,102 --rates 1e-4:3e-3:8 || exit 1; done; done
 
 mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes, resumes where it stopped
 	$(BIN)/bakeoff sweeps=mismatch hydra.sweep.dir=outputs/mismatch

@@ -23,28 +23,28 @@ from bakeoff.report.study import ACCURACY, Study
 from bakeoff.report.tables import final, mean_text, start_accuracy
 
 
-def threshold(study: Study) -> float:
+def threshold(study: Study, metric: str = ACCURACY) -> float:
     """The held-out accuracy that runs are timed to, which no arm decides: the study's own, else half way from the start
     to 1.
     """
-    start = start_accuracy(study)
+    start = start_accuracy(study, metric)
     return float(study.declared("threshold") or 0) or start + 0.5 * (1 - start)
 
 
-def to_threshold(study: Study, against: str, level: float) -> pd.Series:
+def to_threshold(study: Study, against: str, level: float, metric: str = ACCURACY) -> pd.Series:
     """The x (see `curves`) at which each run first reaches a held-out accuracy, by name and seed; NaN if never."""
-    runs = each_run(curves(study, ACCURACY, against))
+    runs = each_run(curves(study, metric, against))
     reached = {run: first_at(x, value, level) for run, (x, value) in runs.items()}
     return pd.Series(reached, dtype=float).rename_axis(["name", "seed"])
 
 
-def restricted(study: Study, against: str, level: float) -> pd.Series:
+def restricted(study: Study, against: str, level: float, metric: str = ACCURACY) -> pd.Series:
     """The sequences, tokens or seconds (`against`) of each run until it reaches a held-out accuracy, or in all.
 
     A run that never reaches it is censored at its budget, so means of these values are restricted means: they compare
     what was used, and say nothing of what the run would have needed.
     """
-    return to_threshold(study, against, level).fillna(final(study, f"progress/{against}"))
+    return to_threshold(study, against, level, metric).fillna(final(study, f"progress/{against}"))
 
 
 def reached(study: Study, level: float) -> pd.DataFrame:

@@ -19,12 +19,12 @@ MOST = 10_000  # seeds that a command lists
 def detect(study: Study, difference: float) -> str:
     """How many seeds find a difference in final accuracy with power 0.8, and the commands that run the missing ones.
 
-    The comparisons are those that the study's page decides together: its `families` in its `MEASURE`, else all arms in
-    greedy accuracy. Raises UserError where the study's runs do not say how much seeds differ.
+    The comparisons are those that the study's page decides together: its `families`, else all arms, in its
+    `MEASURE`, else greedy accuracy. Raises UserError where the study's runs do not say how much seeds differ.
     """
     code = page_code(study.name)
-    found = code.families(study) if hasattr(code, "families") else [family(study)]
     metric = getattr(code, "MEASURE", ACCURACY)
+    found = code.families(study) if hasattr(code, "families") else [family(study, metric)]
     (deviation, comparisons), step = pooled(found), study.step(metric)
     if not deviation > 0:
         raise UserError(

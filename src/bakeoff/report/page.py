@@ -2,8 +2,8 @@
 
 The code has `table(study)`, a frame, and `verdict(study)`, the answer in sentences. It may have `TABLES`, functions of
 further frames by their titles, `CLAIMS`, the claims that the study tests, `families(study)`, the comparisons that it
-decides together, in its `MEASURE`, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's files
-stand in the user's folder; the pages of the shipped studies are in this package.
+decides together, `MEASURE`, their metric, and `NOTEBOOK`, the name of another study whose notebook it shares. A user's
+files stand in the user's folder; the pages of the shipped studies are in this package.
 """
 
 from __future__ import annotations

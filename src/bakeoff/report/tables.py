@@ -73,9 +73,9 @@ def unmoved(study: Study, runs: pd.DataFrame | None = None, column: str = "name"
     return frozenset(str(value) for value, names in runs.groupby(column)["name"] if still.issuperset(names))
 
 
-def start_accuracy(study: Study) -> float:
-    """Mean held-out accuracy of the runs before their first update; NaN where none logged it."""
-    rows = study.of(ACCURACY)
+def start_accuracy(study: Study, metric: str = ACCURACY) -> float:
+    """Mean held-out accuracy, greedy or sampled, of the runs before their first update; NaN where none logged it."""
+    rows = study.of(metric)
     return float(rows["value"][rows["step"] == 0].mean())
 
 

@@ -15,6 +15,7 @@ from bakeoff.report.statistics import Estimate, mean_interval, paired_difference
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import FINAL_SAMPLED, STEP_KL, by_run, final, grouped, summary, unmoved
 
+MEASURE = SAMPLED  # what --detect is about
 # algorithm → the name of its bound, and the key of the bound's strength
 WAYS = {
     "ppo": ("clip", "algorithm.objective.epsilon_low"),

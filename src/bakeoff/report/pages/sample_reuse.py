@@ -20,13 +20,14 @@ from bakeoff.report.statistics import (
     ratio_of_means,
     resampled,
 )
-from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import FINAL_ACCURACY, by_run, final, grouped, summary
+from bakeoff.report.study import SAMPLED, Study
+from bakeoff.report.tables import FINAL_SAMPLED, by_run, final, grouped, summary
 
+MEASURE = SAMPLED  # what --detect is about
 OBJECTIVE, EPOCHS = "choice/algorithm/objective", "algorithm.optimizer.epochs"
 STEPS = ("actor_update", "fisher_product", "critic_update")  # phases whose time grows with the epochs
 MEASURES = {
-    "accuracy": "held-out greedy accuracy",
+    "accuracy": "held-out sampled accuracy",
     "sequences": "completions to the threshold, or in all",
     "seconds": "training seconds to the threshold, or in all",
     "effective": "effective sample size (share)",
@@ -48,15 +49,15 @@ def runs_by_epochs(study: Study) -> pd.DataFrame:
     """A row for each run: name, seed, objective, epochs, MEASURES, whether it reached the threshold, and its seconds
     in steps.
     """
-    level = threshold(study)
+    level = threshold(study, SAMPLED)
     return by_run(
         study,
         objective=study.param(OBJECTIVE),
         epochs=study.param(EPOCHS).astype(int),
-        accuracy=final(study, ACCURACY),
-        sequences=restricted(study, "sequences", level),
-        seconds=restricted(study, "seconds", level),
-        reached=to_threshold(study, "sequences", level).notna(),
+        accuracy=final(study, SAMPLED),
+        sequences=restricted(study, "sequences", level, SAMPLED),
+        seconds=restricted(study, "seconds", level, SAMPLED),
+        reached=to_threshold(study, "sequences", level, SAMPLED).notna(),
         effective=grouped(study, "policy/effective_sample_size").mean(),
         sampling=sampling_share(study),
         steps=seconds_of(study, *STEPS),
@@ -66,7 +67,7 @@ def runs_by_epochs(study: Study) -> pd.DataFrame:
 def table(study: Study) -> pd.DataFrame:
     """A row for each objective and number of epochs: means over seeds, intervals for the accuracy."""
     columns = {
-        "accuracy": FINAL_ACCURACY,
+        "accuracy": FINAL_SAMPLED,
         "reached": "share of runs that reach the threshold",
         "sequences": "completions until then, or in all",
         "seconds": "seconds until then, or in all",
@@ -107,13 +108,13 @@ def break_even(study: Study, objective: str, epochs: int) -> Estimate:
 
 def verdict(study: Study) -> str:
     """With how many epochs accuracy is highest, what they save, and from which share of sampling on that saves time."""
-    level, runs, parts = threshold(study), runs_by_epochs(study), []
+    level, runs, parts = threshold(study, SAMPLED), runs_by_epochs(study), []
     for objective in dict.fromkeys(runs["objective"]):
         own = runs[runs["objective"] == objective].groupby("epochs")
         means, reached = own[["accuracy", "effective"]].mean(), own["reached"].agg(["sum", "size"])
         best, most = int(means["accuracy"].idxmax()), int(means.index[-1])
         text = (
-            f"With the objective `{objective}`, accuracy is highest with {counted(best, 'epoch')} "
+            f"With the objective `{objective}`, sampled accuracy is highest with {counted(best, 'epoch')} "
             f"({means['accuracy'][best]:.3f}; with 1: {means['accuracy'].iloc[0]:.3f}, with {most}: "
             f"{means['accuracy'].iloc[-1]:.3f})"
         )
@@ -132,7 +133,7 @@ def verdict(study: Study) -> str:
         )
     parts.append(
         "A run that never reaches the threshold counts with its whole budget: means are restricted to it. Intervals "
-        f"are a bootstrap over seeds, stated from {FEWEST} seeds on. Final accuracy: {family(study).note}"
+        f"are a bootstrap over seeds, stated from {FEWEST} seeds on. Final accuracy: {family(study, SAMPLED).note}"
     )
     return " ".join(parts)
 
@@ -152,7 +153,7 @@ def plot(study: Study) -> Figure:
         axes.set(xlabel="epochs over each rollout", title=label)
     figure.legend(*all_axes[0].get_legend_handles_labels(), title="objective", loc="outside lower right")
     return finished(
-        figure, f"Reuse of a rollout: means and ranges over seeds; threshold {threshold(study):.3f}.", study
+        figure, f"Reuse of a rollout: means and ranges over seeds; threshold {threshold(study, SAMPLED):.3f}.", study
     )
 
 
@@ -163,9 +164,9 @@ def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
 
 
 def clipped(study: Study, epochs: int) -> Estimate:
-    """The paired difference of final accuracy between clipped and unbounded weights, at a number of epochs."""
+    """The paired difference of final sampled accuracy between clipped and unbounded weights, at a number of epochs."""
     clip, ratio = (by_epochs(study, "accuracy", objective)[epochs] for objective in ("clip", "ratio"))
-    return paired_difference(clip, ratio, study.step(ACCURACY))
+    return paired_difference(clip, ratio, study.step(SAMPLED))
 
 
 STEP = "2 importance sampling"
@@ -200,14 +201,14 @@ CLAIMS = [
     Claim(
         STEP,
         "The variance of the weights limits how far reuse goes",
-        "final accuracy, 8 epochs − 2, no clip",
+        "final sampled accuracy, 8 epochs − 2, no clip",
         lambda study: change(study, "accuracy", 8, 2),
         below=0.0,
     ),
     Claim(
         STEP,
         "With clipped weights reuse goes further",
-        "final accuracy at 8 epochs, clip − no clip",
+        "final sampled accuracy at 8 epochs, clip − no clip",
         lambda study: clipped(study, 8),
         above=0.0,
     ),
