@@ -71,10 +71,10 @@ tuning: $(READY)  ## the rates of the three methods of the headline, equally man
 	$(BIN)/bakeoff sweeps=tuning algorithm=grpo
 	$(BIN)/bakeoff-report tuning --sweeps 3
 
-claims: $(READY)  ## every study that a claim needs (about three hours), and the page of claims
-	for study in $$($(BIN)/python -c 'from bakeoff.report.page import all_claims; print(*{study for study, _ in all_claims()} - {"arena", "mismatch"})'); \
-	do $(BIN)/bakeoff sweeps=$$study || exit 1; done
-	$(MAKE) arena mismatch
+claims: $(READY)  ## what every claim compares, and the page of claims: two hours or so, resumes where it stopped
+	$(BIN)/python -c 'from bakeoff.report.page import all_claims; print(*dict.fromkeys( \
+	  f"sweeps={study} hydra.sweep.dir=outputs/{study} {claim.arms}" for study, claim in all_claims()), sep="\n")' | \
+	  while read -r sweep; do $(BIN)/bakeoff $$sweep </dev/null || exit 1; done
 	$(BIN)/bakeoff-report claims
 
 report: $(READY)  ## the headline report again, from the store alone

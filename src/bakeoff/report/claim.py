@@ -27,6 +27,7 @@ class Claim:
     below             the bar of a claim that the effect is below it; without either the effect is a number, not tested
     interval          what the interval is: 95 % over seeds, or the range over starts whose effects truly differ
     by_construction   whether the claim follows from the code, so that the numbers cannot contradict it
+    arms              overrides of its study's sweep that run the arms which it compares; empty: the whole study
     """
 
     step: str
@@ -37,6 +38,7 @@ class Claim:
     below: float | None = None
     interval: str = "95 %"
     by_construction: bool = False
+    arms: str = ""
 
     @property
     def bar(self) -> float:

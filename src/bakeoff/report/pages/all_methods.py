@@ -18,13 +18,15 @@ def largest_step(study: Study) -> Estimate:
     return paired_ratio(steps["trpo"], steps["ppo"])
 
 
+BOTH = "algorithm=ppo,trpo"
 CLAIMS = [
-    Claim("4 TRPO", "Its steps are stable", "largest KL of an update, TRPO ÷ PPO", largest_step, below=1.0),
+    Claim("4 TRPO", "Its steps are stable", "largest KL of an update, TRPO ÷ PPO", largest_step, below=1.0, arms=BOTH),
     Claim(
         "4 TRPO",
         "Conjugate gradients are costly",
         "seconds of training, TRPO ÷ PPO",
         ratio("trpo", "ppo", SECONDS),
         above=2.0,
+        arms=BOTH,
     ),
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -280,14 +278,16 @@ def plot_profiles(study: Study) -> Figure:
     return finished(figure, "The score in each regime: means with 95 % intervals; grey: the highest mean.", study)
 
 
-def in_regime(text: str) -> Callable[[Study], Estimate]:
-    """The paired difference that a prediction is about, with both methods' regimes in its text."""
-    prediction = parsed(text)
+def predicted(step: str, text: str, expected: str) -> Claim:
+    """The claim that a prediction holds, which names the regime of both its methods: their paired difference."""
+    prediction = parsed(expected)
 
     def of(study: Study) -> Estimate:
         return mean_interval(effect(scores(study, prediction.metric), prediction.left_in, prediction))
 
-    return of
+    about = f"final sampled accuracy, {prediction.left} − {prediction.right}"
+    arms = f"regime={prediction.left_in} algorithm={prediction.left},{prediction.right}"
+    return Claim(step, text, about, of, above=0.0, arms=arms)
 
 
 TABLES = {
@@ -299,53 +299,39 @@ TABLES = {
     "Probability of improvement": improvement,
 }
 CLAIMS = [
-    Claim(
+    predicted(
         "2 importance sampling",
         "Where sampling is 80 % of the work (regime costly), reuse learns more",
-        "final sampled accuracy at equal work, importance_sampling − reinforce_baseline",
-        in_regime("importance_sampling@costly > reinforce_baseline@costly"),
-        above=0.0,
+        "importance_sampling@costly > reinforce_baseline@costly",
     ),
-    Claim(
+    predicted(
         "3 baseline",
         "With all-positive rewards (regime offset), a baseline learns better",
-        "final sampled accuracy, reinforce_baseline − reinforce",
-        in_regime("reinforce_baseline@offset > reinforce@offset"),
-        above=0.0,
+        "reinforce_baseline@offset > reinforce@offset",
     ),
-    Claim(
+    predicted(
         "7 clip",
         "Where a rollout is used for 16 steps (regime reuse), the clip learns better than unbounded weights",
-        "final sampled accuracy, ppo − importance_sampling",
-        in_regime("ppo@reuse > importance_sampling@reuse"),
-        above=0.0,
+        "ppo@reuse > importance_sampling@reuse",
     ),
-    Claim(
+    predicted(
         "8 RLHF",
         "Against a reward learned from few pairs (regime proxy), a KL to the start keeps the true accuracy",
-        "final sampled accuracy, ppo − dr_grpo",
-        in_regime("ppo@proxy > dr_grpo@proxy"),
-        above=0.0,
+        "ppo@proxy > dr_grpo@proxy",
     ),
-    Claim(
+    predicted(
         "9 GRPO",
         "Where prompts differ in level (regime prompt_offset), the group's mean learns better than the batch's",
-        "final sampled accuracy, grpo − reinforce_baseline",
-        in_regime("grpo@prompt_offset > reinforce_baseline@prompt_offset"),
-        above=0.0,
+        "grpo@prompt_offset > reinforce_baseline@prompt_offset",
     ),
-    Claim(
+    predicted(
         "9 GRPO",
         "Where prompts differ in scale (regime prompt_scale), dividing by the group's deviation learns better",
-        "final sampled accuracy, grpo − dr_grpo",
-        in_regime("grpo@prompt_scale > dr_grpo@prompt_scale"),
-        above=0.0,
+        "grpo@prompt_scale > dr_grpo@prompt_scale",
     ),
-    Claim(
+    predicted(
         "9 GRPO",
         "Where every token has its own merit (regime credit), a critic learns better than a whole answer's score",
-        "final sampled accuracy, ppo − grpo",
-        in_regime("ppo@credit > grpo@credit"),
-        above=0.0,
+        "ppo@credit > grpo@credit",
     ),
 ]

@@ -148,6 +148,7 @@ def gain(sampler: str, correction: str) -> Claim:
         f"final sampled accuracy, {correction} − none, mean over methods and seeds",
         of,
         above=0.0,
+        arms=f"regime={sampler} algorithm/correction={NONE},{correction}",
     )
 
 
