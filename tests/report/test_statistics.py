@@ -16,7 +16,7 @@ from bakeoff.errors import UserError
 from bakeoff.report.claim import difference
 from bakeoff.report.comparisons import Family, family
 from bakeoff.report.detect import detect
-from bakeoff.report.figures import colours, curves
+from bakeoff.report.figures import MANY, colours, curves, plot_curves, plot_terms
 from bakeoff.report.idle import idle
 from bakeoff.report.matching import config_diff, configuration, mismatches
 from bakeoff.report.naming import arm_names, varied
@@ -525,6 +525,27 @@ def test_curves_against_seconds_interpolate_the_counter():
     grpo = data[data["name"] == "grpo"]
     assert grpo["x"].tolist() == [0, 20, 40]
     assert grpo["value"].tolist() == pytest.approx([0.2, 0.5, 0.8])
+
+
+@pytest.mark.parametrize("arms", [2, MANY + 1])
+def test_a_figure_shows_the_arms_that_logged_a_metric(arms):
+    """Arms differ in their rewards, so in the parts of them that they log."""
+    names = [f"arm{number}" for number in range(arms)]
+    data = study({name: {1: 0.9, 2: 0.8} for name in names}, group=["4"] * arms)
+    own = data.metrics[data.metrics["metric"] == "progress/seconds"]
+    parts = [
+        own[own["name"] == name].assign(metric=f"reward/term_{part}")
+        for part, having in {"first": names[:1], "second": names[1:]}.items()
+        for name in having
+    ]
+    metrics = pd.concat([data.metrics, *parts]).sort_values(["run", "metric", "step"])
+    data = dataclasses.replace(data, metrics=metrics.astype({"run": "category", "metric": "category"}))
+    if arms <= MANY:
+        assert "Panels: first, second." in (shown := plot_terms(data).get_label())
+        assert f"Compared: {', '.join(names)}." in shown
+    assert plot_curves(data, "reward/term_first", "First part", "score").get_label()
+    with pytest.raises(ValueError, match="no run logged reward/term_third"):
+        plot_curves(data, "reward/term_third", "Third part", "score")
 
 
 def test_a_method_keeps_its_colour_and_arms_have_different_ones():

@@ -166,9 +166,19 @@ def band(axes: Axes, data: pd.DataFrame, colour: str, label: str) -> None:
 
 
 def bands(axes: Axes, data: pd.DataFrame, palette: Mapping[str, str]) -> None:
-    """A band for each arm, in its colour."""
+    """A band for each arm that logged the metric, in its colour."""
+    logged = set(data["name"])
     for arm, colour in palette.items():
-        band(axes, data[data["name"] == arm], colour, arm)
+        if arm in logged:
+            band(axes, data[data["name"] == arm], colour, arm)
+
+
+def legend_below(figure: Figure, all_axes: Iterable[Axes]) -> None:
+    """One legend for all panels, each arm once."""
+    handles = {
+        label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), ncols=3, loc="outside lower left")
 
 
 def plot_curves(
@@ -178,13 +188,15 @@ def plot_curves(
 
     Of many arms each has a panel of its own against the first x axis, with the means of the others in grey.
     """
+    if study.of(metric).empty:
+        raise ValueError(f"no run logged {metric}")
     palette, caption = colours(study.arms), f"{title}: mean and range over seeds."
     if len(study.arms) <= MANY:
         figure, all_axes = panels(len(against), 2.7, sharey=True)
         for axes, name in zip(all_axes, against, strict=True):
             bands(axes, curves(study, metric, name, smooth), palette)
             axes.set(xlabel=AXES[name], xlim=(0, None))
-        figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+        legend_below(figure, all_axes)
     else:
         data = curves(study, metric, against[0], smooth)
         # Panels are alike, so their margins (0.6 inches) are given: to measure them takes longer than to draw them.
@@ -195,7 +207,7 @@ def plot_curves(
         lines = [np.column_stack([mean.index, mean]) for mean in means]
         for axes, arm in zip(all_axes, study.arms, strict=True):
             axes.add_collection(LineCollection(lines, colors="0.85", linewidths=0.8))
-            band(axes, data[data["name"] == arm], palette[arm], arm)
+            bands(axes, data, {arm: palette[arm]})
             axes.set(title=arm, xlim=(0, None))
         for axes in all_axes[-3:]:
             axes.tick_params(labelbottom=True)  # the lowest of its column
@@ -220,7 +232,7 @@ def plot_terms(study: Study) -> Figure | None:
         bands(axes, curves(study, term, smooth=5), palette)
         axes.set(title=term.removeprefix(TERM), xlabel=AXES["update"], xlim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+    legend_below(figure, all_axes)
     figure.supylabel("score", fontsize=10)
     return finished(figure, "Each part of the reward, unweighted: mean and range over seeds.", study)
 
