@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bakeoff.regime import SAMPLED_ACCURACY
-from bakeoff.report import regimes
+from bakeoff.report import duel, regimes
 from bakeoff.report.detect import detect
 from bakeoff.report.pages import arena
 from bakeoff.report.tables import pass_at_k
@@ -106,7 +106,7 @@ def test_methods_are_chosen_and_avoided_by_regime():
 
 
 def test_ppo_and_grpo_are_compared_in_each_regime_that_both_ran(monkeypatch):
-    monkeypatch.setattr(arena, "DUEL", ("a", "c"))
+    monkeypatch.setattr(duel, "DUEL", ("a", "c"))
     found = arena.duel(study()).set_index("regime")
     assert found["result"].tolist() == ["a is higher", "a is higher"]
     assert found.loc["noise", "score of a"] == "0.50"
@@ -118,7 +118,7 @@ def test_ppo_and_grpo_are_compared_in_each_regime_that_both_ran(monkeypatch):
     assert near.startswith(
         "a or c? Of 2 regimes, a is higher in noise (by less than 0.05 in plain); c is higher in none"
     )
-    monkeypatch.setattr(arena, "DUEL", ("a", "missing"))
+    monkeypatch.setattr(duel, "DUEL", ("a", "missing"))
     assert arena.duel(study()).empty
     assert arena.verdict(study()).startswith("By the highest mean")
 

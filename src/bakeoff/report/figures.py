@@ -70,6 +70,13 @@ def panels(count: int, height: float, columns: int = 2, **shared: Any) -> tuple[
     return figure, axes[:count]
 
 
+class PlainLog(LogFormatter):
+    """Labels of a logarithmic axis as plain numbers, at the ticks that matplotlib labels."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def finished(figure: Figure, caption: str, study: Study | None = None) -> Figure:
     """The figure with its caption and its text, laid out and closed.
 
@@ -86,7 +93,7 @@ def finished(figure: Figure, caption: str, study: Study | None = None) -> Figure
             axes.set_xlabel(textwrap.fill(axes.get_xlabel(), width * 3 // 4))  # beside the labels of the other axis
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         transform: Any = axis.get_transform()
-        plain = LogFormatter(transform.base)  # matplotlib's own writes 10² as mathematical text: see `style`
+        plain = PlainLog(transform.base)  # matplotlib's own writes 10² as mathematical text: see `style`
         for ticker in (axis.major, axis.minor):
             if isinstance(ticker.formatter, LogFormatterSciNotation):
                 ticker.formatter = plain

@@ -87,6 +87,5 @@ def plot(study: Study) -> Figure:
     axes.set(
         xscale="log", xlabel="KL to the start at the end (nats per sequence, k3)", ylabel="held-out sampled accuracy"
     )
-    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(title="place of the penalty")
     return finished(figure, "Accuracy over the KL that it takes: means with 95 % intervals.", study)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from bakeoff.report.duel import duel
 from bakeoff.report.pages import arena
 from bakeoff.report.pages.arena import (
     MEASURE,
     TABLES,
     by_difficulty,
-    duel,
     families,
     improvement,
     plot_map,
