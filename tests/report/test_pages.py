@@ -317,7 +317,8 @@ def test_a_verdict_on_quality_names_best_lower_and_biased_methods(store):
     assert "The gradient of reinforce_baseline has the highest signal-to-noise ratio" in text
     assert "reinforce 0.338 [0.332, 0.343]" in text
     assert "below one): reinforce (0.9020 [" in text
-    assert "reinforce_baseline lowers it at the start of seed 1 (× 0.50), lowers it at the start of seed 2" in text
+    assert "reinforce_baseline ÷ reinforce: 0.500 (0.500 to 0.500 over the starts)" in text
+    assert "reinforce_baseline raises it at 0 of 3 starts." in text
     study = load_study("advantage_quality", store)
     assert "baseline_group_mean 0.5020 [0.4995, 0.5045], baseline_critic 0.3020" in advantage_quality.verdict(study)
     assert len(advantage_quality.by_position(study, "advantage/rank_accuracy")) == 6, "NaN is left out"
@@ -329,7 +330,7 @@ def test_the_variance_of_a_gradient_is_compared_in_each_regime(store):
     assert plain.value == pytest.approx(0.5, abs=0.01)
     assert offset.value == pytest.approx(0.1, abs=0.01)
     text = variance.verdict(study)
-    assert "mean_offset ÷ none_offset: mean_offset lowers it at the start of seed 1 (× 0.10)" in text
+    assert "none_offset: 0.100 (0.100 to 0.100 over the starts); mean_offset raises it at 0 of 3 starts." in text
     one = load_study("variance", store, where="name == 'none_plain'")
     assert variance.verdict(one) == "Starts are different policies."
 

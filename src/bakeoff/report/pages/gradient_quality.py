@@ -77,12 +77,15 @@ def covariance_ratio(study: Study, a: str, b: str) -> pd.Series:
 
 
 def covariance_sentence(study: Study, a: str, b: str) -> str:
-    """Whether A raises or lowers the variance of B's gradient, at each start."""
-    found = covariance_ratio(study, a, b)
-    changes = [
-        f"{'raises' if each > 1 else 'lowers'} it at the start of seed {n} (× {each:.2f})" for n, each in found.items()
-    ]
-    return f"Variance (trace of the covariance), {a} ÷ {b}: {a} {', '.join(changes) or 'was not measured'}. "
+    """By how much A changes the variance of B's gradient, over all starts, and at how many it raises it."""
+    found, mean = covariance_ratio(study, a, b), over_starts(study, a, b)
+    if found.empty:
+        return f"Variance (trace of the covariance), {a} ÷ {b}: not measured. "
+    return (
+        f"Variance (trace of the covariance), {a} ÷ {b}: {number(mean.value)} ({number(mean.low)} to "
+        f"{number(mean.high)} over the starts); {a} raises it at {(found > 1).sum()} of "
+        f"{counted(len(found), 'start')}. "
+    )
 
 
 def over_starts(study: Study, a: str, b: str) -> Estimate:
