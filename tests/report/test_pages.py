@@ -320,7 +320,10 @@ def test_a_verdict_on_quality_names_best_lower_and_biased_methods(store):
     assert "reinforce_baseline ÷ reinforce: 0.500 (0.500 to 0.500 over the starts)" in text
     assert "reinforce_baseline raises it at 0 of 3 starts." in text
     study = load_study("advantage_quality", store)
-    assert "baseline_group_mean 0.5020 [0.4995, 0.5045], baseline_critic 0.3020" in advantage_quality.verdict(study)
+    assert "baseline_group_mean 0.5020 [0.4995, 0.5045], baseline_critic 0.3020" in (
+        text := advantage_quality.verdict(study)
+    )
+    assert "Significantly lower than baseline_group_mean: baseline_critic." in text
     assert len(advantage_quality.by_position(study, "advantage/rank_accuracy")) == 6, "NaN is left out"
 
 

@@ -28,14 +28,16 @@ def verdict(study: Study) -> str:
     """Whose advantages correlate best with the truth, and the share of pairs that each ranks right."""
     found, ranked = (estimates(study, metric) for metric in ("advantage/correlation", "advantage/rank_accuracy"))
     order = sorted(found, key=lambda name: -found[name].value)
+    compared = family(study, "advantage/correlation")
+    below = [name for each in compared.comparisons if each.higher == order[0] for name in each[:2] if name != order[0]]
     ceiling = np.mean([each.value for each in estimates(study, "advantage/correlation_ceiling").values()])
     return (
         "Correlation of a token's advantage with its true advantage: "
         + ", ".join(f"{name} {found[name].text()}" for name in order)
-        + f"; the upper bound is {ceiling:.2f}, that of two estimates of the truth. Share of pairs of tokens ranked "
-        + "right: "
+        + f"; the upper bound is {ceiling:.2f}, that of two estimates of the truth. Significantly lower than "
+        + f"{order[0]}: {', '.join(below) or 'none'}. Share of pairs of tokens ranked right: "
         + ", ".join(f"{name} {ranked[name].value:.2f}" for name in order)
-        + f"; ½ is chance. {family(study, 'advantage/correlation').note}"
+        + f"; ½ is chance. {compared.note}"
     )
 
 
