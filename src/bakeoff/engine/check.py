@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -114,8 +115,9 @@ def batched_logprobs(policy: Policy, sequences: Sequences, training: bool = Fals
 def decoded_logprobs(policy: Policy, sequences: Sequences) -> Tensor:
     """log π [S, T] of the completions as decoding computes them, token by token."""
     request, completions = Request(probe_prompts(sequences), GROUP, Sampling(), COMPLETION), sequences.completion_ids
-    decoding, columns = Decoding.begin(policy, request), []
-    for token in completions.unbind(1):
+    decoding, tokens = Decoding.begin(policy, request), completions.unbind(1)
+    columns = [token_logprobs(policy.logits(decoding.hidden), tokens[0])]
+    for read, token in pairwise(tokens):
+        decoding.advance(read)
         columns.append(token_logprobs(policy.logits(decoding.hidden), token))
-        decoding.advance(token)
     return torch.stack(columns, 1)

@@ -18,8 +18,9 @@ from bakeoff.model.config import Precision
 from bakeoff.model.encode import decoder
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
 
+    from bakeoff.model.cache import KeyValueCache
     from bakeoff.model.policy import Policy
 
 CHECK_INTERVAL = 16  # tokens after which the host asks a GPU which completions have ended: it waits for the answer
@@ -176,7 +177,7 @@ class Decoding:
     """
 
     policy: Policy
-    cache: Cache
+    cache: KeyValueCache
     attention: Tensor | None
     position: Tensor
     hidden: Tensor
@@ -192,7 +193,7 @@ class Decoding:
         if not prompts.attention.all():
             later = prompts.attention.new_ones(len(lengths), request.max_tokens)
             attention = torch.cat([prompts.attention.repeat_interleave(group_size, 0), later], 1)
-        cache = KeyValueCache(config=network.config)
+        cache = KeyValueCache(network.config, prompts.ids.shape[1] + request.max_tokens - 1)  # the last is never read
         out = network.base_model(
             input_ids=prompts.ids,
             attention_mask=None if attention is None else prompts.attention,
@@ -227,18 +228,9 @@ class Decoding:
         self.position, self.hidden = self.position[rows], self.hidden[rows]
 
     def skip(self, tokens: int) -> None:
-        """Grows the cache by that number of tokens without reading any, for a prediction on fake tensors."""
+        """Takes that number of tokens as read, for a prediction on fake tensors."""
         with attributed(self.policy.name, "kv_cache"):
-            for layer in self.cache.layers:
-                batch, heads, read, width = layer.keys.shape
-                grown = read + tokens
-                if layer.is_sliding:
-                    layer.cumulative_length += tokens
-                    grown = min(grown, layer.sliding_window - 1)
-                for name in ("keys", "values"):
-                    old = getattr(layer, name)
-                    setattr(layer, name, old.new_empty(0))  # freed first: a real cache never holds both for all tokens
-                    setattr(layer, name, old.new_empty(batch, heads, grown, width))
+            self.cache.skip(tokens)
 
 
 @contextmanager
