@@ -143,7 +143,9 @@ def test_a_method_that_lacks_a_regime_has_no_aggregate_and_comes_last():
 
 
 def test_a_map_and_a_profile_show_every_regime():
-    assert len(arena.plot_map(study()).axes[0].texts) == len(FINALS)
+    texts = [text.get_text() for text in arena.plot_map(study()).axes[0].texts]
+    assert len(texts) == 2 * len(FINALS), "a mean and half the width of its interval"
+    assert sum(text.startswith("±") for text in texts) == len(FINALS)
     assert len(arena.plot_profiles(study()).axes) >= 3
     table = arena.improvement(study()).set_index("P(row > column)")
     assert table.shape == (3, 3)

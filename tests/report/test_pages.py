@@ -356,8 +356,8 @@ def test_claims_have_verdicts_by_their_rules(store):
     assert variance["value"] == pytest.approx(0.5, rel=1e-2)
     assert variance["low"] < variance["value"] < variance["high"], "the range over the starts"
     assert variance["verdict"] == "supported"
-    assert rows.loc["final accuracy, GRPO − PPO", "value"] == pytest.approx(-0.01)
-    assert rows.loc["final accuracy, GRPO − PPO", "alone"] == "supported", "above the margin of -0.02"
+    assert rows.loc["final sampled accuracy, GRPO − PPO", "value"] == pytest.approx(-0.01)
+    assert rows.loc["final sampled accuracy, GRPO − PPO", "alone"] == "supported", "above the margin of -0.02"
     assert rows.loc["correlation with the truth, critic − group mean", "alone"] == "supported"
     assert rows.loc["factor by which the median KL misses its target", "value"] == pytest.approx(1.2)
     assert rows.loc["weights of the four models ÷ the actor's", "verdict"] == "not tested: bakeoff sweeps=rlhf"
@@ -368,12 +368,14 @@ def test_claims_have_verdicts_by_their_rules(store):
         "completions until the threshold or in all, 4 epochs ÷ 1, no clip": "supported",
         "break-even share of sampling and scoring in an update with one epoch, 4 epochs, clip": "measured",
         "effective sample size, 8 epochs − 1, no clip": "supported",
-        "final accuracy, 8 epochs − 2, no clip": "supported",
-        "final accuracy at 8 epochs, clip − no clip": "undecided",
+        "final sampled accuracy, 8 epochs − 2, no clip": "supported",
+        "final sampled accuracy at 8 epochs, clip − no clip": "undecided",
     }
     critic = rows.loc["held for the critic ÷ held for the actor, in their updates", "verdict"]
     assert critic == "not tested: ('critic', 'critic_update') is missing in methods"
-    assert "are corrected for their number (Holm)" in claims.claims_verdict(table)
+    text = claims.claims_verdict(table)
+    assert f"The verdicts on {table['corrected'].sum()} are by intervals over seeds, corrected for their number" in text
+    assert "The verdicts on 2 are by the range over starts." in text
 
 
 def test_claims_are_decided_together_by_holms_method():
@@ -398,7 +400,7 @@ def test_a_claim_that_only_its_own_interval_decides_says_so():
         "high": 1.9,
         "bar": 0.0,
     }
-    rows |= {"seeds": 3, "rule": "interval above 0", "verdict": "undecided", "alone": "supported"}
+    rows |= {"seeds": 3, "rule": "interval above 0", "verdict": "undecided", "alone": "supported", "corrected": True}
     table = pd.DataFrame([rows])
     (cell,) = claims.claims_table(table)["verdict (supported if)"]
     assert cell == "undecided (interval above 0; supported without the correction)"

@@ -31,8 +31,8 @@ VERDICTS = {
 def verdicts(held: Iterable[Study]) -> pd.DataFrame:
     """A row for each claim: step, claim, study, effect with interval, bar, seeds, rule, and verdict.
 
-    Verdicts are corrected for the number of tested claims; `alone` is the verdict of the interval without it. A claim
-    is not tested if its study is missing, or an arm or a metric of it; the verdict then says what is missing.
+    Verdicts by intervals over seeds are `corrected` for their number; `alone` is the interval's verdict without it. A
+    claim is not tested if its study is missing, or an arm or a metric of it; the verdict then says what is missing.
     """
     studies = {study.name: study for study in held}
     rows: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
         rows.append(about | effect._asdict() | judged)
     for number in tested.keys() - decided(tested):
         rows[number]["verdict"] = "undecided"
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(corrected=[number in tested for number in range(len(rows))])
 
 
 def decided(tested: dict[int, tuple[Claim, Study]]) -> set[int]:
@@ -78,12 +78,14 @@ def claims_verdict(table: pd.DataFrame) -> str:
     """The number of claims with each verdict, in a sentence."""
     counts = table["verdict"].str.split(":").str[0].value_counts()
     parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
-    tested, lost = int(table["verdict"].isin(TESTED).sum()), int((table["verdict"] != table["alone"]).sum())
+    tested, lost = int(table["corrected"].sum()), int((table["verdict"] != table["alone"]).sum())
+    ranges = int(table["verdict"].isin(TESTED).sum()) - tested
     return (
         f"Of {len(table)} claims {parts}. A claim by construction follows from the code, so it cannot fail; a measured "
-        f"effect has no bar. The verdicts on the other {tested} are corrected for their number (Holm); intervals are "
-        f"not, and by its own interval {counted(lost, 'undecided claim')} would be decided. A verdict is about these "
-        "runs alone, not about language models in general."
+        f"effect has no bar. The verdicts on {tested} are by intervals over seeds, corrected for their number (Holm); "
+        f"intervals are not, and by its own interval {counted(lost, 'undecided claim')} would be decided. The verdicts "
+        f"on {ranges} are by the range over starts. A verdict is about these runs alone, not about language models in "
+        "general."
     )
 
 
@@ -94,6 +96,7 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
         {
             "step": table["step"],
             "claim": table["claim"],
+            "study": table["study"],
             "effect [95 %]": [f"{effect}: {Estimate(*interval).text()}" for effect, *interval in rows],
             "verdict (supported if)": [
                 f"{row.verdict} ({qualified(row)})" if qualified(row) else row.verdict for row in table.itertuples()

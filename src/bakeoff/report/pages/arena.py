@@ -188,22 +188,31 @@ def power(study: Study) -> str:
 
 
 def plot_map(study: Study) -> Figure:
-    """Mean score of each method (row, highest first) in each regime (column)."""
+    """Mean score of each method (row, highest first) in each regime (column), and half the width of its interval."""
     frame = scores(study)
-    means = frame.pivot_table(index="method", columns="regime", values=SCORE)
-    means = means.reindex(index=ranked(frame), columns=list(regimes(study).index))
+    cells = frame.groupby(["method", "regime"])[SCORE].apply(lambda own: mean_interval(own)).unstack()
+    cells = cells.reindex(index=ranked(frame), columns=list(regimes(study).index))
+    means = cells.map(lambda cell: cell.value, na_action="ignore").astype(float)
     style()
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.34 * len(means) + 1.5))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.44 * len(means) + 1.5))
     axes.imshow(means, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(means.to_numpy()):
-        text = "–" if np.isnan(value) else f"{value:z.2f}".replace("0.", ".").replace("-", "−")
-        axes.text(column, row, text, ha="center", va="center", fontsize=7.5)
+    for (row, column), cell in np.ndenumerate(cells.to_numpy()):
+        if isinstance(cell, Estimate):
+            axes.text(column, row - 0.12, short(cell.value), ha="center", va="center", fontsize=7.5)
+            if np.isfinite(cell.low):
+                half = f"±{short((cell.high - cell.low) / 2)}"
+                axes.text(column, row + 0.27, half, ha="center", va="center", fontsize=5.5)
     axes.set_xticks(range(means.shape[1]), [name.replace("_", " ") for name in means.columns], rotation=45, ha="right")
     axes.set_yticks(range(len(means)), means.index)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    return finished(figure, "The score of each method in each regime: means.", study)
+    return finished(figure, "The score of each method in each regime: means, ± half a 95 % interval.", study)
+
+
+def short(score: float) -> str:
+    """A score as a cell of the map has it: .52."""
+    return f"{score:z.2f}".replace("0.", ".").replace("-", "−")
 
 
 def plot_profiles(study: Study) -> Figure:
