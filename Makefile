@@ -36,6 +36,7 @@ league: $(READY)  ## every method at equal samples and equal tuning: half an hou
 arena: $(READY)  ## methods x regimes x five seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dapo,maxrl regime=sparse,mixed,explore
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=entropy_bonus regime=explore
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=importance_sampling,cispo,dppo regime=reuse,costly
 	$(BIN)/bakeoff-report arena
 

@@ -10,6 +10,7 @@ from bakeoff.model.build import build
 from bakeoff.model.forward import completion_values
 from bakeoff.model.weights import save, weights_hash
 from tests.conftest import compose
+from tests.engine.test_embedded import prompts_of, rollout_of
 from tests.model.test_forward import grouped
 from tests.passes import completion_logits
 
@@ -38,6 +39,16 @@ def test_a_new_adapter_changes_nothing_and_the_reference_is_the_actor_without_it
     assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2)
     assert torch.allclose(completion_logits(learner.reference, sequences), start, atol=1e-6)
     assert not torch.allclose(completion_logits(learner.actor, sequences), start, atol=1e-2), "the adapter is back"
+
+
+def test_decoding_visits_the_adapters_once_and_not_for_every_token(monkeypatch):
+    learner = learner_of("algorithm=grpo", "model.lora.rank=4")
+    completion_logits(learner.reference, grouped(learner.actor))
+    peft, visits = learner.actor.trunk.roles.model, []
+    switch = peft.set_adapter
+    monkeypatch.setattr(peft, "set_adapter", lambda role: (visits.append(role), switch(role)))
+    rollout_of(learner.actor, prompts_of(learner.actor, "12="), completions=2, max_tokens=8)
+    assert visits == ["actor"]
 
 
 def test_only_the_adapter_is_trained():

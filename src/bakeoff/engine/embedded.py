@@ -160,10 +160,10 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
 
     Sums are in whole units of 2⁻⁴⁰: integers add up alike in any order, which CUDA's cumsum does not promise of floats.
     """
-    # NaN is no probability; it is found after the rollout
-    sums = (weights.nan_to_num(1.0) * 2**40).long().cumsum(-1)
+    sums = (weights * 2**40).long().cumsum_(-1)
     passed = (uniform * sums[:, -1]).long()
-    return torch.searchsorted(sums, passed[:, None], right=True).squeeze(1)
+    token = torch.searchsorted(sums, passed[:, None], right=True).squeeze(1)
+    return token.clamp_(max=weights.shape[1] - 1)  # of NaN, which is found after the rollout
 
 
 @dataclass
