@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from bakeoff.report.comparisons import Comparison, Family
 from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.memory import largest_peaks, peaks_table, size
-from bakeoff.report.study import ACCURACY, Study
-from bakeoff.report.tables import FINAL_ACCURACY, by_seed, estimates, unmoved
+from bakeoff.report.study import ACCURACY, SAMPLED, Study
+from bakeoff.report.tables import FINAL_ACCURACY, FINAL_SAMPLED, by_seed, estimates, unmoved
 
 WITHOUT, WITH = "critic_none", "critic_separate"
 
@@ -33,10 +33,11 @@ def pareto(study: Study) -> pd.DataFrame:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """A row for each arm: its largest peak with its phase, its accuracy, and whether it is on the Pareto front."""
-    frame, scores = pareto(study), estimates(study, ACCURACY)
-    shown = peaks_table(study)
-    shown[FINAL_ACCURACY] = [scores[name].text() for name in frame["name"]]
+    """A row for each arm: its largest peak with its phase, its accuracies, and whether it is on the Pareto front."""
+    frame, shown = pareto(study), peaks_table(study)
+    for metric, label in ((ACCURACY, FINAL_ACCURACY), (SAMPLED, FINAL_SAMPLED)):
+        scores = estimates(study, metric)
+        shown[label] = [scores[name].text() for name in frame["name"]]
     shown["Pareto front"] = frame["front"].map({True: "yes", False: ""})
     return shown
 

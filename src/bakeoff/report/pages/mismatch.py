@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pandas as pd
@@ -13,7 +14,7 @@ from bakeoff.report.figures import colours, finished, panels
 from bakeoff.report.naming import enumerated
 from bakeoff.report.statistics import Estimate, counted, mean_interval
 from bakeoff.report.study import SAMPLED, Study
-from bakeoff.report.tables import ends, unmoved
+from bakeoff.report.tables import ends, number, unmoved
 
 SAMPLER, CORRECTION, NONE, SAME = "regime.name", "choice/algorithm/correction", "none", "plain"
 
@@ -90,6 +91,7 @@ def verdict(study: Study) -> str:
     """The cost of each sampler without a correction, and the corrections that gain or lose accuracy."""
     frame = finals(study)
     costs: list[str] = []
+    found: list[float] = []
     worth: dict[str, list[str]] = {}  # what corrections do → the samplers with which they do it
     for sampler in samplers(frame):
         if sampler == SAME:
@@ -98,6 +100,7 @@ def verdict(study: Study) -> str:
         if len(lost):
             costs.append(f"{sampler} costs {mean_interval(lost).text('+')}")
         decided = family(study, frame, sampler)
+        found.append(decided.detectable)
         higher = [each.a for each in decided.comparisons if each.higher == each.a]
         lower = [each.a for each in decided.comparisons if each.higher == NONE]
         said = [
@@ -107,12 +110,13 @@ def verdict(study: Study) -> str:
         ]
         worth.setdefault(" and ".join(said) or "no correction makes a significant difference", []).append(sampler)
     seeds, methods = counted(frame["seed"].nunique(), "seed"), counted(frame["method"].nunique(), "method")
+    least, most = (number(each(found, default=math.nan)) for each in (min, max))
     return (
         f"In sampled accuracy, without a correction: {'; '.join(costs) or 'no run has the policy as its sampler'}.\n\n"
         f"{' '.join(f'With {enumerated(names)}, {result}.' for result, names in worth.items())}\n\n"
         f"Means are over {methods} and {seeds}; intervals are over pairs of method and seed, and those with one seed "
-        "share their start; results are corrected for the number of corrections of a sampler (Holm). One small model, "
-        "one task."
+        "share their start; results are corrected for the number of corrections of a sampler (Holm). Four of five such "
+        f"studies find a gain of {least} to {most}, by sampler. One small model, one task."
     )
 
 
