@@ -177,7 +177,7 @@ def test_tuned_values_belong_to_a_task_a_model_and_a_method_or_arm_that_exist(pa
 
 
 def test_a_configuration_carries_the_record_of_its_tuned_values():
-    assert compose("algorithm=ppo_kl").tuned.trials == 34
+    assert compose("algorithm=ppo_kl").tuned.trials == 36
     assert compose("algorithm=ppo_kl", "tuned=none").tuned == Tuned()
 
 
