@@ -80,12 +80,12 @@ def claims_verdict(table: pd.DataFrame) -> str:
     parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
     tested, lost = int(table["corrected"].sum()), int((table["verdict"] != table["alone"]).sum())
     ranges = int(table["verdict"].isin(TESTED).sum()) - tested
+    alone = counted(lost, "undecided claim")
     return (
-        f"Of {len(table)} claims {parts}. A claim by construction follows from the code, so it cannot fail; a measured "
-        f"effect has no bar. The verdicts on {tested} are by intervals over seeds, corrected for their number (Holm); "
-        f"intervals are not, and by its own interval {counted(lost, 'undecided claim')} would be decided. The verdicts "
-        f"on {ranges} are by the range over starts. A verdict is about these runs alone, not about language models in "
-        "general."
+        f"Verdicts on {len(table)} claims: {parts}. A claim by construction follows from the code, so it cannot fail; "
+        f"a measured effect has no bar. The verdicts on {tested} are by intervals over seeds, corrected for their "
+        f"number (Holm); intervals are not, and by its own interval {alone} would be decided. The verdicts on {ranges} "
+        "are by the range over starts. A verdict is about these runs alone, not about language models in general."
     )
 
 
