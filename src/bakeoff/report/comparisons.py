@@ -118,6 +118,10 @@ class Family:
         """The difference that four of five such studies find, corrected for the number of pairs."""
         return detectable(self.deviation, self.seeds, max(len(self.differences), 1), self.step)
 
+    def below(self, arm: str) -> list[str]:
+        """The arms that are significantly lower than this one, in the order of their pairs."""
+        return [name for each in self.comparisons if each.higher == arm for name in each[:2] if name != arm]
+
     def result(self, each: Comparison) -> str:
         """`a is higher`, `equivalent (within ±0.02)`, `no significant difference (detectable: ±0.03)`, …"""
         if math.isnan(each.change.value):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import family
-from bakeoff.report.figures import colours, finished, panels, plot_dots
+from bakeoff.report.figures import colours, finished, legend_below, panels, plot_dots
 from bakeoff.report.study import Study
 from bakeoff.report.tables import estimates, estimates_table
 
@@ -29,13 +29,12 @@ def verdict(study: Study) -> str:
     found, ranked = (estimates(study, metric) for metric in ("advantage/correlation", "advantage/rank_accuracy"))
     order = sorted(found, key=lambda name: -found[name].value)
     compared = family(study, "advantage/correlation")
-    below = [name for each in compared.comparisons if each.higher == order[0] for name in each[:2] if name != order[0]]
     ceiling = np.mean([each.value for each in estimates(study, "advantage/correlation_ceiling").values()])
     return (
         "Correlation of a token's advantage with its true advantage: "
         + ", ".join(f"{name} {found[name].text()}" for name in order)
         + f"; the upper bound is {ceiling:.2f}, that of two estimates of the truth. Significantly lower than "
-        + f"{order[0]}: {', '.join(below) or 'none'}. Share of pairs of tokens ranked right: "
+        + f"{order[0]}: {', '.join(compared.below(order[0])) or 'none'}. Share of pairs of tokens ranked right: "
         + ", ".join(f"{name} {ranked[name].value:.2f}" for name in order)
         + f"; ½ is chance. {compared.note}"
     )
@@ -57,7 +56,7 @@ def plot_by_position(study: Study) -> Figure:
             axes.plot(line.index + 1, line, "o-", ms=4, color=colour, label=name)
         axes.set(xlabel="token of the completion", ylabel=METRICS[metric])
     all_axes[1].axhline(0.5, color="0.7", lw=1, zorder=0)
-    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+    legend_below(figure, all_axes)
     return finished(figure, "Quality of advantages at each token of the completion: means over seeds.", study)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import Family
-from bakeoff.report.figures import colours, finished, panels, plot_over_strength
+from bakeoff.report.figures import colours, finished, legend_below, panels, plot_over_strength
 from bakeoff.report.statistics import Estimate, mean_interval, paired_difference, share_interval
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import FINAL_SAMPLED, STEP_KL, by_run, final, grouped, summary, unmoved
@@ -116,7 +116,7 @@ def plot(study: Study) -> Figure:
     all_axes[0].set_ylabel("held-out sampled accuracy")
     all_axes[1].set_ylabel("median KL of an update (nats per token)")
     all_axes[1].set_yscale("log")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+    legend_below(figure, all_axes)
     return finished(
         figure,
         "Accuracy and KL of an update over strength (ε, target in nats per token, or β): means with 95 % intervals.",

@@ -50,11 +50,10 @@ def verdict(study: Study) -> str:
     logs = {name: np.log(by_seed(study, SIGNAL, name)) for name in study.arms}
     pairs = {(a, b): (logs[a] - logs[b]).dropna() for a, b in itertools.combinations(study.arms, 2)}
     signals = Family(pairs, study.margin)
-    below = {name for each in signals.comparisons if each.higher == best for name in each[:2]}
-    lower = [f"{name} {shares[name].text()}" for name in others if name in below]
+    lower = [f"{name} {shares[name].text()}" for name in others if name in signals.below(best)]
     alignment = estimates(study, "gradient/alignment")
     ones = Family({("1", a): 1 - by_seed(study, "gradient/alignment", a) for a in study.arms}, study.margin)
-    biased = [f"{each.b} ({alignment[each.b].text()})" for each in ones.comparisons if each.higher == "1"]
+    biased = [f"{name} ({alignment[name].text()})" for name in ones.below("1")]
     least, arms = np.exp(signals.detectable), counted(len(study.arms), "arm")
     return (
         f"The gradient of {best} has the highest signal-to-noise ratio per 1000 completion tokens. Significantly lower "

@@ -102,7 +102,7 @@ def verdict(study: Study) -> str:
         decided = family(study, frame, sampler)
         found.append(decided.detectable)
         higher = [each.a for each in decided.comparisons if each.higher == each.a]
-        lower = [each.a for each in decided.comparisons if each.higher == NONE]
+        lower = decided.below(NONE)
         said = [
             f"{enumerated(each)} {verb}{'s' * (len(each) == 1)}"
             for each, verb in ((higher, "gain"), (lower, "lose"))
