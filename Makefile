@@ -36,7 +36,8 @@ league: $(READY)  ## every method at equal samples and equal tuning: half an hou
 arena: $(READY)  ## methods x regimes x five seeds: an hour or so on two cores, resumes where it stopped; its page says which to choose
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dapo,maxrl regime=sparse,mixed,explore
-	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=entropy_bonus regime=explore
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=entropy_bonus,clip_higher regime=explore
+	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=dr_grpo,grpo,maxrl regime=sparse_groups
 	$(BIN)/bakeoff sweeps=arena hydra.sweep.dir=outputs/arena algorithm=importance_sampling,cispo,dppo regime=reuse,costly
 	$(BIN)/bakeoff-report arena
 
@@ -45,16 +46,16 @@ arena-all: $(READY)  ## every method x regimes x seeds: a night
 	$(BIN)/bakeoff-report arena
 
 arena-tuning: $(READY)  ## the learning rate of each method of METHODS on the plain regime, and its file in conf/tuned/arena_tiny
-	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
+	$(BIN)/bakeoff-tune "algorithm=$(METHODS)" regime=plain protocol=arena_tiny evaluation.final=1024 --name arena_tiny --base sort_tiny --seeds 100,101,102 --rates 1e-4:3e-3:8
 
 baseline-tuning: $(READY)  ## the learning rate of the study baselines' arm with a critic, which is no method
 	$(BIN)/bakeoff-tune algorithm=reinforce algorithm/critic=separate algorithm/advantage=gae algorithm.advantage.lam=1.0 \
-	  protocol=arena_tiny --name arena_tiny --base sort_tiny --variant baseline_critic --seeds 100,101,102 --rates 1e-4:3e-3:8
+	  protocol=arena_tiny evaluation.final=1024 --name arena_tiny --base sort_tiny --variant baseline_critic --seeds 100,101,102 --rates 1e-4:3e-3:8
 
 reuse-tuning: $(READY)  ## the learning rate of each arm of the study sample_reuse, which are no methods
 	for objective in clip ratio; do for epochs in 1 2 4 8; do \
 	  $(BIN)/bakeoff-tune algorithm=importance_sampling algorithm/objective=$$objective algorithm.optimizer.epochs=$$epochs \
-	    algorithm.optimizer.minibatches=1 micro_tokens=1024 protocol=arena_tiny --name arena_tiny --base sort_tiny \
+	    algorithm.optimizer.minibatches=1 micro_tokens=1024 protocol=arena_tiny evaluation.final=1024 --name arena_tiny --base sort_tiny \
 	    --variant $${objective}_$$epochs --seeds 100,101,102 --rates 1e-4:3e-3:8 || exit 1; done; done
 
 mismatch: $(READY)  ## corrections where the sampler is not the policy: forty minutes, resumes where it stopped

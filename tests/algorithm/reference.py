@@ -199,6 +199,11 @@ def grpo(case):
     return *over_tokens(case, advantages, clipped(0.2, 0.2), sequence_mean(case), k3_to_reference(0.04)), None
 
 
+def clip_higher(case):
+    advantages = group_normalised(case, case.scores)
+    return *over_tokens(case, advantages, clipped(0.2, 0.28), sequence_mean(case), k3_to_reference(0.04)), None
+
+
 def grpo_process(case):
     """§4.1.3: step rewards are normalised over the group; a token gets the sum of the steps that end at or after it."""
     advantages = []
@@ -475,6 +480,7 @@ METHODS = {
     "remax": remax,
     "dr_grpo": dr_grpo,
     "dapo": dapo,
+    "clip_higher": clip_higher,
     "gspo": gspo,
     "cispo": cispo,
     "dppo": dppo,
