@@ -15,12 +15,14 @@ from bakeoff.config import Tuned, config_id, searchpath
 from bakeoff.errors import UserError
 from bakeoff.paths import CONF, ROOT, SWEEPS, page_file, study_file, study_folders, study_names
 from bakeoff.report.page import page_of
+from bakeoff.tune import values_of
 from tests.conftest import compose
 
 pytestmark = pytest.mark.xdist_group("studies")  # one worker, so that each study is composed once
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "none")
 METHODS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 TUNED = sorted((CONF / "tuned").glob("*/*.yaml"))
+PAIRED = ("grpo_pairs", "grpo")
 
 
 @functools.cache
@@ -174,6 +176,22 @@ def test_tuned_values_belong_to_a_task_a_model_and_a_method_or_arm_that_exist(pa
     protocols = {file.stem for file in (CONF / "protocol").glob("*.yaml")}
     assert path.parent.name in {f"{task}_{model}" for task in tasks for model in models} | protocols
     assert path.stem in {*METHODS, *(arm for name in STUDIES for arm in arms_of(study(name).hydra.sweeper))}
+
+
+@pytest.mark.parametrize("protocol", sorted(path.parent.name for path in TUNED if path.stem == "grpo_pairs"))
+def test_groups_of_two_have_as_many_completions_as_the_groups_of_others(protocol):
+    pairs, others = (compose(f"algorithm={m}", f"protocol={protocol}", f"tuned={protocol}/{m}").batch for m in PAIRED)
+    assert pairs.group_size == 2
+    assert pairs.prompts * pairs.group_size == others.prompts * others.group_size
+
+
+def test_a_search_keeps_what_the_base_sets_beside_the_method_and_what_was_typed_in_its_place():
+    base = CONF / "tuned" / "sort_tiny" / "grpo_pairs.yaml"
+    kept = values_of(base, ["batch.prompts=64", "evaluation.final=1024", "algorithm.optimizer.epochs=2"])
+    assert kept.batch == {"prompts": 64, "group_size": 2}
+    assert set(kept) == {"batch", "algorithm"}
+    assert kept.algorithm.optimizer.epochs == 2
+    assert kept.algorithm.optimizer.minibatches == 4
 
 
 def test_a_configuration_carries_the_record_of_its_tuned_values():

@@ -89,8 +89,8 @@ class Evaluation:
 
     every     number of updates between evaluations
     samples   number of sampled completions per prompt, beside the greedy one
-    final     number of held-out prompts of the last evaluation: those of earlier ones and more, at most about a tenth
-              of the task's; 0: task.heldout
+    final     number of held-out prompts of the first and the last evaluation: those of the others and more, at most
+              about a tenth of the task's; 0: task.heldout
     """
 
     every: int = count(10, least=1, unit="updates")

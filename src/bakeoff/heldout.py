@@ -49,13 +49,14 @@ class HeldOut:
     by_difficulty: dict[str, float] = field(default_factory=dict)
 
 
-def evaluate(loop: Loop, samples: int, last: bool = False) -> HeldOut:
+def evaluate(loop: Loop, samples: int, whole: bool = False) -> HeldOut:
     """Evaluates on the held-out prompts: greedily, and by `samples` completions of each at the training temperature.
 
-    The `last` evaluation of a run reads more of them, if the configuration asks for it.
+    The first and the last evaluation of a run read the `whole` set, which the configuration may make larger: so the two
+    differ by the policy alone.
     """
     actor, collector, number = loop.learner.actor, loop.collector, loop.learner.counters.updates
-    examples = collector.task.final_examples() if last else loop.heldout.examples
+    examples = collector.task.final_examples() if whole else loop.heldout.examples
     with loop.phase("evaluation"):
         own = loop.user_metrics if processes.leads() else None
         return held_out_of(actor, collector, examples, samples, number, own)

@@ -51,14 +51,16 @@ class Regime:
     name          the file's name
     property      property that the regime isolates, in words
     predictions   comparisons that are predicted, as `grpo > reinforce`; docs/arena.md has the form
+    invariances   comparisons that follow from the code, as `grpo ~ grpo@plain`: a difference would be a fault of ours
     source        where the predictions come from
     """
 
     name: str = ""
     property: str = ""
     predictions: list[str] = field(default_factory=list)
+    invariances: list[str] = field(default_factory=list)
     source: str = ""
 
     def __post_init__(self) -> None:
-        for text in self.predictions:
+        for text in (*self.predictions, *self.invariances):
             parsed(text)

@@ -192,12 +192,13 @@ def checkpoint(run: Run) -> None:
 
 def evaluate_run(run: Run, last: bool) -> HeldOut:
     """Evaluates and logs held-out accuracy; its time counts towards no budget."""
-    heldout = evaluate(run.loop, run.config.evaluation.samples, last)
-    run.loop.phases.take()
     updates = run.loop.learner.counters.updates
+    ends = last or updates == 0
+    heldout = evaluate(run.loop, run.config.evaluation.samples, ends)
+    run.loop.phases.take()
     run.tracker.metrics(heldout_metrics(heldout), updates)
     run.tracker.table([{"update": updates, **row} for row in heldout.read], HELDOUT)
-    if (last or updates == 0) and (hint := heldout.hint()):
+    if ends and (hint := heldout.hint()):
         run.progress.report(hint)
     return heldout
 

@@ -169,9 +169,15 @@ def tune(
         raise UserError(f"{len(values) - len(tried)} of {len(values)} rates of {method} have no run; see {folder}.")
     if not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
-    typed = [each.removeprefix("algorithm.") for each in overrides if each.startswith("algorithm.")]
-    values_kept = OmegaConf.merge(OmegaConf.load(own).algorithm if own else {}, OmegaConf.from_dotlist(typed))
-    write(path, name, key, tried, seeds, command, config, values_kept)
+    write(path, name, key, tried, seeds, command, config, values_of(own, overrides))
+
+
+def values_of(base: Path | None, overrides: list[str]) -> Any:
+    """What a method's file sets: what its base sets, the typed values in their place, and those of the method."""
+    loaded: Any = OmegaConf.load(base) if base else {}
+    kept = OmegaConf.create({name: values for name, values in loaded.items() if name != "tuned"})
+    own = [each for each in overrides if each.startswith("algorithm.") or OmegaConf.select(kept, each.split("=")[0])]
+    return OmegaConf.merge(kept, OmegaConf.from_dotlist(own))
 
 
 def launch(overrides: list[str], typed: str) -> int:
@@ -224,7 +230,7 @@ def write(
     """The method's file: its values, the search behind them, and what each trial reached."""
     chosen = max(tried, key=lambda value: statistics.mean(tried[value]))
     method = path.stem
-    OmegaConf.update(kept, key.removeprefix("algorithm."), chosen, force_add=True)
+    OmegaConf.update(kept, key, chosen, force_add=True)
     means = ", ".join(f"{value:.3g}: {statistics.mean(each):.3f}" for value, each in tried.items())
     record: dict[str, Any] = {
         "name": name,
@@ -238,7 +244,7 @@ def write(
         "note": f"Mean sampled accuracy by {key}: {means}. The accuracies are of the chosen value.",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(OmegaConf.create({"tuned": record, "algorithm": kept}))
+    text = OmegaConf.to_yaml(OmegaConf.merge({"tuned": record}, kept))
     path.write_text(f"# @package _global_\n# {method} on {plain(config)['task']['_option_']}, by bakeoff-tune.\n{text}")
     edge = chosen in (min(tried), max(tried)) and len(tried) > 1
     more = " It is the smallest or largest rate tried; widen --rates, for every method." if edge else ""

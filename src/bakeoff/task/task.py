@@ -53,7 +53,7 @@ class Task:
     foreign          whether the verifier is code of others, which is then called in a worker; such a task is picklable
     scores_steps     whether the task defines `verify_steps`
     heldout          number of evaluation prompts: fixed by the task, the same for every seed, never trained on
-    final            number of those of the last evaluation, which a run's configuration sets; 0: `heldout`
+    final            number of those of the first and the last evaluation, which the configuration sets; 0: `heldout`
     turns            largest number of the policy's turns, where the task defines `reply`
     shots            number of solved examples shown before every prompt
     max_new_tokens   generation budget of a completion, or of each of its turns, EOS included
@@ -155,7 +155,7 @@ class Task:
         return self._reserve()[0][: self.heldout]
 
     def final_examples(self) -> list[Example]:
-        """The set of the last evaluation: that of the others first, then more, as many as the task can spare."""
+        """The set of the first and last evaluation: that of the others, then more, as many as the task can spare."""
         return self._reserve()[0]
 
     def fresh_examples(self, count: int, rng: Random) -> list[Example]:
