@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from bakeoff.batch import Experience
 from bakeoff.config import register
-from bakeoff.device import HOST, choose_device, describe_device, device_name, wait_for
+from bakeoff.device import HOST, choose_device, describe_device, device_name, memory_bytes, wait_for
 from bakeoff.hardware import Hardware
 from bakeoff.learner.update import actor_gradient
 from bakeoff.loop import Loop, collect, experience_of
@@ -112,7 +112,7 @@ def calibrated(name: str, device: torch.device) -> Hardware:
     ((few, waiting),) = gradient_passes(small, FEW)
     launch = waiting / sum(few.values())
     ((large, working),) = gradient_passes([f"device={name}", *LARGE], 64, repeats=8)
-    hardware = replace(hardware, bandwidth_gb=copied_gb(device), queues=True)
+    hardware = replace(hardware, bandwidth_gb=copied_gb(device), memory_gb=memory_bytes(device) / 1e9, queues=True)
     return replace(hardware, launch_us=launch * 1e6, efficiency=min(1.0, hardware.seconds(large) / working))
 
 

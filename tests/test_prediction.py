@@ -18,6 +18,7 @@ from bakeoff.savings import savings
 from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of
 from tests.test_every_method import METHODS
+from tests.virtual_gpu import virtual_gpu
 
 SMALL = [
     "tuned=none",
@@ -94,6 +95,21 @@ def test_every_kind_of_method_is_predicted_within_five_percent(method):
 def test_another_model_is_predicted_within_five_percent_with_every_setting(overrides):
     """Grouped-query attention, untied embeddings, and a vocabulary whose logits take much of the memory."""
     assert compare(*OTHER, *overrides) < 0.05
+
+
+def test_logits_are_bounded_as_on_the_device_that_is_predicted():
+    """A device that is named, and one that this machine has."""
+
+    def peak(*overrides):
+        many = ("batch.prompts=64", "++model.architecture.vocab_size=100000")
+        return predict(compose(*SMALL, "algorithm=grpo", *many, *overrides)).peak
+
+    on_a_gpu = peak("logits_mb=1024")
+    assert peak("device=cpu") == peak("logits_mb=128") < on_a_gpu
+    assert peak("device=cpu", "hardware=h100") == on_a_gpu
+    with virtual_gpu():
+        assert peak("device=auto") == on_a_gpu
+        assert peak("device=cpu") < on_a_gpu
 
 
 def test_predicted_cells_sum_to_the_peak():

@@ -249,7 +249,8 @@ class Config:
                       torchrun and srun set it themselves
     shard             each process holds a part of the weights and of the optimisers' state
     micro_tokens      upper bound on the tokens that a pass of the learner reads at once, padding included; 0: none
-    logits_mb         upper bound on the float32 logits held at once, in MB; 0: 128 on the CPU, 1024 on a GPU
+    logits_mb         upper bound on the float32 logits of a chunk of tokens, in MB; a pass holds several such chunks;
+                      0: 128 on the CPU, 1024 on a GPU
     offload           models and optimisers that a phase does not use wait in the host's memory
     deterministic     on a GPU, compute by algorithms whose results repeat bit for bit; the CPU's do in any case
     mode              purpose of the run: training, a prediction of memory, or a measurement of quality

@@ -18,7 +18,8 @@ from torch import Tensor
 from bakeoff.errors import UserError
 
 HOST = torch.device("cpu")
-GPU_LOGITS_MB = 1024.0
+GPU = torch.device("cuda")  # any; a run has one with an index
+LOGITS_MB = {"cpu": 128.0, "cuda": 1024.0}  # a GPU is idle between small chunks of tokens; a CPU's caches prefer them
 
 
 def choose_device(name: str, number: int = 0) -> torch.device:
@@ -101,17 +102,19 @@ def set_up_device(device: torch.device, deterministic: bool, memory_limit_mb: fl
         gc.collect()
         torch.cuda.set_device(device)
         torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(device).total_memory
-        share = min(1.0, memory_limit_mb * 1e6 / total) if memory_limit_mb else 1.0
+        share = min(1.0, memory_limit_mb * 1e6 / memory_bytes(device)) if memory_limit_mb else 1.0
         torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def logits_bound(asked: float, device: torch.device) -> float:
-    """MB of float32 logits that are held at once, where 0 asks for what is fast on the device.
+    """MB of float32 logits of a chunk of tokens, where 0 asks for what is fast on the device."""
+    return asked or LOGITS_MB[device.type]
 
-    A GPU is idle between small chunks of tokens; a CPU's caches prefer them.
-    """
-    return asked or (128.0 if device == HOST else GPU_LOGITS_MB)
+
+def memory_bytes(gpu: torch.device) -> int:
+    """Bytes of memory that a GPU has."""
+    total: int = torch.cuda.get_device_properties(gpu).total_memory
+    return total
 
 
 def device_name(device: torch.device) -> str:

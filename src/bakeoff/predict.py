@@ -21,7 +21,7 @@ from bakeoff.algorithm.optimizer import Adam, Optimizer, StepStatistics, Subprob
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Experience, Sequences
 from bakeoff.config import Config
-from bakeoff.device import GPU_LOGITS_MB, HOST, logits_bound
+from bakeoff.device import GPU, HOST, choose_device, logits_bound
 from bakeoff.engine.engine import Engine, Request
 from bakeoff.imagined import imagined_experience, imagined_prompts, imagined_rollout
 from bakeoff.learner.experience import forward_passes
@@ -111,8 +111,7 @@ def predict(config: Config, limit: float = 0) -> Prediction:
     Raises UserError where the model cannot be built from a configuration, and torch.OutOfMemoryError as soon as more
     than `limit` bytes are needed (0: no limit).
     """
-    if config.hardware.memory_gb and not config.logits_mb:  # a GPU states its memory; fake tensors are on the host
-        config = replace(config, logits_mb=GPU_LOGITS_MB)
+    config = replace(config, logits_mb=logits_bound(config.logits_mb, imagined_device(config)))
     count, bound = config.processes, 0 if config.shard else int(limit)
     config = replace(config, batch=replace(config.batch, prompts=math.ceil(config.batch.prompts / count)))
     with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
@@ -149,6 +148,14 @@ def predict(config: Config, limit: float = 0) -> Prediction:
         return Prediction(peaks, dict(work.phases), weight_bytes(learner), prompt, completion)
 
 
+def imagined_device(config: Config) -> torch.device:
+    """The device of the run, since all fake tensors are on the host: the named hardware, else one of this machine."""
+    hardware = config.hardware
+    if hardware.memory_gb:  # which only a GPU's file states
+        return GPU
+    return HOST if hardware.name else choose_device(config.device)
+
+
 def in_parts(learner: Learner, phase: str, peak: Peak, count: int) -> Peak:
     """The peak where each of `count` processes holds its part of weights and optimisers, and gathers what it uses."""
     if phase not in USES:  # as of the supervised start, which the leader makes alone
@@ -171,7 +178,7 @@ def with_state(role: str, optimizer: torch.optim.Optimizer) -> None:
 
 def supervised(config: Config, policy: Policy, phases: Phases) -> None:
     """A step of the supervised stage that has optimiser state."""
-    adam, forward = Adam(lr=config.sft.lr), ForwardSettings(logits_mb=logits_bound(config.logits_mb, HOST))
+    adam, forward = Adam(lr=config.sft.lr), ForwardSettings(logits_mb=config.logits_mb)
     optimizer = adam.create(policy.network.parameters())
     with_state("actor", optimizer)
     examples = config.task.training_examples(config.sft.batch, stdlib_random(config.sft.seed, "sft", 0))

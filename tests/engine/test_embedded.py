@@ -9,7 +9,9 @@ from transformers import GenerationConfig
 from bakeoff.batch import Example
 from bakeoff.engine.embedded import Decoding, Embedded, inverse_cdf, truncated
 from bakeoff.engine.engine import Request, Sampling, make_rollout
+from bakeoff.measure.work import Work
 from bakeoff.model.build import build
+from bakeoff.model.config import Precision
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.model.policy import Policy
@@ -40,6 +42,21 @@ def test_a_padded_prompt_has_the_logprobs_of_an_unpadded_one(tiny):
             logits = tiny.network(input_ids=whole).logits[0, alone.ids.shape[1] - 1 : -1]
             expected = logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
             assert torch.allclose(logprobs[row][: len(ids)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_padding_costs_no_operator_for_a_token(precision):
+    policy = build(compose(f"model.precision={precision}", "sft.steps=0").model, seed=0)
+    engine = Embedded()
+    engine.load(policy)
+
+    def operators(prompts, tokens):
+        with Work() as work, work.counted(1.0, "decoding"):
+            engine.generate(Request(prompts_of(policy, *prompts), 2, Sampling(), tokens, greedy=True))
+        return sum(work.phases["decoding"].values())
+
+    padded, whole = (operators(prompts, 7) - operators(prompts, 3) for prompts in (["1=", "12345="], ["1=", "2="]))
+    assert padded == whole > 200, "of four tokens"
 
 
 def test_sampler_logprobs_are_those_of_the_training_forward(tiny):

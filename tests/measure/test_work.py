@@ -1,8 +1,11 @@
 """Work of operators, against formulas: floating-point operations, bytes, number."""
 
+import pytest
 import torch
 
 from bakeoff.measure.work import Operator, Work
+from bakeoff.model.forward import ForwardSettings, Hidden
+from bakeoff.model.logprobs import head_terms
 
 
 def work_of(function):
@@ -24,6 +27,35 @@ def test_a_matrix_product_has_two_operations_for_each_factor_pair():
         - work_of(lambda: (torch.ones(2, 3, 5), torch.ones(2, 5, 7))).keys()
     )
     assert batched.flops == 2 * 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("product", ["addmm", "baddbmm"])
+def test_a_product_in_place_has_the_operations_of_the_same_product_elsewhere(product):
+    shapes = [(3, 7), (3, 5), (5, 7)]
+    into, a, b = (torch.randn(shape if product == "addmm" else (2, *shape)) for shape in shapes)
+    elsewhere = total(work_of(lambda: getattr(torch, product)(into, a, b)), "flops")
+    assert total(work_of(lambda: getattr(into, f"{product}_")(a, b)), "flops") == elsewhere > 0
+
+
+def test_what_only_writes_does_not_read():
+    x, y = torch.ones(10), torch.ones(10)
+    assert work_of(lambda: x.copy_(y)) == {Operator(0, 40 + 40, False): 1.0}
+    assert work_of(lambda: x.zero_()) == {Operator(0, 40, False): 1.0}
+
+
+def test_logits_in_chunks_have_a_product_more_than_whole_ones(tiny):
+    """Forward; and backward once more that, the gradient of the states and that of the head."""
+    states = torch.randn(6, tiny.network.config.hidden_size, requires_grad=True)
+    hidden = Hidden(states, torch.arange(6), torch.arange(6), torch.ones(2, 3, dtype=torch.bool))
+    vocabulary, width = tiny.embedding
+    product = 2 * 6 * width * vocabulary
+
+    def flops(limit):
+        (logprobs,) = head_terms(tiny, hidden, ForwardSettings(logits_mb=limit), with_entropy=False)
+        logprobs.sum().backward()
+
+    assert total(work_of(lambda: flops(0.0)), "flops") == 3 * product
+    assert total(work_of(lambda: flops(2 * 4 * vocabulary / 1e6)), "flops") == 4 * product
 
 
 def test_an_operator_in_bfloat16_is_half():

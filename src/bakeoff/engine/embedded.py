@@ -171,7 +171,7 @@ class Decoding:
     """State of the decoding of S completions.
 
     cache       keys and values of all tokens read so far
-    attention   [S, L + T] bool, false on the prompts' padding; none where there is no padding
+    attention   [S, L + T], which leaves out the prompts' padding; none where there is no padding
     position    [S] position of the next token
     hidden      [S, H] last hidden states, which predict the next token
     """
@@ -185,25 +185,28 @@ class Decoding:
     @classmethod
     def begin(cls, policy: Policy, request: Request) -> Decoding:
         """Reads each prompt once, and repeats its cache for the group."""
-        from bakeoff.model.cache import KeyValueCache  # 3 s, which --help, errors and reports need not wait for
+        # 3 s, which --help, errors and reports need not wait for
+        from bakeoff.model.cache import KeyValueCache, attention_dtype
+        from bakeoff.model.packing import added_mask
 
         network, prompts, group_size = policy.network, request.prompts, request.completions
         lengths = prompts.attention.sum(1).repeat_interleave(group_size, 0)
-        attention = None
-        if not prompts.attention.all():
-            later = prompts.attention.new_ones(len(lengths), request.max_tokens)
-            attention = torch.cat([prompts.attention.repeat_interleave(group_size, 0), later], 1)
+        padded = not prompts.attention.all()
         cache = KeyValueCache(network.config, prompts.ids.shape[1] + request.max_tokens - 1)  # the last is never read
         out = network.base_model(
             input_ids=prompts.ids,
-            attention_mask=None if attention is None else prompts.attention,
+            attention_mask=prompts.attention if padded else None,
             position_ids=(prompts.attention.long().cumsum(1) - 1).clamp(min=0),
             past_key_values=cache,
             use_cache=True,
         )
         with attributed(kind="kv_cache"):
             cache.batch_repeat_interleave(group_size)
-        hidden = out.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
+        hidden, attention = out.last_hidden_state[:, -1].repeat_interleave(group_size, 0), None
+        if padded:
+            later = prompts.attention.new_ones(len(lengths), request.max_tokens)
+            whole = torch.cat([prompts.attention.repeat_interleave(group_size, 0), later], 1)
+            attention = added_mask(network.base_model, whole, attention_dtype(hidden))
         return cls(policy, cache, attention, lengths, hidden)
 
     def advance(self, token: Tensor) -> None:

@@ -13,10 +13,9 @@ from bakeoff.algorithm.kl import KLEstimates, estimate_kl, k3
 from bakeoff.algorithm.loss import advantages_and_returns, place_scores, with_kl_reward
 from bakeoff.batch import Experience, Rollout, Scores, Sequences, masked_mean, masked_variance
 from bakeoff.learner.learner import Learner
-from bakeoff.model.forward import completion_hidden, completion_values
+from bakeoff.model.forward import completion_hidden, completion_values, values_of
 from bakeoff.model.logprobs import completion_logprobs, logprobs_and_kl, policy_pass
 from bakeoff.model.micro_batches import own_micro_batches
-from bakeoff.model.policy import at_least_float32
 from bakeoff.rows import Scalar, select
 
 
@@ -104,7 +103,7 @@ def policy_passes(learner: Learner, part: Sequences, with_actor: bool) -> Forwar
         own = policy_pass(actor, learner.head, part, forward)
         return ForwardPasses(own.logprobs, own.values)
     hidden, other = completion_hidden(actor.trunk, part), completion_hidden(reference.trunk, part)
-    values = None if learner.head is None else hidden.spread(learner.head(at_least_float32(hidden.states)))
+    values = None if learner.head is None else values_of(learner.head, hidden)
     mine, its, kl = logprobs_and_kl(actor, reference, hidden, other, forward)
     return ForwardPasses(mine, values, its, kl)
 

@@ -23,6 +23,7 @@ FLOPS = flop_registry | {
 }
 ALLOCATES = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
 READS_ROWS = (aten.embedding, aten.index, aten.index_select, aten.gather)  # of their first tensor as much as they write
+ONLY_WRITES = (aten.copy_, aten.fill_, aten.zero_)  # their first tensor, whose values they do not read
 
 
 class Operator(NamedTuple):
@@ -76,8 +77,8 @@ class Work(TorchDispatchMode):
 def operator_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Operator | None:
     """The operator that ran with these arguments; none for a view, an allocation or a question.
 
-    It reads every argument once, writes every result that has a storage of its own, and writes over the arguments that
-    its schema says.
+    It reads every argument once, unless it only writes to it, writes every result that has a storage of its own, and
+    writes over the arguments that its schema says.
     """
     read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     known = {tensor.untyped_storage()._cdata for tensor in read}
@@ -96,9 +97,17 @@ def operator_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result
     sizes = [size(tensor) for tensor in read]
     if packet in READS_ROWS:
         sizes[0] = min(sizes[0], sum(map(size, written)))
-    flops = FLOPS[packet](*args, **kwargs, out_val=result) if packet in FLOPS else 0
+    if packet in ONLY_WRITES:
+        sizes[0] = 0
+    formula = FLOPS.get(packet) or FLOPS.get(out_of_place(packet))
+    flops = formula(*args, **kwargs, out_val=result) if formula else 0
     half = bool(read) and read[0].is_floating_point() and read[0].itemsize == 2
     return Operator(flops, sum(sizes) + sum(map(size, [*written, *over])), half)
+
+
+def out_of_place(packet: Any) -> Any:
+    """`addmm` for `addmm_`: torch has the formula of the one alone."""
+    return getattr(aten, packet.__name__.removesuffix("_"), None)
 
 
 def size(tensor: Tensor) -> int:

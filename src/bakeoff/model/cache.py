@@ -24,10 +24,8 @@ class KeyValueCache(DynamicCache):  # type: ignore[misc]
         self.layers: list[Any] = [Roomy(tokens) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        device = keys.device.type
-        if torch.is_autocast_enabled(device):
-            low = torch.get_autocast_dtype(device)
-            keys, values = keys.to(low), values.to(low)
+        dtype = attention_dtype(keys)
+        keys, values = keys.to(dtype), values.to(dtype)
         with attributed(kind="kv_cache"):
             grown: tuple[Tensor, Tensor] = super().update(keys, values, *args, **kwargs)
             return grown
@@ -45,6 +43,12 @@ class KeyValueCache(DynamicCache):  # type: ignore[misc]
                     old = getattr(layer, name)
                     setattr(layer, name, old.new_empty(0))  # freed first: a real cache never holds both of all layers
                     setattr(layer, name, old.new_empty(batch, heads, read, width))
+
+
+def attention_dtype(x: Tensor) -> torch.dtype:
+    """The precision in which attention reads this tensor: that of autocast where it is on, else the tensor's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Roomy(DynamicLayer):  # type: ignore[misc]

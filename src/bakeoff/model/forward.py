@@ -13,7 +13,7 @@ from bakeoff.batch import Sequences
 from bakeoff.model.packing import PADDING, completions_per_row, group_mask, pack, shares_prompts, skips_blocks
 from bakeoff.model.policy import Policy, at_least_float32
 from bakeoff.model.roles import Trunk
-from bakeoff.model.value import ValueModel
+from bakeoff.model.value import ValueHead, ValueModel
 
 
 @dataclass
@@ -22,7 +22,8 @@ class ForwardSettings:
 
     temperature    divides the logits
     micro_tokens     upper bound on the tokens that a pass reads, padding included; 0: none
-    logits_mb        upper bound on the float32 logits held at once, in 10⁶ bytes; 0: none
+    logits_mb        upper bound on the float32 logits of a chunk of tokens, in 10⁶ bytes; 0: none. A pass holds several
+                     copies of a chunk, such as its softmax and its gradient
     shares_prompts   whether every model reads a prompt once for several completions, and not for each
     """
 
@@ -59,8 +60,12 @@ def completion_logits(policy: Policy, sequences: Sequences, temperature: float =
 
 def completion_values(critic: ValueModel, sequences: Sequences) -> Tensor:
     """Values [S, T] of the state before each completion token, by a critic of its own."""
-    hidden = completion_hidden(critic.trunk, sequences)
-    return hidden.spread(critic.head(at_least_float32(hidden.states)))
+    return values_of(critic.head, completion_hidden(critic.trunk, sequences))
+
+
+def values_of(head: ValueHead, hidden: Hidden) -> Tensor:
+    """Values [S, T] by a head on last hidden states, in float32 at least."""
+    return hidden.spread(head(at_least_float32(hidden.states)))
 
 
 def completion_hidden(trunk: Trunk, sequences: Sequences) -> Hidden:

@@ -15,8 +15,8 @@ from torch import Tensor
 from bakeoff.algorithm import kl
 from bakeoff.attribution import attributed
 from bakeoff.batch import Sequences
-from bakeoff.model.forward import ForwardSettings, Hidden, completion_hidden
-from bakeoff.model.policy import Policy, at_least_float32
+from bakeoff.model.forward import ForwardSettings, Hidden, completion_hidden, values_of
+from bakeoff.model.policy import Policy
 from bakeoff.model.value import ValueHead
 
 
@@ -49,7 +49,7 @@ def policy_pass(
 ) -> Terms:
     """One pass: log π, values where there is a head, and the entropy where it is asked for."""
     hidden = completion_hidden(policy.trunk, sequences)
-    values = None if head is None else hidden.spread(head(at_least_float32(hidden.states)))
+    values = None if head is None else values_of(head, hidden)
     return completion_terms(policy, hidden, forward, with_entropy)._replace(values=values)
 
 

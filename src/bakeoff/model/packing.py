@@ -157,12 +157,22 @@ def group_mask(backbone: PreTrainedModel, packed: Packed) -> Any:
     )
 
 
+def added_mask(backbone: PreTrainedModel, attention: Tensor, dtype: torch.dtype) -> Tensor:
+    """[S, L] that says what is not padding as sdpa adds it to its scores, 0 or −∞; as it is for other attention.
+
+    From a boolean mask sdpa would make this one in every layer, for every token.
+    """
+    if backbone.config._attn_implementation != "sdpa" or not shares_prompts(backbone):
+        return attention
+    return torch.zeros_like(attention, dtype=dtype).masked_fill_(~attention, -torch.inf)
+
+
 def decoding_mask(backbone: PreTrainedModel, attention: Tensor) -> Any:
-    """The mask of one more token of each completion, from [S, L] which says what is not padding.
+    """The mask of one more token of each completion, from an `added_mask` [S, L].
 
     Given it without its other dimensions, transformers looks at every token whether there is padding, and waits.
     """
-    if backbone.config._attn_implementation != "sdpa" or not shares_prompts(backbone):
+    if not attention.is_floating_point():
         return attention
     seen = {kind: window or attention.shape[1] for kind, window in windows(backbone.config).items()}
     return by_layer({kind: attention[:, None, None, -length:] for kind, length in seen.items()})
