@@ -22,6 +22,7 @@ REGIMES = {
     "plain": ("none", ["a ~ b", "a > c", "b ~ start"]),
     "noise": ("rewards are noisy", ["a > b", "c > a", "a ~ a@plain", "a > missing", "kl: b > a"]),
 }
+INVARIANCES = {"plain": ["a ~ b", "c ~ missing"], "noise": ["a ~ a@plain"]}
 # final accuracy by method and regime; c is not in `noise` with its last three seeds
 FINALS = {
     ("a", "plain"): 0.8,
@@ -42,6 +43,7 @@ def study(finals=None, spread=0.002, still=()):
             run, name = f"{method}-{regime}-{seed}", f"{method} {regime}"
             runs.append({"run": run, "name": name, "algorithm": method, "seed": seed})
             about = {"name": regime, "property": property_, "predictions": str(predictions), "source": "a paper"}
+            about["invariances"] = str(INVARIANCES[regime])
             params += [(run, f"regime.{key}", value) for key, value in about.items()]
             params.append((run, "study.margin", "0.05"))
             last = final + spread * rng.standard_normal()
@@ -72,6 +74,18 @@ def test_each_prediction_has_its_verdict():
     }
     assert found["noise", "kl: b > a"].effect.value == pytest.approx(0.5)
     assert found["noise", "a > missing"].seeds == 0
+
+
+def test_invariances_hold_or_are_broken_and_are_no_predictions():
+    found = {(each.regime, each.prediction.text): each.verdict for each in regimes.invariances(study())}
+    assert found == {
+        ("plain", "a ~ b"): regimes.HOLDS,
+        ("plain", "c ~ missing"): "not tested",
+        ("noise", "a ~ a@plain"): regimes.BROKEN,
+    }
+    text = arena.verdict(study())
+    assert "Of 8 predictions" in text
+    assert "1 of 2 invariances of the code hold; broken: a ~ a@plain in noise." in text
 
 
 def test_a_prediction_of_equality_is_not_tested_by_policies_that_did_not_move():
@@ -200,4 +214,5 @@ def test_a_claim_names_its_regime_and_is_one_of_its_predictions(claim):
     assert f"{left} > {right}" in config(f"regime={regime}").regime.predictions
     finals = {(left, regime): 0.8, (right, regime): 0.6}
     REGIMES.setdefault(regime, ("", []))
+    INVARIANCES.setdefault(regime, [])
     assert claim.of(study(finals)).value == pytest.approx(0.2, abs=0.01)

@@ -26,6 +26,7 @@ from bakeoff.report.statistics import (
     area_under_curve,
     confidence,
     detectable,
+    equivalence_p,
     equivalent,
     first_at,
     holm,
@@ -171,12 +172,35 @@ def test_families_with_equal_arms_call_an_arm_lower_in_one_of_twenty(named, seed
 def test_a_ratio_of_restricted_means_counts_the_budget_of_a_run_that_never_arrives():
     """Half as much in every seed is a half without doubt; a run at its budget moves the mean as far as that."""
     one = pd.Series([10.0, 20.0, 40.0, 40.0, 40.0], index=range(5))
-    assert ratio_of_means(one / 2, one) == pytest.approx((0.5, 0.5, 0.5))
+    assert ratio_of_means(one / 2, one) == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
     some = ratio_of_means(pd.Series([5.0, 40.0, 10.0, 12.0, 9.0]), one)
     assert some.value == pytest.approx(76 / 150)
     assert 0 < some.low < some.value < some.high
-    assert np.isnan(ratio_of_means(one[:3], one[:3])[1:]).all()
+    assert np.isnan(ratio_of_means(one[:1], one[:1])[1:]).all()
     assert np.isnan(ratio_of_means(one, one[:0]).value)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.998])
+def test_a_ratio_of_means_of_ten_seeds_errs_as_often_as_its_level_says(level):
+    rng, wrong, studies = np.random.default_rng(0), 0, 2000
+    for _ in range(studies):
+        shared = rng.normal(100, 10, 10)
+        a, b = (pd.Series(shared + rng.normal(0, 20, 10)) for _ in range(2))
+        with confidence(level):
+            found = ratio_of_means(a, b)
+        wrong += not found.low <= 1 <= found.high
+    expected = 1 - level
+    assert wrong / studies < expected + 3 * math.sqrt(expected * level / studies)
+
+
+def test_the_p_of_equivalence_is_that_of_two_one_sided_tests():
+    values = pd.Series([0.010, -0.004, 0.012, 0.001, 0.006])
+    below = stats.ttest_1samp(values, 0.02, alternative="less").pvalue
+    above = stats.ttest_1samp(values, -0.02, alternative="greater").pvalue
+    assert equivalence_p(values, 0.02) == pytest.approx(max(below, above))
+    assert equivalence_p(values[:1], 0.02) == 1
+    assert equivalence_p(pd.Series([0.0, 0.0]), 0.02) == 0
+    assert equivalence_p(pd.Series([0.03, 0.03]), 0.02) == 1
 
 
 def test_a_learning_curve_has_the_sigmoids_parameters_and_a_straight_line_has_none():

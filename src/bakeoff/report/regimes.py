@@ -14,7 +14,7 @@ from bakeoff.report.comparisons import Family
 from bakeoff.report.statistics import (
     CONFIDENCE,
     Estimate,
-    equivalent,
+    equivalence_p,
     holm,
     mean_interval,
     middle_mean,
@@ -26,10 +26,14 @@ from bakeoff.report.tables import ends, unmoved
 
 SCORE = "score"  # (final − start) ÷ (1 − start) of the sampled accuracy: 0 is no progress, 1 is all right
 VERDICTS = ("as predicted", "against the prediction", "undecided", "not tested")
+HOLDS, BROKEN = "holds by construction", "broken"
 
 
 class Verdict(NamedTuple):
-    """A prediction of a regime, the paired effect over seeds, and what it says of the prediction: one of VERDICTS."""
+    """A prediction or an invariance of a regime, the paired effect over seeds, and what it says of the prediction.
+
+    The verdict is one of VERDICTS, or of an invariance HOLDS or BROKEN.
+    """
 
     regime: str
     prediction: Prediction
@@ -57,13 +61,15 @@ def scores(study: Study, metric: str = SAMPLED) -> pd.DataFrame:
 
 
 def regimes(study: Study) -> pd.DataFrame:
-    """A row for each regime that ran, in the order in which they started: property, predictions and source.
+    """A row for each regime that ran, in the order in which they started: property, predictions, invariances, source.
 
     A property that several regimes have is followed by the name of each.
     """
     keys = study.params[study.params["key"].str.startswith("regime.")]
-    by_run = keys.pivot(index="run", columns="key", values="value").reindex(study.runs["run"]).dropna()
+    by_run = keys.pivot(index="run", columns="key", values="value").reindex(study.runs["run"])
     by_run.columns = [column.removeprefix("regime.") for column in by_run.columns]
+    columns = ["name", "property", "predictions", "invariances", "source"]
+    by_run = by_run.reindex(columns=columns).fillna({"invariances": "[]"}).dropna()
     found = by_run.drop_duplicates("name").set_index("name")
     twice = found["property"].duplicated(keep=False)
     return found.assign(property=found["property"].where(~twice, found["property"] + " (" + found.index + ")"))
@@ -122,27 +128,47 @@ def verdicts(study: Study) -> list[Verdict]:
     """A verdict for each prediction of each regime that ran, all corrected together by Holm's method.
 
     `A > B` is as predicted if A is significantly higher, and against the prediction if B is. `A ~ B` is as predicted if
-    two one-sided tests place the difference within the study's margin, or if all seeds are equal, and against it if it
-    is significant and the mean is beyond the margin; it is not tested where the policies of both have not moved.
+    two one-sided tests place the difference within the study's margin, and against it if it is significant and the mean
+    is beyond the margin; it is not tested where the policies of both have not moved.
     """
+    frame, margin = scores(study), study.margin
+    unmoving = still(study, frame)
+    found = [(regime, each, own, study.step(each.metric)) for regime, each, own in effects(study, frame, "predictions")]
+    equal = [number for number, (_, each, *_) in enumerate(found) if each.equal]
+    different = [paired_p(own, step) for *_, own, step in found]
+    alike = [equivalence_p(found[number][2], margin, found[number][3]) for number in equal]
+    corrected = holm(different + alike)
+    of_equivalence = dict(zip(equal, corrected[len(found) :], strict=True))
+    judgements = []
+    for number, (regime, each, own, step) in enumerate(found):
+        tested = len(own) > 1 and not (each.equal and unmoving >= arms(regime, each))
+        of_this = corrected[number], of_equivalence.get(number, 1.0)
+        verdict = judged(each, float(own.mean()), *of_this, margin) if tested else "not tested"
+        judgements.append(Verdict(regime, each, mean_interval(own, step), len(own), verdict))
+    return judgements
+
+
+def invariances(study: Study) -> list[Verdict]:
+    """A verdict for each invariance of each regime that ran: it holds if no seed differs by more than the margin."""
+    return [
+        Verdict(
+            *(regime, each, mean_interval(own, study.step(each.metric)), len(own)),
+            HOLDS if len(own) and own.abs().max() <= study.margin else BROKEN if len(own) else "not tested",
+        )
+        for regime, each, own in effects(study, scores(study), "invariances")
+    ]
+
+
+def effects(study: Study, frame: pd.DataFrame, kind: str) -> list[tuple[str, Prediction, pd.Series]]:
+    """The regime, the comparison and its `effect`, of all that the regimes state under this key."""
     stated = [
         (str(regime), parsed(str(text)))
         for regime, row in regimes(study).iterrows()
-        for text in OmegaConf.create(row["predictions"])
+        for text in OmegaConf.create(row[kind])
     ]
-    frames = {metric: scores(study, metric) for metric in {prediction.metric for _, prediction in stated}}
-    frame = scores(study)
-    unmoving = still(study, frame)
-    found = [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
-    steps = [study.step(each.metric) for _, each in stated]
-    corrected = holm([paired_p(own, step) for (*_, own), step in zip(found, steps, strict=True)])
-    return [
-        Verdict(
-            *(regime, each, mean_interval(own, step), len(own)),
-            judged(each, own, p, study.margin, unmoving >= arms(regime, each), step),
-        )
-        for (regime, each, own), step, p in zip(found, steps, corrected, strict=True)
-    ]
+    metrics = {prediction.metric for _, prediction in stated}
+    frames = {metric: frame if metric == SAMPLED else scores(study, metric) for metric in metrics}
+    return [(regime, each, effect(frames[each.metric], regime, each)) for regime, each in stated]
 
 
 def still(study: Study, frame: pd.DataFrame) -> frozenset[str]:
@@ -172,13 +198,11 @@ def effect(frame: pd.DataFrame, regime: str, prediction: Prediction) -> pd.Serie
     return (left - values(prediction.right, prediction.right_in, "last")).dropna()
 
 
-def judged(prediction: Prediction, difference: pd.Series, p: float, margin: float, still: bool, step: float) -> str:
-    """The verdict of a prediction from its paired differences, their corrected p, and whether neither arm moved."""
-    if len(difference) < 2 or (prediction.equal and still):
-        return "not tested"
-    significant, mean = p < 1 - CONFIDENCE, float(difference.mean())
+def judged(prediction: Prediction, mean: float, of_difference: float, of_equivalence: float, margin: float) -> str:
+    """The verdict of a prediction from the mean difference and the corrected p of its tests."""
+    significant = of_difference < 1 - CONFIDENCE
     if prediction.equal:
-        if equivalent(difference, margin, step):
+        if of_equivalence < 1 - CONFIDENCE:
             return "as predicted"
         return "against the prediction" if significant and abs(mean) > margin else "undecided"
     if not significant:

@@ -150,9 +150,16 @@ def paired_p(differences: pd.Series, step: float = 0.0) -> float:
 
 def equivalent(differences: pd.Series, margin: float, step: float = 0.0) -> bool:
     """Whether two one-sided t-tests at 5 % place the mean within ± margin: its 90 % interval is inside."""
+    return equivalence_p(differences, margin, step) < 1 - CONFIDENCE
+
+
+def equivalence_p(differences: pd.Series, margin: float, step: float = 0.0) -> float:
+    """The larger p of two one-sided t-tests that the mean is within ± margin; 1 for fewer than two seeds."""
     x = differences.to_numpy(dtype=float)
-    half = stats.t.ppf(0.95, len(x) - 1) * standard_error(x, step) if len(x) > 1 else math.inf
-    return bool(abs(x.mean()) + half < margin) if len(x) else False
+    if len(x) < 2:
+        return 1.0
+    inside, error = margin - abs(x.mean()), standard_error(x, step) if step or np.ptp(x) else 0.0
+    return float(stats.t.sf(inside / error, len(x) - 1)) if error else float(inside <= 0)
 
 
 def pooled_deviation(samples: Iterable[pd.Series]) -> float:
@@ -304,16 +311,17 @@ def learning_curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 def ratio_of_means(a: pd.Series, b: pd.Series) -> Estimate:
-    """Mean of A ÷ mean of B over the seeds (index) that both have, which are drawn together, with bootstrap interval.
+    """Mean of A ÷ mean of B over the seeds (index) that both have, with interval; for positive values.
 
-    For values that are censored at a budget, whose logarithms have no normal distribution. The interval is NaN for
-    fewer than FEWEST seeds.
+    For values that are censored at a budget, whose logarithms have no normal distribution. The interval is Student's t;
+    the standard error of the ratio's logarithm is that of A ÷ mean(A) − B ÷ mean(B), paired by seed, by the delta
+    method. A percentile bootstrap of ten seeds errs in 2 % of cases where its level promises 0.2 %.
     """
-    both = pd.concat([a, b], axis=1, join="inner").dropna().to_numpy(float)
-    if not len(both):
-        return Estimate()
-    drawn = resampled(np.arange(len(both)), np.random.default_rng(0))
-    return bootstrapped(both[drawn, 0].mean(1) / both[drawn, 1].mean(1), [both])
+    both = pd.concat([a, b], axis=1, join="inner").dropna()
+    shares = both / both.mean()
+    centre = math.log(both.iloc[:, 0].mean() / both.iloc[:, 1].mean()) if len(both) else math.nan
+    logs = mean_interval(centre + shares.iloc[:, 0] - shares.iloc[:, 1])
+    return Estimate(*np.exp(logs).tolist())
 
 
 def first_at(x: np.ndarray, y: np.ndarray, threshold: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from bakeoff.report.duel import answer, duel
 from bakeoff.report.figures import WIDTH, colours, finished, panels, style
 from bakeoff.report.naming import enumerated
 from bakeoff.report.regimes import (
+    BROKEN,
     SCORE,
     VERDICTS,
     Choice,
@@ -21,6 +24,7 @@ from bakeoff.report.regimes import (
     effect,
     everywhere,
     family,
+    invariances,
     overall,
     ranked,
     regimes,
@@ -30,7 +34,9 @@ from bakeoff.report.regimes import (
     wide,
 )
 from bakeoff.report.statistics import (
+    CONFIDENCE,
     Estimate,
+    confidence,
     counted,
     detectable,
     improvement_over_regimes,
@@ -101,7 +107,7 @@ def by_difficulty(study: Study) -> pd.DataFrame:
 
 
 def predictions(study: Study) -> pd.DataFrame:
-    """A row for each prediction: what was predicted, where it comes from, the effect and the verdict."""
+    """A row for each prediction, then for each invariance: what is stated, its source, the effect and the verdict."""
     about = regimes(study)
     rows = [
         {
@@ -111,7 +117,7 @@ def predictions(study: Study) -> pd.DataFrame:
             "verdict": each.verdict,
             "source": about.at[each.regime, "source"],
         }
-        for each in verdicts(study)
+        for each in [*verdicts(study), *invariances(study)]
     ]
     return pd.DataFrame(rows)
 
@@ -119,12 +125,14 @@ def predictions(study: Study) -> pd.DataFrame:
 def improvement(study: Study) -> pd.DataFrame:
     """The probability that the row's method scores above the column's in the same regime, over regimes and seeds.
 
-    It has a star where its interval leaves out ½.
+    It has a star where its interval leaves out ½, at a confidence that is corrected for the number of pairs.
     """
     frame = scores(study)
     complete = [name for name in ranked(frame) if len(everywhere(frame, name, shared(frame)))]
     own = {name: frame[frame["method"] == name] for name in complete}
-    chances = {b: [starred(improvement_over_regimes(own[a], own[b])) for a in complete] for b in complete}
+    pairs = max(1, math.comb(len(complete), 2))
+    with confidence(1 - (1 - CONFIDENCE) / pairs):
+        chances = {b: [starred(improvement_over_regimes(own[a], own[b])) for a in complete] for b in complete}
     return pd.DataFrame({"P(row > column)": complete, **chances})
 
 
@@ -150,9 +158,18 @@ def verdict(study: Study, caveat: str = CAVEAT) -> str:
         f"{answer(study)}{highest(study, frame)}\n\nBy significance: {advice(choices(study))}\n\n"
         f"Over the regimes that most methods ran, {top} has the highest score, "
         f"{overall(frame, top, shared(frame)).text()} (interquartile mean; 0 is the start, 1 is every answer right). "
-        f"Of {int(counts.sum())} predictions, {judged}.\n\n"
+        f"Of {int(counts.sum())} predictions, {judged} (all tests are corrected together, by Holm's method). "
+        f"{by_construction(study)}\n\n"
         f"{power(study)} {caveat}"
     )
+
+
+def by_construction(study: Study) -> str:
+    """The number of invariances that hold, and those that are broken."""
+    found = [each for each in invariances(study) if each.seeds]
+    broken = [f"{each.prediction.text} in {each.regime}" for each in found if each.verdict == BROKEN]
+    held = f"{len(found) - len(broken)} of {counted(len(found), 'invariance')} of the code hold" if found else ""
+    return f"{held}{f'; broken: {enumerated(broken)}' if broken else ''}." if found else ""
 
 
 def advice(named: list[Choice]) -> str:
@@ -176,8 +193,8 @@ def highest(study: Study, frame: pd.DataFrame) -> str:
 
 def power(study: Study) -> str:
     """The rule by which a method is higher in a regime, and the difference that the seeds can detect."""
-    found = families(study)
-    (deviation, pairs), seeds = pooled(found), min(each.seeds for each in found)
+    found = [each for each in families(study) if each.differences]
+    (deviation, pairs), seeds = pooled(found), min((each.seeds for each in found), default=0)
     smallest = detectable(deviation, seeds, pairs, study.step(MEASURE))
     seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (

@@ -83,7 +83,7 @@ def by_epochs(study: Study, measure: str, objective: str) -> pd.DataFrame:
 
 
 def saved(study: Study, measure: str, objective: str, epochs: int) -> Estimate:
-    """The restricted mean of a measure with a number of epochs ÷ that with one, seeds drawn together."""
+    """The restricted mean of a measure with a number of epochs ÷ that with one."""
     wide = by_epochs(study, measure, objective)
     return ratio_of_means(wide[epochs], wide[1]) if {1, epochs} <= set(wide.columns) else Estimate()
 
@@ -132,8 +132,9 @@ def verdict(study: Study) -> str:
             f"{text}; the effective sample size falls from {effective.iloc[0]:.3f} to {effective.iloc[-1]:.3f}."
         )
     parts.append(
-        "A run that never reaches the threshold counts with its whole budget: means are restricted to it. Intervals "
-        f"are a bootstrap over seeds, stated from {FEWEST} seeds on. Final accuracy: {family(study, SAMPLED).note}"
+        "A run that never reaches the threshold counts with its whole budget: means are restricted to it. The interval "
+        f"of a share is a bootstrap over seeds, stated from {FEWEST} seeds on. Final accuracy: "
+        f"{family(study, SAMPLED).note}"
     )
     return " ".join(parts)
 
