@@ -277,8 +277,8 @@ TABLES = {
 CLAIMS = [
     predicted(
         "2 importance sampling",
-        "Where sampling is 80 % of the work (regime costly), reuse learns more",
-        "importance_sampling@costly > reinforce_baseline@costly",
+        "Where sampling is 80 % of the work (regime costly), reuse with a clip learns more than one step",
+        "grpo@costly > rloo@costly",
     ),
     predicted(
         "3 baseline",
@@ -289,11 +289,6 @@ CLAIMS = [
         "7 clip",
         "Where a rollout is used for 16 steps (regime reuse), the clip learns better than unbounded weights",
         "ppo@reuse > importance_sampling@reuse",
-    ),
-    predicted(
-        "8 RLHF",
-        "Against a reward learned from few pairs (regime proxy), a KL to the start keeps the true accuracy",
-        "ppo@proxy > dr_grpo@proxy",
     ),
     predicted(
         "9 GRPO",

@@ -1,0 +1,95 @@
+"""A KL to the start against a reward learned from few pairs: when the true accuracy turns, and what is lost after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bakeoff.report.claim import Claim, difference
+from bakeoff.report.comparisons import family
+from bakeoff.report.figures import plot_curves
+from bakeoff.report.statistics import Estimate, paired_difference
+from bakeoff.report.study import SAMPLED, Study
+from bakeoff.report.tables import REFERENCE_KL, by_run, final, summary
+
+MEASURE = SAMPLED  # what --detect is about
+
+
+def turns(study: Study) -> pd.DataFrame:
+    """A row for each run: held-out sampled accuracy at the start, at its best and at the end, the update of the best.
+
+    `lost` is the best less the last; `kl` is the KL to the start at the end in nats per sequence.
+    """
+    points = study.of(SAMPLED).reset_index(drop=True)
+    curves = points.groupby(["name", "seed"], sort=False, observed=True)["value"]
+    runs = by_run(
+        study,
+        start=curves.first(),
+        best=curves.max(),
+        update=curves.idxmax().map(points["step"]),
+        end=final(study, SAMPLED),
+        kl=final(study, REFERENCE_KL),
+    )
+    return runs.assign(lost=runs["best"] - runs["end"])
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row for each arm: the accuracies of `turns`, the update of the best, what is lost, and the KL at the end."""
+    columns = {
+        "start": "true accuracy at start",
+        "best": "at its best",
+        "update": "best update [95 %]",
+        "end": "at the end [95 %]",
+        "lost": "lost [95 %]",
+        "kl": "KL to the start (nats/sequence)",
+    }
+    return summary(turns(study), {"name": "arm"}, columns)
+
+
+def verdict(study: Study) -> str:
+    """The comparisons of all arms in final true accuracy."""
+    found = family(study, SAMPLED)
+    results = [f"{each.a} − {each.b} = {each.change.text('+')}: {found.result(each)}." for each in found.comparisons]
+    return (
+        f"Final held-out sampled accuracy, which is the true reward. {' '.join(results)} {found.note} The best of a "
+        "curve is the largest of several noisy values. One small model, one task, one reward model for each seed."
+    )
+
+
+def plot(study: Study) -> Figure:
+    """The true accuracy over updates."""
+    return plot_curves(study, SAMPLED, "Held-out sampled accuracy, the true reward, under a learned one", "share right")
+
+
+def kept(arm: str) -> Callable[[Study], Estimate]:
+    """The final accuracy under an arm less that without a KL, paired by seed."""
+    return difference(arm, "none", SAMPLED)
+
+
+def later(arm: str) -> Callable[[Study], Estimate]:
+    """The update of the best accuracy under an arm less that without a KL, paired by seed."""
+
+    def of(study: Study) -> Estimate:
+        updates = {name: own.set_index("seed")["update"] for name, own in turns(study).groupby("name", sort=False)}
+        return paired_difference(updates[arm], updates["none"])
+
+    return of
+
+
+def claims(place: str, arm: str) -> list[Claim]:
+    """That a KL in this place keeps accuracy, and that it delays the turn: an arm against the one without."""
+    against = f"GRPO with β = 1 {place} − without a KL"
+    about = "Against a reward learned from few pairs (regime proxy), a KL to the start"
+    both: dict[str, Any] = {"above": 0.0, "arms": f"arm={arm},none"}
+    return [
+        Claim("8 RLHF", f"{about} {place} keeps accuracy", f"final sampled accuracy, {against}", kept(arm), **both),
+        Claim(
+            "8 RLHF", f"{about} {place} delays the turn", f"update of the best accuracy, {against}", later(arm), **both
+        ),
+    ]
+
+
+CLAIMS = [*claims("in the loss", "loss_1"), *claims("in the reward", "reward_1")]
