@@ -88,6 +88,12 @@ def test_a_run_takes_the_factor_of_its_seed_for_every_rate():
         assert method.critic.optimizer.lr == pytest.approx(factor * plain.critic.optimizer.lr)
 
 
+def test_the_factor_of_a_trust_region_is_of_its_radius():
+    plain, half = (method_of(config("algorithm=trpo", *own)).optimizer for own in ([], ["seed=12", "lr_factors=[0.5]"]))
+    assert half.max_kl == pytest.approx(plain.max_kl / 2)
+    assert half.lr == plain.lr
+
+
 def test_work_is_the_used_part_of_a_budget_of_work():
     budget = Budget(unit=Unit.work, limit=100, sampling_price=4)
     assert Counters(tokens=1, work=25).progress(budget) == 0.25

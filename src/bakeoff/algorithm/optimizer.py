@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,10 @@ class Optimizer:
     def __call__(self, problem: Subproblem) -> StepStatistics:
         """Takes one step and clears the gradients. Raises Diverged, and takes no step, for a gradient not finite."""
         raise NotImplementedError
+
+    def scaled(self, factor: float) -> Self:
+        """The option with its tuned value times a factor: the learning rate, or the radius of a trust region."""
+        return replace(self, lr=factor * self.lr)
 
     def lr_factor(self, update: int, progress: float) -> float:
         """Factor of the learning rate at this update (from 0), `progress` of the budget used."""
@@ -167,6 +171,9 @@ class Trpo(Optimizer):
     backtracks: int = count(10, least=1, most=1000, unit="tries")
     backtrack: float = number(0.8, above=0, below=1)
     fisher_tokens: int = count(0, unit="tokens")
+
+    def scaled(self, factor: float) -> Self:
+        return replace(self, max_kl=factor * self.max_kl)
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Plain gradient descent, which has no state: it only holds the parameters, and scales the step by lr."""

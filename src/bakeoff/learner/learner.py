@@ -189,7 +189,7 @@ def method_of(config: Config) -> Algorithm:
     reuses = not (algorithm.objective.fresh_only or algorithm.optimizer.needs_whole_rollout)
 
     def adapted(optimizer: Steps) -> Steps:
-        return replace(optimizer, lr=factor * optimizer.lr, epochs=optimizer.epochs * (config.reuse if reuses else 1))
+        return replace(optimizer.scaled(factor), epochs=optimizer.epochs * (config.reuse if reuses else 1))
 
     critic = algorithm.critic
     if isinstance(critic, OwnStep):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from bakeoff.report.claim import Claim
+from bakeoff.report.comparisons import Family
 from bakeoff.report.pages.sample_reuse import sampling_share
-from bakeoff.report.statistics import Estimate, paired_difference, share_interval
+from bakeoff.report.statistics import Estimate, mean_interval, share_interval
 from bakeoff.report.study import Study
 from bakeoff.report.tables import INTERVAL, by_run, grouped, summary
 
@@ -42,13 +43,18 @@ def verdict(study: Study) -> str:
         f"{share_interval(found[digits]).text()} of the training time with completions of {tokens[digits]:.0f} tokens"
         for digits in sorted({found.columns.min(), found.columns.max()})
     ]
-    return f"Sampling takes {' and '.join(ends)}. Times are those of one thread, of this model and of this device."
+    note = Family({("longest", "shortest"): grown(found)}, study.margin).note
+    return f"Sampling takes {' and '.join(ends)}. {note} Times are those of one thread, of this model and of this device."
+
+
+def grown(found: pd.DataFrame) -> pd.Series:
+    """The share of `shares` with the longest answers less that with the shortest, by seed."""
+    return (found[found.columns.max()] - found[found.columns.min()]).dropna()
 
 
 def growth(study: Study) -> Estimate:
     """The share with the longest answers less that with the shortest."""
-    found = shares(study)
-    return paired_difference(found[found.columns.max()], found[found.columns.min()])
+    return mean_interval(grown(shares(study)))
 
 
 CLAIMS = [
