@@ -258,8 +258,8 @@ class Config:
     price             price of an hour on the hardware of one process, for a prediction; 0: not stated
     reuse             factor on the number of epochs over a rollout, for methods that may use it more than once
     lag               age of the sampler's weights, in updates, as where rollouts and steps overlap
-    lr_factors        factors on the method's learning rates, or on the radius of a trust region: a run takes that of its
-                      seed, so that a comparison covers seeds and rates; empty: 1
+    lr_factors        factors on the method's learning rates, or on the radius of a trust region: a run takes that of
+                      its seed, so that a comparison covers seeds and rates; empty: 1
     arm               name of the arm in the study's file, empty where the study has none
     """
 

@@ -25,7 +25,7 @@ def fixture_study():
 
 
 def test_the_turn_is_the_update_of_the_best_accuracy_and_the_loss_is_to_the_last(study):
-    found = overoptimisation.turns(study).groupby("name", sort=False)[["update", "lost"]].mean()
+    found = overoptimisation.overoptimisation(study).groupby("name", sort=False)[["update", "lost"]].mean()
     assert found["update"].to_dict() == {"none": 4, "loss_1": 4, "reward_1": 8}
     assert found["lost"].to_dict() == pytest.approx({"none": 0.4, "loss_1": 0.03, "reward_1": 0.0})
     assert list(overoptimisation.table(study)["arm"]) == list(CURVES)

@@ -65,7 +65,7 @@ def test_the_set_up_has_rewards_verifier_data_and_rates(words, tmp_path):
 def test_the_set_up_of_a_task_without_end_and_its_start_and_tuning():
     config = compose(SEEDS, "algorithm=grpo", "evaluation.final=1024")
     found = setup(of_configurations(tuned="sort_tiny/grpo", grpo=config))
-    assert found["data"] == "generated; 512 held-out prompts, 1,024 by the last evaluation"
+    assert found["data"] == "generated; 512 held-out prompts, 1,024 by the first and the last evaluation"
     assert found["start"] == "at most 400 supervised steps, until 0.36 of its samples are right"
     assert found["reward"] == "1 × verifier"
     assert f"(tuned in sort_tiny/grpo, {config.tuned.trials} trials, {config.tuned.date})" in found["learning rates"]

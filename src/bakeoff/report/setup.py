@@ -101,7 +101,7 @@ def start(run: Params) -> str:
 
 def drawn(run: Params) -> str:
     """The held-out prompts of a task that makes its prompts."""
-    more = ", {evaluation.final} by the last evaluation" if positive(run, "evaluation.final") else ""
+    more = ", {evaluation.final} by the first and the last evaluation" if positive(run, "evaluation.final") else ""
     return filled("generated; {task.heldout} held-out prompts" + more, run)
 
 

@@ -11,14 +11,17 @@ from matplotlib.figure import Figure
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import family
 from bakeoff.report.figures import plot_curves
+from bakeoff.report.pages.rlhf import reward_model_quality
 from bakeoff.report.statistics import Estimate, paired_difference
 from bakeoff.report.study import SAMPLED, Study
 from bakeoff.report.tables import REFERENCE_KL, by_run, final, summary
 
+__all__ = ["CLAIMS", "MEASURE", "NOTEBOOK", "overoptimisation", "plot", "reward_model_quality", "table", "verdict"]
+NOTEBOOK = "rlhf"
 MEASURE = SAMPLED  # what --detect is about
 
 
-def turns(study: Study) -> pd.DataFrame:
+def overoptimisation(study: Study) -> pd.DataFrame:
     """A row for each run: held-out sampled accuracy at the start, at its best and at the end, the update of the best.
 
     `lost` is the best less the last; `kl` is the KL to the start at the end in nats per sequence.
@@ -37,7 +40,7 @@ def turns(study: Study) -> pd.DataFrame:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """A row for each arm: the accuracies of `turns`, the update of the best, what is lost, and the KL at the end."""
+    """A row for each arm: accuracies, the update of the best, what is lost after it, and the KL at the end."""
     columns = {
         "start": "true accuracy at start",
         "best": "at its best",
@@ -46,7 +49,7 @@ def table(study: Study) -> pd.DataFrame:
         "lost": "lost [95 %]",
         "kl": "KL to the start (nats/sequence)",
     }
-    return summary(turns(study), {"name": "arm"}, columns)
+    return summary(overoptimisation(study), {"name": "arm"}, columns)
 
 
 def verdict(study: Study) -> str:
@@ -73,7 +76,9 @@ def later(arm: str) -> Callable[[Study], Estimate]:
     """The update of the best accuracy under an arm less that without a KL, paired by seed."""
 
     def of(study: Study) -> Estimate:
-        updates = {name: own.set_index("seed")["update"] for name, own in turns(study).groupby("name", sort=False)}
+        updates = {
+            name: own.set_index("seed")["update"] for name, own in overoptimisation(study).groupby("name", sort=False)
+        }
         return paired_difference(updates[arm], updates["none"])
 
     return of

@@ -44,7 +44,9 @@ def verdict(study: Study) -> str:
         for digits in sorted({found.columns.min(), found.columns.max()})
     ]
     note = Family({("longest", "shortest"): grown(found)}, study.margin).note
-    return f"Sampling takes {' and '.join(ends)}. {note} Times are those of one thread, of this model and of this device."
+    return (
+        f"Sampling takes {' and '.join(ends)}. {note} Times are those of one thread, of this model and of this device."
+    )
 
 
 def grown(found: pd.DataFrame) -> pd.Series:
