@@ -385,9 +385,9 @@ def test_the_league_has_accuracies_costs_and_distances_from_the_best():
     data = three_arms()
     table = methods.table(data).set_index("method")
     assert table.index.tolist() == ["ppo", "grpo", "rloo"]
-    distances = table["difference from ppo [95 %]"].tolist()
+    distances = table["greedy, difference from ppo [95 %]"].tolist()
     assert distances == ["–", "-0.100 [-0.100, -0.100]", "-0.1 [-1.4, +1.2]"]
-    assert table[methods.RESULT].tolist() == ["best mean", "lower", "no significant difference"]
+    assert table[methods.GREEDY_RESULT].tolist() == ["best greedy mean", "lower", "no significant difference"]
     assert float(table.loc["grpo", "seconds"]) == pytest.approx(30)
     lines = markdown(methods.table(data)).splitlines()
     assert lines[0].startswith("| method")
@@ -406,7 +406,8 @@ def test_arms_that_did_not_move_are_never_called_equivalent(still, named):
     """PPO and GRPO end alike, RLOO lower, whichever of them move; every text of the page has the same verdict."""
     data = study({"ppo": SAME, "grpo": {1: 0.901, 2: 0.9, 3: 0.9}, "rloo": APART}, group=("4",) * 3, still=still)
     data = with_params(data, **({"baseline": "ppo"} if named else {}))
-    results = {row.a + row.b: row.result for row in methods.differences(data).itertuples()}
+    pairs = methods.differences(data).query("decoding == 'greedy'")
+    results = {row.a + row.b: row.result for row in pairs.itertuples()}
     pair = still & {"ppo", "grpo"}
     result = results.get("ppogrpo") or results["grpoppo"]
     if len(pair) == 2:
@@ -417,7 +418,7 @@ def test_arms_that_did_not_move_are_never_called_equivalent(still, named):
         assert result == "equivalent (within ±0.02)"
     assert all("higher" in text for names, text in results.items() if "rloo" in names), "a difference stays one"
     moved = not still & {"ppo", "grpo"}
-    assert ("equivalent" in methods.all_pairs(data) + methods.table(data)[methods.RESULT].to_string()) == moved
+    assert ("equivalent" in methods.all_pairs(data) + methods.table(data)[methods.GREEDY_RESULT].to_string()) == moved
     assert ("not both moved" in methods.all_against_one(data)) == (not moved)
     effect = difference("grpo", "ppo")(data)
     assert math.isnan(effect.value) == (still >= {"ppo", "grpo"})
@@ -432,7 +433,11 @@ def test_a_baseline_that_the_study_names_is_what_arms_are_compared_with():
     data = with_params(three_arms(), baseline="grpo", margin="0.3")
     assert list(family(data).differences) == [("ppo", "grpo"), ("rloo", "grpo")]
     table = methods.table(data).set_index("method")
-    assert table[methods.RESULT].to_dict() == {"ppo": "higher", "grpo": "baseline", "rloo": "no significant difference"}
+    assert table[methods.GREEDY_RESULT].to_dict() == {
+        "ppo": "higher",
+        "grpo": "baseline",
+        "rloo": "no significant difference",
+    }
     text = methods.verdict(data)
     assert "Lower than grpo: none. Higher: ppo. Equivalent to it (within ±0.3): none." in text
     assert "corrected for 2 comparisons" in text
@@ -445,7 +450,8 @@ def test_a_verdict_on_few_arms_names_the_result_of_every_pair():
     tied = study({"ppo": {1: 0.9, 2: 0.7}, "grpo": {1: 0.8, 2: 0.82}})
     assert "no significant difference (detectable: ±" in methods.differences(tied)[methods.RESULT][0]
     apart = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}})
-    assert methods.differences(apart)[methods.RESULT].tolist() == ["ppo is higher"]
+    pairs = methods.differences(apart).set_index("decoding")[methods.RESULT]
+    assert pairs.to_dict() == {"greedy": "ppo is higher", "sampled": "equivalent (within ±0.02)"}
     assert "ppo − grpo = +0.100 [+0.100, +0.100]: ppo is higher." in methods.verdict(apart)
 
 
@@ -475,7 +481,7 @@ def test_a_result_claims_no_more_than_shares_and_their_seeds_allow(values, text)
 
 def test_arms_of_one_mean_have_no_best_one():
     tied = study({"ppo": {1: 0.5, 2: 0.7}, "grpo": {1: 0.6, 2: 0.6}})
-    assert "best mean" not in set(methods.table(tied)[methods.RESULT])
+    assert "best greedy mean" not in set(methods.table(tied)[methods.GREEDY_RESULT])
     assert "-0.0" not in methods.table(tied).to_string().replace("-0.0.", "")
 
 
@@ -580,7 +586,7 @@ def test_a_method_keeps_its_colour_and_arms_have_different_ones():
 def test_an_arm_without_a_finished_run_is_in_the_league_with_its_outcome():
     data = study({"ppo": {1: 0.9, 2: 0.92}, "grpo": {1: 0.8, 2: 0.82}}, ["grpo1", "grpo2"])
     assert data.arms == ["ppo"]
-    table = methods.table(data)[["method", FINAL_ACCURACY, methods.RESULT]]
+    table = methods.table(data)[["method", FINAL_ACCURACY, methods.GREEDY_RESULT]]
     assert table.values.tolist()[1] == ["grpo", "–", "out of memory"]
     assert methods.verdict(data)
 

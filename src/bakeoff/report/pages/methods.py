@@ -25,28 +25,36 @@ from bakeoff.report.tables import (
 
 FEW = 4  # arms, up to which a verdict names every pair
 CHANGE, RESULT = "a − b [95 %]", "result"
+GREEDY_RESULT = f"{PRIMARY[ACCURACY]}, {RESULT}"
 
 
 def table(study: Study) -> pd.DataFrame:
-    """The league: a row for each arm, best mean first, with its accuracies and its costs; unfinished arms come last."""
+    """The league: a row for each arm, best mean first, with its accuracies and its costs; unfinished arms come last.
+
+    Both accuracies are compared with the study's baseline, or with the arm of the best greedy mean.
+    """
     scores, sampled, peak = estimates(study, ACCURACY), estimates(study, SAMPLED), study.of("memory/peak_mb")
     order = sorted(study.arms, key=lambda name: -scores[name].value)
     against = study.baseline or order[0]
     tied = len({round(scores[name].value, 9) for name in order[:2]}) < len(order[:2])
-    distance, results = f"difference from {against} [95 %]", against_one(study, against)
+    best = "baseline" if study.baseline or tied else "best greedy mean"
+    results = {metric: against_one(study, against, metric) for metric in measured(study)}
 
-    def change(name: str) -> Estimate:
-        return paired_difference(
-            by_seed(study, ACCURACY, name), by_seed(study, ACCURACY, against), study.step(ACCURACY)
-        )
+    def compared(name: str, metric: str) -> dict[str, str]:
+        ours, theirs = (by_seed(study, metric, each) for each in (name, against))
+        change = paired_difference(ours, theirs, study.step(metric)).text("+")
+        itself = best if metric == ACCURACY else "–"
+        return {
+            f"{PRIMARY[metric]}, difference from {against} [95 %]": "–" if name == against else change,
+            f"{PRIMARY[metric]}, {RESULT}": results[metric].get(name, itself),
+        }
 
     rows = [
         {
             "method": name,
             FINAL_ACCURACY: scores[name].text(),
             "sampled accuracy [95 %]": sampled[name].text(),
-            distance: "–" if name == against else change(name).text("+"),
-            RESULT: results.get(name, "baseline" if study.baseline or tied else "best mean"),
+            **{key: value for metric in results for key, value in compared(name, metric).items()},
             "seconds": mean_text(by_seed(study, SECONDS, name)),
             "peak MB": peak[peak["name"] == name]["value"].max(),
             "KL to the start (nats/sequence)": mean_text(by_seed(study, REFERENCE_KL, name)),
@@ -55,7 +63,7 @@ def table(study: Study) -> pd.DataFrame:
     ]
     lost = study.unfinished.drop_duplicates("name", keep="last")
     lost = lost[~lost["name"].isin(study.arms)]
-    rows += [{"method": run["name"], FINAL_ACCURACY: "–", RESULT: outcome(run)} for _, run in lost.iterrows()]
+    rows += [{"method": run["name"], FINAL_ACCURACY: "–", GREEDY_RESULT: outcome(run)} for _, run in lost.iterrows()]
     return with_not_scored(study, pd.DataFrame(rows))
 
 
@@ -71,10 +79,12 @@ def against_one(study: Study, against: str, metric: str = ACCURACY) -> dict[str,
 
 
 def differences(study: Study) -> pd.DataFrame:
-    """A row for each pair of arms that is compared: the paired difference of final accuracy, and its result."""
-    found = family(study)
-    rows = [(each.a, each.b, each.change.text("+"), found.result(each)) for each in found.comparisons]
-    return pd.DataFrame(rows, columns=["a", "b", CHANGE, RESULT])
+    """A row for each accuracy and pair of arms that is compared: the paired difference, and its result."""
+    rows = []
+    for metric in measured(study):
+        found = family(study, metric)
+        rows += [(PRIMARY[metric], *each[:2], each.change.text("+"), found.result(each)) for each in found.comparisons]
+    return pd.DataFrame(rows, columns=["decoding", "a", "b", CHANGE, RESULT])
 
 
 def verdict(study: Study) -> str:
@@ -83,8 +93,7 @@ def verdict(study: Study) -> str:
     cheap, dear = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
     many, start = len(study.arms) > FEW or bool(study.baseline), start_accuracy(study)
     compared = all_against_one if many else all_pairs
-    measured = [metric for metric in PRIMARY if len(final(study, metric))]
-    answers = [compared(study, metric) for metric in measured] if len(study.arms) > 1 else [only_arm(study)]
+    answers = [compared(study, metric) for metric in measured(study)] if len(study.arms) > 1 else [only_arm(study)]
     if not math.isnan(start):
         answers[0] += f" All start at {start:.3f}."
     costs = {name: mean_text(by_seed(study, SECONDS, name)) for name in (cheap, dear)}
@@ -95,6 +104,11 @@ def verdict(study: Study) -> str:
         "other hyperparameters; the order of the means is not a ranking."
     )
     return "\n\n".join(answers)
+
+
+def measured(study: Study) -> list[str]:
+    """The accuracies that runs logged, greedy and sampled."""
+    return [metric for metric in PRIMARY if len(final(study, metric))]
 
 
 def only_arm(study: Study) -> str:
