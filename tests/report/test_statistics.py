@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bakeoff.errors import UserError
+from bakeoff.report import across_seeds
 from bakeoff.report.claim import difference
 from bakeoff.report.comparisons import Family, family
 from bakeoff.report.detect import detect
@@ -214,6 +215,21 @@ def test_a_learning_curve_has_the_sigmoids_parameters_and_a_straight_line_has_no
     for unfit in (np.linspace(0.1, 0.9, 11), np.full(11, 0.5), curve[::-1]):
         assert np.isnan(learning_curve(x, unfit)).all()
     assert np.isnan(learning_curve(x[:5], curve[:5])).all()
+
+
+def test_a_sigmoid_is_fitted_to_the_mean_curve_of_seeds_with_an_interval_from_five_on():
+    x, rng = np.linspace(0, 25_600, 11), np.random.default_rng(0)
+    curve = 0.3 + 0.5 / (1 + (6000 / np.maximum(x, 1e-9)) ** 2)
+    runs = [(x, curve + level + rng.normal(scale=0.01, size=11)) for level in np.linspace(-0.05, 0.05, 8)]
+    asymptote, middle, _ = across_seeds.fit(runs)
+    assert asymptote.low < 0.8 < asymptote.high < 0.9
+    assert asymptote.low > 0.7
+    assert middle.low < 6000 < middle.high
+    few, *_ = across_seeds.fit(runs[2:6])
+    assert few.value == pytest.approx(0.8, abs=0.05)
+    assert math.isnan(few.low), "four seeds are no sample to draw from"
+    line = [(x, np.linspace(0.1, 0.9, 11))] * 5
+    assert all(math.isnan(each.value) for each in across_seeds.fit(line))
 
 
 def test_probability_of_improvement_by_hand():

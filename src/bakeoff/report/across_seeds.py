@@ -12,15 +12,16 @@ from bakeoff.report.statistics import (
     Estimate,
     area_under_curve,
     first_at,
+    fitted_sigmoid,
     interquartile_mean,
     learning_curve,
-    mean_interval,
     performance_profile,
     probability_of_improvement,
-    share_interval,
 )
-from bakeoff.report.study import ACCURACY, Study
+from bakeoff.report.study import ACCURACY, SAMPLED, Study
 from bakeoff.report.tables import final, mean_text, start_accuracy
+
+FITS = 200  # of resampled seeds, for the interval of a fitted curve
 
 
 def threshold(study: Study, metric: str = ACCURACY) -> float:
@@ -79,22 +80,31 @@ def aggregates(study: Study) -> pd.DataFrame:
 
 
 def fits(study: Study) -> pd.DataFrame:
-    """A row for each arm: the sigmoid of `learning_curve`, fitted to each run's held-out accuracy over completions.
+    """A row for each arm: the sigmoid of `learning_curve`, fitted to the mean over seeds of sampled accuracy.
 
-    Means with 95 % intervals over the seeds; an arm one of whose runs it does not fit has none.
+    Completions are on the x axis. Intervals are a percentile bootstrap over seeds, stated from FEWEST seeds on.
     """
-    runs = {run: learning_curve(*curve) for run, curve in each_run(curves(study, ACCURACY, "sequences")).items()}
+    runs = each_run(curves(study, SAMPLED, "sequences"))
     labels = ("asymptote [95 %]", "completions to the middle [95 %]", "steepness [95 %]")
     rows = []
     for name in study.arms:
-        own = np.array([fit for run, fit in runs.items() if run[0] == name]).T
-        intervals = (share_interval, mean_interval, mean_interval)  # an asymptote is an accuracy
-        means = [
-            Estimate() if np.isnan(each).any() else interval(pd.Series(each))
-            for each, interval in zip(own, intervals, strict=True)
-        ]
-        rows.append({"method": name} | {label: mean.text() for label, mean in zip(labels, means, strict=True)})
+        own = [curve for run, curve in runs.items() if run[0] == name]
+        found = fit(own) if own else (Estimate(),) * len(labels)
+        rows.append({"method": name} | {label: each.text() for label, each in zip(labels, found, strict=True)})
     return pd.DataFrame(rows)
+
+
+def fit(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Estimate, ...]:
+    """The parameters of `learning_curve` of the runs' mean curve; all are NaN where it does not fit."""
+    x, rng = runs[0][0], np.random.default_rng(0)
+    lines = np.array([np.interp(x, *run) for run in runs])
+    found = learning_curve(x, lines.mean(0))
+    if len(runs) < FEWEST or np.isnan(found).any():
+        return tuple(map(Estimate, found))
+    seeds = rng.integers(len(runs), size=(FITS, len(runs)))
+    drawn = np.array([fitted_sigmoid(x, lines[own].mean(0))[:3] for own in seeds])
+    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    return tuple(Estimate(*map(float, each)) for each in zip(found, low, high, strict=True))
 
 
 def improvement(study: Study) -> pd.DataFrame:

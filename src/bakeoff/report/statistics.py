@@ -290,8 +290,15 @@ def learning_curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     y₀ is the first value. All are NaN where it does not fit: fewer than POINTS values, no finite covariance, or an
     asymptote in [0, 1] that its standard error, or a middle that the last x, leaves open.
     """
+    *found, error = fitted_sigmoid(x, y)
+    asymptote, middle, steepness = found
+    return (asymptote, middle, steepness) if error < 0.1 and middle < x[-1] else (math.nan,) * 3
+
+
+def fitted_sigmoid(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
+    """The parameters of `learning_curve`, whatever they leave open, and the standard error of the asymptote."""
     if len(x) < POINTS or not y[0] < y.max():
-        return (math.nan,) * 3
+        return (math.nan,) * 4
 
     def sigmoid(x: np.ndarray, asymptote: float, middle: float, steepness: float) -> Any:
         return y[0] + (asymptote - y[0]) / (1 + (middle / x) ** steepness)
@@ -303,11 +310,9 @@ def learning_curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
             warnings.simplefilter("ignore", OptimizeWarning)
             found, covariance = curve_fit(sigmoid, x[rises] / x[-1], y[rises], guess, bounds=ends)
     except RuntimeError:  # it does not converge
-        return (math.nan,) * 3
-    errors = np.sqrt(np.diag(covariance))
-    if not (np.isfinite(covariance).all() and errors[0] < 0.1 and found[1] < 1):
-        return (math.nan,) * 3
-    return float(found[0]), float(found[1] * x[-1]), float(found[2])
+        return (math.nan,) * 4
+    asymptote, middle, steepness = map(float, found)
+    return asymptote, middle * float(x[-1]), steepness, float(np.sqrt(covariance[0, 0]))
 
 
 def ratio_of_means(a: pd.Series, b: pd.Series) -> Estimate:
