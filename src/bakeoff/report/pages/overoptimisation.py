@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import family
 from bakeoff.report.figures import plot_curves
+from bakeoff.report.naming import enumerated
 from bakeoff.report.pages.rlhf import reward_model_quality
 from bakeoff.report.statistics import Estimate, paired_difference
 from bakeoff.report.study import SAMPLED, Study
-from bakeoff.report.tables import REFERENCE_KL, by_run, final, summary
+from bakeoff.report.tables import REFERENCE_KL, by_run, estimates, final, start_accuracy, summary
 
 __all__ = ["CLAIMS", "MEASURE", "NOTEBOOK", "overoptimisation", "plot", "reward_model_quality", "table", "verdict"]
 NOTEBOOK = "rlhf"
@@ -45,7 +46,7 @@ def table(study: Study) -> pd.DataFrame:
         "start": "true accuracy at start",
         "best": "at its best",
         "update": "best update [95 %]",
-        "end": "at the end [95 %]",
+        "end": "accuracy at the end [95 %]",
         "lost": "lost [95 %]",
         "kl": "KL to the start (nats/sequence)",
     }
@@ -53,12 +54,16 @@ def table(study: Study) -> pd.DataFrame:
 
 
 def verdict(study: Study) -> str:
-    """The comparisons of all arms in final true accuracy."""
+    """The final true accuracy of each arm, and the pairs that do not differ significantly."""
     found = family(study, SAMPLED)
-    results = [f"{each.a} − {each.b} = {each.change.text('+')}: {found.result(each)}." for each in found.comparisons]
+    ends = ", ".join(f"{mean.text()} with {name}" for name, mean in estimates(study, SAMPLED).items())
+    alike = [f"{each.a} and {each.b} ({found.result(each)})" for each in found.comparisons if not each.higher]
+    pairs = f"all pairs but {enumerated(alike)}" if alike else "all pairs"
     return (
-        f"Final held-out sampled accuracy, which is the true reward. {' '.join(results)} {found.note} The best of a "
-        "curve is the largest of several noisy values. One small model, one task, one reward model for each seed."
+        "Held-out sampled accuracy, which is the true reward, starts at "
+        f"{start_accuracy(study, SAMPLED):.3f} and ends at {ends}. Significantly different are {pairs}. {found.note} "
+        "The best of a curve is the largest of several noisy values. One small model, one task, one reward model for "
+        "each seed."
     )
 
 
