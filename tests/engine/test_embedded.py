@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from bakeoff.batch import Example
@@ -15,7 +16,7 @@ from bakeoff.model.config import Precision
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
 from bakeoff.model.policy import Policy
-from tests.conftest import compose
+from tests.conftest import compose, loop_of
 from tests.passes import completion_logits
 
 
@@ -57,6 +58,33 @@ def test_padding_costs_no_operator_for_a_token(precision):
 
     padded, whole = (operators(prompts, 7) - operators(prompts, 3) for prompts in (["1=", "12345="], ["1=", "2="]))
     assert padded == whole > 200, "of four tokens"
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of matrices that are weights of a network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.number, self._weights = 0, {p.data_ptr() for p in network.parameters() if p.dim() == 2}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self._weights
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.lora.rank=2"]], ids=["all weights", "an adapter"])
+def test_a_weight_is_cast_once_for_a_rollout(overrides):
+    policy = loop_of(compose("algorithm=grpo", "model.precision=bfloat16", "sft.steps=0", *overrides)).learner.actor
+    engine, trained = Embedded(), {name for name, p in policy.network.named_parameters() if p.requires_grad}
+    engine.load(policy)
+
+    def casts(tokens):
+        with Casts(policy.network) as counted:
+            engine.generate(Request(prompts_of(policy, "12=", "3="), 2, Sampling(), tokens, greedy=True))
+        return counted.number
+
+    assert casts(6) == casts(2) >= 14
+    assert {name for name, p in policy.network.named_parameters() if p.requires_grad} == trained
 
 
 def test_sampler_logprobs_are_those_of_the_training_forward(tiny):

@@ -52,7 +52,7 @@ class Embedded(Engine):
         ids = torch.full(shape, policy.tokenizer.pad_token_id, device=device)
         precise = torch.promote_types(policy.network.dtype, torch.float32)
         logprobs, entropy = torch.zeros(2, *shape, dtype=precise, device=device)
-        with policy.trunk.computing(), decoding_attention(policy.network.base_model):
+        with decoding_context(policy):
             decoding, eos_ids = Decoding.begin(policy, request), sent(policy.eos_ids, device)
             rows = torch.arange(shape[0], device=device)  # the completions in the batch
             ended = torch.zeros_like(rows, dtype=torch.bool)
@@ -86,7 +86,7 @@ class Embedded(Engine):
     def trace_peak(self, request: Request) -> None:
         """Reads the prompts and the last token, where the cache is largest."""
         policy = self._policy
-        with policy.trunk.computing(), decoding_attention(policy.network.base_model):
+        with decoding_context(policy):
             decoding = Decoding.begin(policy, request)
             uniform = torch.zeros(len(decoding.hidden), dtype=torch.float64)
             token, _, _ = choose(policy, decoding.hidden, request.sampling, uniform)
@@ -234,6 +234,29 @@ class Decoding:
         """Takes that number of tokens as read, for a prediction on fake tensors."""
         with attributed(self.policy.name, "kv_cache"):
             self.cache.skip(tokens)
+
+
+@contextmanager
+def decoding_context(policy: Policy) -> Iterator[None]:
+    """The role and the precision of the policy, the attention of decoding, and every cast of a weight made once."""
+    with policy.trunk.computing(), decoding_attention(policy.network.base_model), casts_kept(policy.network):
+        yield
+
+
+@contextmanager
+def casts_kept(network: PreTrainedModel) -> Iterator[None]:
+    """Lets autocast keep its casts of frozen weights, as it keeps those of weights that require gradients.
+
+    Otherwise it would cast the base of an adapter again for every token.
+    """
+    frozen = [each for each in network.parameters() if not each.requires_grad and each.is_floating_point()]
+    try:
+        for each in frozen:
+            each.requires_grad_(True)
+        yield
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
 
 
 @contextmanager
