@@ -176,8 +176,11 @@ def values_of(base: Path | None, overrides: list[str]) -> Any:
     """What a method's file sets: what its base sets, the typed values in their place, and those of the method."""
     loaded: Any = OmegaConf.load(base) if base else {}
     kept = OmegaConf.create({name: values for name, values in loaded.items() if name != "tuned"})
-    own = [each for each in overrides if each.startswith("algorithm.") or OmegaConf.select(kept, each.split("=")[0])]
-    return OmegaConf.merge(kept, OmegaConf.from_dotlist(own))
+
+    def of_the_method(override: str) -> bool:
+        return override.startswith("algorithm.") or OmegaConf.select(kept, override.split("=")[0]) is not None
+
+    return OmegaConf.merge(kept, OmegaConf.from_dotlist([each for each in overrides if of_the_method(each)]))
 
 
 def launch(overrides: list[str], typed: str) -> int:

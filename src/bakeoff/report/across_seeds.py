@@ -11,6 +11,7 @@ from bakeoff.report.statistics import (
     FEWEST,
     Estimate,
     area_under_curve,
+    bootstrapped,
     first_at,
     fitted_sigmoid,
     interquartile_mean,
@@ -103,8 +104,7 @@ def fit(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Estimate, ...]:
         return tuple(map(Estimate, found))
     seeds = rng.integers(len(runs), size=(FITS, len(runs)))
     drawn = np.array([fitted_sigmoid(x, lines[own].mean(0))[:3] for own in seeds])
-    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
-    return tuple(Estimate(*map(float, each)) for each in zip(found, low, high, strict=True))
+    return tuple(bootstrapped(each, [lines]) for each in np.vstack([found, drawn]).T)
 
 
 def improvement(study: Study) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bakeoff.report.claim import Claim
 from bakeoff.report.figures import WIDTH, finished, style
 from bakeoff.report.page import all_claims, explained
-from bakeoff.report.statistics import CONFIDENCE, Estimate, confidence, counted
+from bakeoff.report.statistics import Estimate, corrected_for, counted
 from bakeoff.report.study import Study
 
 TESTED = ("supported", "not supported", "undecided")
@@ -66,7 +66,7 @@ def decided(tested: dict[int, tuple[Claim, Study]]) -> set[int]:
     """
     found: set[int] = set()
     while left := tested.keys() - found:
-        with confidence(1 - (1 - CONFIDENCE) / len(left)):
+        with corrected_for(len(left)):
             more = {n for n in left if tested[n][0].verdict(tested[n][0].of(tested[n][1])) != "undecided"}
         if not more:
             break

@@ -6,7 +6,7 @@ import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +41,11 @@ def confidence(level: float) -> Iterator[None]:
         yield
     finally:
         _confidence.reset(token)
+
+
+def corrected_for(comparisons: int) -> AbstractContextManager[None]:
+    """The confidence of one interval among several that hold together in 95 % of cases (Bonferroni)."""
+    return confidence(1 - (1 - CONFIDENCE) / comparisons)
 
 
 class Estimate(NamedTuple):
@@ -264,13 +269,13 @@ def resampled(values: np.ndarray, rng: np.random.Generator) -> Any:
 def bootstrapped(statistic: np.ndarray, strata: list[np.ndarray]) -> Estimate:
     """The first value of a statistic of `resampled` rows, with the percentile interval of the others.
 
-    It has no interval where a stratum has fewer than FEWEST values.
+    A draw for which the statistic is NaN is left out. It has no interval where a stratum has fewer than FEWEST values.
     """
     value, drawn = float(statistic[0]), statistic[1:]
     if min(map(len, strata)) < FEWEST:
         return Estimate(value)
     tail = 0.5 - _confidence.get() / 2
-    return Estimate(value, *map(float, np.quantile(drawn, [tail, 1 - tail])))
+    return Estimate(value, *map(float, np.nanquantile(drawn, [tail, 1 - tail])))
 
 
 def performance_profile(scores: pd.Series, thresholds: np.ndarray) -> np.ndarray:

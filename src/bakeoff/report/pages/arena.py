@@ -34,9 +34,8 @@ from bakeoff.report.regimes import (
     wide,
 )
 from bakeoff.report.statistics import (
-    CONFIDENCE,
     Estimate,
-    confidence,
+    corrected_for,
     counted,
     detectable,
     improvement_over_regimes,
@@ -130,8 +129,7 @@ def improvement(study: Study) -> pd.DataFrame:
     frame = scores(study)
     complete = [name for name in ranked(frame) if len(everywhere(frame, name, shared(frame)))]
     own = {name: frame[frame["method"] == name] for name in complete}
-    pairs = max(1, math.comb(len(complete), 2))
-    with confidence(1 - (1 - CONFIDENCE) / pairs):
+    with corrected_for(max(1, math.comb(len(complete), 2))):
         chances = {b: [starred(improvement_over_regimes(own[a], own[b])) for a in complete] for b in complete}
     return pd.DataFrame({"P(row > column)": complete, **chances})
 

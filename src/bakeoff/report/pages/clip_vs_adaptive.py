@@ -12,9 +12,8 @@ from bakeoff.report.claim import Claim, difference
 from bakeoff.report.comparisons import Family
 from bakeoff.report.figures import colours, finished, legend_below, panels, plot_over_strength
 from bakeoff.report.statistics import (
-    CONFIDENCE,
     Estimate,
-    confidence,
+    corrected_for,
     mean_interval,
     paired_difference,
     share_interval,
@@ -64,7 +63,7 @@ def verdict(study: Study) -> str:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
         text += f"{found.note} "
-    with confidence(1 - (1 - CONFIDENCE) / math.comb(3, 2)):  # the pair is chosen from the same runs
+    with corrected_for(math.comb(3, 2)):  # the pair is chosen from the same runs
         costs = ", ".join(
             f"{way} {mean_interval(cost).text() if len(cost) else 'unknown, as runs at one did not finish'}"
             for way, cost in spreads(study).items()
