@@ -32,7 +32,8 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
     """A row for each claim: step, claim, study, effect with interval, bar, seeds, rule, and verdict.
 
     Verdicts by intervals over seeds are `corrected` for their number; `alone` is the interval's verdict without it. A
-    claim is not tested if its study is missing, or an arm or a metric of it; the verdict then says what is missing.
+    claim is not tested if its study is missing, or an arm or a metric of it, or if neither arm moved; the verdict then
+    says so.
     """
     studies = {study.name: study for study in held}
     rows: list[dict[str, Any]] = []
@@ -43,8 +44,8 @@ def verdicts(held: Iterable[Study]) -> pd.DataFrame:
             seeds = int(studies[name].runs["seed"].nunique())
             try:
                 effect = Estimate(*claim.of(studies[name]))
-                missing_arm = f"not tested: an arm of {name} is missing"
-                verdict = missing_arm if math.isnan(effect.value) else claim.verdict(effect)
+                without = f"not tested: an arm of {name} is missing, or neither of its arms moved"
+                verdict = without if math.isnan(effect.value) else claim.verdict(effect)
                 if verdict in TESTED and claim.interval == Claim.interval:
                     tested[len(rows)] = claim, studies[name]
             except KeyError as missing:  # an arm, a metric or a parameter, by its name
