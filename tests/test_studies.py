@@ -15,7 +15,7 @@ from bakeoff.config import Tuned, config_id, searchpath
 from bakeoff.errors import UserError
 from bakeoff.paths import CONF, ROOT, SWEEPS, page_file, study_file, study_folders, study_names
 from bakeoff.report.page import page_of
-from bakeoff.tune import values_of
+from bakeoff.tune import file_values
 from tests.conftest import compose
 
 pytestmark = pytest.mark.xdist_group("studies")  # one worker, so that each study is composed once
@@ -187,7 +187,7 @@ def test_groups_of_two_have_as_many_completions_as_the_groups_of_others(protocol
 
 def test_a_search_keeps_what_the_base_sets_beside_the_method_and_what_was_typed_in_its_place():
     base = CONF / "tuned" / "sort_tiny" / "grpo_pairs.yaml"
-    kept = values_of(base, ["batch.prompts=64", "evaluation.final=1024", "algorithm.optimizer.epochs=2"])
+    kept = file_values(base, ["batch.prompts=64", "evaluation.final=1024", "algorithm.optimizer.epochs=2"])
     assert kept.batch == {"prompts": 64, "group_size": 2}
     assert set(kept) == {"batch", "algorithm"}
     assert kept.algorithm.optimizer.epochs == 2

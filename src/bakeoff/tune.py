@@ -169,10 +169,10 @@ def tune(
         raise UserError(f"{len(values) - len(tried)} of {len(values)} rates of {method} have no run; see {folder}.")
     if not any(map(any, tried.values())):
         raise UserError(f"no rate of {method} reached an accuracy above 0; see the runs in {folder}.")
-    write(path, name, key, tried, seeds, command, config, values_of(own, overrides))
+    write(path, name, key, tried, seeds, command, config, file_values(own, overrides))
 
 
-def values_of(base: Path | None, overrides: list[str]) -> Any:
+def file_values(base: Path | None, overrides: list[str]) -> Any:
     """What a method's file sets: what its base sets, the typed values in their place, and those of the method."""
     loaded: Any = OmegaConf.load(base) if base else {}
     kept = OmegaConf.create({name: values for name, values in loaded.items() if name != "tuned"})
