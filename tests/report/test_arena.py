@@ -11,6 +11,7 @@ from bakeoff.regime import SAMPLED_ACCURACY
 from bakeoff.report import duel, regimes
 from bakeoff.report.detect import detect
 from bakeoff.report.pages import arena
+from bakeoff.report.statistics import improvement_over_regimes
 from bakeoff.report.tables import pass_at_k
 from tests.stored import study_of
 from tests.test_regimes import config
@@ -85,7 +86,7 @@ def test_invariances_hold_or_are_broken_and_are_no_predictions():
     }
     text = arena.verdict(study())
     assert "Of 8 predictions" in text
-    assert "1 of 2 invariances of the code hold; broken: a ~ a@plain in noise." in text
+    assert "Invariances of the code that hold: 1 of 2; broken: a ~ a@plain in noise." in text
 
 
 def test_a_prediction_of_equality_is_not_tested_by_policies_that_did_not_move():
@@ -164,7 +165,37 @@ def test_a_map_and_a_profile_show_every_regime():
     table = arena.improvement(study()).set_index("P(row > column)")
     assert table.shape == (3, 3)
     assert table.loc["a", "c"] == "1.00*", "it lies above in every seed"
+    assert table.loc["c", "a"] == "0.00*", "each pair is judged once"
     assert table.loc["a", "a"] == "0.50"
+
+
+def test_methods_of_equal_scores_rarely_have_a_star():
+    rng = np.random.default_rng(0)
+
+    def scores():
+        return pd.DataFrame({"regime": np.repeat(list("abcd"), 10), "score": rng.standard_normal(40)})
+
+    chances = [improvement_over_regimes(scores(), scores()) for _ in range(200)]
+    stars = {pairs: sum(arena.differs_from_half(each, pairs) for each in chances) for pairs in (1, 28)}
+    assert stars[1] < 0.1 * len(chances)
+    assert stars[28] < 0.02 * len(chances)
+
+
+def test_an_arena_of_one_method_has_an_answer_without_comparisons():
+    text = arena.verdict(study({("a", "plain"): 0.8, ("a", "noise"): 0.7}))
+    assert "No regime has two methods, so no method is compared with another." in text
+
+
+def test_what_is_not_tested_corrects_nothing(monkeypatch):
+    def p_of_the_last():
+        found = regimes.verdicts(study({("a", "plain"): 0.42, ("b", "plain"): 0.4}, spread=0.01))
+        return [each.verdict for each in found]
+
+    monkeypatch.setitem(REGIMES, "plain", ("none", ["a > b"]))
+    alone = p_of_the_last()
+    monkeypatch.setitem(REGIMES, "plain", ("none", ["a > b", *(["a > missing"] * 50)]))
+    assert p_of_the_last() == [*alone, *(["not tested"] * 50)]
+    assert alone == ["as predicted"]
 
 
 def test_a_difference_to_detect_is_one_within_a_regime_of_sampled_accuracy():
@@ -216,3 +247,4 @@ def test_a_claim_names_its_regime_and_is_one_of_its_predictions(claim):
     REGIMES.setdefault(regime, ("", []))
     INVARIANCES.setdefault(regime, [])
     assert claim.of(study(finals)).value == pytest.approx(0.2, abs=0.01)
+    assert np.isnan(claim.of(study(finals, still=(left, right))).value), "neither moved"

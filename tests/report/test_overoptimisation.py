@@ -1,5 +1,7 @@
 """The page of a KL against a learned reward, from runs whose answer is known."""
 
+import dataclasses
+
 import pytest
 
 from bakeoff.report.pages import overoptimisation
@@ -32,6 +34,17 @@ def test_the_turn_is_the_update_of_the_best_accuracy_and_the_loss_is_to_the_last
     text = overoptimisation.verdict(study)
     assert "starts at 0.392 and ends at 0.0940 [0.0915, 0.0965] with none, 0." in text
     assert "Significantly different are all pairs." in text
+
+
+def test_one_arm_is_compared_with_nothing(study):
+    alone = dataclasses.replace(
+        study,
+        runs=study.runs[study.runs["name"] == "none"],
+        metrics=study.metrics[study.metrics["name"] == "none"],
+    )
+    text = overoptimisation.verdict(alone)
+    assert "Nothing is compared." in text
+    assert "Significantly" not in text
 
 
 def test_a_kl_keeps_accuracy_and_may_delay_the_turn(study):

@@ -129,7 +129,7 @@ def filled_store(path):
     )
     ways = {"clip_0_1": ("ppo", 0.1), "clip_0_2": ("ppo", 0.2)}
     ways |= {"adaptive_0_002": ("ppo_kl", 0.002), "adaptive_0_006": ("ppo_kl", 0.006)}
-    ways |= {"penalty_1": ("ppo_penalty", 1.0), "penalty_10": ("ppo_penalty", 10.0)}
+    ways |= {"penalty_0_1": ("ppo_penalty", 0.1), "penalty_1": ("ppo_penalty", 1.0)}
     ends = dict(zip(ways, (0.9, 0.95, 0.7, 0.94, 0.93, 0.8), strict=True))
     sweep(
         "clip_vs_adaptive",
@@ -295,7 +295,7 @@ def test_bounds_are_compared_at_their_middle_strength_and_the_best_with_the_wors
     assert spread["clip"].tolist() == pytest.approx([0.051, 0.052, 0.053])
     assert clip_vs_adaptive.target_ratios(study)["ratio"].tolist() == pytest.approx([1.2] * 6)
     text = clip_vs_adaptive.verdict(study)
-    assert "clip 0.952, adaptive penalty 0.940, fixed penalty 0.800" in text
+    assert "clip 0.952, adaptive penalty 0.940, fixed penalty 0.802" in text
     assert "Clip − adaptive penalty: +0.012" in text
     assert "clip is higher" in text
 
@@ -310,6 +310,14 @@ def test_a_strength_at_which_runs_diverged_leaves_the_cost_of_a_wrong_one_unknow
     assert "adaptive penalty unknown, as runs at one did not finish" in clip_vs_adaptive.verdict(study)
     hard_to_pick = clip_vs_adaptive.CLAIMS[0]
     assert hard_to_pick.verdict(hard_to_pick.of(study)) == "undecided"
+
+
+def test_a_bound_whose_middle_strength_has_no_run_is_not_compared_at_another(store):
+    study = load_study("clip_vs_adaptive", store)
+    lost = study.runs["name"].str.endswith("penalty_1")
+    study = dataclasses.replace(study, runs=study.runs[~lost], unfinished=study.runs[lost])
+    assert list(clip_vs_adaptive.at_middle(study)) == ["clip", "adaptive penalty"]
+    assert "fixed penalty:" not in clip_vs_adaptive.verdict(study)
 
 
 def test_a_verdict_on_quality_names_best_lower_and_biased_methods(store):

@@ -158,7 +158,7 @@ class Family:
 def pooled(families: Sequence[Family]) -> tuple[float, int]:
     """The deviation of paired differences pooled over families, and the largest number of pairs in one."""
     deviation = pooled_deviation(own for each in families for own in each.differences.values())
-    return deviation, max(len(each.differences) for each in families)
+    return deviation, max((len(each.differences) for each in families), default=0)
 
 
 def family(study: Study, metric: str = ACCURACY) -> Family:

@@ -134,16 +134,17 @@ def verdicts(study: Study) -> list[Verdict]:
     frame, margin = scores(study), study.margin
     unmoving = still(study, frame)
     found = [(regime, each, own, study.step(each.metric)) for regime, each, own in effects(study, frame, "predictions")]
-    equal = [number for number, (_, each, *_) in enumerate(found) if each.equal]
-    different = [paired_p(own, step) for *_, own, step in found]
-    alike = [equivalence_p(found[number][2], margin, found[number][3]) for number in equal]
-    corrected = holm(different + alike)
-    of_equivalence = dict(zip(equal, corrected[len(found) :], strict=True))
+    tested = [len(own) > 1 and not (each.equal and unmoving >= arms(regime, each)) for regime, each, own, _ in found]
+    own_p: list[float] = []  # of a difference, then of equivalence where that is predicted
+    for _, each, own, step in itertools.compress(found, tested):
+        own_p += [paired_p(own, step), *([equivalence_p(own, margin, step)] if each.equal else [])]
+    corrected = iter(holm(own_p))
     judgements = []
-    for number, (regime, each, own, step) in enumerate(found):
-        tested = len(own) > 1 and not (each.equal and unmoving >= arms(regime, each))
-        of_this = corrected[number], of_equivalence.get(number, 1.0)
-        verdict = judged(each, float(own.mean()), *of_this, margin) if tested else "not tested"
+    for (regime, each, own, step), is_tested in zip(found, tested, strict=True):
+        verdict = "not tested"
+        if is_tested:
+            different, alike = next(corrected), next(corrected) if each.equal else 1.0
+            verdict = judged(each, float(own.mean()), different, alike, margin)
         judgements.append(Verdict(regime, each, mean_interval(own, step), len(own), verdict))
     return judgements
 

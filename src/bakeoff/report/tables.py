@@ -14,9 +14,11 @@ from pandas.api.typing import SeriesGroupBy
 from pandas.io.formats.style import Styler
 
 from bakeoff.measure import STILL
+from bakeoff.report.naming import enumerated
 from bakeoff.report.statistics import Estimate, mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SAMPLED, SHARES, Study
 
+BOOTSTRAPPED = ("IQM", "asymptote", "completions to the middle", "steepness")  # labels of columns
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"
@@ -175,10 +177,11 @@ def summary(runs: pd.DataFrame, groups: Mapping[str, str], columns: Mapping[str,
 
 def interval_note(frame: pd.DataFrame) -> str:
     """How the intervals of a table were computed, in a sentence; empty for a table without one."""
-    labels = [str(label) for label in frame if str(label).endswith(INTERVAL)]
-    robust = [label for label in labels if "IQM" in label]
+    labels = [str(label).removesuffix(INTERVAL).strip() for label in frame if str(label).endswith(INTERVAL)]
+    drawn = [label for label in labels if label in BOOTSTRAPPED]
     student = "Student's t over seeds, of shares on the logit scale, so within [0, 1]"
-    ways = [student] * (len(labels) > len(robust)) + ["of an IQM a percentile bootstrap"] * bool(robust)
+    ways = [student] if len(labels) > len(drawn) else []
+    ways += [f"of {enumerated(drawn)} a percentile bootstrap over seeds"] if drawn else []
     return f"95 % intervals: {'; '.join(ways)}." if ways else ""
 
 

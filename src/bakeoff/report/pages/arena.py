@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import norm
 
 from bakeoff.regime import parsed
 from bakeoff.report.claim import Claim
@@ -20,6 +21,7 @@ from bakeoff.report.regimes import (
     SCORE,
     VERDICTS,
     Choice,
+    arms,
     choices,
     effect,
     everywhere,
@@ -30,12 +32,13 @@ from bakeoff.report.regimes import (
     regimes,
     scores,
     shared,
+    still,
     verdicts,
     wide,
 )
 from bakeoff.report.statistics import (
+    CONFIDENCE,
     Estimate,
-    corrected_for,
     counted,
     detectable,
     improvement_over_regimes,
@@ -47,8 +50,9 @@ from bakeoff.report.tables import number, pass_at_k
 MEASURE = SAMPLED  # what --detect is about
 KINDS = ("others that none is significantly above", "avoid: some method is significantly above")
 CAVEAT = (
-    "The learning rates are those of the plain regime times the study's factors, by seed. All results are of one small "
-    "model and one task: the arena says how methods respond to a property, not how well they do elsewhere."
+    "Learning rates, and the radius of TRPO, are those of the plain regime times the study's factors, by seed. All "
+    "results are of one small model and one task: the arena says how methods respond to a property, not how well they "
+    "do elsewhere."
 )
 BY_DIFFICULTY = f"{SAMPLED}_of_"
 
@@ -124,20 +128,27 @@ def predictions(study: Study) -> pd.DataFrame:
 def improvement(study: Study) -> pd.DataFrame:
     """The probability that the row's method scores above the column's in the same regime, over regimes and seeds.
 
-    It has a star where its interval leaves out ½, at a confidence that is corrected for the number of pairs.
+    It has a star where it differs significantly from ½, corrected for the number of pairs.
     """
     frame = scores(study)
     complete = [name for name in ranked(frame) if len(everywhere(frame, name, shared(frame)))]
     own = {name: frame[frame["method"] == name] for name in complete}
-    with corrected_for(max(1, math.comb(len(complete), 2))):
-        chances = {b: [starred(improvement_over_regimes(own[a], own[b])) for a in complete] for b in complete}
-    return pd.DataFrame({"P(row > column)": complete, **chances})
+    pairs = list(itertools.combinations(complete, 2))
+    cells = pd.DataFrame("0.50", index=complete, columns=complete)
+    for a, b in pairs:
+        chance = improvement_over_regimes(own[a], own[b])
+        star = "*" * differs_from_half(chance, len(pairs))
+        cells.loc[a, b], cells.loc[b, a] = f"{chance.value:.2f}{star}", f"{1 - chance.value:.2f}{star}"
+    return cells.rename_axis(index="P(row > column)").reset_index()
 
 
-def starred(chance: Estimate) -> str:
-    """A probability, with a star where its interval leaves out ½."""
-    decided = chance.low > 0.5 or chance.high < 0.5
-    return f"{chance.value:.2f}{'*' * decided}" if np.isfinite(chance.value) else "–"
+def differs_from_half(chance: Estimate, pairs: int) -> bool:
+    """Whether a probability differs from ½ by its bootstrap's deviation, corrected for a number of pairs (Bonferroni).
+
+    The deviation is that of a normal distribution with the same 95 % interval: so far in the tail there are no draws.
+    """
+    deviation = (chance.high - chance.low) / 2 / norm.isf((1 - CONFIDENCE) / 2)
+    return bool(abs(chance.value - 0.5) > norm.isf((1 - CONFIDENCE) / 2 / pairs) * deviation)
 
 
 def families(study: Study) -> list[Family]:
@@ -166,7 +177,7 @@ def by_construction(study: Study) -> str:
     """The number of invariances that hold, and those that are broken."""
     found = [each for each in invariances(study) if each.seeds]
     broken = [f"{each.prediction.text} in {each.regime}" for each in found if each.verdict == BROKEN]
-    held = f"{len(found) - len(broken)} of {counted(len(found), 'invariance')} of the code hold" if found else ""
+    held = f"Invariances of the code that hold: {len(found) - len(broken)} of {len(found)}"
     return f"{held}{f'; broken: {enumerated(broken)}' if broken else ''}." if found else ""
 
 
@@ -192,7 +203,9 @@ def highest(study: Study, frame: pd.DataFrame) -> str:
 def power(study: Study) -> str:
     """The rule by which a method is higher in a regime, and the difference that the seeds can detect."""
     found = [each for each in families(study) if each.differences]
-    (deviation, pairs), seeds = pooled(found), min((each.seeds for each in found), default=0)
+    if not found:
+        return "No regime has two methods, so no method is compared with another."
+    (deviation, pairs), seeds = pooled(found), min(each.seeds for each in found)
     smallest = detectable(deviation, seeds, pairs, study.step(MEASURE))
     seen = "show no difference" if np.isinf(smallest) else f"find a difference of {number(smallest)} in four of five"
     return (
@@ -257,11 +270,14 @@ def predicted(step: str, text: str, expected: str) -> Claim:
     prediction = parsed(expected)
 
     def of(study: Study) -> Estimate:
-        return mean_interval(effect(scores(study, prediction.metric), prediction.left_in, prediction))
+        frame = scores(study, prediction.metric)
+        if arms(prediction.left_in, prediction) <= still(study, frame):
+            return Estimate()
+        return mean_interval(effect(frame, prediction.left_in, prediction), study.step(prediction.metric))
 
     about = f"final sampled accuracy, {prediction.left} − {prediction.right}"
-    arms = f"regime={prediction.left_in} algorithm={prediction.left},{prediction.right}"
-    return Claim(step, text, about, of, above=0.0, arms=arms)
+    run = f"regime={prediction.left_in} algorithm={prediction.left},{prediction.right}"
+    return Claim(step, text, about, of, above=0.0, arms=run)
 
 
 TABLES = {

@@ -29,6 +29,7 @@ WAYS = {
     "ppo_kl": ("adaptive penalty", "algorithm.kl_to_behaviour.target_nats_per_token"),
     "ppo_penalty": ("fixed penalty", "algorithm.kl_to_behaviour.beta"),
 }
+MIDDLE = {"clip": 0.2, "adaptive penalty": TUNED, "fixed penalty": 1.0}  # strengths, chosen before the runs
 SHADES = {way: colour for (way, _), colour in zip(WAYS.values(), colours(list(WAYS)).values(), strict=True)}
 
 
@@ -54,11 +55,12 @@ def table(study: Study) -> pd.DataFrame:
 
 def verdict(study: Study) -> str:
     """Whether the clip beats the penalties at the middle strength of each, and how much a wrong strength costs."""
-    middle = at_middle(study)
+    runs, middle = runs_by_bound(study), at_middle(study)
     means = ", ".join(f"{way} {own.mean():.3f}" for way, own in middle.items())
     text = f"Sampled accuracy at the middle strength of each, which was chosen beforehand: {means}. "
     pairs = {("clip", way): (middle["clip"] - own).dropna() for way, own in middle.items() if way != "clip" in middle}
-    found = Family(pairs, study.margin, study.step(SAMPLED), unmoved(study, runs_by_bound(study), "way"))
+    compared = runs[runs["strength"] == runs["way"].map(MIDDLE)]
+    found = Family(pairs, study.margin, study.step(SAMPLED), unmoved(study, compared, "way"))
     for each in found.comparisons:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
@@ -84,8 +86,8 @@ def by_strength(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def at_middle(study: Study) -> dict[str, pd.Series]:
-    """The accuracies by seed of each way at its middle strength, of two at the larger."""
-    return {way: own.iloc[:, own.shape[1] // 2].dropna() for way, own in by_strength(study).items()}
+    """The accuracies by seed of each way at its middle strength; a way is left out where no run of it finished."""
+    return {way: own[MIDDLE[way]].dropna() for way, own in by_strength(study).items() if MIDDLE[way] in own}
 
 
 def spreads(study: Study) -> dict[str, pd.Series]:

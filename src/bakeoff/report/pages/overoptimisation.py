@@ -59,9 +59,10 @@ def verdict(study: Study) -> str:
     ends = ", ".join(f"{mean.text()} with {name}" for name, mean in estimates(study, SAMPLED).items())
     alike = [f"{each.a} and {each.b} ({found.result(each)})" for each in found.comparisons if not each.higher]
     pairs = f"all pairs but {enumerated(alike)}" if alike else "all pairs"
+    different = f"Significantly different are {pairs}. {found.note}" if found.comparisons else "Nothing is compared."
     return (
         "Held-out sampled accuracy, which is the true reward, starts at "
-        f"{start_accuracy(study, SAMPLED):.3f} and ends at {ends}. Significantly different are {pairs}. {found.note} "
+        f"{start_accuracy(study, SAMPLED):.3f} and ends at {ends}. {different} "
         "The best of a curve is the largest of several noisy values. One small model, one task, one reward model for "
         "each seed."
     )

@@ -161,7 +161,7 @@ def plot(study: Study) -> Figure:
 def change(study: Study, measure: str, more: int, fewer: int) -> Estimate:
     """The paired difference of a measure between two numbers of epochs, for samples with unbounded weights."""
     own = by_epochs(study, measure, "ratio")
-    return paired_difference(own[more], own[fewer])
+    return paired_difference(own[more], own[fewer], study.step(SAMPLED) if measure == "accuracy" else 0.0)
 
 
 def clipped(study: Study, epochs: int) -> Estimate:
