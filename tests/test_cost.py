@@ -10,6 +10,7 @@ from bakeoff.config import Unit
 from bakeoff.cost import cost_of
 from bakeoff.errors import UserError
 from bakeoff.hardware import Hardware
+from bakeoff.learner.learner import passes_over
 from bakeoff.loop import update_once
 from bakeoff.measure.work import Operator, Work
 from bakeoff.paths import CONF
@@ -111,6 +112,17 @@ def test_the_actor_costs_nothing_while_the_critic_alone_is_trained():
     cost = cost_of(compose(*SMALL, *TRPO, *budget), predicted(*TRPO))
     actor = cost.seconds["actor_update"] + cost.seconds["fisher_product"]
     assert cost.hours * 3600 == pytest.approx(5 * cost.seconds_per_update - 3 * actor)
+
+
+@pytest.mark.parametrize(("limit", "updates"), [(1, 1), (3, 3), (4, 4), (5, 4), (6, 5)], ids=str)
+def test_a_budget_of_work_counts_what_each_update_reads(limit, updates):
+    """An update in which the critic alone takes steps uses half of one in which the actor does too."""
+    budget = ["algorithm=ppo", "algorithm.critic.warmup_updates=3", "budget.unit=work", "budget.sampling_price=0"]
+    prediction = predicted("algorithm=ppo")
+    config = compose(*SMALL, *budget)
+    config.budget.limit = limit * passes_over(config.algorithm, False) * config.batch.sequences * prediction.completion
+    assert passes_over(config.algorithm) == 2 * passes_over(config.algorithm, False)
+    assert cost_of(config, prediction).updates == updates
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "hardware").glob("*.yaml")))

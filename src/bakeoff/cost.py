@@ -39,22 +39,31 @@ def cost_of(config: Config, prediction: Prediction) -> Cost:
     evaluation, checkpoints, the renewal of models, and the code that scores.
     """
     seconds = {phase: config.hardware.seconds(operators) for phase, operators in prediction.work.items()}
-    updates = updates_of(config, prediction.completion, sum(seconds.get(phase, 0.0) for phase in TRAINING))
     actor = seconds["actor_update"] + seconds.get("fisher_product", 0.0)
-    without = min(updates, config.algorithm.critic.warmup_updates)  # updates in which the actor takes no step
+    training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
+    updates = updates_of(config, prediction.completion, training, training - actor)
+    without = min(updates, config.algorithm.critic.warmup_updates)
     hours = (updates * sum(seconds.values()) - without * actor) / 3600
     return Cost(seconds, updates, hours, hours * config.price * config.processes)
 
 
-def updates_of(config: Config, completion: int, seconds: float) -> int:
-    """Number of updates until the budget is used, by completions of that number of tokens and training of `seconds`."""
+def updates_of(config: Config, completion: int, seconds: float, warm_seconds: float) -> int:
+    """Number of updates until the budget is used, by completions of that number of tokens.
+
+    An update trains for `seconds`, or for `warm_seconds` while the critic alone takes steps.
+    """
     algorithm, batch, sampled = method_of(config), config.batch, config.budget.sampling_price
     sequences = batch.sequences * algorithm.group_filter.rounds + batch.prompts * algorithm.baseline.needs_greedy
-    each = {
-        Unit.updates: 1,
-        Unit.sequences: sequences,
-        Unit.tokens: sequences * completion,
-        Unit.seconds: seconds,
-        Unit.work: completion * (sampled * sequences + passes_over(algorithm) * batch.sequences),
-    }
-    return math.ceil(config.budget.limit / each[config.budget.unit])
+
+    def used(actor_moves: bool) -> float:
+        """The part of the budget that an update uses."""
+        return {
+            Unit.updates: 1,
+            Unit.sequences: sequences,
+            Unit.tokens: sequences * completion,
+            Unit.seconds: seconds if actor_moves else warm_seconds,
+            Unit.work: completion * (sampled * sequences + passes_over(algorithm, actor_moves) * batch.sequences),
+        }[config.budget.unit]
+
+    warm = min(algorithm.critic.warmup_updates, math.ceil(config.budget.limit / used(False)))
+    return warm + max(0, math.ceil((config.budget.limit - warm * used(False)) / used(True)))
