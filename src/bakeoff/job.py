@@ -221,9 +221,10 @@ def start_job(
 
 
 def rates(config: Config) -> str:
-    """The learning rates of a run, and their source."""
+    """The learning rates of a run, or the radius of its trust region, and their source."""
     algorithm = method_of(config)
-    used = f"learning rate {algorithm.optimizer.lr:.3g}"
+    optimizer = algorithm.optimizer
+    used = f"{'learning rate' if optimizer.tuned_key == 'lr' else optimizer.tuned_key} {optimizer.tuned:.3g}"
     if isinstance(algorithm.critic, OwnStep):
         used += f", the critic's {algorithm.critic.optimizer.lr:.3g}"
     if not config.tuned.name:

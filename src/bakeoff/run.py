@@ -132,9 +132,8 @@ def remedy(config: Config, untaught: int, updates: int) -> str:
             "the same reward: choose an easier task, a better start (sft.steps, model) or a reward with more levels"
         )
     optimizer = config.algorithm.optimizer
-    key = "max_kl" if optimizer.needs_whole_rollout else "lr"
-    step = getattr(optimizer, key)
-    return f"algorithm.optimizer.{key}={step:.3g} may be too low: try {30 * step:.3g}, or `bakeoff-tune`"
+    key = f"algorithm.optimizer.{optimizer.tuned_key}"
+    return f"{key}={optimizer.tuned:.3g} may be too low: try {30 * optimizer.tuned:.3g}, or `bakeoff-tune`"
 
 
 def log_update(run: Run, update: Update) -> None:

@@ -153,10 +153,9 @@ def tune(
     own = next((place for place in places if base and place.exists()), None)
     common = [f"algorithm={method}", f"tuned={base}/{own.stem}" if own else "tuned=none", *overrides]
     config = compose(common)
-    whole = config.algorithm.optimizer.needs_whole_rollout
-    key, values = "algorithm.optimizer.lr", rates
-    if whole:
-        key, values = "algorithm.optimizer.max_kl", [float(f"{RADIUS * rate:.3g}") for rate in rates]
+    key, values = f"algorithm.optimizer.{config.algorithm.optimizer.tuned_key}", rates
+    if config.algorithm.optimizer.needs_whole_rollout:
+        values = [float(f"{RADIUS * rate:.3g}") for rate in rates]
     fixed = config_id(compose([*common, f"{key}=1"]))  # this search may write the value that its base has
     folder = Path("outputs", "tuning", name, digest([fixed, key]))
     swept = [f"{key}={','.join(map(repr, values))}", f"seed={','.join(map(str, seeds))}"]

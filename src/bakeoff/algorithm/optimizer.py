@@ -71,6 +71,7 @@ class Optimizer:
     """
 
     needs_whole_rollout: ClassVar[bool] = False
+    tuned_key: ClassVar[str] = "lr"  # what a search tunes and `lr_factors` scale
 
     epochs: int = count(2, least=1, most=1000, unit="passes")
     minibatches: int = count(2, least=1, unit="minibatches")
@@ -88,7 +89,12 @@ class Optimizer:
 
     def scaled(self, factor: float) -> Self:
         """The option with its tuned value times a factor: the learning rate, or the radius of a trust region."""
-        return replace(self, lr=factor * self.lr)
+        return replace(self, **{self.tuned_key: factor * self.tuned})
+
+    @property
+    def tuned(self) -> float:
+        """The value of `tuned_key`."""
+        return float(getattr(self, self.tuned_key))
 
     def lr_factor(self, update: int, progress: float) -> float:
         """Factor of the learning rate at this update (from 0), `progress` of the budget used."""
@@ -161,6 +167,7 @@ class Trpo(Optimizer):
     """
 
     needs_whole_rollout: ClassVar[bool] = True
+    tuned_key: ClassVar[str] = "max_kl"
 
     epochs: int = count(1, least=1, most=1000, unit="passes")
     minibatches: int = count(1, least=1, unit="minibatches")
@@ -171,9 +178,6 @@ class Trpo(Optimizer):
     backtracks: int = count(10, least=1, most=1000, unit="tries")
     backtrack: float = number(0.8, above=0, below=1)
     fisher_tokens: int = count(0, unit="tokens")
-
-    def scaled(self, factor: float) -> Self:
-        return replace(self, max_kl=factor * self.max_kl)
 
     def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Plain gradient descent, which has no state: it only holds the parameters, and scales the step by lr."""

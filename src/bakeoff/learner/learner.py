@@ -183,7 +183,9 @@ def renew_reference(learner: Learner) -> None:
 
 
 def method_of(config: Config) -> Algorithm:
-    """The method as a run uses it: rates times the factor of its seed, epochs times `reuse` where it allows reuse."""
+    """The method as a run uses it: rates, or a trust region's radius, times the factor of its seed, and epochs times
+    `reuse` where it allows reuse.
+    """
     algorithm, factors = config.algorithm, config.lr_factors or [1.0]
     factor = factors[config.seed % len(factors)]
     reuses = not (algorithm.objective.fresh_only or algorithm.optimizer.needs_whole_rollout)

@@ -110,9 +110,11 @@ def training(learner: Learner, role: str) -> Iterator[None]:
     recomputing = [network for network in modules(learner)[role] if recomputes(network)]
     for network in recomputing:
         network.train()
-    yield
-    for network in recomputing:
-        network.eval()
+    try:
+        yield
+    finally:
+        for network in recomputing:
+            network.eval()
 
 
 def minibatches(experience: Experience, optimizer: Optimizer, draws: torch.Generator) -> Iterator[Experience]:
