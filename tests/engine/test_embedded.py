@@ -15,6 +15,7 @@ from bakeoff.model.build import build
 from bakeoff.model.config import Precision
 from bakeoff.model.encode import encode
 from bakeoff.model.logprobs import token_logprobs
+from bakeoff.model.packing import added_mask, decoding_mask
 from bakeoff.model.policy import Policy
 from tests.conftest import compose, loop_of
 from tests.passes import completion_logits
@@ -58,6 +59,19 @@ def test_padding_costs_no_operator_for_a_token(precision):
 
     padded, whole = (operators(prompts, 7) - operators(prompts, 3) for prompts in (["1=", "12345="], ["1=", "2="]))
     assert padded == whole > 200, "of four tokens"
+
+
+@pytest.mark.parametrize("window", [3, 4, 8])
+def test_a_mask_of_decoding_begins_where_a_kernel_may_read_it(window):
+    """CUDA's sdpa takes a mask of bfloat16 at multiples of 16 bytes alone."""
+    architecture = ["++model.architecture.model_type=mistral", f"++model.architecture.sliding_window={window}"]
+    backbone = build(compose("sft.steps=0", *architecture).model, seed=0).network.base_model
+    whole = torch.ones(2, 40, dtype=torch.bool)
+    mask = added_mask(backbone, whole, torch.bfloat16)
+    for read in range(window, 40):
+        found = decoding_mask(backbone, mask[:, :read])
+        assert found.shape == (2, 1, 1, window)
+        assert found.storage_offset() % 8 == 0
 
 
 class Casts(TorchDispatchMode):

@@ -175,7 +175,12 @@ def decoding_mask(backbone: PreTrainedModel, attention: Tensor) -> Any:
     if not attention.is_floating_point():
         return attention
     seen = {kind: window or attention.shape[1] for kind, window in windows(backbone.config).items()}
-    return by_layer({kind: attention[:, None, None, -length:] for kind, length in seen.items()})
+    return by_layer({kind: aligned(attention[:, -length:])[:, None, None] for kind, length in seen.items()})
+
+
+def aligned(mask: Tensor) -> Tensor:
+    """The mask where a kernel of CUDA's sdpa may read it: at a multiple of eight values. A window may begin between."""
+    return mask.clone() if mask.storage_offset() % 8 else mask
 
 
 def by_layer(masks: dict[str, Any]) -> Any:
