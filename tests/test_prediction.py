@@ -13,7 +13,7 @@ from bakeoff.model.build import skeleton
 from bakeoff.model.config import Model
 from bakeoff.paths import CONF
 from bakeoff.predict import predict
-from bakeoff.predict_command import largest
+from bakeoff.predict_command import fits, largest
 from bakeoff.savings import savings
 from benchmarks.start import endless
 from tests.conftest import compose, loop_of, update_of
@@ -187,6 +187,16 @@ def test_savings_are_predictions_of_cheaper_settings():
     setting = next(s for s in settings if s.startswith("micro_tokens="))
     assert settings[setting] == predict(compose(*two_layers, "algorithm=ppo", setting)).peak
     assert settings["model.gradient_checkpointing=true"] < predict(config).peak
+
+
+def test_what_fits_is_of_a_gpu_whose_chunks_of_logits_are_large():
+    own = ["model=qwen2_5_0_5b", "++model.architecture.num_hidden_layers=1", "task=largest", "algorithm=reinforce"]
+    own += ["tuned=none", "batch.prompts=4", "batch.group_size=4", "lengths.prompt=64", "lengths.completion=64"]
+    small, large = (predict(compose("mode=predict", f"logits_mb={chunk}", *own)).peak for chunk in (128, 1024))
+    assert small < large
+    assert fits(own, large)
+    assert not fits(own, large - 1)
+    assert fits([*own, "logits_mb=128"], small)
 
 
 def test_bisection_finds_the_largest_value_that_fits():

@@ -21,6 +21,7 @@ from bakeoff.attribution import ROLES
 from bakeoff.command import command
 from bakeoff.config import Config, register
 from bakeoff.cost import cost_of
+from bakeoff.device import LOGITS_MB
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
 from bakeoff.launcher.local import shield_processes
@@ -61,9 +62,10 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
 
 
 def fits(overrides: list[str], room: float) -> bool:
-    """Whether the predicted peak of a configuration is at most `room` bytes."""
+    """Whether the predicted peak of a configuration is at most `room` bytes, of a GPU unless `hardware` is named."""
+    chunks = [] if any(each.startswith("hardware=") for each in overrides) else [f"logits_mb={LOGITS_MB['cuda']:g}"]
     try:
-        predict(compose(["mode=predict", *overrides]), room)
+        predict(compose(["mode=predict", *chunks, *overrides]), room)
     except torch.OutOfMemoryError:
         return False
     return True
