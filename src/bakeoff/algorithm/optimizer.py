@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,8 @@ class Optimizer:
 
     def scaled(self, factor: float) -> Self:
         """The option with its tuned value times a factor: the learning rate, or the radius of a trust region."""
-        return replace(self, **{self.tuned_key: factor * self.tuned})
+        changed: dict[str, Any] = {self.tuned_key: factor * self.tuned}
+        return replace(self, **changed)
 
     @property
     def tuned(self) -> float:
