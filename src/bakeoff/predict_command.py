@@ -21,7 +21,7 @@ from bakeoff.attribution import ROLES
 from bakeoff.command import command
 from bakeoff.config import Config, register
 from bakeoff.cost import cost_of
-from bakeoff.device import LOGITS_MB
+from bakeoff.device import GPU, logits_bound
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
 from bakeoff.launcher.local import shield_processes
@@ -63,7 +63,8 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
 
 def fits(overrides: list[str], room: float) -> bool:
     """Whether the predicted peak of a configuration is at most `room` bytes, of a GPU unless `hardware` is named."""
-    chunks = [] if any(each.startswith("hardware=") for each in overrides) else [f"logits_mb={LOGITS_MB['cuda']:g}"]
+    named = any(each.startswith("hardware=") for each in overrides)
+    chunks = [] if named else [f"logits_mb={logits_bound(0, GPU):g}"]
     try:
         predict(compose(["mode=predict", *chunks, *overrides]), room)
     except torch.OutOfMemoryError:

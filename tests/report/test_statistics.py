@@ -650,8 +650,8 @@ def test_an_arm_is_named_by_the_sweep_or_its_algorithm_and_by_what_varies():
             "overrides": [
                 json.dumps(each)
                 for each in (
-                    ["arm=clip_0_1", "seed=1", "batch.group_size=2"],
-                    ["arm=clip_0_1", "seed=1", "batch.group_size=2"],
+                    ["arm=clip_0_1", "seed=1", "batch.group_size=2", "study.margin=0.1"],
+                    ["arm=clip_0_1", "seed=1", "batch.group_size=2", "processes=2"],
                     ["algorithm=grpo", "seed=2", "batch.group_size=4"],
                 )
             ],

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from bakeoff.mlflow_store import defines_arm
 from bakeoff.terminal import rounded
 
 LONGEST = 60  # characters of a name
-NOT_SHOWN = ("algorithm", "arm", "seed", "sweeps", "tuned")  # keys that a name does not repeat
+NOT_SHOWN = ("algorithm", "sweeps")  # keys that a name does not repeat, beside those that define no arm
 SHORT = {
     "model": "",
     "batch.group_size": "G",
@@ -64,7 +65,8 @@ def varied(runs: pd.DataFrame) -> list[str]:
     """The keys that take several values in a sweep, other than method, arm and seed."""
     values = by_configuration(runs)
     keys = dict.fromkeys(key for each in values for key in each)
-    return [key for key in keys if key not in NOT_SHOWN and len({each.get(key) for each in values}) > 1]
+    own = [key for key in keys if defines_arm(key) and key not in NOT_SHOWN]
+    return [key for key in own if len({each.get(key) for each in values}) > 1]
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:
