@@ -40,7 +40,11 @@ def bakeoff(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def on_a_terminal(*arguments: str, cwd: Path, until: str = "") -> tuple[int, str]:
-    """Exit code and output of `bakeoff …` on a terminal of 80 columns; Ctrl-C is typed when it shows `until`."""
+    """Exit code and output of `bakeoff …` on a terminal of 80 columns; Ctrl-C is typed when it shows `until`.
+
+    The code is that of a shell, 130 for an interrupt: one that meets C code which runs Python, as in an import of
+    torch, makes Python end by the signal, whoever catches the exception.
+    """
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(cwd)
@@ -62,7 +66,8 @@ def on_a_terminal(*arguments: str, cwd: Path, until: str = "") -> tuple[int, str
         if time.monotonic() >= deadline:
             os.kill(process, signal.SIGKILL)
         os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode(errors="replace")
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code if code >= 0 else 128 - code, shown.decode(errors="replace")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
