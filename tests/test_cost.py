@@ -125,6 +125,14 @@ def test_a_budget_of_work_counts_what_each_update_reads(limit, updates):
     assert cost_of(config, prediction).updates == updates
 
 
+def test_a_budget_of_work_without_a_critic_or_a_price_of_sampling_counts_the_steps():
+    config = compose(*SMALL, *GRPO, "budget.unit=work", "budget.sampling_price=0")
+    prediction = predicted(*GRPO)
+    each = passes_over(config.algorithm) * config.batch.sequences * prediction.completion
+    config.budget.limit = 3 * each + 1
+    assert cost_of(config, prediction).updates == 4
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "hardware").glob("*.yaml")))
 def test_every_hardware_states_its_rates_and_where_they_are_from(name):
     hardware = compose(f"hardware={name}").hardware

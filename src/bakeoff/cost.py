@@ -42,7 +42,7 @@ def cost_of(config: Config, prediction: Prediction) -> Cost:
     actor = seconds["actor_update"] + seconds.get("fisher_product", 0.0)
     training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
     updates = updates_of(config, prediction.completion, training, training - actor)
-    without = min(updates, config.algorithm.critic.warmup_updates)
+    without = min(updates, config.algorithm.critic.warmup_updates)  # updates in which the actor takes no step
     hours = (updates * sum(seconds.values()) - without * actor) / 3600
     return Cost(seconds, updates, hours, hours * config.price * config.processes)
 
@@ -65,5 +65,7 @@ def updates_of(config: Config, completion: int, seconds: float, warm_seconds: fl
             Unit.work: completion * (sampled * sequences + passes_over(algorithm, actor_moves) * batch.sequences),
         }[config.budget.unit]
 
-    warm = min(algorithm.critic.warmup_updates, math.ceil(config.budget.limit / used(False)))
-    return warm + max(0, math.ceil((config.budget.limit - warm * used(False)) / used(True)))
+    limit, warm = config.budget.limit, algorithm.critic.warmup_updates
+    if limit <= warm * used(False):
+        return math.ceil(limit / used(False))
+    return warm + math.ceil((limit - warm * used(False)) / used(True))
