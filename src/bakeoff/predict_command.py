@@ -63,10 +63,11 @@ def largest(values: Sequence[str], fits: Callable[[str], bool]) -> str:
 
 def fits(overrides: list[str], room: float) -> bool:
     """Whether the predicted peak of a configuration is at most `room` bytes, of a GPU unless `hardware` is named."""
-    named = any(each.startswith("hardware=") for each in overrides)
-    chunks = [] if named else [f"logits_mb={logits_bound(0, GPU):g}"]
+    config = compose(["mode=predict", *overrides])
+    if not config.hardware.name:
+        config.logits_mb = logits_bound(config.logits_mb, GPU)
     try:
-        predict(compose(["mode=predict", *chunks, *overrides]), room)
+        predict(config, room)
     except torch.OutOfMemoryError:
         return False
     return True

@@ -187,14 +187,14 @@ def test_an_arena_of_one_method_has_an_answer_without_comparisons():
 
 
 def test_what_is_not_tested_corrects_nothing(monkeypatch):
-    def p_of_the_last():
-        found = regimes.verdicts(study({("a", "plain"): 0.42, ("b", "plain"): 0.4}, spread=0.01))
-        return [each.verdict for each in found]
+    def found():
+        verdicts = regimes.verdicts(study({("a", "plain"): 0.42, ("b", "plain"): 0.4}, spread=0.01))
+        return [each.verdict for each in verdicts]
 
     monkeypatch.setitem(REGIMES, "plain", ("none", ["a > b"]))
-    alone = p_of_the_last()
+    alone = found()
     monkeypatch.setitem(REGIMES, "plain", ("none", ["a > b", *(["a > missing"] * 50)]))
-    assert p_of_the_last() == [*alone, *(["not tested"] * 50)]
+    assert found() == [*alone, *(["not tested"] * 50)]
     assert alone == ["as predicted"]
 
 

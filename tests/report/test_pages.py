@@ -29,7 +29,7 @@ from bakeoff.report.pages import (
 from bakeoff.report.statistics import Estimate, holm, mean_interval, paired_p
 from bakeoff.report.store import load_study
 from bakeoff.report.study import provenance, read_study, write_study
-from bakeoff.report.tables import by_seed
+from bakeoff.report.tables import by_seed, interval_note
 from benchmarks.synthetic import synthetic_store
 from tests.commands import store_of
 
@@ -235,7 +235,11 @@ def test_a_threshold_is_half_way_to_one_whatever_arms_there_are(store):
     chances = across_seeds.improvement(study).set_index("P(row > column)")
     assert chances.loc["ppo", "grpo"] == 1
     assert chances.loc["ppo", "ppo"] == 0.5
-    assert across_seeds.fits(study).iloc[0].tolist() == ["ppo", "–", "–", "–"], "three points"
+    fits = across_seeds.fits(study)
+    assert fits.iloc[0].tolist() == ["ppo", "–", "–", "–"], "three points"
+    assert interval_note(fits).endswith(
+        "intervals: of asymptote, completions to the middle and steepness a percentile bootstrap over seeds."
+    )
 
 
 def test_a_run_that_never_reaches_the_threshold_counts_with_its_budget(store):

@@ -20,7 +20,7 @@ from bakeoff.report.statistics import (
     probability_of_improvement,
 )
 from bakeoff.report.study import ACCURACY, SAMPLED, Study
-from bakeoff.report.tables import final, mean_text, start_accuracy
+from bakeoff.report.tables import FITTED, INTERVAL, final, mean_text, start_accuracy
 
 FITS = 200  # of resampled seeds, for the interval of a fitted curve
 
@@ -86,7 +86,7 @@ def fits(study: Study) -> pd.DataFrame:
     Completions are on the x axis. Intervals are a percentile bootstrap over seeds, stated from FEWEST seeds on.
     """
     runs = each_run(curves(study, SAMPLED, "sequences"))
-    labels = ("asymptote [95 %]", "completions to the middle [95 %]", "steepness [95 %]")
+    labels = [f"{each} {INTERVAL}" for each in FITTED]
     rows = []
     for name in study.arms:
         own = [curve for run, curve in runs.items() if run[0] == name]

@@ -62,7 +62,7 @@ def by_configuration(runs: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def varied(runs: pd.DataFrame) -> list[str]:
-    """The keys that take several values in a sweep, other than method, arm and seed."""
+    """The keys that take several values in a sweep, of those that define an arm, other than its method."""
     values = by_configuration(runs)
     keys = dict.fromkeys(key for each in values for key in each)
     own = [key for key in keys if defines_arm(key) and key not in NOT_SHOWN]

@@ -18,7 +18,8 @@ from bakeoff.report.naming import enumerated
 from bakeoff.report.statistics import Estimate, mean_interval, share_interval
 from bakeoff.report.study import ACCURACY, NOT_SCORED, PRIMARY, SAMPLED, SHARES, Study
 
-BOOTSTRAPPED = ("IQM", "asymptote", "completions to the middle", "steepness")  # labels of columns
+FITTED = ("asymptote", "completions to the middle", "steepness")  # labels of the columns of a fitted curve
+BOOTSTRAPPED = ("IQM", *FITTED)
 INTERVAL = "[95 %]"  # the end of a label whose column shows means with their 95 % intervals
 NUMBER = re.compile(r"[-+−]?[\d,.]+( %)?|–|[-+]?∞")  # a cell that is aligned right
 FINAL_ACCURACY = f"held-out greedy accuracy {INTERVAL}"

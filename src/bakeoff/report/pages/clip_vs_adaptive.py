@@ -55,12 +55,11 @@ def table(study: Study) -> pd.DataFrame:
 
 def verdict(study: Study) -> str:
     """Whether the clip beats the penalties at the middle strength of each, and how much a wrong strength costs."""
-    runs, middle = runs_by_bound(study), at_middle(study)
+    middle = at_middle(study)
     means = ", ".join(f"{way} {own.mean():.3f}" for way, own in middle.items())
     text = f"Sampled accuracy at the middle strength of each, which was chosen beforehand: {means}. "
     pairs = {("clip", way): (middle["clip"] - own).dropna() for way, own in middle.items() if way != "clip" in middle}
-    compared = runs[runs["strength"] == runs["way"].map(MIDDLE)]
-    found = Family(pairs, study.margin, study.step(SAMPLED), unmoved(study, compared, "way"))
+    found = Family(pairs, study.margin, study.step(SAMPLED), unmoved(study, middle_runs(study), "way"))
     for each in found.comparisons:
         text += f"Clip − {each.b}: {each.change.text('+')}, {found.result(each)}. "
     if pairs:
@@ -85,9 +84,16 @@ def by_strength(study: Study) -> dict[str, pd.DataFrame]:
     }
 
 
+def middle_runs(study: Study) -> pd.DataFrame:
+    """The rows of `runs_by_bound` with the middle strength of their way."""
+    runs = runs_by_bound(study)
+    return runs[runs["strength"] == runs["way"].map(MIDDLE)]
+
+
 def at_middle(study: Study) -> dict[str, pd.Series]:
     """The accuracies by seed of each way at its middle strength; a way is left out where no run of it finished."""
-    return {way: own[MIDDLE[way]].dropna() for way, own in by_strength(study).items() if MIDDLE[way] in own}
+    ways = middle_runs(study).groupby("way", sort=False)
+    return {str(way): own.set_index("seed")["accuracy"] for way, own in ways}
 
 
 def spreads(study: Study) -> dict[str, pd.Series]:
