@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bakeoff.early import reading
+from bakeoff.signals import INTERRUPTED, interrupts, restored
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole, and leave as one sentence
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,12 +31,13 @@ OTHERS = {
 def interruptible(command: str) -> Iterator[None]:
     """An interrupt ends the command in one line, also while it imports, with the command that resumes it, if any."""
     try:
-        yield
+        with interrupts(command), restored():
+            yield
     except (KeyboardInterrupt, SystemExit) as error:
         notes = getattr(error, "__notes__", [])
         if notes or isinstance(error, KeyboardInterrupt):
             print(f"{command}: interrupted.", *notes, file=sys.stderr)
-        raise SystemExit(error.code if isinstance(error, SystemExit) else 130) from error
+        raise SystemExit(error.code if isinstance(error, SystemExit) else INTERRUPTED) from error
 
 
 @interruptible("bakeoff")

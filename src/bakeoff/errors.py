@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from bakeoff.nearest import did_you_mean, nearest, nearest_keys, unknown
+from bakeoff.signals import restored
 
 KILLED = "was killed, probably because memory ran out"
 
@@ -38,7 +39,8 @@ MAKING = {"mkdir", "makedirs"}  # functions whose every error is the disk's
 def refused() -> Iterator[None]:
     """Turns an error of composing a configuration, or of a disk, into a UserError of one sentence with its notes."""
     try:
-        yield
+        with restored():
+            yield
     except UserError:
         raise
     except Exception as error:

@@ -48,7 +48,7 @@ from bakeoff.paths import ROOT, commit
 from bakeoff.predict import predict
 from bakeoff.progress import RunProgress
 from bakeoff.run import Run, Silent, train
-from bakeoff.signals import ends_with, termination
+from bakeoff.signals import ends_with, restored, termination
 from bakeoff.start import prepare, start
 from bakeoff.tracking import Tracker, send_unsent, start_run
 
@@ -278,7 +278,8 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
     An error gets a note with the command that resumes the run, unless a mistake ended it before a checkpoint.
     """
     try:
-        yield
+        with restored():
+            yield
         progress.end("done")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -35,6 +35,7 @@ from bakeoff.mlflow_store import SQLITE
 from bakeoff.paths import AD_HOC, commit, page_file, study_file, study_folders
 from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read
+from bakeoff.signals import restored, terminate
 from bakeoff.tracking import Tracker, start_run
 from bakeoff.validation import to_config
 from bakeoff.watch import watching
@@ -246,9 +247,10 @@ def all_finish(folders: dict[str, Path], tracker: Tracker, launcher: str) -> Ite
     SIGTERM ends a sweep as an interrupt does; both get a note with that command.
     """
     command, failure = finishing(next(iter(folders.values())).parent), None
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with restored():
+            yield
     except Exception as error:  # of a job, which a sweeper may raise again
         failure = error
     except BaseException as error:
@@ -279,11 +281,6 @@ def all_finish(folders: dict[str, Path], tracker: Tracker, launcher: str) -> Ite
         ) from failure
     if failure is not None:
         raise failure
-
-
-def stop(number: int, frame: Any) -> None:
-    """Ends the command upon a signal."""
-    raise SystemExit(128 + number)
 
 
 def finishing(folder: Path) -> str:

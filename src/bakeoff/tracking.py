@@ -34,6 +34,7 @@ from bakeoff.mlflow_store import (
     store_uri,
 )
 from bakeoff.outbox import LOG, LOST, Entry, Outbox, read_entries, read_receipt
+from bakeoff.signals import open_run, restored
 from bakeoff.ui import curves_page, ui_page
 
 PATIENCE = 15.0  # seconds for which a run's end waits for a store that fails
@@ -177,7 +178,8 @@ class Tracker:
         """
         status = "FAILED"
         try:
-            yield
+            with open_run(), restored():
+                yield
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from bakeoff.errors import UserError
+from bakeoff.signals import restored
 from bakeoff.user_code import raised
 
 Scorer = Callable[..., Any]
@@ -44,13 +45,13 @@ class Lost(Exception):
 
 
 def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
-    """The result of a call, or its Failure where it raises; UserError, for an invalid result, passes.
+    """The result of a call, or its Failure where it raises; UserError, for an invalid result, and an interrupt pass.
 
     Settings of torch are afterwards what they were, and a process that the scorer forked ends here.
     """
     process = os.getpid()
     try:
-        with kept_settings():
+        with kept_settings(), restored():
             return scorer(*call)
     except UserError:
         raise
