@@ -10,8 +10,8 @@ import bakeoff
 
 ROOT = Path(bakeoff.__file__).parent
 ORDER = [
-    {"nearest"},
-    {"errors", "randomness", "rows", "ranges", "signals", "standin", "terminal"},
+    {"nearest", "signals"},
+    {"errors", "randomness", "rows", "ranges", "standin", "terminal"},
     {"paths", "files", "regime", "overrides"},
     {"arguments", "outbox"},
     {"mlflow_store", "device", "arms", "user_code"},
