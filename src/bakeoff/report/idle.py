@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 
 from bakeoff.measure import STILL
 from bakeoff.report.study import Study
-from bakeoff.report.tables import REFERENCE_KL, grouped, most_kl, percent
+from bakeoff.report.tables import REFERENCE_KL, grouped, largest_kl, percent
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,14 @@ class Rule:
     """When a metric says that something is idle.
 
     metric     logged at every update
-    measured   computes one number from a run's values, in the order of its updates
+    measured   computes one number for each run from its values, in the order of its updates
     idle       whether that number, as a mean over an arm's runs, says so
     sentence   with `{arm}`, and `{value}` and `{share}` for the number, as it is and in percent
     param      beginning of the parameters of the arms that have the part; empty where the metric tells
     """
 
     metric: str
-    measured: Callable[[pd.Series], float]
+    measured: Callable[[SeriesGroupBy[Any, Any]], pd.Series]
     idle: Callable[[float], bool]
     sentence: str
     param: str = ""
@@ -33,27 +35,27 @@ class Rule:
 RULES = [
     Rule(
         "policy/cg_residual",
-        lambda values: float(values.mean()),
+        lambda runs: runs.mean(),
         lambda residual: residual > 0.5,
         "the conjugate gradient of {arm} leaves {value} of the gradient's norm (mean over updates): its direction is "
         "not the natural gradient's; algorithm.optimizer.fisher_tokens may be too few",
     ),
     Rule(
         "policy/accepted",
-        lambda values: float(1 - values.mean()),
+        lambda runs: 1 - runs.mean(),
         lambda refused: refused > 0.1,
         "{arm} takes no step in {share} of its updates, because its line search refuses them",
     ),
     Rule(
         "kl/beta_behaviour",
-        lambda beta: float((beta < 0.01 * beta.iloc[0]).mean()),
+        lambda runs: runs.agg(lambda beta: (beta < 0.01 * beta.iloc[0]).mean()),
         lambda dead: dead > 0.1,
         "the KL penalty of {arm} is off in {share} of its updates: β is below 1 % of its start",
     ),
     *(
         Rule(
             metric,
-            lambda beta: float((beta > 1000 * beta.iloc[0]).mean()),
+            lambda runs: runs.agg(lambda beta: (beta > 1000 * beta.iloc[0]).mean()),
             lambda excessive: excessive > 0.1,
             "the KL of {arm} stays above its target: β is above 1000 times its start in {share} of its updates; the "
             "target is below what a step at this learning rate makes",
@@ -62,21 +64,21 @@ RULES = [
     ),
     Rule(
         REFERENCE_KL,
-        most_kl,
+        largest_kl,
         lambda most: most < STILL,
         "the policy of {arm} hardly moves: its KL to the start is at most {value} nats per completion; its learning "
         "rate may be too low; tune it with `bakeoff-tune`",
     ),
     Rule(
         "policy/clip_fraction",
-        lambda values: float(values.max()),
+        lambda runs: runs.max(),
         lambda most: most < 0.001,
         "the clip of {arm} never binds: it touches at most {share} of an update's tokens",
         param="algorithm.objective.epsilon",
     ),
     Rule(
         "critic/value_clip_fraction",
-        lambda values: float(values.max()),
+        lambda runs: runs.max(),
         lambda most: most < 0.001,
         "the value clip of {arm} never binds: it touches at most {share} of an update's tokens",
     ),
@@ -88,7 +90,7 @@ def idle(study: Study) -> list[str]:
     found = []
     methods = study.runs.drop_duplicates("name").set_index("name")["algorithm"]
     for rule in RULES:
-        values = grouped(study, rule.metric).agg(rule.measured).groupby("name").mean()
+        values = rule.measured(grouped(study, rule.metric)).groupby("name").mean()
         having = study.params[study.params["key"].str.startswith(rule.param)]
         arms = set(study.runs["name"][study.runs["run"].isin(having["run"])]) if rule.param else set(study.arms)
         named = [arm for arm in study.arms if arm in values and arm in arms and rule.idle(values[arm])]
