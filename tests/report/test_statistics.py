@@ -26,6 +26,7 @@ from bakeoff.report.statistics import (
     Estimate,
     area_under_curve,
     confidence,
+    corrected_for,
     detectable,
     equivalence_p,
     equivalent,
@@ -291,6 +292,14 @@ def test_intervals_hold_at_the_confidence_of_their_context():
     usual, once = mean_interval(values), ratio_of_means(values, values + 1)
     assert usual[1:] == pytest.approx(stats.t.interval(0.95, 4, values.mean(), stats.sem(values)))
     assert drawn.low < once.low < once.high < drawn.high
+
+
+def test_a_correction_within_another_is_for_the_product_of_both_numbers():
+    values = pd.Series([0.2, 0.5, 0.4, 0.7, 0.1])
+    with corrected_for(3), corrected_for(14):
+        found = mean_interval(values)
+    with corrected_for(42):
+        assert found == pytest.approx(mean_interval(values))
 
 
 def test_performance_profile_by_hand():

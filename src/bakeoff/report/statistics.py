@@ -44,8 +44,11 @@ def confidence(level: float) -> Iterator[None]:
 
 
 def corrected_for(comparisons: int) -> AbstractContextManager[None]:
-    """The confidence of one interval among several that hold together in 95 % of cases (Bonferroni)."""
-    return confidence(1 - (1 - CONFIDENCE) / comparisons)
+    """The confidence of one interval among several that hold together in 95 % of cases (Bonferroni).
+
+    Within another correction it is one among the product of both numbers.
+    """
+    return confidence(1 - (1 - _confidence.get()) / comparisons)
 
 
 class Estimate(NamedTuple):
