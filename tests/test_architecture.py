@@ -26,7 +26,7 @@ ORDER = [
     {"model"},
     {"engine", "reward"},
     {"config", "collector"},
-    {"validation", "configuration"},
+    {"validation", "configuration", "identity"},
     {"early"},
     {"learner"},
     {"loop", "imagined"},

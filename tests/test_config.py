@@ -8,8 +8,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf.errors import OmegaConfBaseException
 
 from bakeoff.algorithm import AXES
-from bakeoff.config import config_id, flatten, plain
 from bakeoff.errors import UserError
+from bakeoff.identity import config_id, flatten, plain
 from bakeoff.paths import CONF
 from bakeoff.task import TASKS
 from bakeoff.validation import compose as compose_anew

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from bakeoff import validation
 from bakeoff.__main__ import main
 from bakeoff.algorithm import AXES
-from bakeoff.config import config_id, plain, training_id
 from bakeoff.errors import MISTAKES, UserError
 from bakeoff.evaluate import of_run
 from bakeoff.folder import (
@@ -30,6 +29,7 @@ from bakeoff.folder import (
     resume_command,
     write_record,
 )
+from bakeoff.identity import config_id, plain, training_id
 from bakeoff.resume import refuse_code, restored, resume
 from bakeoff.tracking import start_run
 from bakeoff.validation import to_config

@@ -23,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from bakeoff import validation
 from bakeoff.algorithm import AXES
 from bakeoff.algorithm.divergence import Diverged
-from bakeoff.config import Config, config_id, flatten, plain
+from bakeoff.config import Config
 from bakeoff.configuration import configuration_table
 from bakeoff.engine import ENGINES
 from bakeoff.errors import UserError, refused
+from bakeoff.identity import config_id, flatten, plain
 from bakeoff.paths import CONF, ROOT
 from bakeoff.ranges import Range
 from bakeoff.task import TASKS

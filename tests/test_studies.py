@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from bakeoff.arms import Job, arms_of, grid, job_name, job_names, settings_of
-from bakeoff.config import Tuned, config_id, searchpath
+from bakeoff.config import Tuned, searchpath
 from bakeoff.errors import UserError
+from bakeoff.identity import config_id
 from bakeoff.paths import CONF, ROOT, SWEEPS, page_file, study_file, study_folders, study_names
 from bakeoff.report.page import page_of
 from bakeoff.tune import file_values

@@ -8,9 +8,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from joblib import Parallel, delayed
 
 from bakeoff.arms import Job
-from bakeoff.config import config_id, register
+from bakeoff.config import register
 from bakeoff.errors import UserError
 from bakeoff.folder import Record, write_record
+from bakeoff.identity import config_id
 from bakeoff.job_folders import placed
 from bakeoff.paths import CONF
 from bakeoff.progress import read

@@ -1,14 +1,11 @@
-"""The typed schema of every Hydra group, and the identity of a configuration."""
+"""The typed schema of every Hydra group."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,13 +13,11 @@ from omegaconf import MISSING, OmegaConf
 
 from bakeoff.algorithm import AXES, Algorithm
 from bakeoff.algorithm.critic import CRITIC_LR, FACTOR, OwnStep
-from bakeoff.engine import ENGINES, EQUIVALENT
-from bakeoff.engine.embedded import Embedded
+from bakeoff.engine import ENGINES
 from bakeoff.engine.engine import Batch, Engine, Sampling
 from bakeoff.errors import UserError
-from bakeoff.files import HASH, content_hash
 from bakeoff.hardware import Hardware
-from bakeoff.mlflow_store import NOT_IN_CONFIG_ID, Tracking, defines_arm
+from bakeoff.mlflow_store import Tracking
 from bakeoff.model.config import Model
 from bakeoff.overrides import extend_grammar
 from bakeoff.paths import CONF, ROOT, study_folders
@@ -33,7 +28,7 @@ from bakeoff.reward.preferences import Preferences
 from bakeoff.reward.reward import Reward
 from bakeoff.task import TASKS
 from bakeoff.task.task import Task
-from bakeoff.user_code import code_hash, import_named, require_loggable
+from bakeoff.user_code import import_named, require_loggable
 
 
 @dataclass
@@ -345,76 +340,3 @@ def searchpath() -> list[str]:
     """Folders in which Hydra looks for groups, beside conf/: those that hold sweeps/, and the user's own conf/."""
     own = [folder / "conf" for folder in study_folders() if folder != ROOT and (folder / "conf").is_dir()]
     return [f"file://{folder}" for folder in [*own, *(f for f in study_folders() if (f / "sweeps").is_dir())]]
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """The configuration as nested plain values, option classes named under `_option_`.
-
-    A key that names a file, a folder or a data set has the hash of its content beside it, as `path_sha256` beside
-    `path`; code includes the modules beside it that it imports.
-    """
-
-    def of(value: Any) -> Any:
-        if isinstance(value, Enum):
-            return value.value
-        if hasattr(value, "__dataclass_fields__"):
-            named = {name: of(getattr(value, name)) for name in value.__dataclass_fields__}
-            for key, path in value.files().items() if hasattr(value, "files") else ():
-                if path and (found := Path(path).expanduser()).exists():  # a model's name may be one of a hub
-                    named[key + HASH] = code_hash(found) if found.suffix == ".py" else content_hash(found)
-            named |= {key + HASH: each for key, each in value.fingerprints.items()} if isinstance(value, Task) else {}
-            return named if isinstance(value, Config | Algorithm) else {"_option_": type(value).__name__, **named}
-        if isinstance(value, dict):
-            return {str(k): of(v) for k, v in value.items()}
-        return [of(v) for v in value] if isinstance(value, list | tuple) else value
-
-    result: dict[str, Any] = of(config)
-    return result
-
-
-def by_content(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values without the keys whose content is hashed: what is in a file counts, not where it is."""
-    kept = {key: value for key, value in values.items() if f"{key}{HASH}" not in values}
-    return {key: by_content(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def digest(value: Any) -> str:
-    """A short hash of plain nested values: 10 hex digits of SHA-256."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def config_id(config: Config) -> str:
-    """Hash of a configuration without seeds, bookkeeping and hardware: runs that differ in nothing else share it."""
-    rest = {k: v for k, v in by_content(plain(config)).items() if defines_arm(k)}
-    engine = {k: v for k, v in rest["engine"].items() if defines_arm(f"engine.{k}")}
-    return digest(rest | {"engine": engine, "sft": rest["sft"] | {"seed": None}})
-
-
-def task_id(config: Config) -> str:
-    """Hash of what a tuned rate depends on beside the method: task, model and reward."""
-    values = by_content(plain(config))
-    return digest({key: values[key] for key in ("task", "model", "reward")})
-
-
-def training_id(config: Config) -> str:
-    """Hash of what decides the updates of a run, its seed included, but not their number: a run may resume longer."""
-    free = {*NOT_IN_CONFIG_ID, "budget", "evaluation"} - {"seed"}
-    trained = {k: v for k, v in plain(config).items() if k not in free}
-    trained["engine"] = sampler_identity(config, trained)
-    return digest(trained | {"final": config.evaluation.final})  # prompts that are not trained on
-
-
-def sampler_identity(config: Config, values: dict[str, Any]) -> Any:
-    """The engine among the plain values of a configuration; those that sample the policy itself count as one."""
-    return {"_option_": Embedded.__name__} if type(config.engine) in EQUIVALENT else values["engine"]
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} → {'a.b': 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from bakeoff.arguments import add_config_dir, read_arguments
-from bakeoff.config import Config, Sft, plain, register
+from bakeoff.config import Config, Sft, register
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
 from bakeoff.heldout import held_out_of
+from bakeoff.identity import plain
 from bakeoff.learner.checkpoint import STATE, damage_of, load_checkpoint
 from bakeoff.learner.sft import usable
 from bakeoff.model.config import Lora

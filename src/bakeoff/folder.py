@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from bakeoff.config import Config, config_id, flatten, plain
+from bakeoff.config import Config
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
+from bakeoff.identity import config_id, flatten, plain
 from bakeoff.mlflow_store import defines_arm, find_run, open_store, store_uri
 from bakeoff.progress import read
 from bakeoff.reward.reward import PROCESS_REWARDS, REWARDS
@@ -115,7 +116,7 @@ class Plain(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder as `config.plain` wrote it; raises UserError if it cannot be read."""
+    """The configuration of the run in a folder as `identity.plain` wrote it; raises UserError if it cannot be read."""
     path = folder / CONFIG
     try:
         values = yaml.load(content(path), Plain)

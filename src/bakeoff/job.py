@@ -17,7 +17,7 @@ import torch
 from bakeoff import processes
 from bakeoff.algorithm.critic import OwnStep
 from bakeoff.arms import HEADS, job_name
-from bakeoff.config import Config, Mode, by_content, config_id, digest, flatten, plain, task_id, training_id
+from bakeoff.config import Config, Mode
 from bakeoff.device import HOST, device_name
 from bakeoff.errors import UserError, redacted
 from bakeoff.files import replace_text
@@ -36,6 +36,7 @@ from bakeoff.folder import (
     resume_command,
     write_record,
 )
+from bakeoff.identity import by_content, config_id, digest, flatten, plain, task_id, training_id
 from bakeoff.learner.checkpoint import load_checkpoint, newest_whole, read_run
 from bakeoff.learner.learner import method_of
 from bakeoff.measure.phase import Phases

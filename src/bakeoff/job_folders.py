@@ -7,9 +7,10 @@ from collections.abc import Set
 from pathlib import Path
 
 from bakeoff.arms import Job
-from bakeoff.config import Config, config_id, plain
+from bakeoff.config import Config
 from bakeoff.errors import UserError
 from bakeoff.folder import Record, described, differences, longer, read_config, read_record
+from bakeoff.identity import config_id, plain
 from bakeoff.mlflow_store import defines_arm
 
 METHOD = {"arm", "algorithm"}  # settings that choose what a sweep compares

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bakeoff import processes
-from bakeoff.config import Config, config_id, plain
+from bakeoff.config import Config
 from bakeoff.elastic import launched, starts_processes
 from bakeoff.engine import ENGINES, EQUIVALENT
 from bakeoff.errors import HIDDEN, UserError
@@ -31,6 +31,7 @@ from bakeoff.folder import (
     read_record,
     their_code,
 )
+from bakeoff.identity import config_id, plain
 from bakeoff.job import run_job
 from bakeoff.nearest import name_of
 from bakeoff.signals import ends_with

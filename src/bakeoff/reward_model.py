@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bakeoff.config import Config, flatten, plain, register
+from bakeoff.config import Config, register
 from bakeoff.early import check_overrides
 from bakeoff.errors import answering
+from bakeoff.identity import flatten, plain
 from bakeoff.learner.reward_training import PairQuality, learned_reward
 from bakeoff.learner.sft import starting_policy
 from bakeoff.metrics import pair_metrics

@@ -18,10 +18,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from bakeoff.arguments import add_config_dir, read_arguments
-from bakeoff.config import Config, config_id, digest, flatten, plain, register, task_id
+from bakeoff.config import Config, register
 from bakeoff.early import check_overrides
 from bakeoff.errors import UserError, answering
 from bakeoff.folder import read_config, read_record
+from bakeoff.identity import config_id, digest, flatten, plain, task_id
 from bakeoff.outbox import LOG, read_entries
 from bakeoff.paths import CONF, commit, study_folders
 from bakeoff.progress import read

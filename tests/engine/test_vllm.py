@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from bakeoff.batch import Example
-from bakeoff.config import config_id
 from bakeoff.engine.embedded import Embedded
 from bakeoff.engine.engine import Request, Sampling, make_rollout
 from bakeoff.engine.vllm import RUNNING, Vllm
 from bakeoff.engine.vllm_server import VllmServer
 from bakeoff.errors import UserError
+from bakeoff.identity import config_id
 from bakeoff.learner.learner import make_learner
 from bakeoff.model.build import build
 from bakeoff.model.encode import encode

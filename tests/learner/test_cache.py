@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bakeoff.config import config_id
 from bakeoff.errors import UserError
 from bakeoff.files import content_hash
+from bakeoff.identity import config_id
 from bakeoff.learner.sft import made_once, start_identity
 from bakeoff.model.weights import save, weights_hash
 from bakeoff.start import prepare, start

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from bakeoff.config import config_id, training_id
 from bakeoff.engine.embedded import Embedded
 from bakeoff.heldout import evaluate
+from bakeoff.identity import config_id, training_id
 from bakeoff.learner.sft import start_identity, starting_policy
 from bakeoff.start import collector_of, prepare, start
 from bakeoff.task.sort import Sort

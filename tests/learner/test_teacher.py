@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bakeoff.algorithm.loss import place_scores, with_kl_reward
-from bakeoff.config import config_id
 from bakeoff.errors import UserError
+from bakeoff.identity import config_id
 from bakeoff.learner.holdings import weight_bytes
 from bakeoff.model.build import build
 from bakeoff.model.weights import save, weights_hash

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from bakeoff.config import flatten, plain
+from bakeoff.identity import flatten, plain
 from bakeoff.report.setup import setup
 from bakeoff.report.study import provenance
 from tests.conftest import compose

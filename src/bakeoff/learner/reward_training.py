@@ -15,9 +15,10 @@ from bakeoff.algorithm.divergence import require_finite
 from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.batch import Example
 from bakeoff.collector import Collector
-from bakeoff.config import Config, by_content, digest, plain, sampler_identity
+from bakeoff.config import Config
 from bakeoff.device import HOST
 from bakeoff.errors import UserError
+from bakeoff.identity import by_content, digest, plain, sampler_identity
 from bakeoff.learner.sft import Report, made_once, start_identity
 from bakeoff.measure.phase import Phases
 from bakeoff.model.encode import encode_with_completions

@@ -21,13 +21,14 @@ from bakeoff.algorithm.optimizer import Adam, Subproblem
 from bakeoff.attribution import Label, attributed
 from bakeoff.batch import Example, Sequences
 from bakeoff.collector import Collector
-from bakeoff.config import Config, by_content, digest, plain
+from bakeoff.config import Config
 from bakeoff.device import logits_bound
 from bakeoff.engine.check import check_model
 from bakeoff.engine.conversation import encode_turns
 from bakeoff.engine.embedded import Embedded
 from bakeoff.errors import UserError, disk_fault, within
 from bakeoff.files import content_hash, set_aside
+from bakeoff.identity import by_content, digest, plain
 from bakeoff.measure.phase import Phases
 from bakeoff.model.build import build
 from bakeoff.model.config import Model
