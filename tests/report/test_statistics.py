@@ -16,6 +16,7 @@ from bakeoff.errors import UserError
 from bakeoff.report import across_seeds
 from bakeoff.report.claim import difference
 from bakeoff.report.comparisons import Family, family
+from bakeoff.report.curve import area_under_curve, first_at, learning_curve
 from bakeoff.report.detect import detect
 from bakeoff.report.figures import MANY, colours, curves, plot_curves, plot_terms
 from bakeoff.report.idle import idle
@@ -24,17 +25,14 @@ from bakeoff.report.naming import arm_names, varied
 from bakeoff.report.pages import methods, rlhf
 from bakeoff.report.statistics import (
     Estimate,
-    area_under_curve,
     confidence,
     corrected_for,
     detectable,
     equivalence_p,
     equivalent,
-    first_at,
     holm,
     improvement_over_regimes,
     interquartile_mean,
-    learning_curve,
     mean_interval,
     paired_difference,
     paired_p,

@@ -6,16 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bakeoff.report.curve import area_under_curve, first_at, fitted_sigmoid, learning_curve
 from bakeoff.report.figures import MANY, colours, curves, each_run, finished, panels
 from bakeoff.report.statistics import (
     FEWEST,
     Estimate,
-    area_under_curve,
     bootstrapped,
-    first_at,
-    fitted_sigmoid,
     interquartile_mean,
-    learning_curve,
     performance_profile,
     probability_of_improvement,
 )
