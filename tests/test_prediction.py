@@ -189,6 +189,15 @@ def test_savings_are_predictions_of_cheaper_settings():
     assert settings["model.gradient_checkpointing=true"] < predict(config).peak
 
 
+def test_storing_a_frozen_base_in_bfloat16_saves_it_and_its_cast():
+    own = [*SMALL, "algorithm=grpo", "model.lora.rank=2", "model.precision=bfloat16", "logits_mb=16"]
+    found = dict(savings(compose(*own)))
+    stored = "model.precision=bfloat16_weights"
+    assert found[stored] == predict(compose(*own, stored)).peak
+    trust_region = savings(compose(*own, "algorithm=trpo", "tuned=none"))
+    assert stored not in dict(trust_region)
+
+
 def test_what_fits_is_of_a_gpu_whose_chunks_of_logits_are_large():
     own = ["model=qwen2_5_0_5b", "++model.architecture.num_hidden_layers=1", "task=largest", "algorithm=reinforce"]
     own += ["tuned=none", "batch.prompts=4", "batch.group_size=4", "lengths.prompt=64", "lengths.completion=64"]

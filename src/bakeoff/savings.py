@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from bakeoff.algorithm.critic import Adapter, Separate
 from bakeoff.config import Config
-from bakeoff.model.config import Lora
+from bakeoff.model.config import Lora, Precision
 from bakeoff.predict import predict
 
 
@@ -30,6 +30,9 @@ def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     if not model.gradient_checkpointing:
         recomputing = replace(model, gradient_checkpointing=True)
         yield "model.gradient_checkpointing=true", replace(config, model=recomputing)
+    if model.precision is Precision.bfloat16 and not algorithm.optimizer.needs_whole_rollout:
+        stored = replace(model, precision=Precision.bfloat16_weights)
+        yield "model.precision=bfloat16_weights", replace(config, model=stored)
     if not config.logits_mb or config.logits_mb > 16:
         yield "logits_mb=16", replace(config, logits_mb=16)
     if not config.offload:
