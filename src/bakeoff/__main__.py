@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bakeoff.early import reading
-from bakeoff.signals import INTERRUPTED, interrupts, restored
+from bakeoff.signals import INTERRUPTED, interrupts, reraising_interrupts
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole, and leave as one sentence
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,7 +31,7 @@ OTHERS = {
 def interruptible(command: str) -> Iterator[None]:
     """An interrupt ends the command in one line, also while it imports, with the command that resumes it, if any."""
     try:
-        with interrupts(command), restored():
+        with interrupts(command), reraising_interrupts():
             yield
     except (KeyboardInterrupt, SystemExit) as error:
         notes = getattr(error, "__notes__", [])

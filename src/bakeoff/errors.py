@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from bakeoff.nearest import did_you_mean, nearest, nearest_keys, unknown
-from bakeoff.signals import restored
+from bakeoff.signals import reraising_interrupts
 
 KILLED = "was killed, probably because memory ran out"
 
@@ -39,7 +39,7 @@ MAKING = {"mkdir", "makedirs"}  # functions whose every error is the disk's
 def refused() -> Iterator[None]:
     """Turns an error of composing a configuration, or of a disk, into a UserError of one sentence with its notes."""
     try:
-        with restored():
+        with reraising_interrupts():
             yield
     except UserError:
         raise

@@ -49,7 +49,7 @@ from bakeoff.paths import ROOT, commit
 from bakeoff.predict import predict
 from bakeoff.progress import RunProgress
 from bakeoff.run import Run, Silent, train
-from bakeoff.signals import ends_with, restored, termination
+from bakeoff.signals import ends_with, reraising_interrupts, termination
 from bakeoff.start import prepare, start
 from bakeoff.tracking import Tracker, send_unsent, start_run
 
@@ -279,7 +279,7 @@ def reported(progress: RunProgress, command: str) -> Iterator[None]:
     An error gets a note with the command that resumes the run, unless a mistake ended it before a checkpoint.
     """
     try:
-        with restored():
+        with reraising_interrupts():
             yield
         progress.end("done")
     except BaseException as error:

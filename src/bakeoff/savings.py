@@ -10,12 +10,16 @@ from bakeoff.algorithm.critic import Adapter, Separate
 from bakeoff.config import Config
 from bakeoff.model.config import Lora, Precision
 from bakeoff.predict import predict
+from bakeoff.validation import impossible
 
 
 def savings(config: Config) -> list[tuple[str, int]]:
-    """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first."""
+    """Settings that save memory, each with the predicted peak in bytes that it alone would lead to; lowest first.
+
+    Those that a run would refuse are left out.
+    """
     now = predict(config).peak
-    peaks = ((setting, predict(changed).peak) for setting, changed in cheaper(config))
+    peaks = ((setting, predict(changed).peak) for setting, changed in cheaper(config) if not any(impossible(changed)))
     return sorted(((setting, peak) for setting, peak in peaks if peak < now), key=itemgetter(1))
 
 
@@ -30,7 +34,7 @@ def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
     if not model.gradient_checkpointing:
         recomputing = replace(model, gradient_checkpointing=True)
         yield "model.gradient_checkpointing=true", replace(config, model=recomputing)
-    if model.precision is Precision.bfloat16 and not algorithm.optimizer.needs_whole_rollout:
+    if model.precision is Precision.bfloat16:
         stored = replace(model, precision=Precision.bfloat16_weights)
         yield "model.precision=bfloat16_weights", replace(config, model=stored)
     if not config.logits_mb or config.logits_mb > 16:

@@ -35,7 +35,7 @@ def shielding() -> Iterator[None]:
 
 
 @contextmanager
-def restored() -> Iterator[None]:
+def reraising_interrupts() -> Iterator[None]:
     """Raises the interrupt or the end by SIGTERM again where a library raised another error in its place.
 
     As OmegaConf does, whose `finally` fails where an interrupt met what it cleans up, and a user's code may.

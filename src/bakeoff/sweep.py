@@ -35,7 +35,7 @@ from bakeoff.mlflow_store import SQLITE
 from bakeoff.paths import AD_HOC, commit, page_file, study_file, study_folders
 from bakeoff.processes import place
 from bakeoff.progress import FILE, RunProgress, has_ended, read
-from bakeoff.signals import restored, terminate
+from bakeoff.signals import reraising_interrupts, terminate
 from bakeoff.tracking import Tracker, start_run
 from bakeoff.validation import to_config
 from bakeoff.watch import watching
@@ -249,7 +249,7 @@ def all_finish(folders: dict[str, Path], tracker: Tracker, launcher: str) -> Ite
     command, failure = finishing(next(iter(folders.values())).parent), None
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        with restored():
+        with reraising_interrupts():
             yield
     except Exception as error:  # of a job, which a sweeper may raise again
         failure = error

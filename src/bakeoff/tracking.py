@@ -34,7 +34,7 @@ from bakeoff.mlflow_store import (
     store_uri,
 )
 from bakeoff.outbox import LOG, LOST, Entry, Outbox, read_entries, read_receipt
-from bakeoff.signals import open_run, restored
+from bakeoff.signals import open_run, reraising_interrupts
 from bakeoff.ui import curves_page, ui_page
 
 PATIENCE = 15.0  # seconds for which a run's end waits for a store that fails
@@ -178,7 +178,7 @@ class Tracker:
         """
         status = "FAILED"
         try:
-            with open_run(), restored():
+            with open_run(), reraising_interrupts():
                 yield
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):

@@ -92,9 +92,8 @@ def outside(span: Range, key: str, value: Any) -> Iterator[str]:
 
 def validate(config: Config) -> None:
     """Raises UserError for the first settings that do not go together."""
-    for refusals in (impossible_values, impossible_methods, impossible_rewards, impossible_turns, impossible_processes):
-        for sentence in refusals(config):
-            raise UserError(sentence)
+    for sentence in impossible(config):
+        raise UserError(sentence)
     if isinstance(config.engine, Vllm) and config.mode is not Mode.predict:
         require_vllm()
     if isinstance(config.engine, VllmServer) and config.mode is not Mode.predict:
@@ -119,6 +118,12 @@ def validate(config: Config) -> None:
             f"measure.memory_snapshot is true, but the device is {device}, whose allocator keeps no history; set it to "
             "false, or run on a GPU."
         )
+
+
+def impossible(config: Config) -> Iterator[str]:
+    """A sentence for all settings that do not go together."""
+    for kind in (impossible_values, impossible_methods, impossible_rewards, impossible_turns, impossible_processes):
+        yield from kind(config)
 
 
 def optimizers(algorithm: Algorithm) -> dict[str, Optimizer]:

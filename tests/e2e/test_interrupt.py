@@ -9,12 +9,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from mlflow import MlflowClient
 
 from bakeoff.__main__ import OTHERS
 from bakeoff.errors import UserError
 from bakeoff.progress import read
-from bakeoff.signals import restored
+from bakeoff.signals import reraising_interrupts
+from tests.stored import only_run
 
 ARGUMENTS = {
     "bakeoff": ["seed=1"],
@@ -163,9 +163,7 @@ def test_a_run_whose_interrupt_a_library_replaces_is_killed_and_no_failure(tmp_p
     assert (code, said.count("interrupted."), "Traceback" in said) == (130, 1, False)
     assert "To resume the run, type: bakeoff resume=" in said
     assert read(tmp_path / "run")["state"] == "killed"
-    store = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = store.search_runs([each.experiment_id for each in store.search_experiments()])
-    assert run.info.status == "KILLED"
+    assert only_run(tmp_path).info.status == "KILLED"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -190,7 +188,7 @@ def test_an_error_that_follows_an_interrupt_is_the_interrupt(seed):
             kept = error
         raise ValueError from kept
 
-    with pytest.raises(type(first)) as ended, restored():
+    with pytest.raises(type(first)) as ended, reraising_interrupts():
         chance.choice([later, lambda: fail(errors)])()
     assert ended.value is first
 
@@ -198,6 +196,6 @@ def test_an_error_that_follows_an_interrupt_is_the_interrupt(seed):
 @pytest.mark.parametrize("error", [ValueError(), UserError(), SystemExit(2), MemoryError()])
 def test_an_error_without_an_interrupt_stays(error):
     error.__context__ = SystemExit(1)  # of a library's own parser, say
-    with pytest.raises(type(error)) as ended, restored():
+    with pytest.raises(type(error)) as ended, reraising_interrupts():
         raise error
     assert ended.value is error

@@ -104,8 +104,7 @@ def idle(study: Study) -> list[str]:
 
 def never_renewed(study: Study) -> list[str]:
     """A sentence on each arm whose runs end before they renew their reference for the first time."""
-    due = study.params["key"] == "algorithm.kl_to_reference.iteration_updates"
-    wanted = study.params[due].set_index("run")["value"]
+    wanted = study.param_by_run("algorithm.kl_to_reference.iteration_updates")
     updates = study.last.astype({"run": str}).groupby("run")["step"].max()
     of_runs = study.runs.assign(wanted=study.runs["run"].map(wanted).astype(float), made=study.runs["run"].map(updates))
     arms = of_runs.dropna(subset=["wanted"]).groupby("name", sort=False)[["wanted", "made"]].max()

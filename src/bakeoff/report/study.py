@@ -66,6 +66,10 @@ class Study:
         places = [self._places[metric] for metric in metrics if metric in self._places]
         return self.metrics.take(np.concatenate(places) if places else [])
 
+    def param_by_run(self, key: str) -> pd.Series:
+        """The values of a parameter as text, by run; runs without it are left out."""
+        return self.params[self.params["key"] == key].set_index("run")["value"]
+
     def param(self, key: str) -> pd.Series:
         """The values of a parameter as text, by name and seed; runs without it are left out."""
         rows = self.params[self.params["key"] == key].merge(self.runs[["run", "name", "seed"]], on="run")

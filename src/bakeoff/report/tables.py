@@ -54,19 +54,18 @@ def ends(study: Study, metric: str, **parameters: str) -> pd.DataFrame:
     """
     values = study.of(metric).astype({"run": str}).groupby("run", sort=False)["value"].agg(["first", "last"])
     runs = study.runs[["run", "name", "algorithm", "seed"]].rename(columns={"algorithm": "method"})
-    wanted = study.params[study.params["key"].isin(parameters.values())]
-    by_run = wanted.pivot(index="run", columns="key", values="value").reindex(columns=list(parameters.values()))
-    columns = {name: runs["run"].map(by_run[key]) for name, key in parameters.items()}
+    columns = {name: runs["run"].map(study.param_by_run(key)) for name, key in parameters.items()}
     return runs.assign(**columns).join(values, on="run").dropna(ignore_index=True).drop(columns="run")
 
 
 def largest_kl(runs: SeriesGroupBy[Any, Any]) -> pd.Series:
     """The largest KL to the start of each run's updates, infinite for fewer than three: that of the first is 0."""
-    return runs.max().where(runs.count() >= 3, math.inf)
+    return runs.max().where(runs.size() >= 3, math.inf)
 
 
 def unmoved(study: Study, runs: pd.DataFrame | None = None, column: str = "name") -> frozenset[str]:
     """The arms whose policies have not moved, by the mean over seeds of their largest KL to the start.
+
     With `runs`, which name their arms: the values of a column whose arms have all not moved.
     """
     most = largest_kl(grouped(study, REFERENCE_KL)).groupby("name").mean()

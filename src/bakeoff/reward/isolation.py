@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bakeoff.errors import UserError
-from bakeoff.signals import restored
+from bakeoff.signals import reraising_interrupts
 from bakeoff.user_code import raised
 
 Scorer = Callable[..., Any]
@@ -51,7 +51,7 @@ def attempt(scorer: Scorer, call: tuple[Any, ...]) -> Any:
     """
     process = os.getpid()
     try:
-        with kept_settings(), restored():
+        with kept_settings(), reraising_interrupts():
             return scorer(*call)
     except UserError:
         raise
